@@ -8,6 +8,8 @@
 mod checkpoint;
 mod cursor;
 mod error;
+#[doc(hidden)]
+pub mod fuzz_targets;
 mod lsn;
 mod relation;
 mod segment;

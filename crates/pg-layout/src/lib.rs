@@ -5,15 +5,21 @@
 //! text. Nothing here opens a file, allocates in proportion to anything but its input, or panics on
 //! the bytes it is given.
 
+mod checkpoint;
 mod cursor;
 mod error;
+#[doc(hidden)]
+pub mod fuzz_targets;
 mod lsn;
 mod relation;
+mod segment;
 mod timeline;
 mod version;
 
+pub use checkpoint::{CheckPoint, WalLevel};
 pub use error::{Error, ErrorKind, Result};
 pub use lsn::Lsn;
 pub use relation::{BlockNumber, DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, Oid, RelFileLocator};
+pub use segment::{SegmentName, WalFileName, WalSegmentSize};
 pub use timeline::TimelineId;
 pub use version::{ImageBits, PgMajor, VersionLayout};

@@ -14,7 +14,9 @@ mod lsn;
 mod relation;
 mod segment;
 mod timeline;
+mod timestamp;
 mod version;
+pub mod wal;
 
 pub use checkpoint::{CheckPoint, WalLevel};
 pub use error::{Error, ErrorKind, Result};
@@ -22,4 +24,5 @@ pub use lsn::Lsn;
 pub use relation::{BlockNumber, DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, Oid, RelFileLocator};
 pub use segment::{SegmentName, WalFileName, WalSegmentSize};
 pub use timeline::TimelineId;
+pub use timestamp::Timestamp;
 pub use version::{ImageBits, PgMajor, VersionLayout};

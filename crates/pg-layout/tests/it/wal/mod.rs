@@ -1,0 +1,6 @@
+//! The log of real servers, walked and compared with what PostgreSQL itself says about it.
+
+mod agreement;
+mod judges;
+mod walk;
+mod workload;

@@ -6,6 +6,7 @@
 
 pub mod changes;
 mod format;
+pub(crate) mod fuzz;
 mod page;
 mod reader;
 mod record;

@@ -53,8 +53,8 @@ impl Seen {
 /// How a walk ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// There are no more segments.
-    NoMoreFiles,
+    /// There are no more segments; where the record began that was cut by that.
+    NoMoreFiles(Option<Lsn>),
     End(EndOfWal),
     Failed(Error),
 }
@@ -105,7 +105,7 @@ pub(crate) fn walk(
             })
             .find(|name| dir.join(name.to_string()).exists());
         let Some(name) = name else {
-            return Stop::NoMoreFiles;
+            return Stop::NoMoreFiles(reader.pending());
         };
         let bytes = std::fs::read(dir.join(name.to_string())).unwrap();
         let offset = usize::try_from(position.offset_in(size.bytes())).unwrap();

@@ -13,3 +13,4 @@
 
 mod survives;
 mod wal;
+mod wal_truth;

@@ -7,5 +7,5 @@ mod events;
 mod forge;
 mod judges;
 mod page_lsns;
-mod walk;
+pub(crate) mod walk;
 mod workload;

@@ -7,7 +7,7 @@ use neon_pg_layout::{ControlFile, DataFile, Fork, RelFileLocator, RelationPath, 
 use neon_testkit::DataDirCopy;
 
 use super::changed::Changed;
-use super::mask::without_hints;
+use super::mask::{without_hints, without_spgist_cache};
 
 /// Why a page or file may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +30,8 @@ pub(crate) enum Rule {
     DatabaseCopied,
     /// Only hints differ.
     HintsOnly,
+    /// Only the cache in the metapage of an SP-GiST index differs, which is never logged.
+    SpGistCache,
     /// A zero page behind the end of what was there.
     ZeroBeyondParent,
     /// No file of a relation.
@@ -46,6 +48,8 @@ pub(crate) struct Verdict {
     pub(crate) unexplained: Vec<String>,
     /// Pages of which only hints differ: relation file and block.
     pub(crate) hints: Vec<(RelationPath, u32)>,
+    /// SP-GiST indexes of which only the cache in the metapage differs.
+    pub(crate) spgist_caches: Vec<RelFileLocator>,
 }
 
 const PAGE: usize = 8192;
@@ -207,6 +211,9 @@ impl Comparison<'_> {
                 }
             } else if before.is_none() && zero {
                 Rule::ZeroBeyondParent
+            } else if before.is_some_and(|before| same_but_for_spgist_cache(before, page)) {
+                self.verdict.spgist_caches.push(locator);
+                Rule::SpGistCache
             } else if self.hints_are_free
                 && before.is_some_and(|before| without_hints(before) == without_hints(page))
             {
@@ -243,4 +250,9 @@ impl Comparison<'_> {
         let touched = self.changed.touched.contains(&path.locator);
         (path.fork == Fork::VisibilityMap && touched).then_some(Rule::VisibilityMapFork)
     }
+}
+
+fn same_but_for_spgist_cache(before: &[u8], after: &[u8]) -> bool {
+    let before = without_spgist_cache(before);
+    before.is_some() && before == without_spgist_cache(after)
 }

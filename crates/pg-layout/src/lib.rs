@@ -23,7 +23,9 @@ mod segment;
 mod system_identifier;
 mod timeline;
 mod timeline_history;
+mod timestamp;
 mod version;
+pub mod wal;
 mod wal_summary;
 
 pub use block_ref_table::{BlockRefTable, BlockRefs};
@@ -41,5 +43,6 @@ pub use segment::{SegmentName, WalFileName, WalSegmentSize};
 pub use system_identifier::SystemIdentifier;
 pub use timeline::TimelineId;
 pub use timeline_history::{TimelineHistory, TimelineRange, TimelineSwitch};
+pub use timestamp::Timestamp;
 pub use version::{ImageBits, PgMajor, VersionLayout};
 pub use wal_summary::{WalSummaryItem, WalSummaryName, WalSummaryReader};

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::timeline::TimelineId;
 use crate::wal::format::WalFormat;
-use crate::wal::page::{PageFlags, PageHeader};
+use crate::wal::page::{PageFlags, WalPageHeader};
 use crate::wal::record::{Place, Record, RecordHeader, crc_of};
 use crate::wal::rmgr::ResourceManager;
 
@@ -322,14 +322,14 @@ impl WalReader {
     fn enter_page<'i>(&mut self, input: &mut &'i [u8]) -> Result<Option<Found<'i>>> {
         let start = self.at - self.header.len() as u64;
         let place = Lsn(start);
-        while self.header.len() < PageHeader::SHORT
-            || (self.header.len() < PageHeader::LONG
+        while self.header.len() < WalPageHeader::SHORT
+            || (self.header.len() < WalPageHeader::LONG
                 && self.header.get(2).is_some_and(|flags| flags & 2 != 0))
         {
-            let goal = if self.header.len() < PageHeader::SHORT {
-                PageHeader::SHORT
+            let goal = if self.header.len() < WalPageHeader::SHORT {
+                WalPageHeader::SHORT
             } else {
-                PageHeader::LONG
+                WalPageHeader::LONG
             };
             let piece = self.take(input, (goal - self.header.len()) as u64);
             if piece.is_empty() {
@@ -340,7 +340,7 @@ impl WalReader {
         if self.header.iter().all(|&byte| byte == 0) {
             return Ok(Some(self.end(place, EndReason::Zeros)));
         }
-        let header = PageHeader::decode(&self.header).map_err(|error| error.at_lsn(place))?;
+        let header = WalPageHeader::decode(&self.header).map_err(|error| error.at_lsn(place))?;
         header.check(place, &self.format)?;
         if header.address != place {
             // A file that was renamed holds pages of an earlier part of the log.
@@ -370,7 +370,7 @@ impl WalReader {
         self.begin_page(&header, place, first).map(|()| None)
     }
 
-    fn begin_page(&mut self, header: &PageHeader, place: Lsn, first: bool) -> Result<()> {
+    fn begin_page(&mut self, header: &WalPageHeader, place: Lsn, first: bool) -> Result<()> {
         let continues = header.flags.has(PageFlags::CONTINUES);
         if let Some(began) = self.gathering {
             if header.flags.has(PageFlags::OVERWRITES) {
@@ -419,7 +419,7 @@ impl WalReader {
     }
 
     /// Checks that the page goes on with the record that is being gathered.
-    fn continue_record(&mut self, header: &PageHeader, place: Lsn, began: Lsn) -> Result<()> {
+    fn continue_record(&mut self, header: &WalPageHeader, place: Lsn, began: Lsn) -> Result<()> {
         if !header.flags.has(PageFlags::CONTINUES) {
             return Err(page_error(
                 place,

@@ -8,6 +8,7 @@
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
+use crate::page::BlockSize;
 use crate::relation::{BlockNumber, Fork, RelFileLocator};
 use crate::timeline::TimelineId;
 use crate::version::VersionLayout;
@@ -108,7 +109,7 @@ pub(super) fn crc_of(record: &[u8]) -> Option<u32> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RecordFormat {
     pub(super) layout: &'static VersionLayout,
-    pub(super) block_size: u32,
+    pub(super) block_size: BlockSize,
 }
 
 /// Where a record stands.
@@ -224,7 +225,7 @@ impl<'a> Record<'a> {
 
     /// Bytes of a block of a relation.
     #[must_use]
-    pub const fn block_size(&self) -> u32 {
+    pub const fn block_size(&self) -> BlockSize {
         self.format.block_size
     }
 
@@ -498,7 +499,7 @@ impl Items<'_> {
 
     fn image(&mut self, id: u8) -> Result<ImageHeader> {
         let bits = self.format.layout.image_bits;
-        let block_size = self.format.block_size;
+        let block_size = self.format.block_size.bytes();
         let len = self.at.u16()?;
         let hole_offset = self.at.u16()?;
         let info = self.at.u8()?;
@@ -518,16 +519,16 @@ impl Items<'_> {
             Some(_) => 0,
             None => block_size.saturating_sub(len.into()),
         };
-        let hole_end = u32::from(hole_offset) + hole_len;
+        let hole_end = usize::from(hole_offset) + hole_len;
         let coherent = match (has_hole, compression) {
             (true, _) => {
                 hole_offset > 0
                     && hole_len > 0
-                    && u32::from(len) < block_size
+                    && usize::from(len) < block_size
                     && hole_end <= block_size
             }
-            (false, None) => hole_offset == 0 && u32::from(len) == block_size,
-            (false, Some(_)) => hole_offset == 0 && u32::from(len) < block_size,
+            (false, None) => hole_offset == 0 && usize::from(len) == block_size,
+            (false, Some(_)) => hole_offset == 0 && usize::from(len) < block_size,
         };
         match u16::try_from(hole_len) {
             Ok(hole_len) if coherent && info & !known == 0 => Ok(ImageHeader {

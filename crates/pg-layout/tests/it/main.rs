@@ -12,3 +12,4 @@
 )]
 
 mod survives;
+mod wal;

@@ -11,4 +11,5 @@
     reason = "tests panic on failure"
 )]
 
+mod files;
 mod survives;

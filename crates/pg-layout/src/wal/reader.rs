@@ -241,17 +241,26 @@ impl WalReader {
             let format = self.format.record();
             if place.lsn.0 < self.from {
                 let checked = Record::decode(bytes.unwrap_or(&self.gathered), place, format)
-                    .and_then(|record| self.cut.check(&record));
+                    .and_then(|record| match is_overwrite(record.header()) {
+                        true => self.cut.check(&record),
+                        false => Ok(()),
+                    });
                 if let Err(error) = checked {
                     self.outcome = Some(Err(error.clone()));
                     return Err(error);
                 }
                 continue;
             }
-            let decoded = Record::decode(bytes.unwrap_or(&self.gathered), place, format)
-                .and_then(|record| self.cut.check(&record).map(|()| record));
-            return match decoded {
-                Ok(record) => Ok(Step::Record(record)),
+            return match Record::decode(bytes.unwrap_or(&self.gathered), place, format) {
+                Ok(record) => {
+                    if is_overwrite(record.header())
+                        && let Err(error) = self.cut.check(&record)
+                    {
+                        self.outcome = Some(Err(error.clone()));
+                        return Err(error);
+                    }
+                    Ok(Step::Record(record))
+                }
                 Err(error) => {
                     self.outcome = Some(Err(error.clone()));
                     Err(error)
@@ -477,9 +486,14 @@ impl WalReader {
             let total = u64::from(header.total_len);
             if total <= left && total <= input.len() as u64 {
                 let bytes = self.take(input, total);
-                return self
-                    .finish(&header, bytes, lsn, self.timeline)
-                    .map(|place| Some(Found::Record(Some(bytes), place)));
+                let place = self.finish(&header, bytes, lsn, self.timeline)?;
+                // Most often the padding is there too.
+                let padding = place.end.0 - self.at;
+                if padding < ALIGNMENT && padding <= input.len() as u64 {
+                    self.take(input, padding);
+                    self.state = self.state_between_records();
+                }
+                return Ok(Some(Found::Record(Some(bytes), place)));
             }
         }
         self.gathered.clear();
@@ -657,9 +671,6 @@ impl Cut {
     /// A record that says which cut record it replaces must name the one that was dropped.
     #[inline]
     fn check(&mut self, record: &Record<'_>) -> Result<()> {
-        if !is_overwrite(record.header()) {
-            return Ok(());
-        }
         let named = record
             .main_data()
             .first_chunk()

@@ -136,11 +136,12 @@ pub struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Reads the record that fills `bytes`, whose header (but not its CRC) was checked.
+    #[inline(always)]
     pub(super) fn decode(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
         Self::decode_unplaced(bytes, place, format).map_err(|error| error.at_lsn(place.lsn))
     }
 
-    #[inline]
+    #[inline(always)]
     fn decode_unplaced(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
         let mut at = Cursor::new(SUBJECT, bytes);
         let header = RecordHeader::decode(&at.array()?);
@@ -449,7 +450,7 @@ impl Items<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn block(&mut self, id: u8) -> Result<BlockHeader> {
         if let Some(highest) = self.highest_id
             && id <= highest

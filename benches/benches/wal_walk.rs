@@ -87,7 +87,10 @@ fn bench_log(c: &mut Criterion, name: &str, log: &Log) {
     walk(log, |record| {
         records += 1;
         blocks += record.block_count() as u64;
-        images += record.blocks().filter(|block| block.image.is_some()).count() as u64;
+        images += record
+            .blocks()
+            .filter(|block| block.image.is_some())
+            .count() as u64;
     });
     let bytes = log.bytes.len() as u64;
     eprintln!(

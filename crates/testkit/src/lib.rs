@@ -17,9 +17,10 @@ mod os_user;
 mod processes;
 mod scratch;
 mod template;
+pub mod workload;
 
 pub use builder::ClusterBuilder;
-pub use client::{Session, SqlError};
+pub use client::{Client, Session, SqlError};
 pub use cluster::{Cluster, StopMode};
 pub use copy::DataDirCopy;
 pub use installation::Installation;

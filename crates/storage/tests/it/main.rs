@@ -1,0 +1,15 @@
+//! The integration tests of the crate, one binary.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests panic on failure"
+)]
+
+mod memory;
+mod native;

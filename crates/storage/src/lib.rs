@@ -8,6 +8,7 @@ pub mod contract;
 mod error;
 mod ext;
 mod key;
+mod layer;
 mod object;
 mod options;
 mod ranges;
@@ -21,6 +22,11 @@ pub use capabilities::{Capabilities, Durability};
 pub use error::{Error, ErrorKind, Operation, Result, Retry};
 pub use ext::StorageExt;
 pub use key::{Key, KeyError};
+#[cfg(feature = "testing")]
+pub use layer::faulty::{Fault, Faulty};
+pub use layer::{
+    Event, EventOutcome, Limit, Meter, Prefix, RateLimit, ReadOnly, RetryLayer, RetryPolicy,
+};
 pub use object::{GetResult, Head, ObjectMeta, Version};
 pub use options::{GetOptions, GetRange, ListOptions, PutMode, PutOptions, PutToken};
 pub use secret::Secret;

@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] = &[
 
 async fn every_valid_key_names_its_own_object(s: Subject) -> Result<(), Failure> {
     let long = "l".repeat(255);
-    let longest = [&long[..], &long[..], &long[..]].join("/");
+    let longest = format!("m/{long}/{long}/{long}");
     let names = [
         "plain",
         "with space",

@@ -11,5 +11,6 @@
     reason = "tests panic on failure"
 )]
 
+mod layers;
 mod memory;
 mod native;

@@ -332,11 +332,11 @@ async fn a_rate_limit_is_kept_within_five_percent_whatever_the_chunks() {
             "chunks of {chunk}: put took {up} of its time"
         );
         let began = tokio::time::Instant::now();
-        let half = u64::try_from(total).unwrap() / 2;
+        let (half, name) = (u64::try_from(total).unwrap() / 2, key("k"));
         // Two readers share the limit.
         let (one, two) = tokio::join!(
-            limited.read_range(&key("k"), 0..half),
-            limited.read_range(&key("k"), half..2 * half)
+            limited.read_range(&name, 0..half),
+            limited.read_range(&name, half..2 * half)
         );
         assert_eq!(one.unwrap().len() + two.unwrap().len(), total);
         let down = began.elapsed().as_secs_f64() / f64::from(u32::try_from(SECONDS / 2).unwrap());

@@ -1,10 +1,10 @@
 //! The places where objects are kept.
 
-#[cfg(any())]
+#[cfg(feature = "http")]
 pub(crate) mod http;
 pub(crate) mod memory;
 pub(crate) mod native;
-#[cfg(any())]
+#[cfg(feature = "s3")]
 pub(crate) mod s3;
-#[cfg(any())]
+#[cfg(feature = "ssh")]
 pub(crate) mod ssh;

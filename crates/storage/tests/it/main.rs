@@ -14,3 +14,5 @@
 mod layers;
 mod memory;
 mod native;
+#[cfg(feature = "s3")]
+mod s3;

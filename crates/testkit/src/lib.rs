@@ -15,6 +15,8 @@ mod copy;
 mod installation;
 mod os_user;
 mod processes;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod scratch;
 mod template;
 pub mod workload;

@@ -1,0 +1,28 @@
+#![doc = include_str!("../README.md")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "test support: a broken environment or a failing server is a failed test, told by panicking"
+)]
+
+mod builder;
+mod client;
+mod cluster;
+mod copy;
+mod installation;
+mod os_user;
+mod processes;
+mod scratch;
+mod template;
+
+pub use builder::ClusterBuilder;
+pub use client::{Session, SqlError};
+pub use cluster::{Cluster, StopMode};
+pub use copy::DataDirCopy;
+pub use installation::Installation;
+pub use neon_pg_layout::PgMajor;
+pub use os_user::OsUser;
+pub use scratch::Scratch;

@@ -1,0 +1,10 @@
+//! What the test support itself promises.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests panic on failure"
+)]
+
+mod cluster;

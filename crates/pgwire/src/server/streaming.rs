@@ -106,8 +106,10 @@ impl<'a, 'b> Stream<'a, 'b> {
                     self.session.framed.flush().await?;
                     self.at = self.at.saturating_add(length);
                     // Hear what has arrived, without waiting.
-                    if let Said::Done = self.listen(Duration::ZERO).await? {
-                        return self.done().await.map(|()| None);
+                    if let Some(frame) = self.arrived().await? {
+                        if let Said::Done = self.hear(&frame).await? {
+                            return self.done().await.map(|()| None);
+                        }
                     }
                 }
                 WalPiece::Data(_) => {
@@ -141,6 +143,15 @@ impl<'a, 'b> Stream<'a, 'b> {
         reply::copy_done(self.session.framed.output());
         self.session.framed.flush().await?;
         Ok(())
+    }
+
+    /// What the client has said already.
+    async fn arrived(&mut self) -> std::result::Result<Option<Frame>, Failure> {
+        tokio::select! {
+            biased;
+            frame = self.session.framed.read_on() => Ok(Some(frame?)),
+            () = std::future::ready(()) => Ok(None),
+        }
     }
 
     /// Waits for the client to say something, no longer than this, and asks it for a sign of life when

@@ -1,0 +1,33 @@
+//! Runs stock PostgreSQL.
+
+mod command;
+mod create;
+mod diagnosis;
+mod durable;
+mod error;
+mod installation;
+mod instance;
+mod launch;
+mod os_user;
+mod pid_file;
+mod ping;
+mod port;
+mod process;
+mod settings;
+mod stale;
+mod start;
+mod status;
+mod stop;
+
+pub use create::{CreateOptions, Locale};
+pub use error::{Error, ErrorKind, Result};
+pub use installation::{Discovered, Discovery, Installation, Source, Version};
+pub use instance::Instance;
+pub use neon_pg_layout::PgMajor;
+pub use os_user::OsUser;
+pub use ping::Answer;
+pub use port::PortChoice;
+pub use settings::{OWN_SETTINGS_FILE, OwnSettings};
+pub use start::{StartOptions, Started};
+pub use status::{ServerState, Status};
+pub use stop::{StopMode, StopOptions, Stopped};

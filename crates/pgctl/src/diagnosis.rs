@@ -50,6 +50,15 @@ impl LogMark {
         }
     }
 
+    /// The beginning of all logs.
+    pub(crate) fn beginning(instance: &Instance) -> Self {
+        Self {
+            start_log: instance.start_log(),
+            data_dir: instance.data_dir.clone(),
+            lengths: HashMap::new(),
+        }
+    }
+
     /// What was logged since.
     pub(crate) fn since(&self) -> Vec<String> {
         let mut lines = self.new_lines(&self.start_log);

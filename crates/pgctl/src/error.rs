@@ -38,6 +38,8 @@ pub enum ErrorKind {
     AlreadyRunning,
     /// No server runs on the data directory.
     NotRunning,
+    /// The server is no standby, so there is nothing to promote.
+    NotInRecovery,
     /// The port belongs to somebody else.
     PortInUse,
     /// The path of the socket is too long, or its folder is not ours.

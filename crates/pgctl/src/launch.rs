@@ -137,15 +137,16 @@ impl Launched {
             let text: &[u8] = if fast { b"fast\n" } else { b"now\n" };
             drop(word.write_all(text));
         }
-        let start = Instant::now();
-        let mut killed = false;
+        // A server that does not follow is asked harder.
+        let mut harder = [Signal::QUIT, Signal::KILL].into_iter();
+        let mut since = Instant::now();
         while let Ok(None) = self.guardian.try_wait() {
-            if start.elapsed() > PATIENCE && !killed {
-                if let Some(server) = &self.server {
-                    tracing::warn!(pid = self.pid, "the server does not end and is killed");
-                    drop(server.signal(Signal::KILL));
-                }
-                killed = true;
+            if since.elapsed() > PATIENCE
+                && let (Some(signal), Some(server)) = (harder.next(), &self.server)
+            {
+                tracing::warn!(pid = self.pid, ?signal, "the server does not end");
+                drop(server.signal(signal));
+                since = Instant::now();
             }
             std::thread::sleep(POLL);
         }

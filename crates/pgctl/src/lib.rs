@@ -1,6 +1,9 @@
 //! Runs stock PostgreSQL.
 
+pub mod blocking;
 mod command;
+mod control;
+mod control_state;
 mod create;
 mod diagnosis;
 mod durable;
@@ -8,11 +11,13 @@ mod error;
 mod installation;
 mod instance;
 mod launch;
+mod logs;
 mod os_user;
 mod pid_file;
 mod ping;
 mod port;
 mod process;
+mod scope;
 mod settings;
 mod stale;
 mod start;
@@ -23,10 +28,12 @@ pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
 pub use installation::{Discovered, Discovery, Installation, Source, Version};
 pub use instance::Instance;
+pub use logs::{LogCursor, LogFiles};
 pub use neon_pg_layout::PgMajor;
 pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
+pub use scope::ScopedServer;
 pub use settings::{OWN_SETTINGS_FILE, OwnSettings};
 pub use start::{StartOptions, Started};
 pub use status::{ServerState, Status};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::instance::Instance;
 use crate::pid_file::{PidFile, PidFileStatus};
 use crate::ping::{Answer, ping};
@@ -64,7 +64,7 @@ impl Instance {
     /// Dropping the future leaves nothing behind.
     ///
     /// # Errors
-    /// [`Permissions`](ErrorKind::Permissions) when we may not look into the data directory.
+    /// [`Permissions`](crate::ErrorKind::Permissions) when we may not look into the data directory.
     pub async fn status(&self) -> Result<Status> {
         let mut status = Status {
             state: ServerState::Stopped,
@@ -99,20 +99,5 @@ impl Instance {
         status.socket_dir = file.socket_dir;
         status.listen = file.listen;
         Ok(status)
-    }
-
-    /// Whether `pg_control` says that the last server was shut down, as a primary or in recovery.
-    pub(crate) fn was_shut_down(&self) -> Result<bool> {
-        let path = self.data_dir.join("global/pg_control");
-        let bytes =
-            std::fs::read(&path).map_err(|error| Error::io(&path, "cannot be read", error))?;
-        // `DBState` stands at offset 16 in every major (`catalog/pg_control.h`): 1 is shut down, 2 is shut
-        // down in recovery.
-        let state = bytes
-            .get(16..20)
-            .and_then(|state| <[u8; 4]>::try_from(state).ok());
-        state
-            .map(|state| matches!(u32::from_le_bytes(state), 1 | 2))
-            .ok_or_else(|| Error::path(ErrorKind::Corrupt, &path, "is too short"))
     }
 }

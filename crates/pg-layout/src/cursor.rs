@@ -16,7 +16,7 @@ pub(crate) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// Starts at the first byte; `subject` names the structure in errors.
-    pub(crate) fn new(subject: &'static str, bytes: &'a [u8]) -> Self {
+    pub(crate) const fn new(subject: &'static str, bytes: &'a [u8]) -> Self {
         Self {
             subject,
             bytes,

@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use neon_pg_layout::ClusterState;
 use rustix::process::Signal;
 
 use crate::command::POLL;
-use crate::control_state::DbState;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
@@ -51,7 +51,7 @@ impl Instance {
     /// [`Timeout`](ErrorKind::Timeout), [`ServerEnded`](ErrorKind::ServerEnded).
     pub async fn promote(&self, deadline: Duration) -> Result<()> {
         let server = self.server()?;
-        if self.control_state()? != DbState::InArchiveRecovery {
+        if self.control_file()?.state != ClusterState::InArchiveRecovery {
             return Err(Error::path(
                 ErrorKind::NotInRecovery,
                 &self.data_dir,
@@ -73,7 +73,7 @@ impl Instance {
         loop {
             // In this order: it may end right after it was promoted.
             let alive = server.is_alive();
-            if self.control_state()? == DbState::InProduction {
+            if self.control_file()?.state == ClusterState::InProduction {
                 return Ok(());
             }
             if !alive {

@@ -1,47 +1,54 @@
 //! What `pg_control` says about how the cluster stands.
 
+use std::fs;
+
+use neon_pg_layout::ControlFile;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
 
-/// `DBState` of `catalog/pg_control.h`, the same in every major.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DbState {
-    Startup,
-    ShutDown,
-    ShutDownInRecovery,
-    ShuttingDown,
-    InCrashRecovery,
-    InArchiveRecovery,
-    InProduction,
-}
+/// A running server rewrites the file in place, so a reader can see half of a write: this often it looks
+/// again before it believes in damage.
+const READS: u32 = 10;
 
 impl Instance {
-    /// The state in `pg_control` now.
-    pub(crate) fn control_state(&self) -> Result<DbState> {
+    /// The control file of the data directory, as it is now.
+    ///
+    /// # Errors
+    /// [`Corrupt`](ErrorKind::Corrupt) when it is damaged or missing, [`WrongMajor`](ErrorKind::WrongMajor) when
+    /// it is another major's than the data directory says, and what the operating system refuses.
+    pub fn control_file(&self) -> Result<ControlFile> {
         let path = self.data_dir.join("global/pg_control");
-        let bytes =
-            std::fs::read(&path).map_err(|error| Error::io(&path, "cannot be read", error))?;
-        let state = bytes
-            .get(16..20)
-            .and_then(|state| <[u8; 4]>::try_from(state).ok());
-        Ok(match state.map(u32::from_le_bytes) {
-            Some(0) => DbState::Startup,
-            Some(1) => DbState::ShutDown,
-            Some(2) => DbState::ShutDownInRecovery,
-            Some(3) => DbState::ShuttingDown,
-            Some(4) => DbState::InCrashRecovery,
-            Some(5) => DbState::InArchiveRecovery,
-            Some(6) => DbState::InProduction,
-            _ => return Err(Error::path(ErrorKind::Corrupt, &path, "has no known state")),
-        })
-    }
-
-    /// Whether the last server was shut down, as a primary or in recovery.
-    pub(crate) fn was_shut_down(&self) -> Result<bool> {
-        let state = self.control_state()?;
-        Ok(matches!(
-            state,
-            DbState::ShutDown | DbState::ShutDownInRecovery
-        ))
+        let mut reads = 0;
+        let control = loop {
+            reads += 1;
+            let bytes = fs::read(&path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    let reason = "is missing: the data directory is not complete";
+                    Error::path(ErrorKind::Corrupt, &path, reason)
+                }
+                _ => Error::io(&path, "cannot be read", error),
+            })?;
+            match ControlFile::decode(&bytes) {
+                Ok(control) => break control,
+                Err(error) if reads == READS => {
+                    let reason = "cannot be understood";
+                    return Err(Error::path(ErrorKind::Corrupt, &path, reason).with_source(error));
+                }
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        if control.major != self.major() {
+            return Err(Error::path(
+                ErrorKind::WrongMajor,
+                &path,
+                format!(
+                    "was written by PostgreSQL {}, not {}",
+                    control.major,
+                    self.major()
+                ),
+            ));
+        }
+        Ok(control)
     }
 }

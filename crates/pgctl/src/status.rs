@@ -78,7 +78,7 @@ impl Instance {
         let file = PidFile::read(&self.data_dir)?;
         let running = file.filter(|file| stale::running(file, &self.data_dir).is_some());
         let Some(file) = running else {
-            if !self.was_shut_down()? {
+            if !self.control_file()?.state.is_clean() {
                 status.state = ServerState::Crashed;
             }
             return Ok(status);
@@ -88,7 +88,7 @@ impl Instance {
             Some(PidFileStatus::Ready) => ServerState::Running,
             Some(PidFileStatus::Standby) => ServerState::Standby,
             Some(PidFileStatus::Stopping) => ServerState::Stopping,
-            Some(PidFileStatus::Starting) | None => ServerState::Starting,
+            Some(PidFileStatus::Starting | _) | None => ServerState::Starting,
         };
         if let (Some(address), false) = (address_of(&file), file.single_user) {
             status.answer = ping(&address).await;

@@ -88,7 +88,7 @@ impl Instance {
             if gone_within(&server, options.deadline).await {
                 return Ok(Stopped {
                     mode,
-                    clean: self.was_shut_down()?,
+                    clean: self.control_file()?.state.is_clean(),
                 });
             }
             mode = match mode {

@@ -18,6 +18,7 @@ mod ping;
 mod port;
 mod process;
 mod scope;
+mod session;
 mod settings;
 mod stale;
 mod start;
@@ -34,7 +35,9 @@ pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
 pub use scope::ScopedServer;
-pub use settings::{OWN_SETTINGS_FILE, OwnSettings};
+pub use settings::{
+    FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,
+};
 pub use start::{StartOptions, Started};
 pub use status::{ServerState, Status};
 pub use stop::{StopMode, StopOptions, Stopped};

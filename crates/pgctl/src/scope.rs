@@ -3,7 +3,6 @@
 //! For tests and for programs that embed a server. However the process ends, by `SIGKILL` too, the server
 //! ends with it.
 
-use std::fs;
 use std::path::Path;
 
 use crate::create::CreateOptions;
@@ -99,9 +98,7 @@ impl ScopedServer {
     /// The superuser's password, when it is in a file of ours.
     #[must_use]
     pub fn password(&self) -> Option<String> {
-        let text = fs::read_to_string(self.instance.pass_file()?).ok()?;
-        let (_, password) = text.trim_end_matches('\n').rsplit_once("postgres:")?;
-        Some(password.replace("\\:", ":").replace("\\\\", "\\"))
+        self.instance.login().password
     }
 
     /// Ends the server in this mode ([`Smart`](StopMode::Smart) counts as fast) and starts it again, also

@@ -124,13 +124,7 @@ impl Instance {
     pub(crate) fn server(&self) -> Result<Process> {
         let file = PidFile::read(&self.data_dir)?;
         file.and_then(|file| stale::running(&file, &self.data_dir))
-            .ok_or_else(|| {
-                Error::path(
-                    ErrorKind::NotRunning,
-                    &self.data_dir,
-                    "no server runs on it",
-                )
-            })
+            .ok_or_else(|| self.not_running())
     }
 
     pub(crate) fn signal(&self, server: &Process, signal: Signal) -> Result<()> {

@@ -12,8 +12,17 @@ pub(crate) struct Line {
     pub(crate) name: String,
     /// Without quotes and escapes.
     pub(crate) value: String,
-    /// Counted from 1.
-    pub(crate) number: usize,
+}
+
+/// The lines that set something with their numbers, counted from 1; for a line that is not understood the
+/// text where that begins.
+pub(crate) fn parse_leniently(
+    text: &str,
+) -> impl Iterator<Item = (usize, std::result::Result<Line, &str>)> {
+    text.lines().enumerate().filter_map(|(index, line)| {
+        let parsed = parse_line(line).transpose()?;
+        Some((index + 1, parsed.map(|(name, value)| Line { name, value })))
+    })
 }
 
 /// Parses the text of a configuration file.
@@ -21,26 +30,16 @@ pub(crate) struct Line {
 /// # Errors
 /// [`BadSetting`](ErrorKind::BadSetting) with file and line where the server would complain too.
 pub(crate) fn parse(text: &str, path: &Path) -> Result<Vec<Line>> {
-    let mut lines = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let number = index + 1;
-        match parse_line(line) {
-            Ok(None) => {}
-            Ok(Some((name, value))) => lines.push(Line {
-                name,
-                value,
-                number,
-            }),
-            Err(near) => {
-                return Err(Error::new(
-                    ErrorKind::BadSetting,
-                    format!("{} line {number}", path.display()),
-                    format!("syntax error near {near:?}"),
-                ));
-            }
-        }
-    }
-    Ok(lines)
+    let lines = parse_leniently(text).map(|(number, line)| {
+        line.map_err(|near| {
+            Error::new(
+                ErrorKind::BadSetting,
+                format!("{} line {number}", path.display()),
+                format!("syntax error near {near:?}"),
+            )
+        })
+    });
+    lines.collect()
 }
 
 /// Name and value of a line, nothing for an empty one; or the text that was not understood.

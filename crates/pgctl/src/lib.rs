@@ -17,6 +17,7 @@ mod pid_file;
 mod ping;
 mod port;
 mod process;
+mod quarantine;
 mod scope;
 mod session;
 mod settings;
@@ -34,6 +35,7 @@ pub use neon_pg_layout::PgMajor;
 pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
+pub use quarantine::{Change, QuarantineOptions, Why};
 pub use scope::ScopedServer;
 pub use settings::{
     FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,

@@ -300,3 +300,20 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     }
     Ok(whole)
 }
+
+/// The links of `pg_tblspc`. Folders in it are tablespaces in place (15 and later) and lead nowhere.
+pub(crate) fn tablespace_links(data_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let folder = data_dir.join("pg_tblspc");
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(&folder, "cannot be read", error)),
+    };
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| {
+            let oid = entry.file_name().to_str()?.parse().ok()?;
+            Some((oid, fs::read_link(entry.path()).ok()?))
+        })
+        .collect())
+}

@@ -1,5 +1,6 @@
 //! Runs stock PostgreSQL.
 
+mod adopt;
 pub mod blocking;
 mod command;
 mod control;
@@ -26,6 +27,7 @@ mod start;
 mod status;
 mod stop;
 
+pub use adopt::{AdoptOptions, Adopted, ManagedBy, TablespaceLink};
 pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
 pub use installation::{Discovered, Discovery, Installation, Source, Version};

@@ -36,7 +36,10 @@ pub(super) fn settle(
         outside.push(format!("pg_wal -> {}", target.display()));
     }
     let mapped = Mapped::read(data_dir)?;
-    for (oid, target) in links(data_dir)?.into_iter().chain(mapped.iter()) {
+    for (oid, target) in instance::tablespace_links(data_dir)?
+        .into_iter()
+        .chain(mapped.iter())
+    {
         if let Some(place) = remapped.get(&oid) {
             if place != &target {
                 turn.push((oid, target, place.clone()));
@@ -81,23 +84,6 @@ pub(super) fn settle(
     }
     mapped.rewrite(data_dir, remapped, instance)?;
     Ok(changes)
-}
-
-/// The links of `pg_tblspc`. Folders in it are tablespaces in place (15 and later) and lead nowhere.
-fn links(data_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
-    let folder = data_dir.join("pg_tblspc");
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(&folder, "cannot be read", error)),
-    };
-    Ok(entries
-        .flatten()
-        .filter_map(|entry| {
-            let oid = entry.file_name().to_str()?.parse().ok()?;
-            Some((oid, fs::read_link(entry.path()).ok()?))
-        })
-        .collect())
 }
 
 /// Whether a link's target lies below a folder, all further links resolved.

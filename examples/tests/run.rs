@@ -9,6 +9,8 @@
 
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
+#[path = "run/wal_changes.rs"]
+mod wal_changes;
 
 use std::process::Command;
 

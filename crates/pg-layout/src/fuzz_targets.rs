@@ -30,6 +30,8 @@ pub const ALL: &[Target] = &[
     ("tablespace_map", tablespace_map),
     ("timeline_history", timeline_history),
     ("wal_file_name", wal_file_name),
+    ("wal_reader", wal_reader),
+    ("wal_record", wal_record),
     ("wal_summary", wal_summary),
 ];
 
@@ -262,4 +264,14 @@ fn put(bytes: &mut [u8], offset: usize, word: u32) {
     {
         *place = word.to_le_bytes();
     }
+}
+
+/// Reads any bytes as the log of each major.
+pub fn wal_reader(bytes: &[u8]) {
+    crate::wal::fuzz::reader(bytes);
+}
+
+/// Reads any bytes as one record of the log, framed so that its content is looked at.
+pub fn wal_record(bytes: &[u8]) {
+    crate::wal::fuzz::record(bytes);
 }

@@ -28,7 +28,9 @@ mod system_identifier;
 mod tablespace_map;
 mod timeline;
 mod timeline_history;
+mod timestamp;
 mod version;
+pub mod wal;
 mod wal_summary;
 
 pub use backup_label::{BackupHistory, BackupLabel, BackupMethod, BackupSource};
@@ -51,5 +53,6 @@ pub use system_identifier::SystemIdentifier;
 pub use tablespace_map::TablespaceMap;
 pub use timeline::TimelineId;
 pub use timeline_history::{TimelineHistory, TimelineRange, TimelineSwitch};
+pub use timestamp::Timestamp;
 pub use version::{ImageBits, PgMajor, VersionLayout};
 pub use wal_summary::{WalSummaryItem, WalSummaryName, WalSummaryReader};

@@ -13,3 +13,4 @@
 
 mod files;
 mod survives;
+mod wal;

@@ -138,7 +138,7 @@ impl<'a> Record<'a> {
     /// Reads the record that fills `bytes`, whose header (but not its CRC) was checked.
     #[inline(always)]
     pub(super) fn decode(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
-        Self::decode_unplaced(bytes, place, format).map_err(|error| error.at_lsn(place.lsn))
+        Self::decode_unplaced(bytes, place, format).map_err(|error| at_record(&error, place.lsn))
     }
 
     #[inline(always)]
@@ -541,6 +541,12 @@ impl Items<'_> {
             ))),
         }
     }
+}
+
+/// The record is all there: what ends too early is not cut but wrong.
+#[cold]
+fn at_record(error: &Error, lsn: Lsn) -> Error {
+    malformed(error.reason().to_owned()).at_lsn(lsn)
 }
 
 #[cold]

@@ -267,3 +267,147 @@ fn what_cannot_be_interpreted_is_said_to_be_unknown() {
     );
     assert_eq!(unknown(0, 0xF0), Some((ResourceManager::XLOG, 0xF0, false)));
 }
+
+/// A block header: id, flags, length of data, what stands between, and the block number.
+fn block(id: u8, flags: u8, data_len: u16, between: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![id, flags];
+    bytes.extend_from_slice(&data_len.to_le_bytes());
+    bytes.extend_from_slice(between);
+    bytes.extend_from_slice(&7_u32.to_le_bytes());
+    bytes
+}
+
+const RELATION: [u8; 12] = [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
+
+/// An image header, then a relation.
+fn image(len: u16, hole_offset: u16, info: u8, hole_len: Option<u16>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&len.to_le_bytes());
+    bytes.extend_from_slice(&hole_offset.to_le_bytes());
+    bytes.push(info);
+    if let Some(len) = hole_len {
+        bytes.extend_from_slice(&len.to_le_bytes());
+    }
+    bytes.extend_from_slice(&RELATION);
+    bytes
+}
+
+/// What becomes of a record with these items and as much data behind them.
+fn decoded(major: PgMajor, items: &[u8], data: usize) -> Result<usize, Error> {
+    let mut forge = Forge::new(major);
+    let body = [items, &vec![0; data]].concat();
+    let lsn = forge.record(10, 0x50, &body);
+    let mut reader = WalReader::first_after(format(major), START);
+    match reader.read(&mut forge.bytes.as_slice()) {
+        Ok(Step::Record(record)) => Ok(record.block_count()),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => {
+            assert_eq!(error.lsn(), Some(lsn));
+            Err(error)
+        }
+    }
+}
+
+#[test]
+fn items_that_contradict_each_other_are_refused() {
+    let plain = block(0, 0, 0, &RELATION);
+    let again = |id| block(id, 0x80, 0, &[]);
+    let good = [
+        (plain.clone(), 0),
+        ([plain.clone(), again(1)].concat(), 0),
+        ([plain.clone(), again(32)].concat(), 0),
+        ([plain.clone(), vec![253, 1, 0]].concat(), 0),
+        ([plain.clone(), vec![252, 1, 0, 0, 0, 255, 4]].concat(), 4),
+        (block(0, 0x20, 5, &RELATION), 5),
+        (block(0, 0x10, 0, &image(8192, 0, 2, None)), 8192),
+        (block(0, 0x10, 0, &image(8000, 24, 3, None)), 8000),
+        (block(0, 0x10, 0, &image(100, 24, 7, Some(500))), 100),
+        (block(0, 0x10, 0, &image(100, 0, 8 | 2, None)), 100),
+    ];
+    for (items, data) in good {
+        let found = decoded(PgMajor::V15, &items, data);
+        assert!(found.is_ok(), "{items:?}: {found:?}");
+    }
+    let bad = [
+        ("ids descend", [plain.clone(), again(0)].concat(), 0),
+        ("no relation before", again(0), 0),
+        ("an id that does not exist", vec![33, 0, 0, 0], 0),
+        ("an id that does not exist", vec![251, 0, 0, 0], 0),
+        ("a fork that does not exist", block(0, 4, 0, &RELATION), 0),
+        ("data without flag", block(0, 0, 5, &RELATION), 5),
+        ("flag without data", block(0, 0x20, 0, &RELATION), 0),
+        ("too much data", plain.clone(), 40),
+        ("too little data", block(0, 0x20, 5, &RELATION), 4),
+        (
+            "main data longer than the record",
+            vec![254, 255, 255, 255, 255],
+            9,
+        ),
+        (
+            "a hole at the start",
+            block(0, 0x10, 0, &image(8000, 0, 3, None)),
+            8000,
+        ),
+        (
+            "a hole of nothing",
+            block(0, 0x10, 0, &image(8192, 24, 3, None)),
+            8192,
+        ),
+        (
+            "a hole over the end",
+            block(0, 0x10, 0, &image(100, 8000, 3, None)),
+            100,
+        ),
+        (
+            "an offset without hole",
+            block(0, 0x10, 0, &image(8192, 24, 2, None)),
+            8192,
+        ),
+        (
+            "a gap without hole",
+            block(0, 0x10, 0, &image(8000, 0, 2, None)),
+            8000,
+        ),
+        (
+            "larger than a page",
+            block(0, 0x10, 0, &image(8200, 0, 2, None)),
+            8200,
+        ),
+        (
+            "compressed to a page",
+            block(0, 0x10, 0, &image(8192, 0, 6, None)),
+            8192,
+        ),
+        (
+            "an unknown compression",
+            block(0, 0x10, 0, &image(100, 0, 0x22, None)),
+            100,
+        ),
+    ];
+    for (why, items, data) in bad {
+        let error = decoded(PgMajor::V15, &items, data).expect_err(why);
+        assert_eq!(error.kind(), ErrorKind::Malformed, "{why}: {error}");
+    }
+}
+
+#[test]
+fn bits_and_ids_mean_what_the_major_says() {
+    // Bit 2 is a compressed image up to 14, one to be restored from 15 on.
+    let items = block(0, 0x10, 0, &image(100, 0, 2, None));
+    assert!(decoded(PgMajor::V14, &items, 100).is_ok());
+    assert!(decoded(PgMajor::V15, &items, 100).is_err());
+    let toplevel = [252, 9, 0, 0, 0];
+    let items = [&block(0, 0, 0, &RELATION)[..], &toplevel, &[255, 3]].concat();
+    assert!(decoded(PgMajor::V13, &items, 3).is_err());
+    assert!(decoded(PgMajor::V14, &items, 3).is_ok());
+    // Resource managers of extensions.
+    for (major, exists) in [(PgMajor::V14, false), (PgMajor::V15, true)] {
+        let mut forge = Forge::new(major);
+        forge.record(128, 0, &main_data(&[1]));
+        let mut reader = WalReader::first_after(format(major), START);
+        match reader.read(&mut forge.bytes.as_slice()) {
+            Ok(_) => assert!(exists),
+            Err(error) => assert_eq!((error.kind(), exists), (ErrorKind::Unsupported, false)),
+        }
+    }
+}

@@ -25,6 +25,22 @@ proptest! {
     }
 }
 
+#[test]
+fn every_fuzz_target_has_its_program() {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let listed = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    assert_eq!(listed.matches("[[bin]]").count(), ALL.len());
+    for (name, _) in ALL {
+        let path = format!("fuzz_targets/{name}.rs");
+        let program = std::fs::read_to_string(fuzz.join(&path)).unwrap();
+        assert!(
+            program.contains(&format!("fuzz_targets::{name}(bytes)")),
+            "{path}"
+        );
+        assert!(listed.contains(&format!("path = \"{path}\"")), "{path}");
+    }
+}
+
 /// Something that damages bytes.
 #[derive(Debug, Clone)]
 enum Damage {

@@ -8,5 +8,5 @@ mod forge;
 mod forged;
 mod judges;
 mod page_lsns;
-mod walk;
+pub(crate) mod walk;
 mod workload;

@@ -19,9 +19,10 @@ mod processes;
 pub mod s3;
 mod scratch;
 mod template;
+pub mod workload;
 
 pub use builder::ClusterBuilder;
-pub use client::{Session, SqlError};
+pub use client::{Client, Session, SqlError};
 pub use cluster::{Cluster, StopMode};
 pub use copy::DataDirCopy;
 pub use installation::Installation;

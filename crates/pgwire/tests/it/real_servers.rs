@@ -12,7 +12,7 @@ use neon_pgwire::{
 };
 use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
 
-use crate::support::{ask_restored, capture, capture_wal, config, fast, replication, unpack};
+use crate::support::{ask_restored, capture, capture_wal, config, fast, replication, unpack, verify};
 
 /// Runs the same test against each major, each with a name of its own.
 macro_rules! for_every_major {
@@ -123,6 +123,10 @@ async fn queries_identity_and_slots(major: PgMajor) {
         Err(error) => assert!(error.kind() == ErrorKind::Unsupported && major < PgMajor::V15),
     }
     client.drop_slot(&slot, true).await.unwrap();
+    // An error takes the temporary slots of the session with it.
+    client.create_physical_slot(&slot, true, true).await.unwrap();
+    client.show("nonsense").await.unwrap_err();
+    assert_eq!(cluster.psql("select count(*) from pg_replication_slots").trim(), "0");
     assert_eq!(client.drop_slot(&slot, false).await.unwrap_err().sqlstate(), Some("42704"));
     if major >= PgMajor::V15 {
         assert_eq!(client.read_slot(&slot).await.unwrap(), None);
@@ -231,6 +235,9 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
         let position = stream.position();
         (stream.finish().await.unwrap(), position)
     });
+    // Before it streams, a sender is ended like any other session.
+    let streams = "select count(*) from pg_stat_replication where state = 'streaming'";
+    eventually("the stream", || cluster.psql(streams).trim() == "1").await;
     let cluster = tokio::task::spawn_blocking(move || {
         cluster.stop(StopMode::Fast);
         cluster
@@ -310,14 +317,10 @@ async fn a_base_backup_with_streamed_wal_verifies_and_starts(major: PgMajor) {
     client.close().await;
     crate::support::give_to_server(&data);
     // The tablespace lies inside now, so the server is not to make a link of it.
-    let verify = cluster.installation();
-    if let Some(tool) = verify.tool("pg_verifybackup") {
-        let output = verify.command("pg_verifybackup").arg(&data).output().unwrap();
-        assert!(output.status.success(), "{}: {}", tool.display(), String::from_utf8_lossy(&output.stderr));
-    }
+    verify(major, &data, true);
     fs::remove_file(data.join("tablespace_map")).unwrap();
     fs::remove_file(data.join("backup_manifest")).unwrap();
-    assert_eq!(ask_restored(verify, &data, "select count(*), max(i) from t"), "10000|10000");
+    assert_eq!(ask_restored(cluster.installation(), &data, "select count(*), max(i) from t"), "10000|10000");
 }
 
 #[tokio::test]
@@ -481,7 +484,9 @@ async fn target_session_attributes_choose_between_primary_and_standby() {
     fs::write(standby.data_dir().join("standby.signal"), "").unwrap();
     neon_testkit::OsUser::current().own(&standby.data_dir().join("standby.signal"));
     standby.set("hot_standby", "on");
+    // At least what the cluster was made with.
     standby.set("max_connections", "100");
+    standby.set("max_worker_processes", "8");
     standby.start();
     for (attribute, expected) in [
         ("any", false),

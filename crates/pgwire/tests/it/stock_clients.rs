@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::real_servers::eventually;
 use crate::source::Stored;
 use crate::support::{
-    ask_restored, capture, capture_wal, config, fast, give_to_server, replication, segment_name,
+    ask_restored, capture, capture_wal, config, fast, give_to_server, replication, segment_name, verify,
 };
 
 /// A stock client: the number of its major, and where its programs are.
@@ -26,6 +26,14 @@ use crate::support::{
 pub(crate) struct Stock {
     pub(crate) major: u32,
     bin: PathBuf,
+}
+
+/// Where `scripts/stock-clients` has put something.
+pub(crate) fn installed(what: &str) -> PathBuf {
+    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.postgres/clients/installed");
+    let list = fs::read_to_string(list).expect("run scripts/stock-clients first");
+    let line = list.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+    line.and_then(|line| line.split(' ').next()).expect("run scripts/stock-clients again").into()
 }
 
 impl Stock {
@@ -36,13 +44,7 @@ impl Stock {
             .filter(|one| one.full_tools())
             .map(|one| Self { major: one.major().number(), bin: one.bin_dir().to_owned() })
             .collect();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.postgres/clients/installed");
-        let listed = fs::read_to_string(root).expect("scripts/stock-clients has brought clients of 13");
-        for line in listed.lines() {
-            let mut words = line.split(' ');
-            let (major, bin) = (words.next().unwrap(), words.next().unwrap());
-            found.insert(0, Self { major: major.parse().unwrap(), bin: bin.into() });
-        }
+        found.insert(0, Self { major: 13, bin: installed("13") });
         assert!(found.len() >= 4, "clients of 13, 15, 16 and 18 are needed: {found:?}");
         found
     }
@@ -55,6 +57,8 @@ impl Stock {
             command.env("LD_LIBRARY_PATH", self.bin.join("../lib"));
         }
         OsUser::current().apply(&mut command);
+        // Power is not lost during a test.
+        command.arg("--no-sync");
         command
     }
 }
@@ -100,17 +104,7 @@ async fn succeeds(command: Command) -> Output {
 }
 
 fn verifies(cluster: &Cluster, data: &Path, with_wal: bool) {
-    // Up to 16 any version will do; later ones read the control file and want their own.
-    let installation = match cluster.major() {
-        major if major <= PgMajor::V16 => Installation::of(PgMajor::V16),
-        _ => cluster.installation(),
-    };
-    let mut command = installation.command("pg_verifybackup");
-    if !with_wal || installation.major() != cluster.major() {
-        command.arg("--no-parse-wal");
-    }
-    let output = command.arg(data).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    verify(cluster.major(), data, with_wal);
 }
 
 fn own_dir(path: PathBuf) -> PathBuf {
@@ -338,7 +332,7 @@ async fn many_clients_are_served_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pg_receivewal_follows_to_the_next_timeline() {
     // One timeline of 1 MiB beyond its start, then the next; made from WAL of a real server.
-    let mut cluster = Cluster::builder(PgMajor::V16).start();
+    let mut cluster = Cluster::builder(PgMajor::V16).setting("wal_keep_size", "1GB").start();
     let scratch = Scratch::new();
     let mut stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
     let first = stored.facts.start.start_of(16 << 20);
@@ -360,7 +354,11 @@ async fn pg_receivewal_follows_to_the_next_timeline() {
         // The server keeps the segments of the old timeline beside those of the new one.
         let name = segment_name(1, at.0, size);
         let from = cluster.data_dir().join("pg_wal").join(&name);
-        fs::copy(from, wal.join(&name)).unwrap();
+        if fs::copy(&from, wal.join(&name)).is_err() {
+            let kept = fs::read_dir(from.parent().unwrap()).unwrap();
+            let kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
+            panic!("{name} is none of {kept:?}; timeline 1 ends at {switch}");
+        }
         at = Lsn(at.0 + size);
     }
     fs::write(wal.join(&history.file_name), &history.content).unwrap();
@@ -382,11 +380,13 @@ async fn pg_receivewal_follows_to_the_next_timeline() {
         OsUser::current().own(&into.join(&complete));
         let mut command = client.command("pg_receivewal");
         command.arg("-D").arg(&into).args(["-U", "me", "--no-loop", "-h"]).arg(&socket);
-        command.arg(format!("--endpos={end}"));
+        command.arg(format!("--endpos={}", Lsn(end.0 - 1)));
         let output = tokio::time::timeout(Duration::from_secs(120), run(command)).await.unwrap();
         assert!(output.status.success(), "{}: {}", client.major, String::from_utf8_lossy(&output.stderr));
         assert!(into.join(&history.file_name).is_file(), "{}", client.major);
         let next = segment_name(2, switch.start_of(size).0, size);
-        assert!(fs::read(into.join(&next)).unwrap() == fs::read(wal.join(&next)).unwrap());
+        let received = fs::read(into.join(&next));
+        let names: Vec<_> = fs::read_dir(&into).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(received.unwrap_or_default() == fs::read(wal.join(&next)).unwrap(), "{} has {names:?}", client.major);
     }
 }

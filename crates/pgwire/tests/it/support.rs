@@ -9,7 +9,7 @@ use neon_pgwire::{
     Archive, BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, Params, Replication,
     StreamEnd, StreamOptions, Surroundings, WalEvent,
 };
-use neon_testkit::OsUser;
+use neon_testkit::{Installation, OsUser, PgMajor};
 
 /// What the parameters mean when nothing else is known.
 pub(crate) fn config(conninfo: &str) -> Config {
@@ -166,7 +166,7 @@ pub(crate) fn ask_restored(installation: &neon_testkit::Installation, data: &Pat
     let scratch = neon_testkit::Scratch::new();
     let log = scratch.path().join("log");
     let options = format!(
-        "-c listen_addresses='' -c unix_socket_directories='{}' -c port=5432 -c archive_mode=off -c primary_conninfo=''",
+        "-c allow_in_place_tablespaces=on -c listen_addresses='' -c unix_socket_directories='{}' -c port=5432 -c archive_mode=off -c primary_conninfo=''",
         scratch.path().display()
     );
     let ctl = |verb: &[&str]| {
@@ -187,4 +187,44 @@ pub(crate) fn ask_restored(installation: &neon_testkit::Installation, data: &Pat
     assert!(ctl(&["-m", "fast", "stop"]));
     assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
     String::from_utf8(answer.stdout).unwrap().trim().to_owned()
+}
+
+/// Judges a backup by the stock `pg_verifybackup`: any up to 16 for the manifests of 13 to 16, that of
+/// 18 for its own. There is none for 17, whose manifest is then read and compared with the files here.
+pub(crate) fn verify(major: PgMajor, data: &Path, with_wal: bool) {
+    let mut command = match major {
+        PgMajor::V17 => return compare_with_manifest(data),
+        PgMajor::V18 => {
+            let bin = crate::stock_clients::installed("18-verify");
+            let mut command = std::process::Command::new(bin.join("pg_verifybackup"));
+            Installation::of(PgMajor::V18).clean_environment(&mut command);
+            OsUser::current().apply(&mut command);
+            command.env("LD_LIBRARY_PATH", bin.join("../lib"));
+            command
+        }
+        PgMajor::V15 => Installation::of(PgMajor::V15).command("pg_verifybackup"),
+        _ => Installation::of(PgMajor::V16).command("pg_verifybackup"),
+    };
+    // WAL is parsed by the tool of its own major only.
+    if !with_wal || major < PgMajor::V15 {
+        command.arg("--no-parse-wal");
+    }
+    let output = command.arg(data).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn compare_with_manifest(data: &Path) {
+    use sha2::Digest;
+    let manifest = neon_pg_layout::Manifest::parse(&fs::read(data.join("backup_manifest")).unwrap()).unwrap();
+    assert!(!manifest.files.is_empty());
+    for file in &manifest.files {
+        let path = String::from_utf8(file.path.clone()).unwrap();
+        let content = fs::read(data.join(&path)).unwrap();
+        assert_eq!(content.len() as u64, file.size, "{path}");
+        if let Some(sum) = &file.checksum {
+            let algorithm = neon_pg_layout::ChecksumAlgorithm::Sha256;
+            let computed = neon_pg_layout::FileChecksum::new(algorithm, &sha2::Sha256::digest(&content));
+            assert_eq!(&computed.unwrap(), sum, "{path}");
+        }
+    }
 }

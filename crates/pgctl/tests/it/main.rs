@@ -7,5 +7,9 @@
     reason = "tests panic on failure"
 )]
 
+mod drops;
+mod failures;
 mod lifecycle;
+mod quarantine;
+mod scope;
 mod support;

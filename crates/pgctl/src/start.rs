@@ -309,6 +309,7 @@ impl Instance {
         let launched = Launched::spawn(&Launch {
             installation: &self.installation,
             user: &self.user,
+            data_dir: &self.data_dir,
             log: &log,
             arguments,
             environment: &options.environment,

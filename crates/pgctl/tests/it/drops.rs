@@ -36,7 +36,7 @@ async fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
 
 /// Numbers of polls: each of the first, then more and more apart, since a start waits in hundreds of them.
 fn counts() -> impl Iterator<Item = usize> {
-    (0..12).chain((1..).map(|n| 12 + n * n))
+    (0..12).chain((1..).map(|n| 12 + 4 * n * n))
 }
 
 fn everything_below(dir: &Path) -> Vec<PathBuf> {

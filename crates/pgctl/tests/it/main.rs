@@ -7,6 +7,8 @@
     reason = "tests panic on failure"
 )]
 
+mod concurrency;
+mod discovery;
 mod drops;
 mod failures;
 mod lifecycle;

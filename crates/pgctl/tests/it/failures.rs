@@ -23,8 +23,8 @@ async fn refused(instance: &Instance, kind: ErrorKind) -> Error {
 #[test]
 fn a_port_that_somebody_else_has_is_named_and_an_instance_without_one_takes_another() {
     run(async {
-        for major in PgMajor::ALL {
-            for address in ["127.0.0.1:0", "[::1]:0"] {
+        for (n, major) in PgMajor::ALL.into_iter().enumerate() {
+            for address in ["127.0.0.1:0", "[::1]:0"].into_iter().skip(n % 2).take(1) {
                 let Ok(somebody) = TcpListener::bind(address) else {
                     continue;
                 };
@@ -195,7 +195,7 @@ fn bad_settings_and_missing_libraries_are_named() {
 #[test]
 fn a_pid_file_whose_number_was_taken_by_another_process_does_not_hinder() {
     run(async {
-        for major in PgMajor::ALL {
+        for major in [PgMajor::V13, PgMajor::V15, PgMajor::V18] {
             let fixture = Fixture::new(major).await;
             let instance = &fixture.instance;
             let started = instance.start(&start_options()).await.unwrap();

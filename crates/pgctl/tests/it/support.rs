@@ -12,9 +12,16 @@ pub(crate) use neon_testkit::Scratch;
 /// Longer than anything takes on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Tells a process of another user, who may not be able to read the list of installations, where they are.
+fn bin_dir_variable(major: PgMajor) -> String {
+    format!("NEON_PGCTL_BIN_DIR_{major}")
+}
+
 pub(crate) fn installation(major: PgMajor) -> Installation {
-    let bin_dir = neon_testkit::Installation::of(major).bin_dir();
-    Installation::at(bin_dir).unwrap()
+    match std::env::var_os(bin_dir_variable(major)) {
+        Some(bin_dir) => Installation::at(bin_dir).unwrap(),
+        None => Installation::at(neon_testkit::Installation::of(major).bin_dir()).unwrap(),
+    }
 }
 
 /// Runs a test's future on a runtime of its own.
@@ -132,6 +139,34 @@ pub(crate) fn this_program(test: &str) -> Command {
         .env_remove("NEXTEST")
         .stdin(Stdio::null());
     command
+}
+
+/// As [`this_program`], as the user of servers: a copy that this user can reach.
+pub(crate) fn this_program_as_server_user(test: &str, scratch: &Scratch) -> Command {
+    let copy = scratch.path().join("it");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let mut command = Command::new(copy);
+    command
+        .args(this_program(test).get_args())
+        .stdin(Stdio::null());
+    for major in PgMajor::ALL {
+        command.env(bin_dir_variable(major), installation(major).bin_dir());
+    }
+    as_server_user(&mut command);
+    command
+}
+
+/// Runs a command to its end, which must be a good one, and gives what it printed.
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{text}\n{errors}",
+        output.status
+    );
+    text
 }
 
 /// Makes a command run as the user of servers.

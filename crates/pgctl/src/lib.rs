@@ -1,6 +1,7 @@
 //! Runs stock PostgreSQL.
 
 pub mod blocking;
+mod bracket;
 mod command;
 mod control;
 mod control_state;
@@ -17,6 +18,7 @@ mod pid_file;
 mod ping;
 mod port;
 mod process;
+mod recovery;
 mod scope;
 mod session;
 mod settings;
@@ -24,7 +26,9 @@ mod stale;
 mod start;
 mod status;
 mod stop;
+mod timestamp;
 
+pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
 pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
 pub use installation::{Discovered, Discovery, Installation, Source, Version};
@@ -34,6 +38,9 @@ pub use neon_pg_layout::PgMajor;
 pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
+pub use recovery::{
+    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline, StopPoint, WalSource,
+};
 pub use scope::ScopedServer;
 pub use settings::{
     FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,

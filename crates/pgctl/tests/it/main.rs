@@ -7,5 +7,7 @@
     reason = "tests panic on failure"
 )]
 
+mod history;
 mod lifecycle;
+mod recovery;
 mod support;

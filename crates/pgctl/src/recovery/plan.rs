@@ -32,6 +32,7 @@ pub struct RecoveryPlan {
     pub(crate) variables: Vec<(String, String)>,
     pub(crate) shared_buffers_kib: u64,
     pub(crate) preload: Option<String>,
+    pub(crate) durable: bool,
 }
 
 impl RecoveryPlan {
@@ -47,6 +48,7 @@ impl RecoveryPlan {
             variables: Vec::new(),
             shared_buffers_kib: 128 << 10,
             preload: None,
+            durable: true,
         }
     }
 
@@ -78,6 +80,13 @@ impl RecoveryPlan {
     /// The server's `shared_buffers`, 128 MiB if not said, whatever the configuration says.
     pub fn with_shared_buffers_kib(mut self, kib: u64) -> Self {
         self.shared_buffers_kib = kib;
+        self
+    }
+
+    /// Whether the result is to survive a power cut, which costs a sync of every file of the data directory. Not
+    /// so for a copy that is looked at and thrown away.
+    pub fn with_durability(mut self, durable: bool) -> Self {
+        self.durable = durable;
         self
     }
 

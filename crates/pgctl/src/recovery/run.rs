@@ -210,6 +210,7 @@ impl Instance {
                 line_mark,
                 shared_buffers_kib: plan.shared_buffers_kib,
                 preload: plan.preload.as_deref(),
+                durable: plan.durable,
             },
         )?;
         settings.push(("restore_command", plan.source.restore_command(folder.path())?));

@@ -18,6 +18,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) line_mark: &'a str,
     pub(crate) shared_buffers_kib: u64,
     pub(crate) preload: Option<&'a str>,
+    pub(crate) durable: bool,
 }
 
 /// How much WAL the server decodes ahead of what it replays; said to the server too.
@@ -62,7 +63,7 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     set("log_timezone", "UTC");
 
     // Interrupted or promoted, what is on disk must be what the server believes.
-    set("fsync", "on");
+    set("fsync", if around.durable { "on" } else { "off" });
     set("full_page_writes", "on");
     set("recovery_min_apply_delay", "0");
     set("wal_retrieve_retry_interval", "100ms");

@@ -1,6 +1,7 @@
 //! What `pg_control` says about how the cluster stands.
 
 use std::fs;
+use std::path::Path;
 
 use neon_pg_layout::ControlFile;
 
@@ -18,30 +19,11 @@ impl Instance {
     /// [`Corrupt`](ErrorKind::Corrupt) when it is damaged or missing, [`WrongMajor`](ErrorKind::WrongMajor) when
     /// it is another major's than the data directory says, and what the operating system refuses.
     pub fn control_file(&self) -> Result<ControlFile> {
-        let path = self.data_dir.join("global/pg_control");
-        let mut reads = 0;
-        let control = loop {
-            reads += 1;
-            let bytes = fs::read(&path).map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    let reason = "is missing: the data directory is not complete";
-                    Error::path(ErrorKind::Corrupt, &path, reason)
-                }
-                _ => Error::io(&path, "cannot be read", error),
-            })?;
-            match ControlFile::decode(&bytes) {
-                Ok(control) => break control,
-                Err(error) if reads == READS => {
-                    let reason = "cannot be understood";
-                    return Err(Error::path(ErrorKind::Corrupt, &path, reason).with_source(error));
-                }
-                Err(_) => std::thread::yield_now(),
-            }
-        };
+        let control = read(&self.data_dir)?;
         if control.major != self.major() {
             return Err(Error::path(
                 ErrorKind::WrongMajor,
-                &path,
+                &self.data_dir.join(CONTROL_FILE),
                 format!(
                     "was written by PostgreSQL {}, not {}",
                     control.major,
@@ -50,5 +32,31 @@ impl Instance {
             ));
         }
         Ok(control)
+    }
+}
+
+/// Its place in a data directory.
+const CONTROL_FILE: &str = "global/pg_control";
+
+pub(crate) fn read(data_dir: &Path) -> Result<ControlFile> {
+    let path = data_dir.join(CONTROL_FILE);
+    let mut reads = 0;
+    loop {
+        reads += 1;
+        let bytes = fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let reason = "is missing: the data directory is not complete";
+                Error::path(ErrorKind::Corrupt, &path, reason)
+            }
+            _ => Error::io(&path, "cannot be read", error),
+        })?;
+        match ControlFile::decode(&bytes) {
+            Ok(control) => return Ok(control),
+            Err(error) if reads == READS => {
+                let reason = "cannot be understood";
+                return Err(Error::path(ErrorKind::Corrupt, &path, reason).with_source(error));
+            }
+            Err(_) => std::thread::yield_now(),
+        }
     }
 }

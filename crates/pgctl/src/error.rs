@@ -82,6 +82,8 @@ pub enum ErrorKind {
     BackupLost,
     /// The standby a backup was taken from was promoted meanwhile, or WAL without full pages was replayed.
     BackupSpoiled,
+    /// The primary of a standby is still there: promoted, there would be two.
+    UpstreamAlive,
     /// A replication slot belongs to somebody else, or none is free.
     Slot,
     /// It did not happen before the deadline.

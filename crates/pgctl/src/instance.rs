@@ -11,6 +11,7 @@ use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::installation::Installation;
 use crate::os_user::OsUser;
+use crate::quarantine::QuarantineOptions;
 
 /// A data directory, the installation that runs it, and where its log and socket go.
 ///
@@ -20,6 +21,9 @@ use crate::os_user::OsUser;
 pub struct Instance {
     pub(crate) installation: Installation,
     pub(crate) data_dir: PathBuf,
+    /// What a copy consists of: its links may lead anywhere below.
+    pub(crate) root: PathBuf,
+    pub(crate) quarantine: Option<QuarantineOptions>,
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) log_dir: PathBuf,
     pub(crate) socket_dir: PathBuf,
@@ -53,6 +57,7 @@ impl Instance {
         let pass_file = dir.join(PASS_FILE);
         let socket_dir = dir.join(RUN);
         let mut instance = Self::at(installation, dir.join(DATA), dir.join(LOG), socket_dir)?;
+        instance.root = dir;
         if !fits_a_socket(&instance.socket_dir) {
             instance.socket_dir = short_socket_dir(Path::new("/tmp"), &instance);
         }
@@ -92,6 +97,8 @@ impl Instance {
         let user = OsUser::owner_of(&data_dir)?;
         Ok(Self {
             installation: installation.clone(),
+            root: data_dir.clone(),
+            quarantine: None,
             config_file: None,
             log_dir: absolute(log_dir.as_ref())?,
             socket_dir: absolute(socket_dir.as_ref())?,
@@ -105,6 +112,22 @@ impl Instance {
     #[must_use]
     pub fn with_config_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.config_file = Some(path.into());
+        self
+    }
+
+    /// As a copy of somebody else's cluster (a clone, an import, a restored snapshot): every start is a
+    /// [quarantined](crate::QuarantineOptions) one, unless it says [as it is](crate::StartOptions::as_is).
+    #[must_use]
+    pub fn with_quarantine(mut self, options: QuarantineOptions) -> Self {
+        self.quarantine = Some(options);
+        self
+    }
+
+    /// With the folder that holds all of a copy, its tablespaces too: in quarantine no link may lead out of
+    /// it. Without it that is the folder of an instance of ours, else the data directory.
+    #[must_use]
+    pub fn with_root(mut self, root: impl Into<PathBuf>) -> Self {
+        self.root = root.into();
         self
     }
 
@@ -276,4 +299,21 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
         missing.extend(existing.file_name());
     }
     Ok(whole)
+}
+
+/// The links of `pg_tblspc`. Folders in it are tablespaces in place (15 and later) and lead nowhere.
+pub(crate) fn tablespace_links(data_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let folder = data_dir.join("pg_tblspc");
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(&folder, "cannot be read", error)),
+    };
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| {
+            let oid = entry.file_name().to_str()?.parse().ok()?;
+            Some((oid, fs::read_link(entry.path()).ok()?))
+        })
+        .collect())
 }

@@ -1,7 +1,7 @@
 //! Runs stock PostgreSQL.
 
+mod adopt;
 pub mod blocking;
-mod bracket;
 mod command;
 mod control;
 mod control_state;
@@ -18,7 +18,7 @@ mod pid_file;
 mod ping;
 mod port;
 mod process;
-mod recovery;
+mod quarantine;
 mod scope;
 mod session;
 mod settings;
@@ -26,9 +26,8 @@ mod stale;
 mod start;
 mod status;
 mod stop;
-mod timestamp;
 
-pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
+pub use adopt::{AdoptOptions, Adopted, ManagedBy, TablespaceLink};
 pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
 pub use installation::{Discovered, Discovery, Installation, Source, Version};
@@ -38,9 +37,7 @@ pub use neon_pg_layout::PgMajor;
 pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
-pub use recovery::{
-    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline, StopPoint, WalSource,
-};
+pub use quarantine::{Change, QuarantineOptions, Why};
 pub use scope::ScopedServer;
 pub use settings::{
     FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,
@@ -48,3 +45,17 @@ pub use settings::{
 pub use start::{StartOptions, Started};
 pub use status::{ServerState, Status};
 pub use stop::{StopMode, StopOptions, Stopped};
+
+mod bracket;
+mod recovery;
+mod replica;
+mod timestamp;
+
+pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
+pub use recovery::{
+    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
+    StopPoint, WalSource,
+};
+pub use replica::{
+    Replication, Standby, StandbyOptions, Upstream, claim_slot, drop_slot, replication,
+};

@@ -6,7 +6,7 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal};
 
@@ -137,18 +137,36 @@ pub(crate) fn number_is_taken(pid: i32) -> bool {
 
 /// The living processes of PostgreSQL that work in this data directory, as far as we may see them.
 pub(crate) fn servers_in(data_dir: &Path) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| {
-            // Somebody's shell may stand in the data directory too.
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            matches!(name.trim_end(), "postgres" | "postmaster")
-        })
+    postgres_processes()
+        .into_iter()
         .filter_map(Process::open)
         .filter(|process| process.serves(data_dir) == Some(true))
         .map(|process| process.pid())
         .collect()
+}
+
+/// All processes that are PostgreSQL's by name: somebody's shell may stand in a data directory too.
+pub(crate) fn postgres_processes() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            matches!(name.trim_end(), "postgres" | "postmaster")
+        })
+        .collect()
+}
+
+/// The program that a process runs.
+pub(crate) fn program(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// The arguments of a process, its program first. A postmaster leaves its own as they were.
+pub(crate) fn command_line(pid: i32) -> Option<Vec<String>> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    Some(text.split_terminator('\0').map(str::to_owned).collect())
 }
 
 #[cfg(target_os = "linux")]

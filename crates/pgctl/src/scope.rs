@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::installation::Installation;
 use crate::instance::Instance;
 use crate::launch::Launched;
+use crate::quarantine;
 use crate::start::{StartOptions, Started};
 use crate::stop::StopMode;
 
@@ -132,5 +133,6 @@ impl Drop for ScopedServer {
         if let Some(mut launched) = self.launched.take() {
             launched.end(self.scrap.is_none());
         }
+        quarantine::clear(&self.instance);
     }
 }

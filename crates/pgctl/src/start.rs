@@ -15,6 +15,7 @@ use crate::launch::{Launch, Launched};
 use crate::pid_file::{PidFile, PidFileStatus};
 use crate::ping::{Address, Answer, ping};
 use crate::port::{self, LOOPBACK, PortChoice};
+use crate::quarantine::{self, Change, QuarantineOptions};
 use crate::settings::OwnSettings;
 use crate::stale;
 
@@ -26,6 +27,17 @@ pub struct StartOptions {
     pub(crate) port: PortChoice,
     pub(crate) settings: Vec<(String, String)>,
     pub(crate) environment: Vec<(String, String)>,
+    pub(crate) isolation: Isolation,
+}
+
+/// Whether a start is a quarantined one.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Isolation {
+    /// As the instance says.
+    #[default]
+    Inherited,
+    AsIs,
+    Quarantine(QuarantineOptions),
 }
 
 impl Default for StartOptions {
@@ -42,6 +54,7 @@ impl StartOptions {
             port: PortChoice::default(),
             settings: Vec::new(),
             environment: Vec::new(),
+            isolation: Isolation::Inherited,
         }
     }
 
@@ -60,6 +73,19 @@ impl StartOptions {
     /// A setting for this start only, stronger than any file.
     pub fn with_setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts in quarantine: the server cannot act in the name or the space of the cluster it is a copy of.
+    /// [`Started::changes`] lists what that changed.
+    pub fn in_quarantine(mut self, options: QuarantineOptions) -> Self {
+        self.isolation = Isolation::Quarantine(options);
+        self
+    }
+
+    /// Starts with the configuration as it is, also what [is a copy](Instance::with_quarantine).
+    pub fn as_is(mut self) -> Self {
+        self.isolation = Isolation::AsIs;
         self
     }
 
@@ -83,6 +109,8 @@ pub struct Started {
     /// Whether it takes connections. False only for a standby with `hot_standby` off, which replays and is
     /// as ready as it can be.
     pub accepting: bool,
+    /// What quarantine changed; empty for a start as it is.
+    pub changes: Vec<Change>,
 }
 
 /// After this many ports that others took first we give up.
@@ -116,23 +144,39 @@ impl Instance {
         stale::clear(self).await?;
         self.ensure_socket_dir()?;
         self.ensure_log()?;
+        let quarantine = match &options.isolation {
+            Isolation::Inherited => self.quarantine.as_ref(),
+            Isolation::AsIs => None,
+            Isolation::Quarantine(quarantine) => Some(quarantine),
+        };
+        if let Some(quarantine) = quarantine {
+            return self
+                .launch_quarantined(options, quarantine, begin, scrap)
+                .await;
+        }
+        quarantine::clear(self);
         let own = self.adjust_own_settings()?;
         // Without `neon.conf` the configuration is somebody else's, and so is the port in it.
         let homeless = own.as_ref().is_some_and(|own| own.get("port").is_none());
         let mut attempt = 0;
         loop {
-            let mut settings = Vec::new();
+            let mut arguments = Vec::new();
             if own.is_none() {
-                let dir = self.socket_dir.display().to_string();
-                settings.push(("unix_socket_directories".to_owned(), dir));
+                let dir = self.socket_dir.display();
+                arguments.extend(["-c".into(), format!("unix_socket_directories={dir}").into()]);
             }
             if homeless {
                 let port = choose_port(&options.port, attempt)?;
-                settings.push(("port".to_owned(), port.to_string()));
+                arguments.extend(["-c".into(), format!("port={port}").into()]);
+            }
+            if let Some(path) = &self.config_file {
+                let mut setting = OsString::from("config_file=");
+                setting.push(path);
+                arguments.extend(["-c".into(), setting]);
             }
             let mark = LogMark::set(self);
             let outcome = self
-                .launch_once(options, &settings, begin, scrap.clone())
+                .launch_once(options, arguments, begin, scrap.clone())
                 .await;
             let failure = match outcome {
                 Ok((launched, started)) => match diagnosis::half_bound(&mark) {
@@ -156,6 +200,25 @@ impl Instance {
             }
             tracing::debug!(attempt, "somebody else took the port; trying another one");
         }
+    }
+
+    async fn launch_quarantined(
+        &self,
+        options: &StartOptions,
+        quarantine: &QuarantineOptions,
+        begin: Instant,
+        scrap: Option<PathBuf>,
+    ) -> Result<(Launched, Started)> {
+        let files = quarantine::Files(self);
+        let prepared = quarantine::prepare(self, quarantine).await?;
+        let mark = LogMark::set(self);
+        let outcome = self
+            .launch_once(options, prepared.arguments, begin, scrap)
+            .await;
+        let (launched, mut started) = outcome.map_err(|error| diagnosis::explain(error, &mark))?;
+        started.changes = prepared.changes;
+        files.keep();
+        Ok((launched, started))
     }
 
     /// Makes `neon.conf`, if there is one, name the folder of the socket, so that a start by anybody else
@@ -226,17 +289,13 @@ impl Instance {
     async fn launch_once(
         &self,
         options: &StartOptions,
-        settings: &[(String, String)],
+        own_arguments: Vec<OsString>,
         begin: Instant,
         scrap: Option<PathBuf>,
     ) -> Result<(Launched, Started)> {
         let mut arguments: Vec<OsString> = vec!["-D".into(), self.data_dir.clone().into()];
-        if let Some(path) = &self.config_file {
-            let mut setting = OsString::from("config_file=");
-            setting.push(path);
-            arguments.extend(["-c".into(), setting]);
-        }
-        for (name, value) in settings.iter().chain(&options.settings) {
+        arguments.extend(own_arguments);
+        for (name, value) in &options.settings {
             arguments.extend(["-c".into(), format!("{name}={value}").into()]);
         }
         let log = self.start_log();
@@ -279,6 +338,7 @@ impl Instance {
                         port: file.port.unwrap_or_default(),
                         socket_dir: file.socket_dir.clone(),
                         accepting: !mute,
+                        changes: Vec::new(),
                     });
                 }
             }

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
 use crate::pid_file::PidFile;
 use crate::process::Process;
+use crate::quarantine;
 use crate::stale;
 
 /// How a server ends.
@@ -86,6 +87,7 @@ impl Instance {
         loop {
             self.signal(&server, signal_of(mode))?;
             if gone_within(&server, options.deadline).await {
+                quarantine::clear(self);
                 return Ok(Stopped {
                     mode,
                     clean: self.control_file()?.state.is_clean(),
@@ -109,6 +111,7 @@ impl Instance {
                 StopMode::Immediate => {
                     self.signal(&server, Signal::KILL)?;
                     gone_within(&server, Duration::MAX).await;
+                    quarantine::clear(self);
                     return Ok(Stopped { mode, clean: false });
                 }
             };

@@ -47,6 +47,7 @@ pub use status::{ServerState, Status};
 pub use stop::{StopMode, StopOptions, Stopped};
 
 mod bracket;
+pub mod facts;
 mod recovery;
 mod replica;
 mod timestamp;

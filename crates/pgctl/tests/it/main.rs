@@ -7,7 +7,10 @@
     reason = "tests panic on failure"
 )]
 
+mod bracket;
+mod dropping;
 mod history;
 mod lifecycle;
 mod recovery;
+mod replica;
 mod support;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use neon_pg_layout::TimelineId;
+use neon_pg_layout::{ClusterState, TimelineId, WalFileName};
 
 use crate::durable::{self, Scrap};
 use crate::error::{Error, ErrorKind, Result};
@@ -61,7 +61,7 @@ impl RunFolder {
     pub(crate) fn take_timelines(&self, numbers: impl Iterator<Item = u32>, user: &OsUser) -> Result<()> {
         for number in numbers {
             let Ok(timeline) = TimelineId::new(number) else { continue };
-            let name = format!("{:08X}.history", timeline.get());
+            let name = WalFileName::History(timeline).to_string();
             durable::write_new(&source::taken_dir(&self.path).join(name), b"taken\n", 0o600, user)?;
         }
         Ok(())
@@ -117,11 +117,22 @@ impl<'a> Signals<'a> {
     }
 
     /// The server was promoted, and has removed the file itself.
-    pub(crate) fn promoted(mut self) -> Result<()> {
+    ///
+    /// It did so with archiving off, and an archiver that is turned on later would never look at the history
+    /// of the new timeline, without which nobody finds the way to it. So it is marked to be archived.
+    pub(crate) fn promoted(mut self, timeline: TimelineId) -> Result<()> {
         self.settled = true;
         self.remove(RECOVERY)?;
         self.remove(STANDBY)?;
-        durable::sync_dir(self.instance.data_dir())
+        let data_dir = self.instance.data_dir();
+        durable::sync_dir(data_dir)?;
+        let status = data_dir.join("pg_wal/archive_status");
+        let ready = status.join(format!("{}.ready", WalFileName::History(timeline)));
+        if !ready.exists() {
+            durable::write_new(&ready, b"", 0o600, self.instance.os_user())?;
+            durable::sync_dir(&status)?;
+        }
+        Ok(())
     }
 
     fn only_recovery(&self) -> Result<()> {
@@ -153,7 +164,7 @@ impl<'a> Signals<'a> {
         if control_bytes(data_dir)? != self.control {
             return match self.instance.control_file()?.state {
                 // Promoted and not yet told so.
-                neon_pg_layout::ClusterState::InProduction | neon_pg_layout::ClusterState::ShutDown => Ok(()),
+                ClusterState::InProduction | ClusterState::ShutDown => Ok(()),
                 _ => self.only_recovery(),
             };
         }

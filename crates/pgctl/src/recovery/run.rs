@@ -162,7 +162,7 @@ impl Instance {
             Ok(recovered) => {
                 match plan.end {
                     RecoveryEnd::InRecovery => signals.keep_recovery()?,
-                    RecoveryEnd::Promoted => signals.promoted()?,
+                    RecoveryEnd::Promoted => signals.promoted(recovered.timeline)?,
                 }
                 Ok(recovered)
             }

@@ -130,9 +130,16 @@ impl History {
 
 /// The numbers in `t` of an instance, started for it and stopped.
 pub(crate) fn numbers(instance: &Instance) -> String {
+    numbers_after(instance, "select 1")
+}
+
+/// As [`numbers`], after these statements.
+pub(crate) fn numbers_after(instance: &Instance, sql: &str) -> String {
     runtime().block_on(async {
+        // What the copied configuration says of sockets and ports is not for this one.
         instance.start(&StartOptions::new()).await.unwrap();
         let mut client = instance.connect("postgres").await.unwrap();
+        client.simple_query(sql).await.unwrap();
         let results = client.simple_query("select string_agg(i::text, ' ' order by i) from t").await.unwrap();
         let text = results[0].value(0, 0).unwrap().to_owned();
         client.close().await;

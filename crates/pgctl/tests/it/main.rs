@@ -9,6 +9,7 @@
 
 mod bracket;
 mod dropping;
+mod facts;
 mod history;
 mod lifecycle;
 mod recovery;

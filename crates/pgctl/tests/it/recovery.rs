@@ -9,6 +9,7 @@ use neon_pgctl::{
     Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline, StopPoint, WalSource,
 };
 
+use crate::dropping::drop_after;
 use crate::history::*;
 use crate::support::*;
 
@@ -47,9 +48,13 @@ fn every_target_is_reached(major: PgMajor) {
         assert!(!instance.data_dir().join("standby.signal").exists());
         assert_eq!(numbers(&instance), expected, "{name}");
         fs::remove_dir_all(instance.data_dir()).unwrap();
+        // The instance archived the history when it was started; as if that had been lost.
+        fs::remove_file(history.archive.join(format!("{:08X}.history", recovered.timeline.get()))).unwrap();
     }
+    branches_can_be_followed(&history, &used);
 
     let instance = history.fresh("rolled");
+    let configuration = spoil_configuration(&history, &instance);
     let mut events = Vec::new();
     for target in [at_lsn(false), at_time, at_point, at_xid(true), RecoveryTarget::Latest] {
         let plan = plan(&history.archive, target.clone());
@@ -80,10 +85,89 @@ fn every_target_is_reached(major: PgMajor) {
         })
         .collect();
     assert!(!replayed.is_empty());
+    let archived = fs::read_dir(&history.archive).unwrap().count();
     let end = plan(&history.archive, RecoveryTarget::Latest).with_end(RecoveryEnd::Promoted);
     assert!(recover(&instance, &end).unwrap().timeline > TimelineId::FIRST);
+    assert_eq!(fs::read_dir(&history.archive).unwrap().count(), archived);
+    let path = instance.data_dir().join("postgresql.conf");
+    assert_eq!(fs::read_to_string(&path).unwrap(), configuration.1);
+    fs::write(path, configuration.0).unwrap();
     assert_eq!(numbers(&instance), "1 2 3 4 5 6");
     nothing_is_left(&instance);
+}
+
+/// One branch leaves after 2 and goes on to 100; then the base is taken along it.
+fn branches_can_be_followed(history: &History, used: &[TimelineId]) {
+    let branch = history.fresh("branch");
+    let target = RecoveryTarget::Lsn { lsn: history.lsn_after_2, inclusive: true };
+    let away = plan(&history.archive, target)
+        .with_end(RecoveryEnd::Promoted)
+        .with_used_timelines(used.iter().copied());
+    let away = recover(&branch, &away).unwrap();
+    let sql = "insert into t values (100); select pg_switch_wal()";
+    assert_eq!(numbers_after(&branch, sql), "1 2 100");
+
+    let followed = history.fresh("followed");
+    let command = format!("cp '{}/%f' '%p'", history.archive.display());
+    for (source, timeline) in [
+        (WalSource::Directory(history.archive.clone()), RecoveryTimeline::Number(away.timeline)),
+        // Numbers between were used and left nothing in the archive.
+        (WalSource::Command(command), RecoveryTimeline::Latest),
+    ] {
+        let along = RecoveryPlan::new(source, RecoveryTarget::Latest)
+            .with_timeline(timeline)
+            .with_used_timelines(used.iter().copied())
+            .with_durability(false);
+        let recovered = recover(&followed, &along).unwrap();
+        assert_eq!(recovered.timeline, away.timeline);
+    }
+    let last = plan(&history.archive, RecoveryTarget::Latest)
+        .with_timeline(RecoveryTimeline::Latest)
+        .with_end(RecoveryEnd::Promoted);
+    let last = recover(&followed, &last).unwrap();
+    assert!(last.timeline > away.timeline);
+    assert_eq!(numbers(&followed), "1 2 100");
+    for instance in [branch, followed] {
+        fs::remove_dir_all(instance.data_dir()).unwrap();
+    }
+}
+
+/// Gives a copy the worst configuration its origin could have had; returns the good and the bad one.
+fn spoil_configuration(history: &History, instance: &Instance) -> (String, String) {
+    let path = instance.data_dir().join("postgresql.conf");
+    let good = fs::read_to_string(&path).unwrap();
+    let mut bad = good.clone();
+    for (name, value) in [
+        ("data_directory", history.cluster.data_dir().to_str().unwrap()),
+        ("hba_file", "/nonexistent/hba"),
+        ("ident_file", "/nonexistent/ident"),
+        ("external_pid_file", "/nonexistent/pid"),
+        ("unix_socket_directories", "/nonexistent"),
+        ("listen_addresses", "*"),
+        ("port", "1"),
+        ("ssl", "on"),
+        ("logging_collector", "on"),
+        ("log_directory", "/nonexistent/log"),
+        ("log_min_messages", "panic"),
+        ("log_error_verbosity", "verbose"),
+        ("max_connections", "5"),
+        ("max_worker_processes", "1"),
+        ("shared_buffers", "64GB"),
+        ("hot_standby", "on"),
+        ("recovery_target_name", "elsewhere"),
+        ("recovery_target_action", "pause"),
+        ("recovery_target_timeline", "77"),
+        ("restore_command", "exit 255"),
+        ("recovery_end_command", "exit 255"),
+        ("archive_cleanup_command", "rm -rf \"%p\""),
+        ("recovery_min_apply_delay", "1h"),
+        ("primary_conninfo", "host=/nonexistent"),
+        ("synchronous_standby_names", "nobody"),
+    ] {
+        bad.push_str(&format!("{name} = '{value}'\n"));
+    }
+    fs::write(&path, &bad).unwrap();
+    (good, bad)
 }
 
 /// The folders of runs are gone, and no socket is left.
@@ -178,6 +262,75 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
     nothing_is_left(&instance);
 }
 
+/// WAL of a time with wal_level=minimal lies between the base and the target.
+fn wal_of_level_minimal_is_not_recovered_over(major: PgMajor) {
+    let history = History::write(major);
+    let instance = history.fresh("minimal");
+    let mut cluster = history.cluster;
+    for (level, mode, senders) in [("minimal", "off", 0), ("replica", "on", 10)] {
+        cluster.set("wal_level", level);
+        cluster.set("archive_mode", mode);
+        cluster.set("max_wal_senders", senders);
+        cluster.set("min_wal_size", "256MB");
+        cluster.start();
+        cluster.psql("insert into t values (7)");
+        cluster.stop(neon_testkit::StopMode::Fast);
+    }
+    // What was not archived in between is still in pg_wal.
+    let wal = cluster.data_dir().join("pg_wal");
+    let command = format!("cp '{}/%f' '%p' || cp '{}/%f' '%p'", history.archive.display(), wal.display());
+    for target in [RecoveryTarget::Latest, RecoveryTarget::RestorePoint("nowhere".to_owned())] {
+        let plan = RecoveryPlan::new(WalSource::Command(command.clone()), target).with_durability(false);
+        let error = recover(&instance, &plan).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WalLevelMinimal, "{error:?}");
+        assert!(error.hint().is_some());
+    }
+    nothing_is_left(&instance);
+}
+
+/// Given up anywhere, a run leaves no server and no file of its own, and another one gets to the target.
+fn every_await_point_can_be_the_last(major: PgMajor) {
+    let history = History::write(major);
+    for (name, timeline, end) in [
+        ("shut", RecoveryTimeline::Current, RecoveryEnd::InRecovery),
+        ("promoted", RecoveryTimeline::Latest, RecoveryEnd::Promoted),
+    ] {
+        let instance = history.fresh(name);
+        let control = || fs::read(instance.data_dir().join("global/pg_control")).unwrap();
+        let command = format!("cp '{}/%f' '%p'", history.archive.display());
+        let plan = RecoveryPlan::new(WalSource::Command(command), RecoveryTarget::Latest)
+            .with_timeline(timeline)
+            .with_end(end)
+            .with_durability(false);
+        let untouched = control();
+        let mut polls = 0;
+        loop {
+            let done = runtime().block_on(drop_after(polls, instance.recover(&plan, |_| {})));
+            if polls > 0 {
+                nothing_is_left(&instance);
+            }
+            let state = instance.control_file().unwrap().state;
+            let signal = instance.data_dir().join("recovery.signal").exists();
+            assert!(!instance.data_dir().join("standby.signal").exists());
+            if let Some(recovered) = done {
+                recovered.unwrap();
+                assert_eq!(signal, end == RecoveryEnd::InRecovery);
+                break;
+            }
+            // Dropped between promotion and the stop: a primary that crashed.
+            if matches!(state, ClusterState::InProduction | ClusterState::ShutDown) && control() != untouched {
+                assert_eq!(end, RecoveryEnd::Promoted);
+                break;
+            }
+            assert_eq!(signal, control() != untouched, "{polls}");
+            polls = (polls + 1).max(polls * 4 / 3);
+        }
+        if end == RecoveryEnd::Promoted {
+            assert_eq!(numbers(&instance), "1 2 3 4 5 6");
+        }
+    }
+}
+
 macro_rules! per_major {
     ($($module:ident $major:ident)*) => {$(
         mod $module {
@@ -191,6 +344,16 @@ macro_rules! per_major {
             #[test]
             fn every_way_to_miss_a_target_has_its_kind() {
                 super::every_way_to_miss_a_target_has_its_kind(PgMajor::$major);
+            }
+
+            #[test]
+            fn wal_of_level_minimal_is_not_recovered_over() {
+                super::wal_of_level_minimal_is_not_recovered_over(PgMajor::$major);
+            }
+
+            #[test]
+            fn every_await_point_can_be_the_last() {
+                super::every_await_point_can_be_the_last(PgMajor::$major);
             }
         }
     )*};

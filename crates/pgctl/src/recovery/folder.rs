@@ -53,6 +53,10 @@ impl RunFolder {
         self.path.join("ident")
     }
 
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.path.join("pid")
+    }
+
     pub(crate) fn config_file(&self) -> PathBuf {
         self.path.join("conf")
     }

@@ -57,6 +57,11 @@ pub(crate) enum Failure {
     WrongTimeline(String),
     /// WAL that cannot be replayed over was written in between.
     WalLevelMinimal,
+    /// The primary raised a setting above ours, and the server wants no less (13).
+    TooSmall {
+        name: String,
+        needed: i32,
+    },
     /// The command said that it cannot tell.
     SourceFailed(String),
     /// The command gave something that is no segment.
@@ -133,10 +138,6 @@ impl Findings {
             }
             _ => {
                 self.show(line);
-                if level == "WARNING:  " && is_minimal(message) {
-                    // 13 only warns, and goes on with data that may be missing.
-                    self.failure = Some(Failure::WalLevelMinimal);
-                }
                 None
             }
         }
@@ -224,6 +225,8 @@ fn failure(message: &str) -> Failure {
         Failure::WrongTimeline(text())
     } else if is_minimal(message) {
         Failure::WalLevelMinimal
+    } else if let Some(rest) = message.strip_prefix("hot standby is not possible because ") {
+        too_small(rest).unwrap_or_else(|| Failure::Other(text()))
     } else if message.starts_with("could not restore file") {
         Failure::SourceFailed(text())
     } else if message.starts_with("archive file") && has("wrong size") {
@@ -240,7 +243,16 @@ fn failure(message: &str) -> Failure {
 }
 
 fn is_minimal(message: &str) -> bool {
-    message.starts_with("WAL was generated with") && message.contains("wal_level=minimal")
+    let said = message.starts_with("WAL was generated with") && message.contains("wal_level=minimal");
+    said || message.starts_with("hot standby is not possible because wal_level")
+}
+
+/// `max_connections = 5 is a lower setting than on the master server (its value was 10)`
+fn too_small(text: &str) -> Option<Failure> {
+    let (name, rest) = text.split_once(" = ")?;
+    let (_, needed) = rest.split_once("(its value was ")?;
+    let needed = needed.split(')').next()?.parse().ok()?;
+    Some(Failure::TooSmall { name: name.to_owned(), needed })
 }
 
 /// The position at the start of a text.
@@ -340,8 +352,11 @@ mod tests {
             let found = findings(&[&first, "x FATAL:  the database system is shutting down"]);
             assert_eq!(found.failure, Some(expected));
         }
-        let warned = findings(&["x WARNING:  WAL was generated with wal_level=minimal, data may be missing"]);
-        assert_eq!(warned.failure, Some(Failure::WalLevelMinimal));
+        let minimal = "hot standby is not possible because wal_level was not set to \"replica\" or higher on the master server";
+        assert_eq!(failure(minimal), Failure::WalLevelMinimal);
+        let small = "hot standby is not possible because max_worker_processes = 8 is a lower setting than on the master server (its value was 9)";
+        let expected = Failure::TooSmall { name: "max_worker_processes".to_owned(), needed: 9 };
+        assert_eq!(failure(small), expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Running a recovery: a private server, watched through its log, ended at the target.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -65,23 +66,43 @@ impl Instance {
         plan: &RecoveryPlan,
         mut progress: impl FnMut(RecoveryEvent) + Send,
     ) -> Result<Recovered> {
-        match self.recover_to(plan, &plan.target, &mut progress).await {
+        let mut raised = BTreeMap::new();
+        match self.recover_to(plan, &plan.target, &mut raised, &mut progress).await {
             // A server that meets no record at all has not stopped at the first consistent state.
             Err(error)
                 if plan.target == RecoveryTarget::Immediate && error.kind() == ErrorKind::TargetTooLate =>
             {
-                self.recover_to(plan, &RecoveryTarget::Latest, &mut progress).await
+                self.recover_to(plan, &RecoveryTarget::Latest, &mut raised, &mut progress).await
             }
             outcome => outcome,
         }
     }
 
+    /// Goes on where it stopped as often as a setting turns out to have been raised.
     async fn recover_to(
         &self,
         plan: &RecoveryPlan,
         target: &RecoveryTarget,
+        raised: &mut BTreeMap<String, i32>,
         progress: &mut (impl FnMut(RecoveryEvent) + Send),
     ) -> Result<Recovered> {
+        loop {
+            match self.run_to(plan, target, raised, progress).await? {
+                Run::Done(recovered) => return Ok(recovered),
+                Run::Raise(name, needed) => {
+                    raised.insert(name, needed);
+                }
+            }
+        }
+    }
+
+    async fn run_to(
+        &self,
+        plan: &RecoveryPlan,
+        target: &RecoveryTarget,
+        raised: &BTreeMap<String, i32>,
+        progress: &mut (impl FnMut(RecoveryEvent) + Send),
+    ) -> Result<Run> {
         target.check()?;
         self.check_startable()?;
         stale::clear(self).await?;
@@ -92,7 +113,8 @@ impl Instance {
                 ErrorKind::WalLevelMinimal,
                 self.data_dir(),
                 "was written with wal_level=minimal, no WAL can take it further",
-            ));
+            )
+            .with_hint(verdict::MINIMAL_HINT));
         }
         verdict::check_not_before(target, &control, label.as_ref())?;
 
@@ -111,7 +133,7 @@ impl Instance {
         let mark = LogMark::set(self);
         let log = Tail::at_end(self.start_log())?;
         let to_end = target == &RecoveryTarget::Latest;
-        let arguments = self.arguments(plan, target, &control, &folder, &line_mark, (wanted, current))?;
+        let arguments = self.arguments(plan, target, raised, &control, &folder, &line_mark, (wanted, current))?;
         let signals = Signals::set(self, to_end)?;
         let launched = Launched::spawn(&Launch {
             installation: self.installation(),
@@ -138,6 +160,11 @@ impl Instance {
         watch.until_gone(&launched, progress).await?;
         drop(launched);
 
+        if let Some(Failure::TooSmall { name, needed }) = &watch.findings.failure
+            && raised.get(name).is_none_or(|tried| tried < needed)
+        {
+            return Ok(Run::Raise(name.clone(), *needed));
+        }
         let misses = folder.misses();
         let control = self.control_file()?;
         let mut later = watch.later;
@@ -164,7 +191,7 @@ impl Instance {
                     RecoveryEnd::InRecovery => signals.keep_recovery()?,
                     RecoveryEnd::Promoted => signals.promoted(recovered.timeline)?,
                 }
-                Ok(recovered)
+                Ok(Run::Done(recovered))
             }
             Err(error) if error.kind() == ErrorKind::ServerEnded => {
                 drop(signals);
@@ -195,6 +222,7 @@ impl Instance {
         &self,
         plan: &RecoveryPlan,
         target: &RecoveryTarget,
+        raised: &BTreeMap<String, i32>,
         control: &ControlFile,
         folder: &RunFolder,
         line_mark: &str,
@@ -207,6 +235,8 @@ impl Instance {
                 socket_dir: folder.path(),
                 hba_file: &folder.hba_file(),
                 ident_file: &folder.ident_file(),
+                pid_file: &folder.pid_file(),
+                raised,
                 line_mark,
                 shared_buffers_kib: plan.shared_buffers_kib,
                 preload: plan.preload.as_deref(),
@@ -329,6 +359,13 @@ impl Instance {
     }
 }
 
+/// How a run ended.
+enum Run {
+    Done(Recovered),
+    /// It is to be run again with this setting at least so large.
+    Raise(String, i32),
+}
+
 /// A text that the shell cannot parse exits with 2, which would look like the end of WAL.
 async fn check_command(instance: &Instance, plan: &RecoveryPlan, folder: &RunFolder) -> Result<()> {
     let text = plan.source.restore_command(folder.path())?;
@@ -402,7 +439,7 @@ impl Watch<'_> {
             if !alive {
                 return Ok(());
             }
-            if self.findings.ready || self.findings.failure == Some(Failure::WalLevelMinimal) {
+            if self.findings.ready {
                 self.promote_file = None;
                 self.end(launched)?;
             }

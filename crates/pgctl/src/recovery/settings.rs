@@ -1,6 +1,7 @@
 //! The settings of a server that only recovers: all on its command line, so that no file of the user is
 //! read for them or changed, and stronger than any file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use neon_pg_layout::{ControlFile, PgMajor};
@@ -14,11 +15,14 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) socket_dir: &'a Path,
     pub(crate) hba_file: &'a Path,
     pub(crate) ident_file: &'a Path,
+    pub(crate) pid_file: &'a Path,
     /// What every line of the log begins with.
     pub(crate) line_mark: &'a str,
     pub(crate) shared_buffers_kib: u64,
     pub(crate) preload: Option<&'a str>,
     pub(crate) durable: bool,
+    /// Settings that replay found to be raised since the control file was written.
+    pub(crate) raised: &'a BTreeMap<String, i32>,
 }
 
 /// How much WAL the server decodes ahead of what it replays; said to the server too.
@@ -39,7 +43,6 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
         "synchronous_standby_names",
         "archive_cleanup_command",
         "recovery_end_command",
-        "external_pid_file",
         "unix_socket_group",
     ] {
         set(name, "");
@@ -51,8 +54,9 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     set("unix_socket_permissions", "0700");
     set("port", "5432");
     // No session ever, so nothing is refused, or waited for, on account of one: neither smaller settings
-    // than the primary's nor a setting the primary raises while we replay.
-    set("hot_standby", "off");
+    // than the primary's nor a setting the primary raises while we replay. But 13 stops at WAL of
+    // wal_level=minimal only on account of sessions, else it warns and goes on with what may be missing.
+    set("hot_standby", if control.major == PgMajor::V13 { "on" } else { "off" });
 
     // The log is our only witness.
     set("log_destination", "stderr");
@@ -77,27 +81,29 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     settings.push(("data_directory", path(around.data_dir)?));
     settings.push(("hba_file", path(around.hba_file)?));
     settings.push(("ident_file", path(around.ident_file)?));
+    settings.push(("external_pid_file", path(around.pid_file)?));
     settings.push(("unix_socket_directories", format!("\"{}\"", path(around.socket_dir)?.replace('"', "\"\""))));
     settings.push(("log_line_prefix", format!("{}%m [%p] ", around.line_mark)));
     settings.push(("shared_buffers", format!("{}kB", around.shared_buffers_kib.max(128))));
     if let Some(preload) = around.preload {
         settings.push(("shared_preload_libraries", preload.to_owned()));
     }
-    settings.extend(recorded(control));
+    settings.extend(recorded(control, around.raised));
     settings.extend(by_major(control.major));
     Ok(settings)
 }
 
 /// What a standby must not lower, and what its end would otherwise log as a change.
-fn recorded(control: &ControlFile) -> [Setting; 8] {
+fn recorded(control: &ControlFile, raised: &BTreeMap<String, i32>) -> [Setting; 8] {
     let at = &control.settings;
     let word = |on| if on { "on" } else { "off" }.to_owned();
+    let least = |name, recorded: i32| (name, raised.get(name).map_or(recorded, |raised| recorded.max(*raised)).to_string());
     [
-        ("max_connections", at.max_connections.to_string()),
-        ("max_worker_processes", at.max_worker_processes.to_string()),
-        ("max_wal_senders", at.max_wal_senders.to_string()),
-        ("max_prepared_transactions", at.max_prepared_transactions.to_string()),
-        ("max_locks_per_transaction", at.max_locks_per_transaction.to_string()),
+        least("max_connections", at.max_connections),
+        least("max_worker_processes", at.max_worker_processes),
+        least("max_wal_senders", at.max_wal_senders),
+        least("max_prepared_transactions", at.max_prepared_transactions),
+        least("max_locks_per_transaction", at.max_locks_per_transaction),
         ("wal_level", at.wal_level.name().to_owned()),
         ("wal_log_hints", word(at.wal_log_hints)),
         ("track_commit_timestamp", word(at.track_commit_timestamp)),

@@ -12,6 +12,10 @@ use crate::recovery::source::Miss;
 use crate::recovery::target::RecoveryTarget;
 use crate::timestamp;
 
+/// For WAL that cannot be recovered over.
+pub(crate) const MINIMAL_HINT: &str =
+    "start from a base taken later, or stop before that time; this directory is of no more use";
+
 /// What a run left to judge it by.
 #[derive(Debug)]
 pub(crate) struct Evidence<'a> {
@@ -155,9 +159,12 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> Error {
             ErrorKind::WalLevelMinimal,
             "lies beyond WAL of wal_level=minimal, which does not hold all changes".to_owned(),
         )
-        .with_hint("start from a base taken later, or stop before that time; this directory is of no more use"),
+        .with_hint(MINIMAL_HINT),
         Failure::SourceFailed(text) | Failure::SourceWrongSize(text) => {
             new(ErrorKind::WalSource, format!("was not reached, the WAL source failed: {text}"))
+        }
+        Failure::TooSmall { name, needed } => {
+            new(ErrorKind::BadSetting, format!("was not reached: {name} must be at least {needed}"))
         }
         Failure::Damaged(text) => new(ErrorKind::Corrupt, format!("was not reached: {text}")),
         Failure::Other(text) => new(ErrorKind::ServerEnded, format!("was not reached: {text}")),

@@ -266,14 +266,24 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
 fn wal_of_level_minimal_is_not_recovered_over(major: PgMajor) {
     let history = History::write(major);
     let instance = history.fresh("minimal");
+    let raised = history.fresh("raised");
     let mut cluster = history.cluster;
+    // Settings raised on the way stop nothing.
+    cluster.set("max_connections", 60);
+    cluster.set("max_worker_processes", 9);
+    cluster.start();
+    cluster.psql("insert into t values (7); select pg_switch_wal()");
+    cluster.stop(neon_testkit::StopMode::Fast);
+    let plan = plan(&history.archive, RecoveryTarget::Latest).with_end(RecoveryEnd::Promoted);
+    recover(&raised, &plan).unwrap();
+    assert_eq!(numbers(&raised), "1 2 3 4 5 6 7");
     for (level, mode, senders) in [("minimal", "off", 0), ("replica", "on", 10)] {
         cluster.set("wal_level", level);
         cluster.set("archive_mode", mode);
         cluster.set("max_wal_senders", senders);
         cluster.set("min_wal_size", "256MB");
         cluster.start();
-        cluster.psql("insert into t values (7)");
+        cluster.psql("insert into t values (8)");
         cluster.stop(neon_testkit::StopMode::Fast);
     }
     // What was not archived in between is still in pg_wal.

@@ -10,7 +10,12 @@ use crate::{CheckPoint, PgMajor, SegmentName, WalFileName, WalSegmentSize};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate by name.
-pub const ALL: &[Target] = &[("checkpoint", checkpoint), ("wal_file_name", wal_file_name)];
+pub const ALL: &[Target] = &[
+    ("checkpoint", checkpoint),
+    ("wal_file_name", wal_file_name),
+    ("wal_reader", wal_reader),
+    ("wal_record", wal_record),
+];
 
 /// Decodes a checkpoint of every major.
 pub fn checkpoint(bytes: &[u8]) {
@@ -33,4 +38,14 @@ pub fn wal_file_name(bytes: &[u8]) {
         let _start = name.start(WalSegmentSize::DEFAULT);
         let _next = name.next(WalSegmentSize::MAX);
     }
+}
+
+/// Reads any bytes as the log of each major.
+pub fn wal_reader(bytes: &[u8]) {
+    crate::wal::fuzz::reader(bytes);
+}
+
+/// Reads any bytes as one record of the log, framed so that its content is looked at.
+pub fn wal_record(bytes: &[u8]) {
+    crate::wal::fuzz::record(bytes);
 }

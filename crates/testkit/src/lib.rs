@@ -15,11 +15,14 @@ mod copy;
 mod installation;
 mod os_user;
 mod processes;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod scratch;
 mod template;
+pub mod workload;
 
 pub use builder::ClusterBuilder;
-pub use client::{Session, SqlError};
+pub use client::{Client, Session, SqlError};
 pub use cluster::{Cluster, StopMode};
 pub use copy::DataDirCopy;
 pub use installation::Installation;

@@ -1,10 +1,12 @@
 //! What a reader must know of a cluster before it can read its log.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::page::BlockSize;
 use crate::segment::WalSegmentSize;
+use crate::system_identifier::SystemIdentifier;
 use crate::timeline::TimelineId;
 use crate::version::{PgMajor, VersionLayout};
-use crate::wal::page::PageHeader;
+use crate::wal::page::WalPageHeader;
 use crate::wal::record::RecordFormat;
 
 /// The log of one cluster: its major version, its sizes, and what else its pages must agree with.
@@ -13,8 +15,8 @@ pub struct WalFormat {
     layout: &'static VersionLayout,
     segment_size: WalSegmentSize,
     page_size: u32,
-    block_size: u32,
-    system_identifier: Option<u64>,
+    block_size: BlockSize,
+    system_identifier: Option<SystemIdentifier>,
     timeline: Option<TimelineId>,
 }
 
@@ -26,7 +28,7 @@ impl WalFormat {
             layout: major.layout(),
             segment_size,
             page_size: 8192,
-            block_size: 8192,
+            block_size: BlockSize::DEFAULT,
             system_identifier: None,
             timeline: None,
         }
@@ -37,12 +39,12 @@ impl WalFormat {
     /// The block size of relations is not in the log; 8 KiB is assumed.
     ///
     /// # Errors
-    /// [`Truncated`](ErrorKind::Truncated) with fewer than [`PageHeader::LONG`] bytes;
+    /// [`Truncated`](ErrorKind::Truncated) with fewer than [`WalPageHeader::LONG`] bytes;
     /// [`Unsupported`](ErrorKind::Unsupported) for the log of another major;
     /// [`Malformed`](ErrorKind::Malformed) and [`OutOfRange`](ErrorKind::OutOfRange) when the bytes
     /// are not the start of a segment.
     pub fn of_segment(bytes: &[u8]) -> Result<Self> {
-        let header = PageHeader::decode(bytes)?;
+        let header = WalPageHeader::decode(bytes)?;
         let major = PgMajor::from_wal_page_magic(header.magic)?;
         let Some(long) = header.long else {
             return Err(Error::malformed(
@@ -56,12 +58,9 @@ impl WalFormat {
     }
 
     /// The same with the block size of relations, as `pg_control` records it.
-    ///
-    /// # Errors
-    /// [`OutOfRange`](ErrorKind::OutOfRange) unless it is a power of two from 1 to 32 KiB.
-    pub fn with_block_size(self, block_size: u32) -> Result<Self> {
-        let block_size = power_of_two("block size", block_size, 32 << 10)?;
-        Ok(Self { block_size, ..self })
+    #[must_use]
+    pub fn with_block_size(self, block_size: BlockSize) -> Self {
+        Self { block_size, ..self }
     }
 
     /// The same with the size of the log's own pages, as `pg_control` records it.
@@ -69,14 +68,20 @@ impl WalFormat {
     /// # Errors
     /// [`OutOfRange`](ErrorKind::OutOfRange) unless it is a power of two from 1 to 64 KiB.
     pub fn with_page_size(self, page_size: u32) -> Result<Self> {
-        let page_size = power_of_two("WAL page size", page_size, 64 << 10)?;
+        if !page_size.is_power_of_two() || !(1 << 10..=64 << 10).contains(&page_size) {
+            return Err(Error::new(
+                ErrorKind::OutOfRange,
+                "WAL page size",
+                format!("{page_size} is not a power of two from 1 to 64 KiB"),
+            ));
+        }
         Ok(Self { page_size, ..self })
     }
 
     /// The same, refusing pages of any other cluster. Without it, that of the first segment's
     /// header is taken.
     #[must_use]
-    pub fn of_system(self, system_identifier: u64) -> Self {
+    pub fn of_system(self, system_identifier: SystemIdentifier) -> Self {
         Self {
             system_identifier: Some(system_identifier),
             ..self
@@ -115,13 +120,13 @@ impl WalFormat {
 
     /// Bytes of a block of a relation (`BLCKSZ`).
     #[must_use]
-    pub const fn block_size(&self) -> u32 {
+    pub const fn block_size(&self) -> BlockSize {
         self.block_size
     }
 
     /// The system identifier that pages must carry, when one was given or found.
     #[must_use]
-    pub const fn system_identifier(&self) -> Option<u64> {
+    pub const fn system_identifier(&self) -> Option<SystemIdentifier> {
         self.system_identifier
     }
 
@@ -131,7 +136,7 @@ impl WalFormat {
         self.timeline
     }
 
-    pub(super) fn adopt(&mut self, system_identifier: u64) {
+    pub(super) fn adopt(&mut self, system_identifier: SystemIdentifier) {
         self.system_identifier.get_or_insert(system_identifier);
     }
 
@@ -141,15 +146,4 @@ impl WalFormat {
             block_size: self.block_size,
         }
     }
-}
-
-fn power_of_two(subject: &'static str, size: u32, max: u32) -> Result<u32> {
-    if size.is_power_of_two() && (1 << 10..=max).contains(&size) {
-        return Ok(size);
-    }
-    Err(Error::new(
-        ErrorKind::OutOfRange,
-        subject,
-        format!("{size} is not a power of two from 1 to {} KiB", max >> 10),
-    ))
 }

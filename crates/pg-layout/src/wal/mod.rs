@@ -6,6 +6,7 @@
 
 pub mod changes;
 mod format;
+pub(crate) mod fuzz;
 mod page;
 mod reader;
 mod record;
@@ -13,7 +14,7 @@ mod rmgr;
 
 pub use changes::Change;
 pub use format::WalFormat;
-pub use page::{LongPageHeader, PageFlags, PageHeader};
+pub use page::{LongWalPageHeader, PageFlags, WalPageHeader};
 pub use reader::{EndOfWal, EndReason, Step, WalReader};
 pub use record::{BlockImage, BlockRef, Blocks, Compression, Record, RecordHeader};
 pub use rmgr::ResourceManager;

@@ -7,13 +7,14 @@
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
+use crate::system_identifier::SystemIdentifier;
 use crate::timeline::TimelineId;
 use crate::wal::format::WalFormat;
 
 /// The header of a page of the log, as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct PageHeader {
+pub struct WalPageHeader {
     /// Which major wrote it ([`PgMajor::from_wal_page_magic`](crate::PgMajor::from_wal_page_magic)).
     pub magic: u16,
     /// What the page begins with.
@@ -25,15 +26,15 @@ pub struct PageHeader {
     /// How many bytes are still missing of a record that began on an earlier page.
     pub remaining: u32,
     /// What the first page of a segment says about the cluster.
-    pub long: Option<LongPageHeader>,
+    pub long: Option<LongWalPageHeader>,
 }
 
 /// The additional fields on the first page of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LongPageHeader {
+pub struct LongWalPageHeader {
     /// The cluster's system identifier.
-    pub system_identifier: u64,
+    pub system_identifier: SystemIdentifier,
     /// Bytes of a segment.
     pub segment_size: u32,
     /// Bytes of a page of the log.
@@ -64,7 +65,7 @@ impl PageFlags {
     }
 }
 
-impl PageHeader {
+impl WalPageHeader {
     /// Bytes of a short header.
     pub const SHORT: usize = 24;
     /// Bytes of a long header.
@@ -103,8 +104,8 @@ impl PageHeader {
         let remaining = at.u32()?;
         at.skip(4)?;
         let long = if flags.has(PageFlags::LONG) {
-            Some(LongPageHeader {
-                system_identifier: at.u64()?,
+            Some(LongWalPageHeader {
+                system_identifier: SystemIdentifier::new(at.u64()?)?,
                 segment_size: at.u32()?,
                 page_size: at.u32()?,
             })

@@ -8,6 +8,7 @@
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
+use crate::page::BlockSize;
 use crate::relation::{BlockNumber, Fork, RelFileLocator};
 use crate::timeline::TimelineId;
 use crate::version::VersionLayout;
@@ -108,7 +109,7 @@ pub(super) fn crc_of(record: &[u8]) -> Option<u32> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RecordFormat {
     pub(super) layout: &'static VersionLayout,
-    pub(super) block_size: u32,
+    pub(super) block_size: BlockSize,
 }
 
 /// Where a record stands.
@@ -135,10 +136,12 @@ pub struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Reads the record that fills `bytes`, whose header (but not its CRC) was checked.
+    #[inline(always)]
     pub(super) fn decode(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
         Self::decode_unplaced(bytes, place, format).map_err(|error| error.at_lsn(place.lsn))
     }
 
+    #[inline(always)]
     fn decode_unplaced(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
         let mut at = Cursor::new(SUBJECT, bytes);
         let header = RecordHeader::decode(&at.array()?);
@@ -151,11 +154,13 @@ impl<'a> Record<'a> {
         let (mut payload, mut main) = (0, 0);
         let (mut block_count, mut origin, mut toplevel_xid) = (0, None, None);
         while items.at.remaining() > payload {
-            match items.next()? {
-                Item::Block(block) => {
-                    block_count += 1;
-                    payload += block.payload_len();
-                }
+            let id = items.at.u8()?;
+            if id <= HIGHEST_BLOCK_ID {
+                block_count += 1;
+                payload += items.block(id)?.payload_len();
+                continue;
+            }
+            match items.other(id)? {
                 Item::MainData(len) => {
                     main = len as usize;
                     payload += main;
@@ -224,7 +229,7 @@ impl<'a> Record<'a> {
 
     /// Bytes of a block of a relation.
     #[must_use]
-    pub const fn block_size(&self) -> u32 {
+    pub const fn block_size(&self) -> BlockSize {
         self.format.block_size
     }
 
@@ -343,44 +348,41 @@ pub struct Blocks<'a> {
     payload: Cursor<'a>,
 }
 
-impl<'a> Blocks<'a> {
-    fn advance(&mut self) -> Result<Option<BlockRef<'a>>> {
+impl<'a> Iterator for Blocks<'a> {
+    type Item = BlockRef<'a>;
+
+    // The record was decoded once in full, so no step here fails.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
         while self.left > 0 {
-            let Item::Block(header) = self.items.next()? else {
+            let id = self.items.at.u8().ok()?;
+            if id > HIGHEST_BLOCK_ID {
+                self.items.other(id).ok()?;
                 continue;
-            };
+            }
+            let header = self.items.block(id).ok()?;
             self.left -= 1;
             let image = match header.image {
                 None => None,
                 Some(image) => Some(BlockImage {
-                    bytes: self.payload.take(image.len.into())?,
+                    bytes: self.payload.take(image.len.into()).ok()?,
                     hole_offset: image.hole_offset,
                     hole_len: image.hole_len,
                     compression: image.compression,
                     restores: image.restores,
                 }),
             };
-            return Ok(Some(BlockRef {
+            return Some(BlockRef {
                 id: header.id,
                 relation: header.relation,
                 fork: header.fork,
                 block: header.block,
                 will_init: header.flags & WILL_INIT != 0,
                 image,
-                data: self.payload.take(header.data_len.into())?,
-            }));
+                data: self.payload.take(header.data_len.into()).ok()?,
+            });
         }
-        Ok(None)
-    }
-}
-
-impl<'a> Iterator for Blocks<'a> {
-    type Item = BlockRef<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        // The record was decoded once in full, so the error branch is never taken.
-        self.advance().ok().flatten()
+        None
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -390,13 +392,13 @@ impl<'a> Iterator for Blocks<'a> {
 
 impl ExactSizeIterator for Blocks<'_> {}
 
+const HIGHEST_BLOCK_ID: u8 = 32;
 const HAS_IMAGE: u8 = 0x10;
 const HAS_DATA: u8 = 0x20;
 const WILL_INIT: u8 = 0x40;
 const SAME_RELATION: u8 = 0x80;
 
 enum Item {
-    Block(BlockHeader),
     MainData(u32),
     Origin(u16),
     ToplevelXid(u32),
@@ -437,10 +439,9 @@ struct Items<'a> {
 }
 
 impl Items<'_> {
-    #[inline]
-    fn next(&mut self) -> Result<Item> {
-        match self.at.u8()? {
-            id @ 0..=32 => self.block(id).map(Item::Block),
+    /// The item that opens with this id; not a block.
+    fn other(&mut self, id: u8) -> Result<Item> {
+        match id {
             255 => Ok(Item::MainData(self.at.u8()?.into())),
             254 => Ok(Item::MainData(self.at.u32()?)),
             253 => Ok(Item::Origin(self.at.u16()?)),
@@ -449,21 +450,19 @@ impl Items<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn block(&mut self, id: u8) -> Result<BlockHeader> {
         if let Some(highest) = self.highest_id
             && id <= highest
         {
-            return Err(malformed(format!("block id {id} after {highest}")));
+            return Err(out_of_order(id, highest));
         }
         self.highest_id = Some(id);
-        let flags = self.at.u8()?;
+        let [flags, len_low, len_high] = self.at.array()?;
         let fork = Fork::from_number(u32::from(flags & 0x0F))?;
-        let data_len = self.at.u16()?;
+        let data_len = u16::from_le_bytes([len_low, len_high]);
         if (flags & HAS_DATA != 0) != (data_len > 0) {
-            return Err(malformed(format!(
-                "flags {flags:02X} of block {id} disagree with its {data_len} bytes of data"
-            )));
+            return Err(data_disagrees(id, flags, data_len));
         }
         let image = if flags & HAS_IMAGE == 0 {
             None
@@ -471,16 +470,15 @@ impl Items<'_> {
             Some(self.image(id)?)
         };
         let relation = if flags & SAME_RELATION == 0 {
+            let [s0, s1, s2, s3, d0, d1, d2, d3, n0, n1, n2, n3] = self.at.array()?;
             RelFileLocator {
-                tablespace: self.at.u32()?,
-                database: self.at.u32()?,
-                number: self.at.u32()?,
+                tablespace: u32::from_le_bytes([s0, s1, s2, s3]),
+                database: u32::from_le_bytes([d0, d1, d2, d3]),
+                number: u32::from_le_bytes([n0, n1, n2, n3]),
             }
         } else {
             let Some(relation) = self.relation else {
-                return Err(malformed(format!(
-                    "block {id} is of the same relation as the block before, but there is none"
-                )));
+                return Err(no_relation(id));
             };
             relation
         };
@@ -498,7 +496,7 @@ impl Items<'_> {
 
     fn image(&mut self, id: u8) -> Result<ImageHeader> {
         let bits = self.format.layout.image_bits;
-        let block_size = self.format.block_size;
+        let block_size = self.format.block_size.bytes();
         let len = self.at.u16()?;
         let hole_offset = self.at.u16()?;
         let info = self.at.u8()?;
@@ -518,16 +516,16 @@ impl Items<'_> {
             Some(_) => 0,
             None => block_size.saturating_sub(len.into()),
         };
-        let hole_end = u32::from(hole_offset) + hole_len;
+        let hole_end = usize::from(hole_offset) + hole_len;
         let coherent = match (has_hole, compression) {
             (true, _) => {
                 hole_offset > 0
                     && hole_len > 0
-                    && u32::from(len) < block_size
+                    && usize::from(len) < block_size
                     && hole_end <= block_size
             }
-            (false, None) => hole_offset == 0 && u32::from(len) == block_size,
-            (false, Some(_)) => hole_offset == 0 && u32::from(len) < block_size,
+            (false, None) => hole_offset == 0 && usize::from(len) == block_size,
+            (false, Some(_)) => hole_offset == 0 && usize::from(len) < block_size,
         };
         match u16::try_from(hole_len) {
             Ok(hole_len) if coherent && info & !known == 0 => Ok(ImageHeader {
@@ -543,6 +541,25 @@ impl Items<'_> {
             ))),
         }
     }
+}
+
+#[cold]
+fn out_of_order(id: u8, highest: u8) -> Error {
+    malformed(format!("block id {id} after {highest}"))
+}
+
+#[cold]
+fn data_disagrees(id: u8, flags: u8, len: u16) -> Error {
+    malformed(format!(
+        "flags {flags:02X} of block {id} disagree with its {len} bytes of data"
+    ))
+}
+
+#[cold]
+fn no_relation(id: u8) -> Error {
+    malformed(format!(
+        "block {id} is of the same relation as the block before, but there is none"
+    ))
 }
 
 #[cold]

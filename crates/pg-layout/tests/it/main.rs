@@ -11,4 +11,6 @@
     reason = "tests panic on failure"
 )]
 
+mod files;
 mod survives;
+mod wal;

@@ -27,7 +27,7 @@ macro_rules! words {
 
             /// The word as written in a connection string.
             #[must_use]
-            pub const fn word(self) -> &'static str {
+            $vis const fn word(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
                 }

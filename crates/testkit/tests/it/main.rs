@@ -7,4 +7,6 @@
     reason = "tests panic on failure"
 )]
 
+mod cleanup;
 mod cluster;
+mod workload;

@@ -3,6 +3,7 @@
 use super::{Change, Known};
 use crate::cursor::Cursor;
 use crate::error::Result;
+use crate::page::BlockSize;
 use crate::relation::{BlockNumber, Fork};
 use crate::wal::record::{BlockRef, Record};
 
@@ -81,7 +82,7 @@ fn cleared<'a>(record: &Record<'a>, page: &BlockRef<'a>, visit: &mut impl FnMut(
 }
 
 /// Two bits for each heap block, behind the page header.
-pub(super) fn heap_blocks_per_map_block(block_size: u32) -> BlockNumber {
+pub(super) fn heap_blocks_per_map_block(block_size: BlockSize) -> BlockNumber {
     const PAGE_HEADER: u32 = 24;
-    block_size.saturating_sub(PAGE_HEADER).max(1) * 4
+    block_size.bytes32().saturating_sub(PAGE_HEADER).max(1) * 4
 }

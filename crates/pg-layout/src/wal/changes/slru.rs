@@ -4,6 +4,7 @@
 use super::{Change, Known};
 use crate::cursor::Cursor;
 use crate::error::{ErrorKind, Result};
+use crate::page::BlockSize;
 use crate::version::VersionLayout;
 use crate::wal::record::Record;
 
@@ -39,17 +40,18 @@ impl Slru {
     pub const PAGES_PER_FILE: u64 = 32;
 
     /// The page that holds the entry of a transaction, multixact or member.
-    pub(super) const fn page_of(self, entry: u32, block_size: u32) -> u64 {
+    pub(super) const fn page_of(self, entry: u32, block_size: BlockSize) -> u64 {
+        let size = block_size.bytes32();
         let per_page = match self {
             // Two bits each.
-            Self::Transactions => block_size * 4,
-            Self::MultixactOffsets => block_size / 4,
+            Self::Transactions => size * 4,
+            Self::MultixactOffsets => size / 4,
             // Groups of four: four bytes of flags, four transaction ids.
-            Self::MultixactMembers => block_size / 20 * 4,
+            Self::MultixactMembers => size / 20 * 4,
             // A timestamp and an origin.
-            Self::CommitTimestamps => block_size / 10,
+            Self::CommitTimestamps => size / 10,
         };
-        entry as u64 / if per_page == 0 { 1 } else { per_page as u64 }
+        entry as u64 / per_page as u64
     }
 }
 
@@ -142,7 +144,7 @@ fn visit_entries<'a>(
     slru: Slru,
     first: u32,
     more: u32,
-    block_size: u32,
+    block_size: BlockSize,
     visit: &mut impl FnMut(Change<'a>),
 ) {
     let start = slru.page_of(first, block_size);
@@ -175,20 +177,26 @@ mod tests {
 
     #[test]
     fn entries_stand_on_the_pages_that_the_headers_of_postgresql_compute() {
-        assert_eq!(Slru::Transactions.page_of(32_767, 8192), 0);
-        assert_eq!(Slru::Transactions.page_of(32_768, 8192), 1);
-        assert_eq!(Slru::MultixactOffsets.page_of(2048, 8192), 1);
-        assert_eq!(Slru::MultixactMembers.page_of(1635, 8192), 0);
-        assert_eq!(Slru::MultixactMembers.page_of(1636, 8192), 1);
-        assert_eq!(Slru::CommitTimestamps.page_of(819, 8192), 1);
+        assert_eq!(Slru::Transactions.page_of(32_767, BlockSize::DEFAULT), 0);
+        assert_eq!(Slru::Transactions.page_of(32_768, BlockSize::DEFAULT), 1);
+        assert_eq!(Slru::MultixactOffsets.page_of(2048, BlockSize::DEFAULT), 1);
+        assert_eq!(Slru::MultixactMembers.page_of(1635, BlockSize::DEFAULT), 0);
+        assert_eq!(Slru::MultixactMembers.page_of(1636, BlockSize::DEFAULT), 1);
+        assert_eq!(Slru::CommitTimestamps.page_of(819, BlockSize::DEFAULT), 1);
     }
 
     #[test]
     fn entries_that_wrap_touch_both_ends() {
         let mut seen = Vec::new();
-        visit_entries(Slru::MultixactOffsets, u32::MAX, 1, 8192, &mut |change| {
-            seen.push(change);
-        });
+        visit_entries(
+            Slru::MultixactOffsets,
+            u32::MAX,
+            1,
+            BlockSize::DEFAULT,
+            &mut |change| {
+                seen.push(change);
+            },
+        );
         let end = u64::from(u32::MAX) / 2048;
         assert_eq!(
             seen,

@@ -4,6 +4,7 @@ use super::heap::heap_blocks_per_map_block;
 use super::{Change, Known};
 use crate::cursor::Cursor;
 use crate::error::{ErrorKind, Result};
+use crate::page::BlockSize;
 use crate::relation::{BlockNumber, Fork, RelFileLocator};
 use crate::wal::record::Record;
 
@@ -74,11 +75,12 @@ pub(super) fn storage<'a>(
 ///
 /// The map is a tree three pages high, each leaf slot one byte for one heap block, its pages stored
 /// in depth-first order (`freespace.c`).
-fn free_space_map_len(heap_blocks: BlockNumber, block_size: u32) -> BlockNumber {
+fn free_space_map_len(heap_blocks: BlockNumber, block_size: BlockSize) -> BlockNumber {
     const HEIGHT: u32 = 3;
+    let size = block_size.bytes32();
     // Page header, `fp_next_slot`, and half a page less one for the inner nodes of the page's tree.
-    let inner = (block_size / 2).saturating_sub(1);
-    let slots = block_size.saturating_sub(24 + 4 + inner).max(1);
+    let inner = (size / 2).saturating_sub(1);
+    let slots = size.saturating_sub(24 + 4 + inner).max(1);
     let leaf = heap_blocks / slots;
     let cut_within = !heap_blocks.is_multiple_of(slots);
     let mut pages: u32 = 0;
@@ -186,11 +188,11 @@ mod tests {
     #[test]
     fn a_cut_free_space_map_keeps_the_path_to_its_last_leaf() {
         // Pages 0, 1, 2 are the root, its first child, the first leaf; 4069 slots a leaf.
-        assert_eq!(free_space_map_len(0, 8192), 2);
-        assert_eq!(free_space_map_len(1, 8192), 3);
-        assert_eq!(free_space_map_len(4068, 8192), 3);
-        assert_eq!(free_space_map_len(4069, 8192), 3);
-        assert_eq!(free_space_map_len(4070, 8192), 4);
-        assert_eq!(free_space_map_len(u32::MAX, 8192), 1_055_795);
+        assert_eq!(free_space_map_len(0, BlockSize::DEFAULT), 2);
+        assert_eq!(free_space_map_len(1, BlockSize::DEFAULT), 3);
+        assert_eq!(free_space_map_len(4068, BlockSize::DEFAULT), 3);
+        assert_eq!(free_space_map_len(4069, BlockSize::DEFAULT), 3);
+        assert_eq!(free_space_map_len(4070, BlockSize::DEFAULT), 4);
+        assert_eq!(free_space_map_len(u32::MAX, BlockSize::DEFAULT), 1_055_795);
     }
 }

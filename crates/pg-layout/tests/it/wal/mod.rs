@@ -1,0 +1,11 @@
+//! The log of real servers, walked and compared with what PostgreSQL itself says about it.
+
+mod agreement;
+mod crash;
+mod damage;
+mod events;
+mod forge;
+mod judges;
+mod page_lsns;
+mod walk;
+mod workload;

@@ -243,7 +243,7 @@ impl Instance {
     }
 
     /// What PostgreSQL would refuse too, told better; and what it would not refuse and should.
-    fn check_startable(&self) -> Result<()> {
+    pub(crate) fn check_startable(&self) -> Result<()> {
         if self.user.is_root() {
             return Err(Error::path(
                 ErrorKind::WrongOwner,

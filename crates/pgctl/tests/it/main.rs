@@ -19,3 +19,10 @@ mod scope;
 mod settings;
 mod support;
 mod unprivileged;
+
+mod bracket;
+mod dropping;
+mod facts;
+mod history;
+mod recovery;
+mod replica;

@@ -138,6 +138,7 @@ const LAYOUT_14: VersionLayout = VersionLayout {
     catalog_version: 202_107_181,
     wal_page_magic: 0xD10D,
     has_toplevel_xid: true,
+    backup_from_primary: "primary",
     ..LAYOUT_13
 };
 
@@ -150,7 +151,6 @@ const LAYOUT_15: VersionLayout = VersionLayout {
     has_wal_log_createdb: true,
     has_dropped_stats: true,
     dropped_stat_size: 12,
-    backup_from_primary: "primary",
     ..LAYOUT_14
 };
 

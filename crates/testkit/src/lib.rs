@@ -16,6 +16,8 @@ pub mod crash;
 mod installation;
 mod os_user;
 mod processes;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod scratch;
 mod template;
 pub mod workload;

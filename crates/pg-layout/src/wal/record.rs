@@ -5,6 +5,8 @@
 //! main data, always last); then per block its image and its data; then the main data. The checks
 //! are those of PostgreSQL's `DecodeXLogRecord` and a few more that cost nothing.
 
+use std::fmt;
+
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
@@ -136,10 +138,12 @@ pub struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Reads the record that fills `bytes`, whose header (but not its CRC) was checked.
+    #[inline(always)]
     pub(super) fn decode(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
-        Self::decode_unplaced(bytes, place, format).map_err(|error| error.at_lsn(place.lsn))
+        Self::decode_unplaced(bytes, place, format).map_err(|error| at_record(&error, place.lsn))
     }
 
+    #[inline(always)]
     fn decode_unplaced(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
         let mut at = Cursor::new(SUBJECT, bytes);
         let header = RecordHeader::decode(&at.array()?);
@@ -152,11 +156,13 @@ impl<'a> Record<'a> {
         let (mut payload, mut main) = (0, 0);
         let (mut block_count, mut origin, mut toplevel_xid) = (0, None, None);
         while items.at.remaining() > payload {
-            match items.next()? {
-                Item::Block(block) => {
-                    block_count += 1;
-                    payload += block.payload_len();
-                }
+            let id = items.at.u8()?;
+            if id <= HIGHEST_BLOCK_ID {
+                block_count += 1;
+                payload += items.block(id)?.payload_len();
+                continue;
+            }
+            match items.other(id)? {
                 Item::MainData(len) => {
                     main = len as usize;
                     payload += main;
@@ -274,8 +280,8 @@ impl<'a> Record<'a> {
     }
 }
 
-impl std::fmt::Debug for Record<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Record<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
             .field("lsn", &self.place.lsn)
             .field("end", &self.place.end)
@@ -288,7 +294,7 @@ impl std::fmt::Debug for Record<'_> {
 }
 
 /// A block a record refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockRef<'a> {
     /// The number the record gives it; its meaning is the resource manager's.
@@ -308,7 +314,7 @@ pub struct BlockRef<'a> {
 }
 
 /// A copy of a page inside a record, without the zeros between its line pointers and its tuples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockImage<'a> {
     /// The stored bytes: the page without its hole, perhaps compressed.
@@ -322,6 +328,32 @@ pub struct BlockImage<'a> {
     /// Whether replay restores the page from it. An image that only serves
     /// `wal_consistency_checking` does not.
     pub restores: bool,
+}
+
+impl fmt::Debug for BlockRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockRef")
+            .field("id", &self.id)
+            .field("relation", &self.relation)
+            .field("fork", &self.fork)
+            .field("block", &self.block)
+            .field("will_init", &self.will_init)
+            .field("image", &self.image)
+            .field("data_len", &self.data.len())
+            .finish()
+    }
+}
+
+impl fmt::Debug for BlockImage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockImage")
+            .field("len", &self.bytes.len())
+            .field("hole_offset", &self.hole_offset)
+            .field("hole_len", &self.hole_len)
+            .field("compression", &self.compression)
+            .field("restores", &self.restores)
+            .finish()
+    }
 }
 
 /// How a block image is compressed.
@@ -344,44 +376,41 @@ pub struct Blocks<'a> {
     payload: Cursor<'a>,
 }
 
-impl<'a> Blocks<'a> {
-    fn advance(&mut self) -> Result<Option<BlockRef<'a>>> {
+impl<'a> Iterator for Blocks<'a> {
+    type Item = BlockRef<'a>;
+
+    // The record was decoded once in full, so no step here fails.
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
         while self.left > 0 {
-            let Item::Block(header) = self.items.next()? else {
+            let id = self.items.at.u8().ok()?;
+            if id > HIGHEST_BLOCK_ID {
+                self.items.other(id).ok()?;
                 continue;
-            };
+            }
+            let header = self.items.block(id).ok()?;
             self.left -= 1;
             let image = match header.image {
                 None => None,
                 Some(image) => Some(BlockImage {
-                    bytes: self.payload.take(image.len.into())?,
+                    bytes: self.payload.take(image.len.into()).ok()?,
                     hole_offset: image.hole_offset,
                     hole_len: image.hole_len,
                     compression: image.compression,
                     restores: image.restores,
                 }),
             };
-            return Ok(Some(BlockRef {
+            return Some(BlockRef {
                 id: header.id,
                 relation: header.relation,
                 fork: header.fork,
                 block: header.block,
                 will_init: header.flags & WILL_INIT != 0,
                 image,
-                data: self.payload.take(header.data_len.into())?,
-            }));
+                data: self.payload.take(header.data_len.into()).ok()?,
+            });
         }
-        Ok(None)
-    }
-}
-
-impl<'a> Iterator for Blocks<'a> {
-    type Item = BlockRef<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        // The record was decoded once in full, so the error branch is never taken.
-        self.advance().ok().flatten()
+        None
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -391,13 +420,13 @@ impl<'a> Iterator for Blocks<'a> {
 
 impl ExactSizeIterator for Blocks<'_> {}
 
+const HIGHEST_BLOCK_ID: u8 = 32;
 const HAS_IMAGE: u8 = 0x10;
 const HAS_DATA: u8 = 0x20;
 const WILL_INIT: u8 = 0x40;
 const SAME_RELATION: u8 = 0x80;
 
 enum Item {
-    Block(BlockHeader),
     MainData(u32),
     Origin(u16),
     ToplevelXid(u32),
@@ -438,10 +467,9 @@ struct Items<'a> {
 }
 
 impl Items<'_> {
-    #[inline]
-    fn next(&mut self) -> Result<Item> {
-        match self.at.u8()? {
-            id @ 0..=32 => self.block(id).map(Item::Block),
+    /// The item that opens with this id; not a block.
+    fn other(&mut self, id: u8) -> Result<Item> {
+        match id {
             255 => Ok(Item::MainData(self.at.u8()?.into())),
             254 => Ok(Item::MainData(self.at.u32()?)),
             253 => Ok(Item::Origin(self.at.u16()?)),
@@ -450,21 +478,19 @@ impl Items<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn block(&mut self, id: u8) -> Result<BlockHeader> {
         if let Some(highest) = self.highest_id
             && id <= highest
         {
-            return Err(malformed(format!("block id {id} after {highest}")));
+            return Err(out_of_order(id, highest));
         }
         self.highest_id = Some(id);
-        let flags = self.at.u8()?;
+        let [flags, len_low, len_high] = self.at.array()?;
         let fork = Fork::from_number(u32::from(flags & 0x0F))?;
-        let data_len = self.at.u16()?;
+        let data_len = u16::from_le_bytes([len_low, len_high]);
         if (flags & HAS_DATA != 0) != (data_len > 0) {
-            return Err(malformed(format!(
-                "flags {flags:02X} of block {id} disagree with its {data_len} bytes of data"
-            )));
+            return Err(data_disagrees(id, flags, data_len));
         }
         let image = if flags & HAS_IMAGE == 0 {
             None
@@ -472,16 +498,15 @@ impl Items<'_> {
             Some(self.image(id)?)
         };
         let relation = if flags & SAME_RELATION == 0 {
+            let [s0, s1, s2, s3, d0, d1, d2, d3, n0, n1, n2, n3] = self.at.array()?;
             RelFileLocator {
-                tablespace: self.at.u32()?,
-                database: self.at.u32()?,
-                number: self.at.u32()?,
+                tablespace: u32::from_le_bytes([s0, s1, s2, s3]),
+                database: u32::from_le_bytes([d0, d1, d2, d3]),
+                number: u32::from_le_bytes([n0, n1, n2, n3]),
             }
         } else {
             let Some(relation) = self.relation else {
-                return Err(malformed(format!(
-                    "block {id} is of the same relation as the block before, but there is none"
-                )));
+                return Err(no_relation(id));
             };
             relation
         };
@@ -544,6 +569,31 @@ impl Items<'_> {
             ))),
         }
     }
+}
+
+/// The record is all there: what ends too early is not cut but wrong.
+#[cold]
+fn at_record(error: &Error, lsn: Lsn) -> Error {
+    malformed(error.reason().to_owned()).at_lsn(lsn)
+}
+
+#[cold]
+fn out_of_order(id: u8, highest: u8) -> Error {
+    malformed(format!("block id {id} after {highest}"))
+}
+
+#[cold]
+fn data_disagrees(id: u8, flags: u8, len: u16) -> Error {
+    malformed(format!(
+        "flags {flags:02X} of block {id} disagree with its {len} bytes of data"
+    ))
+}
+
+#[cold]
+fn no_relation(id: u8) -> Error {
+    malformed(format!(
+        "block {id} is of the same relation as the block before, but there is none"
+    ))
 }
 
 #[cold]

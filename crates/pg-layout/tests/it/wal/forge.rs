@@ -37,7 +37,7 @@ impl Forge {
     /// A page header where one is due.
     pub(crate) fn page(&mut self, flags: u16, remaining: usize) {
         let at = self.position();
-        let long = at.0 % SEGMENT == 0;
+        let long = at.0.is_multiple_of(SEGMENT);
         let flags = flags | if long { 2 } else { 0 };
         let magic = self.major.layout().wal_page_magic;
         self.bytes.extend_from_slice(&magic.to_le_bytes());
@@ -60,7 +60,7 @@ impl Forge {
     pub(crate) fn record(&mut self, rmgr: u8, info: u8, body: &[u8]) -> Lsn {
         let at = self.position().0.next_multiple_of(8) - START.0;
         self.bytes.resize(usize::try_from(at).unwrap(), 0);
-        if self.position().0 % PAGE == 0 {
+        if self.position().0.is_multiple_of(PAGE) {
             self.page(0, 0);
         }
         let lsn = self.position();
@@ -75,7 +75,7 @@ impl Forge {
         record.extend_from_slice(body);
         let mut rest = record.as_slice();
         while !rest.is_empty() {
-            if self.position().0 % PAGE == 0 {
+            if self.position().0.is_multiple_of(PAGE) {
                 self.page(1, rest.len());
             }
             let room = PAGE - self.position().0 % PAGE;

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod events;
 mod forge;
+mod forged;
 mod judges;
 mod page_lsns;
 pub(crate) mod walk;

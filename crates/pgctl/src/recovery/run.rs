@@ -7,7 +7,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use neon_pg_layout::{BackupLabel, ControlFile, Lsn, SegmentName, TimelineId, WalFileName, WalLevel};
+use neon_pg_layout::{
+    BackupLabel, ControlFile, Lsn, SegmentName, TimelineId, WalFileName, WalLevel,
+};
 use rustix::process::Signal;
 
 use crate::command::{self, Running};
@@ -67,12 +69,17 @@ impl Instance {
         mut progress: impl FnMut(RecoveryEvent) + Send,
     ) -> Result<Recovered> {
         let mut raised = BTreeMap::new();
-        match self.recover_to(plan, &plan.target, &mut raised, &mut progress).await {
+        match self
+            .recover_to(plan, &plan.target, &mut raised, &mut progress)
+            .await
+        {
             // A server that meets no record at all has not stopped at the first consistent state.
             Err(error)
-                if plan.target == RecoveryTarget::Immediate && error.kind() == ErrorKind::TargetTooLate =>
+                if plan.target == RecoveryTarget::Immediate
+                    && error.kind() == ErrorKind::TargetTooLate =>
             {
-                self.recover_to(plan, &RecoveryTarget::Latest, &mut raised, &mut progress).await
+                self.recover_to(plan, &RecoveryTarget::Latest, &mut raised, &mut progress)
+                    .await
             }
             outcome => outcome,
         }
@@ -133,7 +140,15 @@ impl Instance {
         let mark = LogMark::set(self);
         let log = Tail::at_end(self.start_log())?;
         let to_end = target == &RecoveryTarget::Latest;
-        let arguments = self.arguments(plan, target, raised, &control, &folder, &line_mark, (wanted, current))?;
+        let arguments = self.arguments(
+            plan,
+            target,
+            raised,
+            &control,
+            &folder,
+            &line_mark,
+            (wanted, current),
+        )?;
         let signals = Signals::set(self, to_end)?;
         let launched = Launched::spawn(&Launch {
             installation: self.installation(),
@@ -168,8 +183,15 @@ impl Instance {
         let misses = folder.misses();
         let control = self.control_file()?;
         let mut later = watch.later;
-        if later.is_none() && matches!(watch.findings.failure, Some(Failure::EndedBeforeTarget | Failure::EndedBeforeConsistency)) {
-            later = self.later_segment(plan, &watch.findings, &misses, &control, &folder).await?;
+        if later.is_none()
+            && matches!(
+                watch.findings.failure,
+                Some(Failure::EndedBeforeTarget | Failure::EndedBeforeConsistency)
+            )
+        {
+            later = self
+                .later_segment(plan, &watch.findings, &misses, &control, &folder)
+                .await?;
         }
         let evidence = Evidence {
             target,
@@ -180,7 +202,9 @@ impl Instance {
             later_segment: later,
             at_end: watch.at_end,
         };
-        let outcome = if watch.at_end && (later.is_some() || watch.findings.consistent.is_none() && !was_consistent(&control)) {
+        let outcome = if watch.at_end
+            && (later.is_some() || watch.findings.consistent.is_none() && !was_consistent(&control))
+        {
             Err(verdict::missing(&evidence))
         } else {
             verdict::judge(&evidence)
@@ -214,7 +238,12 @@ impl Instance {
         };
         match BackupLabel::parse(&bytes) {
             Ok(label) => Ok(Some(label)),
-            Err(error) => Err(Error::path(ErrorKind::Corrupt, &path, "is not as the server wrote it").with_source(error)),
+            Err(error) => {
+                Err(
+                    Error::path(ErrorKind::Corrupt, &path, "is not as the server wrote it")
+                        .with_source(error),
+                )
+            }
         }
     }
 
@@ -243,9 +272,16 @@ impl Instance {
                 durable: plan.durable,
             },
         )?;
-        settings.push(("restore_command", plan.source.restore_command(folder.path())?));
+        settings.push((
+            "restore_command",
+            plan.source.restore_command(folder.path())?,
+        ));
         // The history of the timeline one is on need not be there.
-        let timeline = if wanted == current { "current".to_owned() } else { wanted.to_string() };
+        let timeline = if wanted == current {
+            "current".to_owned()
+        } else {
+            wanted.to_string()
+        };
         settings.push(("recovery_target_timeline", timeline));
         let action = match plan.end {
             RecoveryEnd::InRecovery => "shutdown",
@@ -256,7 +292,11 @@ impl Instance {
 
         let mut arguments: Vec<OsString> = vec!["-D".into(), self.data_dir().into()];
         let own = folder.config_file();
-        let config = if own.exists() { own } else { self.config_file() };
+        let config = if own.exists() {
+            own
+        } else {
+            self.config_file()
+        };
         let mut config_file = OsString::from("config_file=");
         config_file.push(config);
         arguments.extend(["-c".into(), config_file]);
@@ -281,7 +321,9 @@ impl Instance {
                     WalFileName::History(timeline) => Some(timeline),
                     _ => None,
                 });
-                Ok(histories.max().map_or(current, |newest| newest.max(current)))
+                Ok(histories
+                    .max()
+                    .map_or(current, |newest| newest.max(current)))
             }
             (RecoveryTimeline::Latest, WalSource::Command(_)) => {
                 // Numbers are skipped when others were known to be taken, so gaps end nothing below the last.
@@ -289,7 +331,10 @@ impl Instance {
                 let mut newest = current;
                 for number in current.get().saturating_add(1)..=u32::MAX {
                     let timeline = TimelineId::new(number).unwrap_or(current);
-                    if self.source_has(plan, folder, &format!("{number:08X}.history")).await? {
+                    if self
+                        .source_has(plan, folder, &format!("{number:08X}.history"))
+                        .await?
+                    {
                         newest = timeline;
                     } else if number > known {
                         break;
@@ -301,7 +346,12 @@ impl Instance {
     }
 
     /// Whether the source has a file.
-    async fn source_has(&self, plan: &RecoveryPlan, folder: &RunFolder, file: &str) -> Result<bool> {
+    async fn source_has(
+        &self,
+        plan: &RecoveryPlan,
+        folder: &RunFolder,
+        file: &str,
+    ) -> Result<bool> {
         let to = Scrap(folder.path().join("asked"));
         let text = plan.source.ask(file, &to.0)?;
         let finished = self.shell(plan, &["-c", &text]).await?;
@@ -343,15 +393,19 @@ impl Instance {
         match &plan.source {
             WalSource::Directory(path) => {
                 let later = files_in(path)?.into_iter().filter_map(|file| match file {
-                    WalFileName::Segment(name) if name.timeline() == missing.timeline() => {
-                        name.number(size).ok().filter(|at| *at > number).map(|at| (at, name))
-                    }
+                    WalFileName::Segment(name) if name.timeline() == missing.timeline() => name
+                        .number(size)
+                        .ok()
+                        .filter(|at| *at > number)
+                        .map(|at| (at, name)),
                     _ => None,
                 });
                 Ok(later.min_by_key(|(at, _)| *at).map(|(_, name)| name))
             }
             WalSource::Command(_) => {
-                let Ok(Some(next)) = missing.next(size) else { return Ok(None) };
+                let Ok(Some(next)) = missing.next(size) else {
+                    return Ok(None);
+                };
                 let has = self.source_has(plan, folder, &next.to_string()).await?;
                 Ok(has.then_some(next))
             }
@@ -373,7 +427,12 @@ async fn check_command(instance: &Instance, plan: &RecoveryPlan, folder: &RunFol
     if finished.status.success() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Invalid, "WAL source", "a shell cannot parse the command").with_log(finished.lines()))
+    Err(Error::new(
+        ErrorKind::Invalid,
+        "WAL source",
+        "a shell cannot parse the command",
+    )
+    .with_log(finished.lines()))
 }
 
 /// The timeline that the data directory is on.
@@ -382,25 +441,35 @@ fn current_timeline(control: &ControlFile, label: Option<&BackupLabel>) -> Timel
         return timeline;
     }
     let checkpoint = control.checkpoint.timeline;
-    control.min_recovery_timeline.map_or(checkpoint, |timeline| timeline.max(checkpoint))
+    control
+        .min_recovery_timeline
+        .map_or(checkpoint, |timeline| timeline.max(checkpoint))
 }
 
 /// Whether nothing is left of a backup that recovery must get past first.
 fn was_consistent(control: &ControlFile) -> bool {
-    !control.backup_start.is_valid() && !control.backup_end_required && !control.backup_end.is_valid()
+    !control.backup_start.is_valid()
+        && !control.backup_end_required
+        && !control.backup_end.is_valid()
 }
 
 /// The names of WAL files in a folder.
 fn files_in(path: &Path) -> Result<Vec<WalFileName>> {
-    let unreadable = |error| Error::new(
-        ErrorKind::WalSource,
-        path.display().to_string(),
-        "the WAL source cannot be read",
-    ).with_source(error);
+    let unreadable = |error| {
+        Error::new(
+            ErrorKind::WalSource,
+            path.display().to_string(),
+            "the WAL source cannot be read",
+        )
+        .with_source(error)
+    };
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        names.extend(name.to_str().and_then(|name| name.parse::<WalFileName>().ok()));
+        names.extend(
+            name.to_str()
+                .and_then(|name| name.parse::<WalFileName>().ok()),
+        );
     }
     Ok(names)
 }
@@ -449,9 +518,16 @@ impl Watch<'_> {
                 let misses = self.folder.misses();
                 let instance = self.instance;
                 self.later = instance
-                    .later_segment(self.plan, &self.findings, &misses, self.control, self.folder)
+                    .later_segment(
+                        self.plan,
+                        &self.findings,
+                        &misses,
+                        self.control,
+                        self.folder,
+                    )
                     .await?;
-                let consistent = self.findings.consistent.is_some() || was_consistent(&instance.control_file()?);
+                let consistent =
+                    self.findings.consistent.is_some() || was_consistent(&instance.control_file()?);
                 if self.plan.end == RecoveryEnd::Promoted && self.later.is_none() && consistent {
                     progress(RecoveryEvent::Promoting);
                     self.promote(launched)?;
@@ -475,8 +551,12 @@ impl Watch<'_> {
             }
             News::Restored(name) => {
                 progress(RecoveryEvent::Restored(name));
-                let start = name.start(self.control.build.wal_segment_size).unwrap_or(Lsn(0));
-                self.findings.redo_starts.map(|_| Lsn(start.0.saturating_sub(DECODE_AHEAD)))
+                let start = name
+                    .start(self.control.build.wal_segment_size)
+                    .unwrap_or(Lsn(0));
+                self.findings
+                    .redo_starts
+                    .map(|_| Lsn(start.0.saturating_sub(DECODE_AHEAD)))
             }
             News::At(lsn) => Some(lsn),
             News::Stopped(point) => {
@@ -497,10 +577,18 @@ impl Watch<'_> {
 
     /// Whether the server has come back for the same segment so often that it has replayed all there is.
     fn asked_in_vain(&self) -> bool {
-        let restored = self.findings.restored.is_some_and(|(_, times)| times as usize >= TIMES_ASKED);
+        let restored = self
+            .findings
+            .restored
+            .is_some_and(|(_, times)| times as usize >= TIMES_ASKED);
         let misses = self.folder.misses();
-        let last = misses.iter().rev().find(|miss| verdict::segment(&miss.file).is_some());
-        let missed = last.map_or(0, |last| misses.iter().filter(|miss| miss.file == last.file).count());
+        let last = misses
+            .iter()
+            .rev()
+            .find(|miss| verdict::segment(&miss.file).is_some());
+        let missed = last.map_or(0, |last| {
+            misses.iter().filter(|miss| miss.file == last.file).count()
+        });
         restored || missed >= TIMES_ASKED
     }
 
@@ -527,7 +615,12 @@ fn signal(launched: &Launched, signal: Signal) -> Result<()> {
     };
     match server.signal(signal) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Error::new(ErrorKind::Io, format!("process {}", launched.pid()), "cannot be signalled").with_source(error)),
+        Err(error) => Err(Error::new(
+            ErrorKind::Io,
+            format!("process {}", launched.pid()),
+            "cannot be signalled",
+        )
+        .with_source(error)),
     }
 }
 
@@ -546,7 +639,11 @@ impl Tail {
             Ok(file)
         };
         match attempt() {
-            Ok(file) => Ok(Self { file, path, rest: Vec::new() }),
+            Ok(file) => Ok(Self {
+                file,
+                path,
+                rest: Vec::new(),
+            }),
             Err(error) => Err(Error::io(&path, "cannot be read", error)),
         }
     }
@@ -561,6 +658,9 @@ impl Tail {
         };
         let rest = self.rest.split_off(end + 1);
         let whole = std::mem::replace(&mut self.rest, rest);
-        Ok(String::from_utf8_lossy(&whole).lines().map(str::to_owned).collect())
+        Ok(String::from_utf8_lossy(&whole)
+            .lines()
+            .map(str::to_owned)
+            .collect())
     }
 }

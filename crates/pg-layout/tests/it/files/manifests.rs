@@ -181,6 +181,11 @@ fn pg_verifybackup_accepts_our_manifests_and_rejects_what_they_do_not_say(major:
     );
     let path = target.join("backup_manifest");
     let theirs = Manifest::parse(&std::fs::read(&path).unwrap()).unwrap();
+    let (starts, _) = run(own_tool(major, "pg_verifybackup").arg("--version"));
+    assert!(
+        starts,
+        "pg_verifybackup of {major} is broken; scripts/postgres repairs it"
+    );
     let verify = || run(own_tool(major, "pg_verifybackup").arg(&target));
     for algorithm in ChecksumAlgorithm::ALL {
         let ours = manifest_of(&target, &theirs, algorithm);

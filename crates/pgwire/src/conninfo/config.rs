@@ -281,10 +281,10 @@ fn with_defaults(params: &Params, surroundings: &Surroundings) -> Result<Params>
             all.set_default(keyword.name, value)?;
         }
     }
-    if let Some(value) = surroundings.variable("PGREQUIRESSL") {
-        if value.starts_with('1') {
-            all.set_default("sslmode", "require")?;
-        }
+    if let Some(value) = surroundings.variable("PGREQUIRESSL")
+        && value.starts_with('1')
+    {
+        all.set_default("sslmode", "require")?;
     }
     Ok(all)
 }

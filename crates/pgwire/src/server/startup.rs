@@ -107,7 +107,7 @@ impl Incoming {
             };
             match code {
                 SSL_REQUEST if rest == 0 && !self.encrypted => {
-                    self = self.answer_ssl(shared).await?
+                    self = self.answer_ssl(shared).await?;
                 }
                 GSS_REQUEST if rest == 0 => {
                     self.framed.output().extend_from_slice(b"N");
@@ -298,7 +298,11 @@ fn parse_startup(version: i32, body: &[u8]) -> std::result::Result<Startup, Refu
     let body = body.strip_suffix(&[0]).ok_or_else(malformed)?;
     let mut texts = match body {
         [] => None,
-        body => Some(body.strip_suffix(&[0]).ok_or_else(malformed)?.split(|byte| *byte == 0)),
+        body => Some(
+            body.strip_suffix(&[0])
+                .ok_or_else(malformed)?
+                .split(|byte| *byte == 0),
+        ),
     };
     let mut texts = std::iter::from_fn(|| texts.as_mut()?.next());
     let mut startup = Startup {

@@ -1,5 +1,10 @@
 //! Our client behind the options of `pg_basebackup`, as far as PostgreSQL's own tests use them: what
 //! `scripts/tap` puts first in PATH. Not a replacement; what it does not know it refuses.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};

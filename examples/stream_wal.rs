@@ -4,6 +4,11 @@
 //! ```text
 //! stream_wal 'host=/run/postgresql user=postgres' /archive [--slot NAME] [--until X/X]
 //! ```
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};

@@ -4,6 +4,11 @@
 //! ```text
 //! take_base_backup 'host=/run/postgresql user=postgres' /backups/monday [/old/space=/new/space ...]
 //! ```
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::process::ExitCode;
 

@@ -48,7 +48,7 @@ impl Client {
                 }
             };
             for piece in piece.chunks(PIECE) {
-                exchange.client.framed()?.send_copy_data(&[], piece).await?
+                exchange.client.framed()?.send_copy_data(&[], piece).await?;
             }
         }
         let framed = exchange.client.framed()?;

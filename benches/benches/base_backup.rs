@@ -10,13 +10,20 @@
     reason = "a bench stops at the first failure and prints what it measured"
 )]
 
+#[allow(dead_code, unreachable_pub, reason = "shared with the examples")]
+#[path = "../../examples/src/fetch.rs"]
+mod fetch;
+#[allow(dead_code, unreachable_pub, reason = "shared with the examples")]
+#[path = "../../examples/src/unpack.rs"]
+mod unpack;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use neon_examples::fetch::{Plan, Wal, fetch};
+use fetch::{Plan, Wal, fetch};
 use neon_pgwire::{BaseBackupOptions, Checkpoint, Config, Params, Surroundings};
 use neon_testkit::{Cluster, OsUser, PgMajor, Scratch};
 

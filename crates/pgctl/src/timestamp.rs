@@ -30,7 +30,9 @@ pub(crate) fn format(time: SystemTime) -> Option<String> {
 /// Reads what a server that was told `timezone=UTC` writes: `2026-11-20 10:01:31.123456+00`.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let text = text.trim();
-    let text = text.strip_suffix("+00").or_else(|| text.strip_suffix(" UTC"))?;
+    let text = text
+        .strip_suffix("+00")
+        .or_else(|| text.strip_suffix(" UTC"))?;
     let (date, clock) = text.split_once(' ')?;
     let mut date = date.splitn(3, '-').map(str::parse::<i64>);
     let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
@@ -39,7 +41,11 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     }
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
     let mut clock = clock.splitn(3, ':').map(str::parse::<i64>);
-    let (hour, minute, second) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
+    let (hour, minute, second) = (
+        clock.next()?.ok()?,
+        clock.next()?.ok()?,
+        clock.next()?.ok()?,
+    );
     if !(0..24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
         return None;
     }
@@ -87,8 +93,14 @@ mod tests {
     fn dates_are_written_as_the_server_reads_them() {
         let at = |seconds, nanos| UNIX_EPOCH + Duration::new(seconds, nanos);
         assert_eq!(format(at(0, 0)).unwrap(), "1970-01-01 00:00:00.000000+00");
-        assert_eq!(format(at(951_782_400, 0)).unwrap(), "2000-02-29 00:00:00.000000+00");
-        assert_eq!(format(at(1_795_168_891, 123_456_999)).unwrap(), "2026-11-20 10:01:31.123456+00");
+        assert_eq!(
+            format(at(951_782_400, 0)).unwrap(),
+            "2000-02-29 00:00:00.000000+00"
+        );
+        assert_eq!(
+            format(at(1_795_168_891, 123_456_999)).unwrap(),
+            "2026-11-20 10:01:31.123456+00"
+        );
         let before = UNIX_EPOCH - Duration::from_nanos(1);
         assert_eq!(format(before).unwrap(), "1969-12-31 23:59:59.999999+00");
     }
@@ -99,8 +111,17 @@ mod tests {
             let time = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(7);
             assert_eq!(parse(&format(time).unwrap()), Some(time));
         }
-        assert_eq!(parse("1970-01-01 00:00:01.5+00"), Some(UNIX_EPOCH + Duration::from_millis(1500)));
-        for wrong in ["", "x", "2026-13-01 00:00:00+00", "2026-01-01 00:00:00", "2026-01-01 24:00:00+00"] {
+        assert_eq!(
+            parse("1970-01-01 00:00:01.5+00"),
+            Some(UNIX_EPOCH + Duration::from_millis(1500))
+        );
+        for wrong in [
+            "",
+            "x",
+            "2026-13-01 00:00:00+00",
+            "2026-01-01 00:00:00",
+            "2026-01-01 24:00:00+00",
+        ] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }
     }

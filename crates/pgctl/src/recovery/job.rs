@@ -55,7 +55,8 @@ impl Job<'_> {
                 raised,
                 line_mark,
                 shared_buffers_kib: self.plan.shared_buffers_kib,
-                preload: self.plan.preload.as_deref(),
+                preload: &self.plan.preload,
+                slots: entries_of(&self.instance.data_dir().join("pg_replslot")),
                 durable: self.plan.durable,
             },
         )?;
@@ -78,14 +79,8 @@ impl Job<'_> {
         settings.extend(self.target.settings());
 
         let mut arguments: Vec<OsString> = vec!["-D".into(), self.instance.data_dir().into()];
-        let own = self.folder.config_file();
-        let config = if own.exists() {
-            own
-        } else {
-            self.instance.config_file()
-        };
         let mut config_file = OsString::from("config_file=");
-        config_file.push(config);
+        config_file.push(self.folder.config_file());
         arguments.extend(["-c".into(), config_file]);
         for (name, value) in settings {
             arguments.extend(["-c".into(), format!("{name}={value}").into()]);
@@ -198,6 +193,11 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// How many entries a folder has.
+fn entries_of(path: &Path) -> usize {
+    fs::read_dir(path).map_or(0, Iterator::count)
 }
 
 /// The names of WAL files in a folder.

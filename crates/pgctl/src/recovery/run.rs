@@ -23,9 +23,9 @@ impl Instance {
     /// Replays WAL up to the target on a private server that nobody can connect to, and returns when that
     /// server is gone.
     ///
-    /// No file of the user is changed: settings go on the command line, and the signal file is ours. The
-    /// configuration is read (for what we do not set); archiving, upstreams, synchronous standbys and cleanup
-    /// commands in it are off. When it returns, the data directory is
+    /// No file of the user is changed, and of the configuration only `postgresql.auto.conf` is read: all
+    /// settings that matter go on the command line, with archiving, upstreams, synchronous standbys, cleanup
+    /// commands and preloaded libraries off. When it returns, the data directory is
     /// [in recovery](RecoveryEnd::InRecovery) with `recovery.signal` in it, so that another run can go on, or
     /// [promoted](RecoveryEnd::Promoted), and durable. After an error it is where replay got to, with
     /// `recovery.signal`: a later run with another target or more WAL goes on from there, except after

@@ -120,7 +120,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut recover = |target: &RecoveryTarget| -> Result<Recovered, Error> {
+    let recover = |target: &RecoveryTarget| -> Result<Recovered, Error> {
         let source = WalSource::Directory(options.wal.clone());
         let plan = RecoveryPlan::new(source, target.clone()).with_end(RecoveryEnd::Promoted);
         runtime.block_on(instance.recover(&plan, |event| {

@@ -7,10 +7,10 @@
     reason = "tests panic on failure"
 )]
 
-#[path = "run/embedded_postgres.rs"]
-mod embedded_postgres;
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
+#[path = "run/recover_to_time.rs"]
+mod recover_to_time;
 #[path = "run/wal_changes.rs"]
 mod wal_changes;
 
@@ -33,63 +33,191 @@ fn run<S: AsRef<std::ffi::OsStr>>(program: &str, args: impl IntoIterator<Item = 
     }
 }
 
-mod recover_to_time {
+mod base_backup_and_wal {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
-    use std::process::Command;
+    use std::process::{Command, Output};
 
-    use neon_testkit::{Cluster, OsUser, PgMajor, StopMode};
+    use neon_testkit::{Cluster, Installation, OsUser, PgMajor, Scratch};
 
-    /// Exit code, and all it said.
-    fn run(cluster: &Cluster, base: &Path, wal: &Path, time: &str) -> (Option<i32>, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_recover_to_time"))
-            .arg("--bin")
-            .arg(cluster.installation().bin_dir())
-            .args([base, wal])
-            .arg(time)
-            .output()
-            .unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(text).unwrap())
+    /// Runs a program as the user that servers run as, so that they can use what it makes.
+    fn run(program: &str) -> Command {
+        let mut command = Command::new(program);
+        Installation::of(PgMajor::V15).clean_environment(&mut command);
+        OsUser::current().apply(&mut command);
+        command
+    }
+
+    fn succeeds(mut command: Command) -> Output {
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output
+    }
+
+    fn starts_with(installation: &Installation, data: &Path, scratch: &Path, sql: &str) -> String {
+        let options = format!(
+            "-c listen_addresses='' -c unix_socket_directories='{}' -c port=5432",
+            scratch.display()
+        );
+        let ctl = |verb: &[&str]| {
+            let mut command = installation.command("pg_ctl");
+            command
+                .arg("-D")
+                .arg(data)
+                .arg("-w")
+                .arg("-l")
+                .arg(scratch.join("log"));
+            command.args(verb).stdout(std::process::Stdio::null());
+            assert!(
+                command.status().unwrap().success(),
+                "see {}",
+                scratch.join("log").display()
+            );
+        };
+        ctl(&["-o", &options, "start"]);
+        let mut psql = installation.with_client("psql").command("psql");
+        psql.args(["-XAt", "-U", "postgres", "-p", "5432", "-c", sql, "-h"])
+            .arg(scratch);
+        let answer = psql.output().unwrap();
+        ctl(&["-m", "fast", "stop"]);
+        String::from_utf8(answer.stdout).unwrap().trim().to_owned()
     }
 
     #[test]
-    fn recover_to_time_undoes_what_came_later_and_refuses_what_it_cannot_reach() {
-        let mut cluster = Cluster::builder(PgMajor::V17)
-            .wal_segment_mib(1)
-            .setting("archive_mode", "on")
-            .init();
-        let wal = cluster.scratch_dir().join("archive");
-        OsUser::current().create_dir(&wal);
-        cluster.set("archive_command", format!("cp %p {}/%f", wal.display()));
-        cluster.start();
-        cluster.psql("create table t as select 1 as i");
-        cluster.stop(StopMode::Fast);
-        let (base, other) = (cluster.copy_cold(), cluster.copy_cold());
-        cluster.start();
-        let time = cluster.psql(
-            "insert into t values (2); select pg_sleep(1.1); select now(); select pg_sleep(0.1); drop table t",
+    fn take_base_backup_makes_a_data_directory_that_verifies_and_starts() {
+        let cluster = Cluster::builder(PgMajor::V15).checksums(true).start();
+        let space = cluster.tablespace_dir("space");
+        cluster.psql(&format!(
+            "create tablespace space location '{}'",
+            space.display()
+        ));
+        cluster.psql("create table t tablespace space as select generate_series(1, 10000) as i");
+        let scratch = Scratch::new();
+        let (data, moved) = (scratch.path().join("data"), scratch.path().join("moved"));
+        let mut take = run(env!("CARGO_BIN_EXE_take_base_backup"));
+        take.arg(cluster.conninfo()).arg(&data);
+        take.arg(format!("{}={}", space.display(), moved.display()));
+        let output = succeeds(take);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("complete"));
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o777, 0o700);
+        let mut verify = cluster.installation().command("pg_verifybackup");
+        verify.arg(&data);
+        succeeds(verify);
+        let count = starts_with(
+            cluster.installation(),
+            &data,
+            scratch.path(),
+            "select count(*) from t",
         );
-        let time = time.trim().to_owned();
-        let end = cluster.psql("select now() + interval '1 hour'");
-        cluster.stop(StopMode::Fast);
+        assert_eq!(count, "10000");
+        assert!(fs::read_dir(&moved).unwrap().next().is_some());
+        // What is there already is not touched.
+        let mut again = run(env!("CARGO_BIN_EXE_take_base_backup"));
+        again.arg(cluster.conninfo()).arg(&data);
+        assert!(!again.output().unwrap().status.success());
+        // The stand-in for pg_basebackup does the same behind other options.
+        let shim = scratch.path().join("shim");
+        let mut take = run(env!("CARGO_BIN_EXE_pg_basebackup_shim"));
+        take.args(["-c", "fast", "-X", "fetch", "--no-sync", "-R", "-D"])
+            .arg(&shim);
+        take.arg("-d").arg(cluster.conninfo());
+        take.arg(format!(
+            "-T{}={}",
+            space.display(),
+            scratch.path().join("shim-space").display()
+        ));
+        succeeds(take);
+        assert!(shim.join("standby.signal").is_file());
+        let mut verify = cluster.installation().command("pg_verifybackup");
+        verify.arg(&shim);
+        succeeds(verify);
+    }
 
-        let early = run(&cluster, &base.path(), &wal, "2020-01-01T00:00:00Z");
-        assert_eq!(early.0, Some(4), "{}", early.1);
-        let zoneless = run(&cluster, &base.path(), &wal, "2020-01-01T00:00:00");
-        assert_eq!(zoneless.0, Some(2), "{}", zoneless.1);
-        let done = run(&cluster, &base.path(), &wal, &time);
-        assert_eq!(done.0, Some(0), "{}", done.1);
-        assert!(done.1.contains("is on timeline 2 now"), "{}", done.1);
-        let mut recovered = Cluster::builder(PgMajor::V17).on_copy(base);
-        recovered.start();
-        assert_eq!(recovered.psql("select sum(i) from t"), "3");
-        recovered.stop(StopMode::Fast);
+    #[test]
+    fn archives_that_lead_out_of_their_directory_are_refused() {
+        use neon_examples::unpack::{Unpacker, Written};
+        let scratch = Scratch::new();
+        let member = |name: &str, kind: u8, link: &str| {
+            let mut header = vec![0_u8; 512];
+            header[..name.len()].copy_from_slice(name.as_bytes());
+            header[100..107].copy_from_slice(b"0000600");
+            header[124..135].copy_from_slice(b"00000000000");
+            header[156] = kind;
+            header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+            header
+        };
+        fs::create_dir(scratch.path().join("pg_tblspc")).unwrap();
+        fs::create_dir(scratch.path().join("out")).unwrap();
+        let outside = scratch.path().join("out");
+        for archive in [
+            member("/etc/passwd", b'0', ""),
+            member("../escaped", b'0', ""),
+            member("a/../../escaped", b'0', ""),
+            member("link", b'2', "/etc"),
+            member("pg_tblspc/1", b'2', "../x"),
+            member("device", b'3', ""),
+            member("hard", b'1', "/etc/passwd"),
+            member("", b'0', ""),
+            [
+                member("pg_tblspc/2", b'2', outside.to_str().unwrap()),
+                member("pg_tblspc/2/through", b'0', ""),
+            ]
+            .concat(),
+        ] {
+            let mut written = Written::default();
+            let mut unpacker = Unpacker::new(scratch.path().to_owned(), &[], &mut written);
+            assert!(unpacker.push(&archive).is_err());
+        }
+        assert!(fs::read_dir(&outside).unwrap().next().is_none());
+    }
 
-        let late = run(&cluster, &other.path(), &wal, &end);
-        assert_eq!(late.0, Some(0), "{}", late.1);
-        assert!(late.1.contains("going to the end of WAL"), "{}", late.1);
-        let mut recovered = Cluster::builder(PgMajor::V17).on_copy(other);
-        recovered.start();
-        assert!(recovered.try_psql("select from t").is_err());
+    #[test]
+    fn stream_wal_writes_what_the_server_has() {
+        let cluster = Cluster::builder(PgMajor::V17)
+            .wal_segment_mib(1)
+            .setting("wal_keep_size", "1GB")
+            .start();
+        let scratch = Scratch::new();
+        let archive = scratch.path().join("archive");
+        let stream = |until: &str| {
+            let mut command = run(env!("CARGO_BIN_EXE_stream_wal"));
+            command
+                .arg(cluster.conninfo())
+                .arg(&archive)
+                .args(["--slot", "s", "--until", until]);
+            succeeds(command);
+        };
+        let now = || cluster.psql("select pg_current_wal_flush_lsn()");
+        stream(&now());
+        cluster.psql("create table t as select generate_series(1, 100000)");
+        stream(&now());
+        cluster.psql("insert into t select generate_series(1, 100000); select pg_switch_wal()");
+        stream(&now());
+        let own = cluster.data_dir().join("pg_wal");
+        let mut compared = 0;
+        for entry in fs::read_dir(&archive).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if !name.ends_with(".partial") {
+                assert!(
+                    fs::read(entry.path()).unwrap() == fs::read(own.join(&name)).unwrap(),
+                    "{name}"
+                );
+                compared += 1;
+            }
+        }
+        assert!(compared > 5, "{compared} segments");
+        let kept =
+            "select restart_lsn >= pg_current_wal_flush_lsn() - 2097152 from pg_replication_slots";
+        assert_eq!(
+            cluster.psql(kept),
+            "t",
+            "what is durable here is not kept there"
+        );
     }
 }

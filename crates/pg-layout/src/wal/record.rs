@@ -5,6 +5,8 @@
 //! main data, always last); then per block its image and its data; then the main data. The checks
 //! are those of PostgreSQL's `DecodeXLogRecord` and a few more that cost nothing.
 
+use std::fmt;
+
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
@@ -138,7 +140,7 @@ impl<'a> Record<'a> {
     /// Reads the record that fills `bytes`, whose header (but not its CRC) was checked.
     #[inline(always)]
     pub(super) fn decode(bytes: &'a [u8], place: Place, format: RecordFormat) -> Result<Self> {
-        Self::decode_unplaced(bytes, place, format).map_err(|error| error.at_lsn(place.lsn))
+        Self::decode_unplaced(bytes, place, format).map_err(|error| at_record(&error, place.lsn))
     }
 
     #[inline(always)]
@@ -278,8 +280,8 @@ impl<'a> Record<'a> {
     }
 }
 
-impl std::fmt::Debug for Record<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Record<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
             .field("lsn", &self.place.lsn)
             .field("end", &self.place.end)
@@ -292,7 +294,7 @@ impl std::fmt::Debug for Record<'_> {
 }
 
 /// A block a record refers to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockRef<'a> {
     /// The number the record gives it; its meaning is the resource manager's.
@@ -312,7 +314,7 @@ pub struct BlockRef<'a> {
 }
 
 /// A copy of a page inside a record, without the zeros between its line pointers and its tuples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockImage<'a> {
     /// The stored bytes: the page without its hole, perhaps compressed.
@@ -326,6 +328,32 @@ pub struct BlockImage<'a> {
     /// Whether replay restores the page from it. An image that only serves
     /// `wal_consistency_checking` does not.
     pub restores: bool,
+}
+
+impl fmt::Debug for BlockRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockRef")
+            .field("id", &self.id)
+            .field("relation", &self.relation)
+            .field("fork", &self.fork)
+            .field("block", &self.block)
+            .field("will_init", &self.will_init)
+            .field("image", &self.image)
+            .field("data_len", &self.data.len())
+            .finish()
+    }
+}
+
+impl fmt::Debug for BlockImage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockImage")
+            .field("len", &self.bytes.len())
+            .field("hole_offset", &self.hole_offset)
+            .field("hole_len", &self.hole_len)
+            .field("compression", &self.compression)
+            .field("restores", &self.restores)
+            .finish()
+    }
 }
 
 /// How a block image is compressed.
@@ -541,6 +569,12 @@ impl Items<'_> {
             ))),
         }
     }
+}
+
+/// The record is all there: what ends too early is not cut but wrong.
+#[cold]
+fn at_record(error: &Error, lsn: Lsn) -> Error {
+    malformed(error.reason().to_owned()).at_lsn(lsn)
 }
 
 #[cold]

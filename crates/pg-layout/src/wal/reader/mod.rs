@@ -9,6 +9,8 @@ mod cut;
 mod pages;
 mod records;
 
+use std::fmt;
+
 use self::cut::{Cut, is_overwrite};
 use crate::error::Result;
 use crate::lsn::Lsn;
@@ -30,7 +32,9 @@ pub enum Step<'a> {
 /// Where a log ends that simply was not written any further.
 ///
 /// Different from damage, which is an error: a bad checksum, a link to the wrong record. Only the
-/// caller can know whether the log *should* end here.
+/// caller can know whether the log *should* end here. The log of a server that was killed may end in
+/// damage instead: its last page can have been written while a record was being copied into it. Its
+/// recovery ends at the record the error names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EndOfWal {
@@ -74,7 +78,6 @@ pub enum EndReason {
 /// }
 /// # Ok::<(), neon_pg_layout::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct WalReader {
     format: WalFormat,
     /// The position of the next byte of input.
@@ -125,6 +128,19 @@ enum Found<'i> {
     End(EndOfWal),
     /// A record with its place; in `gathered` when not in the input.
     Record(Option<&'i [u8]>, Place),
+}
+
+impl fmt::Debug for WalReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WalReader")
+            .field("format", &self.format)
+            .field("position", &self.position())
+            .field("pending", &self.pending())
+            .field("state", &self.state)
+            .field("previous", &self.previous)
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
+    }
 }
 
 impl WalReader {
@@ -336,5 +352,50 @@ impl WalReader {
             reason,
             cut: self.gathering.is_some(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::WalSegmentSize;
+    use crate::version::PgMajor;
+
+    #[test]
+    fn memory_follows_the_bytes_that_arrive_not_the_length_a_record_claims() {
+        let format = WalFormat::new(PgMajor::V18, WalSegmentSize::DEFAULT);
+        let mut reader = WalReader::resume(format, Lsn(0x100_0028), None);
+        assert!(matches!(
+            reader.read(&mut [].as_slice()),
+            Ok(Step::NeedMore)
+        ));
+        assert_eq!(reader.pending(), None);
+        let mut claim = [0; 24];
+        claim[..4].copy_from_slice(&(1020_u32 << 20).to_le_bytes());
+        claim[17] = 21;
+        for mut piece in claim.chunks(5) {
+            assert!(matches!(reader.read(&mut piece), Ok(Step::NeedMore)));
+            assert_eq!(reader.pending(), Some(Lsn(0x100_0028)));
+        }
+        let rest = vec![1; 7000];
+        assert!(matches!(
+            reader.read(&mut rest.as_slice()),
+            Ok(Step::NeedMore)
+        ));
+        assert!(reader.gathered.capacity() < 32 << 10);
+    }
+
+    #[test]
+    fn an_outcome_is_final() {
+        let format = WalFormat::new(PgMajor::V18, WalSegmentSize::DEFAULT);
+        let mut reader = WalReader::first_after(format, Lsn(0x100_0000));
+        let mut zeros: &[u8] = &[0; 8192];
+        let Ok(Step::End(end)) = reader.read(&mut zeros) else {
+            panic!("zeros are the end");
+        };
+        assert_eq!((end.lsn, end.cut), (Lsn(0x100_0000), false));
+        let mut more: &[u8] = &[1; 100];
+        assert!(matches!(reader.read(&mut more), Ok(Step::End(again)) if again == end));
+        assert_eq!(more.len(), 100);
     }
 }

@@ -23,7 +23,7 @@ fn assert_same(ours: &[Seen], theirs: &[Seen]) {
         assert_eq!(ours, theirs);
     }
     assert_eq!(ours.len(), theirs.len());
-    assert!(ours.len() > 5000, "{} records", ours.len());
+    assert!(ours.len() > 1000, "{} records", ours.len());
 }
 
 fn agrees_with_pg_waldump(cluster: ClusterBuilder) {
@@ -77,9 +77,17 @@ fn records_and_blocks_of_17_are_those_of_its_servers_pg_walinspect() {
 fn images_agree(major: PgMajor, method: &str, expected: Option<Compression>) {
     let mut cluster = cluster(major, 16)
         .setting("wal_compression", method)
-        .setting("wal_consistency_checking", "all")
+        .setting(
+            "wal_consistency_checking",
+            "heap, heap2, btree, gin, sequence",
+        )
         .start();
-    workload::run(&cluster);
+    cluster.psql(
+        "create table t (i int primary key, t text);
+         insert into t select i, repeat('x', i % 100) from generate_series(1, 1000) i;
+         checkpoint;
+         update t set i = -i where i % 3 = 0; delete from t where i % 7 = 0; vacuum t",
+    );
     cluster.stop(StopMode::Fast);
     let dir = cluster.data_dir().join("pg_wal");
     let (mut restored, mut checked) = (0, 0);
@@ -98,7 +106,7 @@ fn images_agree(major: PgMajor, method: &str, expected: Option<Compression>) {
     });
     let some = expected.is_some();
     assert!(
-        (restored > 20) == some && (checked > 1000) == some,
+        (restored > 10) == some && (checked > 1000) == some,
         "{restored} {checked}"
     );
     if cluster.installation().tool("pg_waldump").is_some() {

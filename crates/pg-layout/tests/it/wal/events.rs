@@ -1,6 +1,7 @@
 //! Each kind of change is told by the log of a real server.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use neon_pg_layout::wal::changes::{Change, Slru};
 use neon_pg_layout::{
@@ -23,7 +24,7 @@ impl Observed {
     fn start(major: PgMajor) -> Self {
         let mut cluster = Cluster::builder(major)
             .wal_segment_mib(1)
-            .setting("wal_level", "replica")
+            .setting("wal_level", "logical")
             .setting("wal_keep_size", "2GB")
             .setting("max_wal_size", "2GB")
             .setting("autovacuum", "off")
@@ -326,7 +327,10 @@ fn transactions_end(log: &mut Observed) {
         .expect_like("Prepared", &[&bytes("one")]);
     let seen = log.run("commit prepared 'one'");
     seen.expect(Change::RelationDropped { relation: dropped });
-    seen.expect_like("Committed", &["prepared: true"]);
+    seen.expect_like(
+        "Committed",
+        &["prepared: true", &format!("gid: Some({})", bytes("one"))],
+    );
     let later = log.relation("later");
     let seen =
         log.run("begin; drop table later; create table never (i int); prepare transaction 'two'");
@@ -337,6 +341,18 @@ fn transactions_end(log: &mut Observed) {
     seen.expect_like("Aborted", &[&format!("xid: {xid},"), "prepared: true"]);
     assert!(!seen.has(&Change::RelationDropped { relation: later }));
     assert_eq!(seen.named("RelationDropped").count(), 1);
+
+    // Replicated from elsewhere.
+    log.run("select pg_replication_origin_create('far')");
+    let seen = log.run(
+        "select pg_replication_origin_session_setup('far');
+         begin; select pg_replication_origin_xact_setup('AB/CD', '2000-01-01 00:00:01Z');
+         insert into later values (7); commit",
+    );
+    seen.expect_like(
+        "Committed",
+        &["origin: Some(Origin { lsn: Lsn(AB/CD), time: Timestamp(1000000) })"],
+    );
 
     // Two lock one row.
     log.run("insert into later values (1)");
@@ -385,7 +401,7 @@ fn the_cluster_says_what_it_does(log: &mut Observed) {
     let marks: Vec<&(Lsn, String)> = seen.named("CheckpointRedo").collect();
     if major >= PgMajor::V17 {
         let level = Change::CheckpointRedo {
-            wal_level: Some(WalLevel::Replica),
+            wal_level: Some(WalLevel::Logical),
         };
         assert_eq!(marks, [&(redo, format!("{level:?}"))]);
     } else {
@@ -424,9 +440,11 @@ fn the_cluster_says_what_it_does(log: &mut Observed) {
     log.cluster.set("full_page_writes", "off");
     log.cluster.reload();
     // The checkpointer logs it in its own time.
-    while log.number("show full_page_writes") == "on" {}
-    let mut seen = log.run("checkpoint");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let mut seen = log.look();
     while seen.named("FullPageWritesChanged").next().is_none() {
+        assert!(Instant::now() < deadline, "{}", log.cluster.log_tail());
+        std::thread::sleep(Duration::from_millis(50));
         seen = log.look();
     }
     seen.expect(Change::FullPageWritesChanged { on: false });
@@ -442,7 +460,7 @@ fn the_cluster_says_what_it_does(log: &mut Observed) {
         &[
             "max_connections: 33",
             "max_prepared_transactions: 5",
-            "wal_level: Replica",
+            "wal_level: Logical",
             "wal_log_hints: true",
             "track_commit_timestamp: true",
         ],

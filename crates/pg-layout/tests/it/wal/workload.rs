@@ -45,6 +45,14 @@ pub(crate) fn run(cluster: &Cluster) {
          begin; insert into heap(id) values (100001); savepoint a; insert into heap(id) values (100002);
          savepoint b; insert into heap(id) values (100003); rollback to a; commit;",
     );
+    // Commits whose lists do not fit into a page.
+    cluster.psql(
+        "do $$ begin for i in 1..2500 loop
+           begin insert into heap(id) values (200000 + i); exception when others then null; end;
+         end loop; end $$;
+         do $$ begin for i in 1..300 loop execute 'create table many_' || i || ' (t text)'; end loop; end $$;
+         do $$ begin for i in 1..300 loop execute 'drop table many_' || i; end loop; end $$;",
+    );
     // Two transactions lock one row: a multixact.
     let mut one = cluster.session("postgres");
     one.run("begin; select id from heap where id = 1 for share");

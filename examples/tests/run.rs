@@ -7,6 +7,8 @@
     reason = "tests panic on failure"
 )]
 
+#[path = "run/embedded_postgres.rs"]
+mod embedded_postgres;
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
 #[path = "run/recover_to_time.rs"]

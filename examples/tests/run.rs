@@ -11,6 +11,8 @@
 mod embedded_postgres;
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
+#[path = "run/recover_to_time.rs"]
+mod recover_to_time;
 #[path = "run/wal_changes.rs"]
 mod wal_changes;
 

@@ -2,6 +2,7 @@
 
 mod error;
 mod kind;
+mod manifest;
 mod path;
 pub mod pgdata;
 mod start_up;

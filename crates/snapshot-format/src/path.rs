@@ -25,7 +25,10 @@ impl SnapshotPath {
     pub fn new(path: impl Into<Vec<u8>>) -> Result<Self> {
         let path: Vec<u8> = path.into();
         let refuse = |reason: &'static str| {
-            let shown = String::from_utf8_lossy(&path).chars().take(200).collect::<String>();
+            let shown = String::from_utf8_lossy(&path)
+                .chars()
+                .take(200)
+                .collect::<String>();
             Err(Error::new(ErrorKind::Unsafe, shown, reason))
         };
         if path.len() > MAX_LENGTH {
@@ -84,7 +87,11 @@ impl SnapshotPath {
         path.extend_from_slice(name);
         if name.is_empty() || name.contains(&b'/') {
             let shown = String::from_utf8_lossy(&path).into_owned();
-            return Err(Error::new(ErrorKind::Unsafe, shown, "not the name of a file"));
+            return Err(Error::new(
+                ErrorKind::Unsafe,
+                shown,
+                "not the name of a file",
+            ));
         }
         Self::new(path)
     }
@@ -120,7 +127,10 @@ impl SnapshotPath {
     #[must_use]
     pub fn tablespace(&self) -> Option<(Oid, &[u8])> {
         let rest = self.0.strip_prefix(b"pg_tblspc/")?;
-        let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+        let end = rest
+            .iter()
+            .position(|byte| *byte == b'/')
+            .unwrap_or(rest.len());
         let (number, inside) = rest.split_at_checked(end)?;
         let oid = oid(number)?;
         Some((oid, inside.strip_prefix(b"/").unwrap_or(inside)))
@@ -155,11 +165,23 @@ mod tests {
 
     #[test]
     fn no_path_leads_out() {
-        for bad in ["/", "/etc", "..", "a/../b", "a//b", "a/", "./a", "a/.", "a\0b"] {
-            assert_eq!(SnapshotPath::new(bad).unwrap_err().kind(), ErrorKind::Unsafe, "{bad:?}");
+        for bad in [
+            "/", "/etc", "..", "a/../b", "a//b", "a/", "./a", "a/.", "a\0b",
+        ] {
+            assert_eq!(
+                SnapshotPath::new(bad).unwrap_err().kind(),
+                ErrorKind::Unsafe,
+                "{bad:?}"
+            );
         }
         assert!(SnapshotPath::new(vec![b'a'; 4096]).is_err());
-        for good in ["", "PG_VERSION", "base/5/1259_fsm.1", "a..b/...", "caf\u{e9}"] {
+        for good in [
+            "",
+            "PG_VERSION",
+            "base/5/1259_fsm.1",
+            "a..b/...",
+            "caf\u{e9}",
+        ] {
             assert_eq!(SnapshotPath::new(good).unwrap().as_bytes(), good.as_bytes());
         }
         let base = SnapshotPath::new("base").unwrap();
@@ -172,9 +194,22 @@ mod tests {
         let path = SnapshotPath::new("pg_tblspc/16400/PG_15_202209061/5").unwrap();
         assert_eq!(path.tablespace(), Some((16400, &b"PG_15_202209061/5"[..])));
         assert_eq!(path.name(), b"5");
-        assert_eq!(path.parent().unwrap().to_string(), "pg_tblspc/16400/PG_15_202209061");
-        for none in ["pg_tblspc", "pg_tblspc/016400/x", "pg_tblspc/x", "pg_tblspc/0", "base/1"] {
-            assert_eq!(SnapshotPath::new(none).unwrap().tablespace(), None, "{none}");
+        assert_eq!(
+            path.parent().unwrap().to_string(),
+            "pg_tblspc/16400/PG_15_202209061"
+        );
+        for none in [
+            "pg_tblspc",
+            "pg_tblspc/016400/x",
+            "pg_tblspc/x",
+            "pg_tblspc/0",
+            "base/1",
+        ] {
+            assert_eq!(
+                SnapshotPath::new(none).unwrap().tablespace(),
+                None,
+                "{none}"
+            );
         }
         assert!(SnapshotPath::root().parent().is_none());
     }

@@ -26,7 +26,10 @@ impl StartUpRank {
         let Some((directory, name)) = path.split() else {
             return Self::First;
         };
-        let top = directory.split(|byte| *byte == b'/').next().unwrap_or_default();
+        let top = directory
+            .split(|byte| *byte == b'/')
+            .next()
+            .unwrap_or_default();
         match top {
             b"pg_wal" => Self::Log,
             b"" | b"global" | b"pg_xact" | b"pg_multixact" | b"pg_commit_ts" | b"pg_twophase"
@@ -35,8 +38,13 @@ impl StartUpRank {
                 if name == b"PG_VERSION" || name == b"pg_filenode.map" {
                     return Self::First;
                 }
-                let digits = name.split(|byte| !byte.is_ascii_digit()).next().unwrap_or_default();
-                let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+                let digits = name
+                    .split(|byte| !byte.is_ascii_digit())
+                    .next()
+                    .unwrap_or_default();
+                let number: Option<u64> = std::str::from_utf8(digits)
+                    .ok()
+                    .and_then(|digits| digits.parse().ok());
                 match number {
                     Some(number) if number < FIRST_NORMAL => Self::Catalog,
                     _ => Self::Later,
@@ -61,6 +69,9 @@ mod tests {
         assert_eq!(of("base/5/1259_fsm"), StartUpRank::Catalog);
         assert_eq!(of("base/5/16384.1"), StartUpRank::Later);
         assert_eq!(of("log/postgresql.log"), StartUpRank::Later);
-        assert_eq!(of("pg_tblspc/16400/PG_15_202209061/5/16401"), StartUpRank::Later);
+        assert_eq!(
+            of("pg_tblspc/16400/PG_15_202209061/5/16401"),
+            StartUpRank::Later
+        );
     }
 }

@@ -248,7 +248,11 @@ impl<'a> Sequential<'a> {
     /// When the sink makes no worker.
     pub fn new(sink: &'a dyn ParallelSink) -> Result<Self> {
         let worker = sink.worker()?;
-        Ok(Self { sink, worker, open: false })
+        Ok(Self {
+            sink,
+            worker,
+            open: false,
+        })
     }
 
     fn close(&mut self) -> Result<()> {
@@ -261,7 +265,9 @@ impl<'a> Sequential<'a> {
 
 impl std::fmt::Debug for Sequential<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sequential").field("open", &self.open).finish_non_exhaustive()
+        f.debug_struct("Sequential")
+            .field("open", &self.open)
+            .finish_non_exhaustive()
     }
 }
 
@@ -341,7 +347,10 @@ pub(crate) fn send_file(sink: &mut dyn Sink, entry: &Entry, content: &[u8]) -> R
     sink.entry(entry)?;
     let mut offset = 0;
     for piece in content.chunks(CHUNK_SIZE) {
-        sink.chunk(&Chunk { offset, data: ChunkData::Bytes(piece) })?;
+        sink.chunk(&Chunk {
+            offset,
+            data: ChunkData::Bytes(piece),
+        })?;
         offset += piece.len() as u64;
     }
     Ok(())
@@ -351,6 +360,8 @@ pub(crate) fn send_file(sink: &mut dyn Sink, entry: &Entry, content: &[u8]) -> R
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Blocks of 64 let the compiler use wide registers; the first byte that is set ends it.
     let (blocks, rest) = bytes.as_chunks::<64>();
-    blocks.iter().all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
+    blocks
+        .iter()
+        .all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
         && rest.iter().all(|byte| *byte == 0)
 }

@@ -17,7 +17,9 @@ use rustix::io::Errno;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::SnapshotPath;
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
 /// A directory that paths are resolved in.
 #[derive(Debug)]
@@ -32,7 +34,10 @@ impl Root {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let fd = rustix::fs::open(path, DIRECTORY, Mode::empty())
             .map_err(|error| Error::io(path.display().to_string(), "cannot be opened", error))?;
-        Ok(Self { fd, path: path.to_owned() })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+        })
     }
 
     pub(crate) fn fd(&self) -> &OwnedFd {
@@ -42,7 +47,10 @@ impl Root {
     /// Opens a directory below.
     pub(crate) fn directory(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
         let mut at = openat(&self.fd, c".", DIRECTORY, Mode::empty())?;
-        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+        for part in path
+            .split(|byte| *byte == b'/')
+            .filter(|part| !part.is_empty())
+        {
             at = openat(&at, part, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
         }
         Ok(at)
@@ -59,7 +67,11 @@ pub(crate) struct Roots {
 
 impl Roots {
     pub(crate) fn new(data: Root) -> Self {
-        Self { data, wal: None, tablespaces: BTreeMap::new() }
+        Self {
+            data,
+            wal: None,
+            tablespaces: BTreeMap::new(),
+        }
     }
 
     /// The root that a path lies in, and the rest of the path.
@@ -83,7 +95,8 @@ impl Roots {
 
     pub(crate) fn directory(&self, path: &SnapshotPath) -> Result<OwnedFd> {
         let (root, rest) = self.resolve(path);
-        root.directory(rest).map_err(|error| failed(path, "cannot be opened", error))
+        root.directory(rest)
+            .map_err(|error| failed(path, "cannot be opened", error))
     }
 
     /// Opens a file to read. None when it is gone.

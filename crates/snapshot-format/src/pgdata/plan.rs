@@ -37,9 +37,8 @@ pub(crate) fn walk(
     layout: &VersionLayout,
     wal: &WalNeeded,
 ) -> Result<Plan> {
-    let stat = fstat(data.fd()).map_err(|error| {
-        Error::io(data.path.display().to_string(), "cannot be examined", error)
-    })?;
+    let stat = fstat(data.fd())
+        .map_err(|error| Error::io(data.path.display().to_string(), "cannot be examined", error))?;
     let mut walk = Walk {
         kind,
         layout,
@@ -58,9 +57,8 @@ pub(crate) fn walk(
     }
     let mut plan = walk.plan;
     plan.directories.sort_by(|a, b| a.path.cmp(&b.path));
-    plan.files.sort_by_cached_key(|entry| {
-        (StartUpRank::of(&entry.path), entry.path.clone())
-    });
+    plan.files
+        .sort_by_cached_key(|entry| (StartUpRank::of(&entry.path), entry.path.clone()));
     plan.skipped.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(plan)
 }
@@ -70,7 +68,10 @@ pub(crate) fn entry(path: SnapshotPath, kind: EntryKind, stat: &Stat) -> Entry {
         path,
         kind,
         mode: stat.st_mode & 0o7777,
-        owner: Some(Owner { uid: stat.st_uid, gid: stat.st_gid }),
+        owner: Some(Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }),
         modified: stat.st_mtime,
     }
 }
@@ -89,7 +90,9 @@ impl Walk<'_> {
         let fd = match self.plan.roots.directory(directory) {
             Ok(fd) => fd,
             // A database that was dropped since its parent was read.
-            Err(error) if error.kind() == crate::ErrorKind::NotFound && self.kind.is_bracketed() => {
+            Err(error)
+                if error.kind() == crate::ErrorKind::NotFound && self.kind.is_bracketed() =>
+            {
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -101,7 +104,9 @@ impl Walk<'_> {
                 unlogged.insert(number);
             }
         }
-        let tablespace_root = directory.tablespace().is_some_and(|(_, inside)| inside.is_empty());
+        let tablespace_root = directory
+            .tablespace()
+            .is_some_and(|(_, inside)| inside.is_empty());
         for name in names {
             let path = directory.join(&name)?;
             if tablespace_root && name != self.version_directory {
@@ -112,8 +117,9 @@ impl Walk<'_> {
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(failed(&path, "cannot be examined", error)),
             };
-            let of_unlogged =
-                self.relation(&path).is_some_and(|(number, _)| unlogged.contains(&number));
+            let of_unlogged = self
+                .relation(&path)
+                .is_some_and(|(number, _)| unlogged.contains(&number));
             if self.left_out(&path, of_unlogged) {
                 continue;
             }
@@ -132,7 +138,12 @@ impl Walk<'_> {
     fn left_out(&self, path: &SnapshotPath, unlogged: bool) -> bool {
         path.as_str().is_some_and(|path| {
             let file = DataFile::of(path, self.layout);
-            let subject = Subject { path, file, unlogged, wal: self.wal };
+            let subject = Subject {
+                path,
+                file,
+                unlogged,
+                wal: self.wal,
+            };
             excluded(self.kind, &subject).is_some()
         })
     }
@@ -140,13 +151,17 @@ impl Walk<'_> {
     fn add(&mut self, path: SnapshotPath, stat: &Stat) -> Result<()> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                self.plan.directories.push(entry(path.clone(), EntryKind::Directory, stat));
+                self.plan
+                    .directories
+                    .push(entry(path.clone(), EntryKind::Directory, stat));
                 self.todo.push(path);
             }
             FileType::RegularFile if path.as_bytes() == CONTROL.as_bytes() => {}
             FileType::RegularFile => {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
-                self.plan.files.push(entry(path, EntryKind::File { size }, stat));
+                self.plan
+                    .files
+                    .push(entry(path, EntryKind::File { size }, stat));
             }
             FileType::Symlink => return self.link(path, stat),
             FileType::Socket => self.skip(path, "a socket"),
@@ -161,16 +176,16 @@ impl Walk<'_> {
     }
 
     fn link(&mut self, path: SnapshotPath, stat: &Stat) -> Result<()> {
-        if EMPTIED.iter().any(|directory| path.as_bytes() == directory.as_bytes()) {
+        if EMPTIED
+            .iter()
+            .any(|directory| path.as_bytes() == directory.as_bytes())
+        {
             let mut entry = entry(path, EntryKind::Directory, stat);
             entry.mode = 0o700;
             self.plan.directories.push(entry);
             return Ok(());
         }
-        let tablespace = path
-            .as_bytes()
-            .strip_prefix(b"pg_tblspc/")
-            .and_then(oid);
+        let tablespace = path.as_bytes().strip_prefix(b"pg_tblspc/").and_then(oid);
         if tablespace.is_none() && path.as_bytes() != b"pg_wal" {
             self.skip(path, "a symbolic link");
             return Ok(());
@@ -179,16 +194,29 @@ impl Walk<'_> {
         let target = readlinkat(root.fd(), rest, Vec::new())
             .map_err(|error| failed(&path, "cannot be read", error))?;
         let target = target.into_bytes();
-        let root = Root::open(&self.plan.roots.data.path.join(Path::new(OsStr::from_bytes(&target))))?;
-        let inside = fstat(root.fd()).map_err(|error| failed(&path, "cannot be examined", error))?;
+        let root = Root::open(
+            &self
+                .plan
+                .roots
+                .data
+                .path
+                .join(Path::new(OsStr::from_bytes(&target))),
+        )?;
+        let inside =
+            fstat(root.fd()).map_err(|error| failed(&path, "cannot be examined", error))?;
         let kind = if let Some(oid) = tablespace {
             self.plan.roots.tablespaces.insert(oid, root);
-            EntryKind::Tablespace { oid, location: Some(target) }
+            EntryKind::Tablespace {
+                oid,
+                location: Some(target),
+            }
         } else {
             self.plan.roots.wal = Some(root);
             EntryKind::Directory
         };
-        self.plan.directories.push(entry(path.clone(), kind, &inside));
+        self.plan
+            .directories
+            .push(entry(path.clone(), kind, &inside));
         self.todo.push(path);
         Ok(())
     }

@@ -29,8 +29,9 @@ const DEFAULT_EXTENT: u64 = 32 << 20;
 const MIN_EXTENT: u64 = 8 << 20;
 
 /// Answers with the server's present insert position.
-type InsertPosition =
-    Arc<dyn Fn() -> std::result::Result<Lsn, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>;
+type InsertPosition = Arc<
+    dyn Fn() -> std::result::Result<Lsn, Box<dyn std::error::Error + Send + Sync>> + Send + Sync,
+>;
 
 /// A backup that the server has begun and that stays open while its files are copied.
 #[derive(Clone)]
@@ -49,13 +50,18 @@ impl Bracket {
         + Sync
         + 'static,
     ) -> Self {
-        Self { start, insert_position: Arc::new(insert_position) }
+        Self {
+            start,
+            insert_position: Arc::new(insert_position),
+        }
     }
 }
 
 impl std::fmt::Debug for Bracket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bracket").field("start", &self.start).finish_non_exhaustive()
+        f.debug_struct("Bracket")
+            .field("start", &self.start)
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,7 +139,10 @@ impl PgData {
             return Err(Error::new(
                 ErrorKind::Inconsistent,
                 subject(),
-                format!("not to be copied as {kind}: its control file says \"{}\"", control.state),
+                format!(
+                    "not to be copied as {kind}: its control file says \"{}\"",
+                    control.state
+                ),
             ));
         }
         let stopped = matches!(kind, SnapshotKind::Cold | SnapshotKind::Recovery);
@@ -172,7 +181,9 @@ impl PgData {
     /// How much of one file a thread takes at a time; at least 8 MiB, rounded up to whole chunks.
     #[must_use]
     pub fn extent_size(mut self, bytes: u64) -> Self {
-        self.extent = bytes.clamp(MIN_EXTENT, 1 << 40).next_multiple_of(CHUNK_SIZE as u64);
+        self.extent = bytes
+            .clamp(MIN_EXTENT, 1 << 40)
+            .next_multiple_of(CHUNK_SIZE as u64);
         self
     }
 
@@ -216,7 +227,10 @@ impl PgData {
         }
         let (entry, bytes) = self.control_last(&plan.roots)?;
         sink.entry(&entry)?;
-        sink.chunk(&Chunk { offset: 0, data: ChunkData::Bytes(&bytes) })?;
+        sink.chunk(&Chunk {
+            offset: 0,
+            data: ChunkData::Bytes(&bytes),
+        })?;
         self.copied(plan, tally)
     }
 
@@ -240,7 +254,10 @@ impl PgData {
                 stop.store(true, Ordering::Relaxed);
             }
             let tally = outcome?;
-            total.lock().unwrap_or_else(PoisonError::into_inner).add(tally);
+            total
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .add(tally);
             Ok(())
         };
         std::thread::scope(|scope| {
@@ -248,7 +265,11 @@ impl PgData {
             let mut outcome = run();
             for other in others {
                 let other = other.join().unwrap_or_else(|_| {
-                    Err(Error::new(ErrorKind::Inconsistent, "a copying thread", "panicked"))
+                    Err(Error::new(
+                        ErrorKind::Inconsistent,
+                        "a copying thread",
+                        "panicked",
+                    ))
                 });
                 outcome = outcome.and(other);
             }
@@ -257,7 +278,10 @@ impl PgData {
         let (entry, bytes) = self.control_last(&plan.roots)?;
         let mut worker = sink.worker()?;
         worker.begin(&entry, 0..entry.size())?;
-        worker.chunk(&Chunk { offset: 0, data: ChunkData::Bytes(&bytes) })?;
+        worker.chunk(&Chunk {
+            offset: 0,
+            data: ChunkData::Bytes(&bytes),
+        })?;
         worker.commit()?;
         worker.finish()?;
         let tally = total.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -267,7 +291,10 @@ impl PgData {
     fn plan(&self) -> Result<Plan> {
         let root = Root::open(&self.root.path)?;
         let clean = self.kind == SnapshotKind::Cold;
-        let behind = self.control.checkpoint_location.saturating_add(CHECKPOINT_RECORD);
+        let behind = self
+            .control
+            .checkpoint_location
+            .saturating_add(CHECKPOINT_RECORD);
         let wal = WalNeeded {
             size: self.control.build.wal_segment_size,
             redo: self.control.checkpoint.redo,
@@ -296,7 +323,11 @@ impl PgData {
             while start < size {
                 let rest = size - start;
                 // A last piece below the minimum goes with the one before it.
-                let length = if rest < self.extent + MIN_EXTENT { rest } else { self.extent };
+                let length = if rest < self.extent + MIN_EXTENT {
+                    rest
+                } else {
+                    self.extent
+                };
                 work.push(vec![(index, start..start + length)]);
                 start += length;
             }
@@ -322,7 +353,9 @@ impl PgData {
             && let Some(pieces) = work.get(next.fetch_add(1, Ordering::Relaxed))
         {
             for (index, range) in pieces {
-                let Some(entry) = plan.files.get(*index) else { continue };
+                let Some(entry) = plan.files.get(*index) else {
+                    continue;
+                };
                 let opened = plan.roots.open_file(&entry.path)?;
                 let whole = *range == (0..entry.size());
                 match opened {
@@ -330,7 +363,14 @@ impl PgData {
                         self.check_unchanged(entry, u64::try_from(stat.st_size).unwrap_or(0))?;
                         worker.begin(entry, range.clone())?;
                         let mut send = |chunk: &Chunk<'_>| worker.chunk(chunk);
-                        self.read(&file, entry, range.clone(), &mut buffer, &mut tally, &mut send)?;
+                        self.read(
+                            &file,
+                            entry,
+                            range.clone(),
+                            &mut buffer,
+                            &mut tally,
+                            &mut send,
+                        )?;
                         worker.commit()?;
                     }
                     None if whole => self.vanished(entry, &mut tally)?,
@@ -340,7 +380,10 @@ impl PgData {
                         self.vanished(entry, &mut tally)?;
                         worker.begin(entry, range.clone())?;
                         let data = ChunkData::Zeros(range.end - range.start);
-                        worker.chunk(&Chunk { offset: range.start, data })?;
+                        worker.chunk(&Chunk {
+                            offset: range.start,
+                            data,
+                        })?;
                         worker.commit()?;
                     }
                 }
@@ -387,8 +430,12 @@ impl PgData {
         let mut offset = range.start;
         tally.files += u64::from(range.start == 0);
         while offset < range.end {
-            let wanted = usize::try_from(range.end - offset).unwrap_or(CHUNK_SIZE).min(CHUNK_SIZE);
-            let (bytes, _) = buffer.split_at_mut_checked(wanted).unwrap_or((&mut [], &mut []));
+            let wanted = usize::try_from(range.end - offset)
+                .unwrap_or(CHUNK_SIZE)
+                .min(CHUNK_SIZE);
+            let (bytes, _) = buffer
+                .split_at_mut_checked(wanted)
+                .unwrap_or((&mut [], &mut []));
             let read = read_up_to(file, bytes, offset)
                 .map_err(|error| Error::io(entry.path.to_string(), "cannot be read", error))?;
             tally.bytes += read as u64;
@@ -405,15 +452,23 @@ impl PgData {
             if !zero && let Some(pages) = &pages {
                 let kept = if read < wanted { read } else { bytes.len() };
                 if let Some(whole) = bytes.get_mut(..kept) {
-                    tally.settled_by_log += pages.judge(file, offset, whole, &mut tally.bad_pages)?;
+                    tally.settled_by_log +=
+                        pages.judge(file, offset, whole, &mut tally.bad_pages)?;
                 }
             }
-            let data = if zero { ChunkData::Zeros(wanted as u64) } else { ChunkData::Bytes(bytes) };
+            let data = if zero {
+                ChunkData::Zeros(wanted as u64)
+            } else {
+                ChunkData::Bytes(bytes)
+            };
             send(&Chunk { offset, data })?;
             offset += wanted as u64;
             if read < wanted && offset < range.end {
                 // The file ended: what is left of the part is zeros too.
-                send(&Chunk { offset, data: ChunkData::Zeros(range.end - offset) })?;
+                send(&Chunk {
+                    offset,
+                    data: ChunkData::Zeros(range.end - offset),
+                })?;
                 break;
             }
         }
@@ -433,7 +488,9 @@ impl PgData {
         let Some((_, stat)) = roots.open_file(&path)? else {
             return Err(self.changing(&path));
         };
-        let kind = EntryKind::File { size: bytes.len() as u64 };
+        let kind = EntryKind::File {
+            size: bytes.len() as u64,
+        };
         Ok((plan::entry(path, kind, &stat), bytes))
     }
 
@@ -449,7 +506,8 @@ impl PgData {
             skipped: plan.skipped,
             bad_pages: tally.bad_pages,
         };
-        end.bad_pages.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
+        end.bad_pages
+            .sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
         let owner = plan.directories.first().and_then(|root| root.owner);
         Ok(Copied {
             end,
@@ -468,8 +526,12 @@ impl PgData {
         match (&self.bracket, self.kind) {
             (Some(bracket), _) => {
                 let end = (bracket.insert_position)().map_err(|error| {
-                    Error::new(ErrorKind::Io, "the server's insert position", "cannot be had")
-                        .caused_by(error)
+                    Error::new(
+                        ErrorKind::Io,
+                        "the server's insert position",
+                        "cannot be had",
+                    )
+                    .caused_by(error)
                 })?;
                 Ok(Some((bracket.start, end)))
             }

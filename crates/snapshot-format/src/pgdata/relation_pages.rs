@@ -50,7 +50,10 @@ impl<'a> RelationPages<'a> {
     ) -> Result<u64> {
         let control = self.source.control();
         let size = control.build.block_size.bytes();
-        let check = PageCheck { checksums: control.data_checksums, unsettled_from: None };
+        let check = PageCheck {
+            checksums: control.data_checksums,
+            unsettled_from: None,
+        };
         let mut settled_by_log = 0;
         let first = offset / size as u64;
         for (index, page) in (first..).zip(bytes.chunks_mut(size)) {
@@ -60,7 +63,9 @@ impl<'a> RelationPages<'a> {
                 }
                 break;
             }
-            let block = u32::try_from(index).ok().and_then(|index| self.first_block.checked_add(index));
+            let block = u32::try_from(index)
+                .ok()
+                .and_then(|index| self.first_block.checked_add(index));
             let Some(block) = block else {
                 bad.push(self.bad(index, "no relation has so many pages".to_owned()));
                 continue;
@@ -84,7 +89,11 @@ impl<'a> RelationPages<'a> {
                         verdict = PageVerdict::New;
                     }
                     Err(error) => {
-                        return Err(Error::io(self.entry.path.to_string(), "cannot be read", error));
+                        return Err(Error::io(
+                            self.entry.path.to_string(),
+                            "cannot be read",
+                            error,
+                        ));
                     }
                 }
             }
@@ -108,7 +117,11 @@ impl<'a> RelationPages<'a> {
     }
 
     fn bad(&self, block: u64, reason: String) -> BadPage {
-        BadPage { path: self.entry.path.clone(), block, reason }
+        BadPage {
+            path: self.entry.path.clone(),
+            block,
+            reason,
+        }
     }
 }
 

@@ -107,7 +107,12 @@ pub const EXCLUSIONS: &[Exclusion] = &[
         what: "postmaster.pid, postmaster.opts",
         kinds: ALL,
         reason: "they speak of one server process",
-        matches: |s| matches!(s.file, DataFile::PostmasterPid | DataFile::PostmasterOptions),
+        matches: |s| {
+            matches!(
+                s.file,
+                DataFile::PostmasterPid | DataFile::PostmasterOptions
+            )
+        },
     },
     Exclusion {
         what: "backup_manifest, .DS_Store",
@@ -147,7 +152,10 @@ pub const EXCLUSIONS: &[Exclusion] = &[
         what: "pg_wal/*",
         kinds: BRACKETED,
         reason: "the log from the start to the stop of the backup is added when it stops",
-        matches: |s| below(s.path, "pg_wal") && !matches!(s.path, "pg_wal/archive_status" | "pg_wal/summaries"),
+        matches: |s| {
+            below(s.path, "pg_wal")
+                && !matches!(s.path, "pg_wal/archive_status" | "pg_wal/summaries")
+        },
     },
     Exclusion {
         what: "pg_wal: segments before the redo position and, after a clean stop, behind the last record",
@@ -168,7 +176,8 @@ pub(crate) fn excluded(kind: SnapshotKind, subject: &Subject<'_>) -> Option<&'st
 }
 
 fn below(path: &str, directory: &str) -> bool {
-    path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -185,14 +194,22 @@ mod tests {
             end: (kind == Cold).then_some((timeline, Lsn(0x300_0100))),
         };
         let file = DataFile::of(path, PgMajor::V16.layout());
-        let subject = Subject { path, file, unlogged, wal: &wal };
+        let subject = Subject {
+            path,
+            file,
+            unlogged,
+            wal: &wal,
+        };
         excluded(kind, &subject).map(|rule| rule.what)
     }
 
     #[test]
     fn replication_slots_are_never_copied() {
         for kind in SnapshotKind::ALL {
-            assert!(rule_for(kind, "pg_replslot/standby/state", false).is_some(), "{kind}");
+            assert!(
+                rule_for(kind, "pg_replslot/standby/state", false).is_some(),
+                "{kind}"
+            );
             assert!(rule_for(kind, "pg_replslot", false).is_none(), "{kind}");
         }
     }
@@ -218,8 +235,14 @@ mod tests {
         for kind in [Cold, Crashed, Recovery] {
             assert!(!kept(kind, "pg_wal/000000010000000000000002"));
             assert!(kept(kind, "pg_wal/000000010000000000000003"));
-            assert!(kept(kind, "pg_wal/archive_status/000000010000000000000003.ready"));
-            assert!(!kept(kind, "pg_wal/archive_status/000000010000000000000002.done"));
+            assert!(kept(
+                kind,
+                "pg_wal/archive_status/000000010000000000000003.ready"
+            ));
+            assert!(!kept(
+                kind,
+                "pg_wal/archive_status/000000010000000000000002.done"
+            ));
             assert_eq!(kept(kind, "pg_wal/000000010000000000000004"), kind != Cold);
             assert!(kept(kind, "pg_wal/00000002.history"));
             assert!(kept(kind, "backup_label"));

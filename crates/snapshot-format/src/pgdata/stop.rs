@@ -11,7 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::path::SnapshotPath;
 use crate::pgdata::place::{Root, Roots, names};
 use crate::pgdata::read::Copied;
-use crate::stream::{CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, Sink, is_zero, send_file};
+use crate::stream::{
+    CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, Sink, is_zero, send_file,
+};
 
 /// What the server said when the backup was stopped, and where its log is.
 #[derive(Debug, Clone, Copy)]
@@ -71,15 +73,19 @@ impl Copied {
     }
 
     fn stopped(&mut self, sink: &mut dyn Sink, stop: &Stop<'_>) -> Result<()> {
-        let label = BackupLabel::parse(stop.label)
-            .map_err(|error| Error::layout("backup_label", error))?;
+        let label =
+            BackupLabel::parse(stop.label).map_err(|error| Error::layout("backup_label", error))?;
         let timeline = label.start_segment.timeline();
         let root = match stop.wal {
             StopWal::Directory(path) => Some(Roots::new(Root::open(path)?)),
             StopWal::Elsewhere => None,
         };
         self.end.wal = ranges(timeline, label.start, stop, root.as_ref())?;
-        send_file(sink, &self.entry("backup_label", stop.label.len())?, stop.label)?;
+        send_file(
+            sink,
+            &self.entry("backup_label", stop.label.len())?,
+            stop.label,
+        )?;
         if !stop.tablespace_map.is_empty() {
             let entry = self.entry("tablespace_map", stop.tablespace_map.len())?;
             send_file(sink, &entry, stop.tablespace_map)?;
@@ -94,10 +100,17 @@ impl Copied {
                 self.segment(sink, &root, &name.to_string(), size.bytes())?;
             }
         }
-        let in_directory = names(root.data.fd())
-            .map_err(|error| Error::io(root.data.path.display().to_string(), "cannot be listed", error))?;
+        let in_directory = names(root.data.fd()).map_err(|error| {
+            Error::io(
+                root.data.path.display().to_string(),
+                "cannot be listed",
+                error,
+            )
+        })?;
         for name in in_directory {
-            let Some(text) = std::str::from_utf8(&name).ok() else { continue };
+            let Some(text) = std::str::from_utf8(&name).ok() else {
+                continue;
+            };
             if let Ok(WalFileName::History(of)) = text.parse()
                 && of <= stop.timeline
             {
@@ -176,9 +189,15 @@ fn ranges(
         TimelineHistory::parse(stop.timeline, &small_file(root, &name)?).map_err(crossed)?
     };
     let mut ranges = if timeline == stop.timeline {
-        vec![TimelineRange { timeline, start, end: stop.position }]
+        vec![TimelineRange {
+            timeline,
+            start,
+            end: stop.position,
+        }]
     } else {
-        history.path(timeline, start, stop.position).map_err(crossed)?
+        history
+            .path(timeline, start, stop.position)
+            .map_err(crossed)?
     };
     if start > stop.position {
         return Err(Error::new(
@@ -187,18 +206,26 @@ fn ranges(
             "the backup starts behind the position where it stopped",
         ));
     }
-    ranges.sort_by(|a, b| b.timeline.cmp(&a.timeline));
+    ranges.sort_by_key(|range| std::cmp::Reverse(range.timeline));
     Ok(ranges)
 }
 
 fn small_file(root: &Roots, name: &str) -> Result<Vec<u8>> {
     const LIMIT: usize = 1 << 20;
     let Some((file, stat)) = root.open_file(&SnapshotPath::new(name)?)? else {
-        return Err(Error::new(ErrorKind::NotFound, name, "is not in the directory of the backup's log"));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            name,
+            "is not in the directory of the backup's log",
+        ));
     };
     let size = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
     if size > LIMIT {
-        return Err(Error::new(ErrorKind::Limit, name, "is larger than any history of timelines"));
+        return Err(Error::new(
+            ErrorKind::Limit,
+            name,
+            "is larger than any history of timelines",
+        ));
     }
     let mut content = vec![0; size];
     file.read_exact_at(&mut content, 0)

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use neon_pg_layout::{ClusterState, ControlFile, ErrorKind as LayoutErrorKind, Lsn};
+use neon_pg_layout::{
+    ClusterState, ControlFile, DataFile, ErrorKind as LayoutErrorKind, Fork, Lsn,
+};
+use rustix::fs::{AtFlags, statat};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kind::SnapshotKind;
@@ -214,6 +217,9 @@ impl PgData {
         let mut tally = Tally::default();
         let mut buffer = vec![0; CHUNK_SIZE];
         for planned in &plan.files {
+            if self.became_unlogged(&plan.roots, planned) {
+                continue;
+            }
             let Some((file, stat)) = plan.roots.open_file(&planned.path)? else {
                 self.vanished(planned, &mut tally)?;
                 continue;
@@ -356,8 +362,11 @@ impl PgData {
                 let Some(entry) = plan.files.get(*index) else {
                     continue;
                 };
-                let opened = plan.roots.open_file(&entry.path)?;
                 let whole = *range == (0..entry.size());
+                if whole && self.became_unlogged(&plan.roots, entry) {
+                    continue;
+                }
+                let opened = plan.roots.open_file(&entry.path)?;
                 match opened {
                     Some((file, stat)) => {
                         self.check_unchanged(entry, u64::try_from(stat.st_size).unwrap_or(0))?;
@@ -391,6 +400,25 @@ impl PgData {
         }
         worker.finish()?;
         Ok(tally)
+    }
+
+    /// Whether the file belongs to an unlogged relation that was being created when its directory was
+    /// listed: its main fork was there, its init fork not yet. Copied, it would stop recovery, which makes
+    /// the main fork from the init fork and does not expect it.
+    fn became_unlogged(&self, roots: &Roots, entry: &Entry) -> bool {
+        if !self.kind.is_bracketed() {
+            return false;
+        }
+        let layout = self.control.major.layout();
+        let file = entry.path.as_str().map(|path| DataFile::of(path, layout));
+        let (Some(DataFile::Relation(relation)), Some(parent)) = (file, entry.path.parent()) else {
+            return false;
+        };
+        let init = format!("{}_init", relation.locator.number);
+        relation.fork != Fork::Init
+            && roots.directory(&parent).is_ok_and(|directory| {
+                statat(&directory, init.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            })
     }
 
     fn check_unchanged(&self, planned: &Entry, size: u64) -> Result<()> {
@@ -638,5 +666,5 @@ fn read_control(root: &Root) -> Result<(Vec<u8>, ControlFile)> {
 }
 
 fn has_file(root: &Root, name: &str) -> bool {
-    rustix::fs::statat(root.fd(), name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    statat(root.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }

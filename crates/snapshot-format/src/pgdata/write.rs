@@ -130,6 +130,8 @@ struct State {
     control: Option<(Entry, Vec<u8>)>,
     map: Option<Vec<u8>>,
     has_label: bool,
+    /// The first that any entry came with: for directories that came without.
+    owner: Option<Owner>,
     manifest: Collected,
     written: Written,
 }
@@ -174,7 +176,7 @@ impl DirectoryWriter {
     fn owner(&self, entry: &Entry) -> Option<Owner> {
         match self.options.ownership {
             Ownership::Process => None,
-            Ownership::Recorded => entry.owner,
+            Ownership::Recorded => entry.owner.or(self.state().owner),
             Ownership::Fixed(owner) => Some(owner),
         }
     }
@@ -245,9 +247,15 @@ impl DirectoryWriter {
         }
     }
 
+    fn notice(&self, entry: &Entry) {
+        let mut state = self.state();
+        state.owner = state.owner.or(entry.owner);
+    }
+
     fn directory(&self, entry: &Entry) -> Result<()> {
         let path = &entry.path;
         let linked = self.options.wal_directory.is_some() && path.as_bytes() == b"pg_wal";
+        self.notice(entry);
         if !path.is_root() && !linked {
             let parent = self.parent(path)?;
             match mkdirat(&parent, path.name(), Mode::RWXU) {
@@ -416,6 +424,21 @@ impl ParallelSink for DirectoryWriter {
         state.manifest.add(&entry, crc);
         let manifest = std::mem::take(&mut state.manifest).into_bytes(&control, end)?;
         let mut directories = std::mem::take(&mut state.directories);
+        if !directories.iter().any(|entry| entry.path.is_root()) {
+            // Tar archives have no entry for it. The server wants 0700, or 0750 with group access.
+            let mode = if entry.mode & 0o040 == 0 {
+                0o700
+            } else {
+                0o750
+            };
+            let kind = EntryKind::Directory;
+            directories.push(Entry {
+                path: SnapshotPath::root(),
+                kind,
+                mode,
+                ..entry.clone()
+            });
+        }
         drop(state);
 
         if self.options.manifest {
@@ -553,6 +576,7 @@ impl ExtentSink for Worker<'_> {
             ));
         }
         self.progress.begin(entry, &range)?;
+        self.writer.notice(entry);
         let target = self.open(entry, &range)?;
         self.current = Some(Current {
             entry: entry.clone(),

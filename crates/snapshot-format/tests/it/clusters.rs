@@ -15,7 +15,7 @@ use neon_testkit::{Cluster, Installation, PgMajor, Session};
 
 /// A running cluster with what makes copying hard: large and empty relations, unlogged ones, a second
 /// database, tablespaces outside and in place, a large object, a prepared transaction.
-pub fn varied(major: PgMajor, checksums: bool) -> Cluster {
+pub(crate) fn varied(major: PgMajor, checksums: bool) -> Cluster {
     let cluster = Cluster::builder(major)
         .checksums(checksums)
         .setting("wal_keep_size", "512MB")
@@ -48,7 +48,7 @@ pub fn varied(major: PgMajor, checksums: bool) -> Cluster {
 }
 
 /// What `varied` holds, as one line.
-pub fn contents(cluster: &Cluster) -> String {
+pub(crate) fn contents(cluster: &Cluster) -> String {
     cluster.psql(
         "select (select count(*) || ' ' || sum(hashtext(body)::bigint) from kept),
                 (select sum(i) from far), (select sum(i) from near), (select count(*) from empty),
@@ -57,7 +57,7 @@ pub fn contents(cluster: &Cluster) -> String {
 }
 
 /// Options that keep owners and put tablespaces below this cluster's folder.
-pub fn options(target: &Cluster) -> DirectoryOptions {
+pub(crate) fn options(target: &Cluster) -> DirectoryOptions {
     DirectoryOptions {
         ownership: Ownership::Recorded,
         tablespaces: TablespacePlaces::Below(target.scratch_dir().join("restored-tablespaces")),
@@ -66,7 +66,7 @@ pub fn options(target: &Cluster) -> DirectoryOptions {
 }
 
 /// A stopped cluster of this major whose data directory is missing, to be written.
-pub fn target(major: PgMajor) -> Cluster {
+pub(crate) fn target(major: PgMajor) -> Cluster {
     let cluster = Cluster::builder(major).init();
     fs::remove_dir_all(cluster.data_dir()).unwrap();
     // Tablespaces go below a folder that the server's user can enter.
@@ -76,21 +76,23 @@ pub fn target(major: PgMajor) -> Cluster {
 }
 
 /// Starts what was written to the target, with a socket of its own.
-pub fn start(target: &mut Cluster) {
+pub(crate) fn start(target: &mut Cluster) {
     target.set("wal_keep_size", "0");
     target.set("max_prepared_transactions", 4);
+    // Recovery refuses directories in pg_tblspc otherwise.
+    target.set("allow_in_place_tablespaces", "on");
     target.start();
 }
 
 /// A backup that is open on a running cluster.
-pub struct Backup {
+pub(crate) struct Backup {
     session: Session,
     modern: bool,
-    pub start: Lsn,
+    pub(crate) start: Lsn,
 }
 
 impl Backup {
-    pub fn begin(cluster: &Cluster) -> Self {
+    pub(crate) fn begin(cluster: &Cluster) -> Self {
         let modern = cluster.major() >= PgMajor::V15;
         let mut session = cluster.session("postgres");
         let start = session.run(if modern {
@@ -105,7 +107,7 @@ impl Backup {
         }
     }
 
-    pub fn bracket(&self, cluster: &Cluster) -> Bracket {
+    pub(crate) fn bracket(&self, cluster: &Cluster) -> Bracket {
         let session = std::sync::Mutex::new(cluster.session("postgres"));
         let question = "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() \
                         else pg_current_wal_insert_lsn() end";
@@ -114,7 +116,7 @@ impl Backup {
         })
     }
 
-    pub fn stop(mut self) -> Stopped {
+    pub(crate) fn stop(mut self) -> Stopped {
         let call = if self.modern {
             "pg_backup_stop(false)"
         } else {
@@ -133,14 +135,14 @@ impl Backup {
     }
 }
 
-pub struct Stopped {
-    pub position: Lsn,
-    pub label: Vec<u8>,
-    pub map: Vec<u8>,
+pub(crate) struct Stopped {
+    pub(crate) position: Lsn,
+    pub(crate) label: Vec<u8>,
+    pub(crate) map: Vec<u8>,
 }
 
 impl Stopped {
-    pub fn stop<'a>(&'a self, wal: &'a Path) -> Stop<'a> {
+    pub(crate) fn stop<'a>(&'a self, wal: &'a Path) -> Stop<'a> {
         Stop {
             label: &self.label,
             tablespace_map: &self.map,
@@ -159,7 +161,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 /// Takes an online copy into a sink.
-pub fn copy_online(cluster: &Cluster, sink: &mut dyn Sink) -> Result<End> {
+pub(crate) fn copy_online(cluster: &Cluster, sink: &mut dyn Sink) -> Result<End> {
     let backup = Backup::begin(cluster);
     let source = PgData::online(&cluster.data_dir(), backup.bracket(cluster))?;
     let copied = source.copy(sink)?;
@@ -168,7 +170,7 @@ pub fn copy_online(cluster: &Cluster, sink: &mut dyn Sink) -> Result<End> {
 }
 
 /// As `copy_online`, with threads.
-pub fn copy_online_parallel(
+pub(crate) fn copy_online_parallel(
     cluster: &Cluster,
     sink: &dyn ParallelSink,
     threads: usize,
@@ -182,14 +184,14 @@ pub fn copy_online_parallel(
 }
 
 /// Writes a source's snapshot into the target's data directory.
-pub fn unpack(source: &mut dyn neon_snapshot_format::Source, target: &Cluster) {
+pub(crate) fn unpack(source: &mut dyn neon_snapshot_format::Source, target: &Cluster) {
     let writer = DirectoryWriter::create(&target.data_dir(), options(target)).unwrap();
     source.send(&mut Sequential::new(&writer).unwrap()).unwrap();
 }
 
 /// Every file and directory with mode and content, by path relative to the data directory; links of
 /// tablespaces and of the log are followed.
-pub fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
+pub(crate) fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -210,12 +212,13 @@ pub fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
     found
 }
 
-/// Judges the unpacked backup by `pg_verifybackup` and returns whether it was this major's own. 13 and 14
-/// are judged by the one of 15 without their log, 17 by reading the manifest back and summing each file.
-pub fn verify(data: &Path, major: PgMajor) {
+/// Judges the unpacked backup by `pg_verifybackup`. 13 and 14 are judged by the one of 15 without their
+/// log; 17, which is here without programs, and 18, whose program of the packaged build crashes, by reading
+/// the manifest back and summing each file.
+pub(crate) fn verify(data: &Path, major: PgMajor) {
     let judge = match major {
         PgMajor::V13 | PgMajor::V14 => Some((PgMajor::V15, true)),
-        PgMajor::V17 => None,
+        PgMajor::V17 | PgMajor::V18 => None,
         own => Some((own, false)),
     };
     let Some((judge, no_wal)) = judge else {
@@ -234,7 +237,7 @@ pub fn verify(data: &Path, major: PgMajor) {
     );
 }
 
-pub fn verify_by_reading(data: &Path) {
+pub(crate) fn verify_by_reading(data: &Path) {
     let manifest = Manifest::parse(&fs::read(data.join("backup_manifest")).unwrap()).unwrap();
     let listed: BTreeMap<String, _> = manifest
         .files
@@ -261,10 +264,11 @@ pub fn verify_by_reading(data: &Path) {
     assert_eq!(count, listed.len());
 }
 
-/// Looks at every page and index of a running cluster: `pg_amcheck` where the major has it, else the
-/// server reads every row of every table.
-pub fn check_running(cluster: &Cluster) {
-    if cluster.installation().tool("pg_amcheck").is_some() {
+/// Looks at every page and index of a running cluster: `pg_amcheck` where its extension is here (15), else
+/// the server reads every row of every table.
+pub(crate) fn check_running(cluster: &Cluster) {
+    let contrib = "select count(*) from pg_available_extensions where name = 'amcheck'";
+    if cluster.psql(contrib) == "1" && cluster.installation().tool("pg_amcheck").is_some() {
         cluster.run_tool(
             "pg_amcheck",
             ["--all", "--install-missing", "--heapallindexed"],
@@ -276,11 +280,11 @@ pub fn check_running(cluster: &Cluster) {
         .lines()
     {
         let tables = "select format('%I.%I', nspname, relname) from pg_class c \
-                      join pg_namespace n on n.oid = relnamespace where relkind in ('r', 't', 'm')";
+                      join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm')";
         for table in cluster.psql_in(database, tables).lines() {
             cluster.psql_in(
                 database,
-                &format!("select count(*) from {table} where {table} is not null"),
+                &format!("select count(*) from {table} t where t::text <> ''"),
             );
         }
     }
@@ -288,9 +292,13 @@ pub fn check_running(cluster: &Cluster) {
 
 /// Stops the cluster and judges its checksums by `pg_checksums` where the major has it, and by our own
 /// reader, which the server's checks have judged.
-pub fn check_stopped(cluster: &mut Cluster) {
+pub(crate) fn check_stopped(cluster: &mut Cluster) {
     cluster.stop(neon_testkit::StopMode::Fast);
-    if cluster.installation().tool("pg_checksums").is_some() {
+    let summed = PgData::cold(&cluster.data_dir())
+        .unwrap()
+        .control()
+        .data_checksums;
+    if summed && cluster.installation().tool("pg_checksums").is_some() {
         let data = cluster.data_dir();
         cluster.run_tool("pg_checksums", ["--check", "-D", data.to_str().unwrap()]);
     }

@@ -12,9 +12,14 @@
 )]
 
 mod clusters;
+mod detection;
+mod hostile_tar;
+mod neon_files;
 mod pgdata_cold;
 mod pgdata_online;
 mod pgdata_refuses;
+mod survives;
+mod tar_sets;
 
 /// One test per major, each calling `$body(PgMajor)`.
 macro_rules! for_every_major {

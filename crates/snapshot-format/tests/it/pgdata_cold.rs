@@ -128,7 +128,7 @@ for_every_major!(a_cold_copy_is_equal_and_starts:
     a_cold_copy_of_15_is_equal_and_starts_and_verifies = V15,
     a_cold_copy_of_16_without_checksums_is_equal_and_starts_and_verifies = V16,
     a_cold_copy_of_17_is_equal_and_starts_and_its_manifest_reads_back = V17,
-    a_cold_copy_of_18_is_equal_and_starts_and_verifies = V18,
+    a_cold_copy_of_18_is_equal_and_starts_and_its_manifest_reads_back = V18,
 );
 
 #[test]
@@ -185,7 +185,9 @@ fn a_crashed_cluster_and_a_stopped_standby_are_copied_with_their_log() {
     unpack(&mut PgData::recovery(&copy.data_dir()).unwrap(), &standby);
     start(&mut standby);
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
-    assert_eq!(contents(&standby), before);
+    // A standby shows no prepared transactions before it is promoted.
+    let data = |line: &str| line.rsplit_once('|').unwrap().0.to_owned();
+    assert_eq!(data(&contents(&standby)), data(&before));
 }
 
 #[test]

@@ -99,9 +99,9 @@ for_every_major!(an_online_copy_under_load_starts_and_is_whole:
     an_online_copy_of_13_starts_and_is_whole_scanned_by_its_server_verified_by_15 = V13,
     an_online_copy_of_14_starts_and_is_whole_scanned_by_its_server_verified_by_15 = V14,
     an_online_copy_of_15_without_checksums_starts_and_is_whole = V15,
-    an_online_copy_of_16_starts_and_is_whole = V16,
+    an_online_copy_of_16_starts_and_is_whole_scanned_by_its_server = V16,
     an_online_copy_of_17_starts_and_is_whole_scanned_by_its_server_and_its_manifest_reads_back = V17,
-    an_online_copy_of_18_starts_and_is_whole = V18,
+    an_online_copy_of_18_starts_and_is_whole_scanned_by_its_server_and_its_manifest_reads_back = V18,
 );
 
 #[test]
@@ -116,6 +116,7 @@ fn a_copy_of_a_standby_starts_and_is_whole() {
     standby.set("primary_conninfo", primary.conninfo());
     standby.set("wal_keep_size", "512MB");
     standby.set("max_prepared_transactions", 4);
+    standby.set("allow_in_place_tablespaces", "on");
     standby.start();
 
     let mut copy = target(major);
@@ -140,6 +141,7 @@ fn a_copy_of_a_standby_starts_and_is_whole() {
         "a copy that was never started is not cold"
     );
     verify(&copy.data_dir(), major);
+    fs::remove_file(copy.data_dir().join("standby.signal")).unwrap();
     start(&mut copy);
     assert_consistent(&copy);
     check_running(&copy);

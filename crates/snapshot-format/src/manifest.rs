@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn parts_sum_to_the_whole() {
-        let bytes: Vec<u8> = (0..200_000_u32).map(|i| (i * 7 + i / 300) as u8).collect();
+        let bytes: Vec<u8> = (0..200_000_u32)
+            .map(|i| (i * 7 + i / 300).to_le_bytes()[0])
+            .collect();
         let mut whole = Crc::default();
         whole.add(ChunkData::Bytes(&bytes));
         whole.add(ChunkData::Zeros(70_000));

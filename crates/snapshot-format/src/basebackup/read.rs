@@ -259,6 +259,8 @@ impl Reading<'_> {
                 self.tablespace(*oid, location.clone())?,
             ),
         };
+        // The client that receives the log gives it to user 0, whoever it runs as.
+        let named = archive.kind != ArchiveKind::Wal;
         let mut members = Members::new(decompress(archive.stream)?, name, end_may_be_missing);
         let mut buffer = vec![0; CHUNK_SIZE];
         while let Some(member) = members.next()? {
@@ -292,7 +294,7 @@ impl Reading<'_> {
                     }
                 },
             };
-            let owner = Some(Owner {
+            let owner = named.then_some(Owner {
                 uid: member.uid,
                 gid: member.gid,
             });

@@ -16,6 +16,12 @@ use neon_testkit::{Cluster, Installation, PgMajor, Session};
 /// A running cluster with what makes copying hard: large and empty relations, unlogged ones, a second
 /// database, tablespaces outside and in place, a large object, a prepared transaction.
 pub(crate) fn varied(major: PgMajor, checksums: bool) -> Cluster {
+    varied_with(major, checksums, true)
+}
+
+/// As `varied`; `in_place` false without the tablespace in place: `pg_basebackup -Ft` of servers up to 15
+/// loses what lies in such.
+pub(crate) fn varied_with(major: PgMajor, checksums: bool, in_place: bool) -> Cluster {
     let cluster = Cluster::builder(major)
         .checksums(checksums)
         .setting("wal_keep_size", "512MB")
@@ -26,20 +32,23 @@ pub(crate) fn varied(major: PgMajor, checksums: bool) -> Cluster {
         "create tablespace outside location '{}'",
         place.display()
     ));
-    cluster.psql("set allow_in_place_tablespaces = on; create tablespace inside location ''");
-    cluster.psql(
+    if in_place {
+        cluster.psql("set allow_in_place_tablespaces = on; create tablespace inside location ''");
+    }
+    let inside = if in_place { "inside" } else { "pg_default" };
+    cluster.psql(&format!(
         "create table kept (id int primary key, body text);
          insert into kept select i, repeat(md5(i::text), 20) from generate_series(1, 20000) i;
          create unlogged table scratch as select generate_series(1, 1000) as i;
          create table empty (i int);
          create table far (i int) tablespace outside;
          insert into far select generate_series(1, 5000);
-         create table near (i int) tablespace inside;
+         create table near (i int) tablespace {inside};
          insert into near select generate_series(1, 700);
          select lo_from_bytea(0, decode(repeat('ab', 10000), 'hex'));
          create database other;
-         begin; insert into near values (0); prepare transaction 'open'",
-    );
+         begin; insert into near values (0); prepare transaction 'open'"
+    ));
     cluster.psql_in(
         "other",
         "create table t as select generate_series(1, 10) i; vacuum t",

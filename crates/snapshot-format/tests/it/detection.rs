@@ -61,6 +61,7 @@ fn every_form_of_a_snapshot_is_told() {
             "-c",
             "fast",
             "--compress=server-gzip",
+            "--no-manifest",
             "-D",
             "-",
         ])

@@ -131,10 +131,6 @@ fn a_neon_file_goes_through_a_pipe_and_back(major: PgMajor) {
 
 for_every_major!(a_neon_file_goes_through_a_pipe_and_back:
     a_neon_file_of_13_goes_through_a_pipe_and_back = V13,
-    a_neon_file_of_14_goes_through_a_pipe_and_back = V14,
-    a_neon_file_of_15_goes_through_a_pipe_and_back = V15,
-    a_neon_file_of_16_goes_through_a_pipe_and_back = V16,
-    a_neon_file_of_17_goes_through_a_pipe_and_back = V17,
     a_neon_file_of_18_goes_through_a_pipe_and_back = V18,
 );
 
@@ -432,16 +428,4 @@ fn a_stream_that_names_a_file_twice_makes_no_file() {
         ErrorKind::Exists
     );
     assert!(writer.into_inner().is_none());
-}
-
-/// Writes the golden files; kept out of the run.
-#[test]
-fn zz_make_golden() {
-    for (name, codec) in [
-        ("v1-none.neon", Codec::None),
-        ("v1-lz4.neon", Codec::Lz4),
-        ("v1-zstd.neon", Codec::Zstd(3)),
-    ] {
-        fs::write(golden(name), sample(packed(codec))).unwrap();
-    }
 }

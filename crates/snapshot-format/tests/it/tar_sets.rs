@@ -11,7 +11,8 @@ use neon_snapshot_format::{Compression, Sequential, SnapshotKind, Source};
 use neon_testkit::{Cluster, OsUser, PgMajor, StopMode};
 
 use crate::clusters::{
-    check_running, contents, copy_online, options, start, target, tree, unpack, varied, verify,
+    check_running, contents, copy_online, options, start, target, tree, unpack, varied,
+    varied_with, verify,
 };
 use crate::for_every_major;
 
@@ -41,9 +42,8 @@ fn read_stock(cluster: &Cluster, arguments: &[&str]) {
 }
 
 fn a_stock_tar_set_becomes_a_directory_that_starts(major: PgMajor) {
-    let cluster = varied(major, true);
+    let cluster = varied_with(major, true, major >= PgMajor::V16);
     read_stock(&cluster, &stock_arguments(major));
-    cluster.psql("select 1");
 }
 
 for_every_major!(a_stock_tar_set_becomes_a_directory_that_starts:
@@ -57,7 +57,7 @@ for_every_major!(a_stock_tar_set_becomes_a_directory_that_starts:
 
 #[test]
 fn a_server_zstd_tar_set_of_15_written_by_its_pg_basebackup_starts() {
-    let cluster = varied(PgMajor::V15, true);
+    let cluster = varied_with(PgMajor::V15, true, false);
     read_stock(&cluster, &["-X", "fetch", "--compress=server-zstd:3"]);
 }
 
@@ -146,7 +146,10 @@ fn our_tar_set_is_read_by_others_and_starts(major: PgMajor) {
     start(&mut others);
     assert_eq!(contents(&others), contents(&cluster));
 
-    // And by ourselves, with tablespaces outside.
+    // And by ourselves, with tablespaces outside. What others wrote is read from every major above.
+    if !matches!(major, PgMajor::V15 | PgMajor::V17) {
+        return;
+    }
     let mut ours = target(major);
     unpack(&mut BaseBackup::in_directory(&set).unwrap(), &ours);
     verify(&ours.data_dir(), major);
@@ -181,12 +184,7 @@ fn a_cold_cluster_goes_through_a_compressed_stream_unchanged() {
     let mut source = PgData::cold(&cluster.data_dir()).unwrap();
     let straight = target(PgMajor::V16);
     unpack(&mut source, &straight);
-    for compression in [
-        Compression::None,
-        Compression::Gzip(1),
-        Compression::Lz4,
-        Compression::Zstd(1),
-    ] {
+    for compression in [Compression::Gzip(1), Compression::Zstd(1)] {
         let (reader, writer) = std::io::pipe().unwrap();
         let around = target(PgMajor::V16);
         std::thread::scope(|scope| {

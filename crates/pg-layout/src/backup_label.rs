@@ -73,9 +73,9 @@ impl BackupMethod {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackupSource {
-    /// `master`: a primary of 13 or 14.
+    /// `master`: a primary of 13.
     Master,
-    /// `primary`: a primary of 15 or later.
+    /// `primary`: a primary of 14 or later.
     Primary,
     /// `standby`: the end of the backup is the copied control file's minimum recovery point.
     Standby,

@@ -16,7 +16,7 @@ pub(crate) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// Starts at the first byte; `subject` names the structure in errors.
-    pub(crate) fn new(subject: &'static str, bytes: &'a [u8]) -> Self {
+    pub(crate) const fn new(subject: &'static str, bytes: &'a [u8]) -> Self {
         Self {
             subject,
             bytes,
@@ -30,6 +30,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// How many bytes are left.
+    #[inline]
     pub(crate) fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -52,11 +53,16 @@ impl<'a> Cursor<'a> {
                 self.at += len;
                 Ok(taken)
             }
-            None => Err(self.error(
-                ErrorKind::Truncated,
-                format!("{len} bytes needed, {} left", self.remaining()),
-            )),
+            None => Err(self.short(len)),
         }
+    }
+
+    #[cold]
+    fn short(&self, len: usize) -> Error {
+        self.error(
+            ErrorKind::Truncated,
+            format!("{len} bytes needed, {} left", self.remaining()),
+        )
     }
 
     /// Moves over `len` bytes, padding for example.
@@ -74,10 +80,7 @@ impl<'a> Cursor<'a> {
                 self.at += N;
                 Ok(*chunk)
             }
-            None => Err(self.error(
-                ErrorKind::Truncated,
-                format!("{N} bytes needed, {} left", self.remaining()),
-            )),
+            None => Err(self.short(N)),
         }
     }
 

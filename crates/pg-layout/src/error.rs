@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::lsn::Lsn;
+
 /// What went wrong, coarse enough to decide on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -33,6 +35,7 @@ struct Inner {
     kind: ErrorKind,
     subject: Cow<'static, str>,
     offset: Option<u64>,
+    lsn: Option<Lsn>,
     reason: Cow<'static, str>,
 }
 
@@ -49,6 +52,7 @@ impl Error {
             kind,
             subject: subject.into(),
             offset: None,
+            lsn: None,
             reason: reason.into(),
         }))
     }
@@ -65,6 +69,11 @@ impl Error {
         self
     }
 
+    pub(crate) fn at_lsn(mut self, lsn: Lsn) -> Self {
+        self.0.lsn = Some(lsn);
+        self
+    }
+
     /// What went wrong.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -77,10 +86,16 @@ impl Error {
         &self.0.subject
     }
 
-    /// The byte offset within the structure (for WAL: the position in the log), when one is known.
+    /// The byte offset within the structure, when one is known.
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.0.offset
+    }
+
+    /// Where in the write-ahead log the structure begins, for a page or a record of it.
+    #[must_use]
+    pub fn lsn(&self) -> Option<Lsn> {
+        self.0.lsn
     }
 
     /// The reason alone, without subject and offset.
@@ -92,16 +107,14 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.offset {
-            Some(offset) => {
-                write!(
-                    f,
-                    "{} at offset {offset}: {}",
-                    self.0.subject, self.0.reason
-                )
-            }
-            None => write!(f, "{}: {}", self.0.subject, self.0.reason),
+        f.write_str(&self.0.subject)?;
+        if let Some(lsn) = self.0.lsn {
+            write!(f, " at {lsn}")?;
         }
+        if let Some(offset) = self.0.offset {
+            write!(f, " at offset {offset}")?;
+        }
+        write!(f, ": {}", self.0.reason)
     }
 }
 
@@ -111,6 +124,7 @@ impl fmt::Debug for Error {
             .field("kind", &self.0.kind)
             .field("subject", &self.0.subject)
             .field("offset", &self.0.offset)
+            .field("lsn", &self.0.lsn)
             .field("reason", &self.0.reason)
             .finish()
     }

@@ -1,9 +1,4 @@
-//! What PostgreSQL files look like, majors 13 to 18.
-//!
-//! Positions and names, the control file, pages and their checksums, the write-ahead log and what it
-//! changed, backup labels, manifests and WAL summaries: types, parsers and writers over bytes and
-//! text. Nothing here opens a file, allocates in proportion to anything but its input, or panics on
-//! the bytes it is given.
+#![doc = include_str!("../README.md")]
 
 mod backup_label;
 mod block_ref_table;
@@ -28,7 +23,9 @@ mod system_identifier;
 mod tablespace_map;
 mod timeline;
 mod timeline_history;
+mod timestamp;
 mod version;
+pub mod wal;
 mod wal_summary;
 
 pub use backup_label::{BackupHistory, BackupLabel, BackupMethod, BackupSource};
@@ -51,5 +48,6 @@ pub use system_identifier::SystemIdentifier;
 pub use tablespace_map::TablespaceMap;
 pub use timeline::TimelineId;
 pub use timeline_history::{TimelineHistory, TimelineRange, TimelineSwitch};
+pub use timestamp::Timestamp;
 pub use version::{ImageBits, PgMajor, VersionLayout};
 pub use wal_summary::{WalSummaryItem, WalSummaryName, WalSummaryReader};

@@ -50,6 +50,11 @@ impl BlockSize {
     pub const fn bytes(self) -> usize {
         self.0 as usize
     }
+
+    /// The size in bytes, for arithmetic on block numbers.
+    pub(crate) const fn bytes32(self) -> u32 {
+        self.0
+    }
 }
 
 impl Default for BlockSize {

@@ -73,6 +73,7 @@ impl Fork {
     ///
     /// # Errors
     /// [`Malformed`](crate::ErrorKind::Malformed) for any number above 3.
+    #[inline]
     pub fn from_number(number: u32) -> Result<Self> {
         match number {
             0 => Ok(Self::Main),

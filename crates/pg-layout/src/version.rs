@@ -54,6 +54,10 @@ pub struct VersionLayout {
     pub has_wal_log_createdb: bool,
     /// Whether commit and abort records may list dropped statistics entries.
     pub has_dropped_stats: bool,
+    /// Bytes of one dropped statistics entry in commit and abort records; zero where there are none.
+    pub dropped_stat_size: usize,
+    /// The largest record the server writes and reads, in bytes.
+    pub wal_record_max: u32,
     /// Whether WAL has `XLOG_CHECKPOINT_REDO` records.
     pub has_checkpoint_redo: bool,
     /// Whether SLRU page numbers in WAL are 64 bits wide.
@@ -116,6 +120,9 @@ const LAYOUT_13: VersionLayout = VersionLayout {
     has_custom_rmgrs: false,
     has_wal_log_createdb: false,
     has_dropped_stats: false,
+    dropped_stat_size: 0,
+    // `MaxAllocSize`: what a reader could allocate.
+    wal_record_max: 0x3FFF_FFFF,
     has_checkpoint_redo: false,
     has_wide_slru_pages: false,
     has_wal_summaries: false,
@@ -131,6 +138,7 @@ const LAYOUT_14: VersionLayout = VersionLayout {
     catalog_version: 202_107_181,
     wal_page_magic: 0xD10D,
     has_toplevel_xid: true,
+    backup_from_primary: "primary",
     ..LAYOUT_13
 };
 
@@ -142,7 +150,7 @@ const LAYOUT_15: VersionLayout = VersionLayout {
     has_custom_rmgrs: true,
     has_wal_log_createdb: true,
     has_dropped_stats: true,
-    backup_from_primary: "primary",
+    dropped_stat_size: 12,
     ..LAYOUT_14
 };
 
@@ -150,6 +158,7 @@ const LAYOUT_16: VersionLayout = VersionLayout {
     major: PgMajor::V16,
     catalog_version: 202_307_071,
     wal_page_magic: 0xD113,
+    wal_record_max: 1020 << 20,
     relation_map_size: 524,
     ..LAYOUT_15
 };
@@ -175,6 +184,7 @@ const LAYOUT_18: VersionLayout = VersionLayout {
     control_crc_offset: 292,
     control_has_char_signedness: true,
     wal_page_magic: 0xD118,
+    dropped_stat_size: 16,
     checksums_by_default: true,
     ..LAYOUT_17
 };

@@ -13,15 +13,18 @@ use crate::scratch::Scratch;
 use crate::template;
 
 /// Small servers, so that many fit on one machine, that do nothing by themselves in the background.
-const DEFAULTS: [(&str, &str); 10] = [
+const DEFAULTS: [(&str, &str); 12] = [
     ("fsync", "off"),
     ("shared_buffers", "16MB"),
     ("max_connections", "40"),
     ("max_worker_processes", "4"),
+    ("max_prepared_transactions", "10"),
     ("max_parallel_workers_per_gather", "0"),
     ("max_parallel_maintenance_workers", "0"),
     ("autovacuum", "off"),
     ("jit", "off"),
+    // A test that waits for itself fails instead of hanging.
+    ("lock_timeout", "60s"),
     ("log_line_prefix", "%m [%p] "),
     // Segments in the data directory go with it; those in /dev/shm would outlive a killed server.
     ("dynamic_shared_memory_type", "mmap"),

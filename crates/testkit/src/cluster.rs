@@ -3,18 +3,19 @@
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::net::TcpListener;
+use std::ops::Deref;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use neon_pg_layout::PgMajor;
 use rustix::process::Signal;
 
 use crate::builder::ClusterBuilder;
-use crate::copy::{DATA, DataDirCopy, TABLESPACES};
+use crate::client::Client;
+use crate::copy::{DATA, DataDirCopy};
 use crate::installation::Installation;
-use crate::os_user::OsUser;
 use crate::processes::{self, PATIENCE, POLL};
 use crate::scratch::Scratch;
 
@@ -32,9 +33,8 @@ pub enum StopMode {
 /// A cluster in a scratch folder. Dropping it ends the server at once and removes everything.
 #[derive(Debug)]
 pub struct Cluster {
-    installation: &'static Installation,
+    client: Client,
     options: ClusterBuilder,
-    port: u16,
     server: Option<Child>,
     // Last: removed after the server has been waited for.
     scratch: Scratch,
@@ -60,25 +60,18 @@ impl Cluster {
         } else {
             SOCKET_PORT
         };
-        Self {
-            installation,
-            options,
+        let client = Client::at(
+            installation.major(),
+            scratch.path().join("s"),
             port,
+            scratch.path(),
+        );
+        Self {
+            client,
+            options,
             server: None,
             scratch,
         }
-    }
-
-    /// The installation whose server it runs.
-    #[must_use]
-    pub fn installation(&self) -> &'static Installation {
-        self.installation
-    }
-
-    /// The major version.
-    #[must_use]
-    pub fn major(&self) -> PgMajor {
-        self.installation.major()
     }
 
     /// The data directory, owned by the [`OsUser`] of servers.
@@ -93,29 +86,6 @@ impl Cluster {
         self.scratch.path()
     }
 
-    /// The folder of its socket.
-    #[must_use]
-    pub fn socket_dir(&self) -> PathBuf {
-        self.scratch.path().join("s")
-    }
-
-    /// The port: of the socket's name, and of 127.0.0.1 when built with
-    /// [`tcp`](ClusterBuilder::tcp).
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Connection string over the private socket, as superuser `postgres` to database `postgres`.
-    #[must_use]
-    pub fn conninfo(&self) -> String {
-        format!(
-            "host={} port={} user=postgres dbname=postgres",
-            self.socket_dir().display(),
-            self.port
-        )
-    }
-
     /// Connection string over loopback, with the password if there is one.
     ///
     /// # Panics
@@ -128,21 +98,13 @@ impl Cluster {
         );
         let mut text = format!(
             "host=127.0.0.1 port={} user=postgres dbname=postgres",
-            self.port
+            self.client.port
         );
         if let Some(password) = &self.options.password {
             let quoted = password.replace('\\', "\\\\").replace('\'', "\\'");
             write!(text, " password='{quoted}'").expect("a string");
         }
         text
-    }
-
-    /// Creates an empty folder that a tablespace may be created in.
-    #[must_use]
-    pub fn tablespace_dir(&self, name: &str) -> PathBuf {
-        let path = self.scratch.path().join(TABLESPACES).join(name);
-        OsUser::current().create_dir(&path);
-        path
     }
 
     /// The process id of the server, while it runs.
@@ -176,7 +138,7 @@ impl Cluster {
         text.push_str(MARK);
         let listen = if self.options.tcp { "127.0.0.1" } else { "" };
         let own = [
-            ("port", self.port.to_string()),
+            ("port", self.client.port.to_string()),
             ("listen_addresses", listen.to_owned()),
             (
                 "unix_socket_directories",
@@ -246,7 +208,7 @@ impl Cluster {
             if !self.options.tcp || !log.contains("could not bind") {
                 return Err(reason);
             }
-            self.port = free_port();
+            self.client.port = free_port();
             self.write_configuration();
         }
         Err("no port on 127.0.0.1 could be had".to_owned())
@@ -259,6 +221,7 @@ impl Cluster {
             .open(self.log_path())
             .expect("our own folder");
         let mut child = self
+            .client
             .installation
             .command("postgres")
             .arg("-D")
@@ -276,7 +239,7 @@ impl Cluster {
             if let Some(status) = child.try_wait().expect("our own child") {
                 return Err(format!(
                     "PostgreSQL {} did not start: {}",
-                    self.installation.version(),
+                    self.client.installation.version(),
                     processes::describe(status)
                 ));
             }
@@ -358,28 +321,10 @@ impl Cluster {
         }
     }
 
-    fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("log")
-    }
-
     fn log_since(&self, start: u64) -> String {
         let bytes = fs::read(self.log_path()).unwrap_or_default();
         let start = usize::try_from(start).expect("a small file");
         String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
-    }
-
-    /// Everything the server has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        self.log_since(0)
-    }
-
-    /// The last 40 lines the server has logged.
-    #[must_use]
-    pub fn log_tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
     /// A byte copy of the data directory and its tablespaces.
@@ -394,53 +339,14 @@ impl Cluster {
         );
         DataDirCopy::take(&self.data_dir(), self.major())
     }
-
-    /// A command for a program, this major's own or else the newest there is (see
-    /// [`Installation::with_client`]), that reaches this cluster over its socket by `PGHOST`,
-    /// `PGPORT` and `PGUSER`.
-    ///
-    /// # Panics
-    /// When no installation has it.
-    #[must_use]
-    pub fn tool(&self, name: &str) -> Command {
-        let mut command = self.installation.with_client(name).command(name);
-        command
-            .current_dir(self.scratch.path())
-            .env("PGHOST", self.socket_dir())
-            .env("PGPORT", self.port.to_string())
-            .env("PGUSER", "postgres")
-            .env("PGDATABASE", "postgres")
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// Runs a [`tool`](Self::tool) and returns what it printed.
-    ///
-    /// # Panics
-    /// When it fails; its messages and the end of the server's log are in the message.
-    pub fn run_tool<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        name: &str,
-        args: impl IntoIterator<Item = S>,
-    ) -> String {
-        let output = self
-            .tool(name)
-            .args(args)
-            .output()
-            .expect("the program is installed");
-        assert!(
-            output.status.success(),
-            "{name} failed: {}{}\n{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-            self.log_tail()
-        );
-        stdout(&output)
-    }
 }
 
-pub(crate) fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
+impl Deref for Cluster {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl Drop for Cluster {

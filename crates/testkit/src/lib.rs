@@ -12,14 +12,18 @@ mod builder;
 mod client;
 mod cluster;
 mod copy;
+pub mod crash;
 mod installation;
 mod os_user;
 mod processes;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod scratch;
 mod template;
+pub mod workload;
 
 pub use builder::ClusterBuilder;
-pub use client::{Session, SqlError};
+pub use client::{Client, Session, SqlError};
 pub use cluster::{Cluster, StopMode};
 pub use copy::DataDirCopy;
 pub use installation::Installation;

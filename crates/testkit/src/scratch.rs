@@ -6,8 +6,9 @@
 //! works inside the folder, and removes it. Death signals (`PR_SET_PDEATHSIG`) would not do: they
 //! are cleared when a process changes its user, and follow the parent's thread.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::DirBuilder;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -61,12 +62,10 @@ impl Scratch {
     /// When the folder or its guardian cannot be made.
     #[must_use]
     pub fn new() -> Self {
-        let path = tempfile::Builder::new()
-            .prefix("nt-")
-            .tempdir_in("/tmp")
-            .expect("/tmp is writable")
-            .keep();
-        let guardian = Command::new("sh")
+        // Eight random bytes, as every `RandomState` starts from new keys.
+        let name = RandomState::new().build_hasher().finish();
+        let path = PathBuf::from(format!("/tmp/nt-{name:016x}"));
+        let mut guardian = Command::new("sh")
             .args(["-c", GUARDIAN, "neon-testkit-guardian"])
             .arg(&path)
             .current_dir("/")
@@ -80,7 +79,12 @@ impl Scratch {
             .stderr(Stdio::null())
             .spawn()
             .expect("there is a shell");
-        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("our own folder");
+        // After the guardian, so that there is no moment in which nobody would remove it.
+        if let Err(error) = DirBuilder::new().mode(0o700).create(&path) {
+            // What stands there is not ours: the guardian must not touch it.
+            drop(guardian.kill());
+            panic!("creating {}: {error}", path.display());
+        }
         OsUser::current().own(&path);
         Self { path, guardian }
     }

@@ -11,4 +11,7 @@
     reason = "tests panic on failure"
 )]
 
+mod files;
 mod survives;
+mod wal;
+mod wal_truth;

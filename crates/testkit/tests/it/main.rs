@@ -7,4 +7,7 @@
     reason = "tests panic on failure"
 )]
 
+mod cleanup;
 mod cluster;
+mod crash;
+mod workload;

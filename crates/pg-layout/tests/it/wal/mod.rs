@@ -1,0 +1,12 @@
+//! The log of real servers, walked and compared with what PostgreSQL itself says about it.
+
+mod agreement;
+mod crash;
+mod damage;
+mod events;
+mod forge;
+mod forged;
+mod judges;
+mod page_lsns;
+pub(crate) mod walk;
+mod workload;

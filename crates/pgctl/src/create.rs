@@ -1,0 +1,529 @@
+//! A new instance: `initdb` with what matters, our settings, a password, and its folder as a whole.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use neon_pg_layout::PgMajor;
+
+use crate::command::{self, Running};
+use crate::durable::{self, Scrap};
+use crate::error::{Error, ErrorKind, Result};
+use crate::installation::Installation;
+use crate::instance::{self, DATA, Instance, LOG, PASS_FILE, RUN};
+use crate::os_user::OsUser;
+use crate::settings::OwnSettings;
+use crate::settings::own::INCLUDE;
+
+/// Where sorting and case come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Locale {
+    /// By code point, with the case rules of Unicode: PostgreSQL's own from 17, the C library's `C.UTF-8`
+    /// before. The order of an index is then the same on every machine, so a cluster can move.
+    Stable,
+    /// A locale of the C library, for example `de_DE.UTF-8`. Its order can change with the library.
+    Libc(String),
+    /// A language tag for ICU, for example `de-DE`; from 15. Its order can change with the library.
+    Icu(String),
+    /// A locale that PostgreSQL has itself, `C` or `C.UTF-8`; from 17 (`PG_UNICODE_FAST` from 18).
+    Builtin(String),
+}
+
+/// What a new instance shall be like.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct CreateOptions {
+    superuser: String,
+    password: Option<String>,
+    locale: Locale,
+    checksums: bool,
+    wal_segment_mib: Option<u32>,
+    group_access: bool,
+    os_user: Option<OsUser>,
+    settings: Vec<(String, String)>,
+    sync: bool,
+    deadline: Duration,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CreateOptions {
+    /// Superuser `postgres` with a generated password, UTF-8, page checksums, 16 MiB of WAL a segment, mode
+    /// 0700; as root owned by the user `postgres`.
+    pub fn new() -> Self {
+        Self {
+            superuser: "postgres".to_owned(),
+            password: None,
+            locale: Locale::Stable,
+            checksums: true,
+            wal_segment_mib: None,
+            group_access: false,
+            os_user: None,
+            settings: Vec::new(),
+            sync: true,
+            deadline: Duration::from_secs(600),
+        }
+    }
+
+    /// The name of the first role.
+    pub fn with_superuser(mut self, name: impl Into<String>) -> Self {
+        self.superuser = name.into();
+        self
+    }
+
+    /// A password of your own instead of 32 random digits.
+    pub fn with_password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// Where sorting and case come from. The encoding is UTF-8 always.
+    pub fn with_locale(mut self, locale: Locale) -> Self {
+        self.locale = locale;
+        self
+    }
+
+    /// Without page checksums. Then bad blocks of a disk go unnoticed.
+    pub fn without_checksums(mut self) -> Self {
+        self.checksums = false;
+        self
+    }
+
+    /// The size of a WAL segment in MiB: a power of two from 1 to 1024.
+    pub fn with_wal_segment_mib(mut self, size: u32) -> Self {
+        self.wal_segment_mib = Some(size);
+        self
+    }
+
+    /// Readable for the group of the owner, for example for backup programs.
+    pub fn with_group_access(mut self) -> Self {
+        self.group_access = true;
+        self
+    }
+
+    /// The user that the files belong to and the server runs as. Only root can choose another than itself.
+    pub fn with_os_user(mut self, user: OsUser) -> Self {
+        self.os_user = Some(user);
+        self
+    }
+
+    /// A setting for `neon.conf`.
+    pub fn with_setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Returns before the files are safe from a power cut. For tests.
+    pub fn without_sync(mut self) -> Self {
+        self.sync = false;
+        self
+    }
+
+    /// How long `initdb` may take.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+}
+
+impl Instance {
+    /// Creates an instance in a folder of its own, which appears as a whole: `data`, `log`, `run` (for the
+    /// socket) and `pgpass`, the password in the format of `.pgpass`, mode 0600. Durable when it returns.
+    ///
+    /// TCP and sockets ask for the password (SCRAM). The settings are in `data/neon.conf`: WAL is kept for
+    /// incremental snapshots (`wal_keep_size`, from 17 `summarize_wal`), the server listens on the loopback
+    /// addresses, nothing is archived. The port is chosen at the first start.
+    ///
+    /// Dropping the future ends `initdb` and removes what it wrote, before it returns.
+    ///
+    /// # Errors
+    /// [`Exists`](ErrorKind::Exists), [`NoOsUser`](ErrorKind::NoOsUser), [`Permissions`](ErrorKind::Permissions)
+    /// (also when the server's user cannot reach the folder), [`DiskFull`](ErrorKind::DiskFull),
+    /// [`Unsupported`](ErrorKind::Unsupported), [`BadSetting`](ErrorKind::BadSetting).
+    pub async fn create(
+        installation: &Installation,
+        dir: impl AsRef<Path>,
+        options: &CreateOptions,
+    ) -> Result<Self> {
+        let dir = instance::absolute(dir.as_ref())?;
+        let user = user_for(options)?;
+        refuse_existing(&dir)?;
+        let staging = stage(&dir, &user)?;
+        check_reachable(&staging.0, &user).await?;
+
+        let password = match &options.password {
+            Some(password) => password.clone(),
+            None => durable::random_hex(16)?,
+        };
+        run_initdb(installation, options, &user, &staging.0, &password).await?;
+
+        let data = staging.0.join(DATA);
+        let socket_dir = dir.join(RUN);
+        own_settings(installation.major(), options).write(&data)?;
+        append(&data.join("postgresql.conf"), INCLUDE)?;
+        for folder in [LOG, RUN] {
+            durable::create_dir(&staging.0.join(folder), 0o700, &user)?;
+        }
+        let line = pass_line(&options.superuser, &password);
+        durable::write_new(&staging.0.join(PASS_FILE), line.as_bytes(), 0o600, &user)?;
+        if options.group_access {
+            fs::set_permissions(&staging.0, fs::Permissions::from_mode(0o750))
+                .map_err(|error| Error::io(&staging.0, "cannot be opened to the group", error))?;
+        }
+        durable::sync_dir(&data)?;
+        durable::sync_dir(&staging.0)?;
+        tracing::debug!(dir = %dir.display(), socket = %socket_dir.display(), "publishing an instance");
+        // Replaces an empty folder and nothing else.
+        fs::rename(&staging.0, &dir).map_err(|error| match error.kind() {
+            std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
+                exists(&dir)
+            }
+            _ => Error::io(&dir, "cannot be put in place", error),
+        })?;
+        staging.keep();
+        if let Some(parent) = dir.parent() {
+            durable::sync_dir(parent)?;
+        }
+        Self::open(installation, &dir)
+    }
+}
+
+fn user_for(options: &CreateOptions) -> Result<OsUser> {
+    let current = OsUser::current();
+    let user = match &options.os_user {
+        Some(user) => user.clone(),
+        None if current.is_root() => OsUser::named("postgres")?,
+        None => return Ok(current),
+    };
+    if user.is_root() {
+        return Err(Error::new(
+            ErrorKind::NoOsUser,
+            "root",
+            "PostgreSQL refuses to run as root",
+        )
+        .with_hint("choose another operating-system user"));
+    }
+    if !user.is_current() && !current.is_root() {
+        return Err(Error::new(
+            ErrorKind::Permissions,
+            user.label(),
+            "only root can create an instance for another user",
+        ));
+    }
+    Ok(user)
+}
+
+fn exists(dir: &Path) -> Error {
+    Error::path(ErrorKind::Exists, dir, "is there already and not empty")
+}
+
+fn refuse_existing(dir: &Path) -> Result<()> {
+    match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(exists(dir)),
+        Err(error) => match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            std::io::ErrorKind::NotADirectory => {
+                Err(Error::path(ErrorKind::Exists, dir, "is no folder"))
+            }
+            _ => Err(Error::io(dir, "cannot be read", error)),
+        },
+    }
+}
+
+/// Folders beside the one that is to be, in which nobody works any more, go at the next creation.
+const STAGING: &str = ".neon-new-";
+
+fn stage(dir: &Path, user: &OsUser) -> Result<Scrap> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(exists(dir));
+    };
+    sweep(parent);
+    let mut file_name = std::ffi::OsString::from(format!(
+        "{STAGING}{}-{}-",
+        std::process::id(),
+        durable::random_hex(4)?
+    ));
+    file_name.push(name);
+    let staging = Scrap(parent.join(file_name));
+    durable::create_dir(&staging.0, 0o700, user).map_err(|error| {
+        if error.kind() == ErrorKind::Io && !parent.exists() {
+            return Error::path(
+                ErrorKind::Io,
+                parent,
+                "the folder to create it in is not there",
+            );
+        }
+        error
+    })?;
+    Ok(staging)
+}
+
+/// Removes what killed creations left in a folder: those whose process is gone.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(STAGING)) else {
+            continue;
+        };
+        let pid = rest
+            .split('-')
+            .next()
+            .and_then(|pid| pid.parse::<i32>().ok());
+        if pid.is_some_and(|pid| !crate::process::number_is_taken(pid)) {
+            drop(Scrap(entry.path()));
+        }
+    }
+}
+
+/// The server's user must be able to enter every folder above its own.
+async fn check_reachable(dir: &Path, user: &OsUser) -> Result<()> {
+    if user.is_current() {
+        return Ok(());
+    }
+    let mut shell = command::clean("/bin/sh".as_ref(), user, None);
+    shell.args(["-c", r#"cd -- "$1""#, "sh"]).arg(dir);
+    let finished = Running::spawn(&mut shell)?
+        .wait(Duration::from_secs(60))
+        .await?;
+    if finished.status.success() {
+        return Ok(());
+    }
+    let closed = dir.ancestors().skip(1).filter(|folder| {
+        fs::metadata(folder).is_ok_and(|meta| {
+            let mode = meta.permissions().mode();
+            let bit = if meta.uid() == user.uid() {
+                0o100
+            } else if meta.gid() == user.gid() {
+                0o010
+            } else {
+                0o001
+            };
+            mode & bit == 0
+        })
+    });
+    // The outermost one is what has to be opened first.
+    let closed = closed.last().unwrap_or(dir);
+    Err(Error::path(
+        ErrorKind::Permissions,
+        closed,
+        format!(
+            "{} cannot enter it, and the server will run as that user",
+            user.label()
+        ),
+    )
+    .with_hint(format!(
+        "choose a folder that {} can reach, for example /var/lib/neon, or chmod o+x {}",
+        user.label(),
+        closed.display()
+    )))
+}
+
+async fn run_initdb(
+    installation: &Installation,
+    options: &CreateOptions,
+    user: &OsUser,
+    staging: &Path,
+    password: &str,
+) -> Result<()> {
+    let pass_file = Scrap(staging.join("initdb-password"));
+    durable::write_new(
+        &pass_file.0,
+        format!("{password}\n").as_bytes(),
+        0o600,
+        user,
+    )?;
+    let mut command = installation.command("initdb", user)?;
+    command
+        .arg("--pgdata")
+        .arg(staging.join(DATA))
+        .arg("--pwfile")
+        .arg(&pass_file.0)
+        .arg(format!("--username={}", options.superuser))
+        .args(["--encoding=UTF8", "--auth=scram-sha-256"]);
+    initdb_arguments(installation, options, &mut command)?;
+    let finished = Running::spawn(&mut command)?.wait(options.deadline).await?;
+    if finished.status.success() {
+        return Ok(());
+    }
+    let lines: Vec<String> = finished
+        .lines()
+        .into_iter()
+        .filter(|line| {
+            [
+                "error:",
+                "FATAL:",
+                "PANIC:",
+                "DETAIL:",
+                "HINT:",
+                "hint:",
+                "detail:",
+                "No space",
+                "File size limit",
+            ]
+            .iter()
+            .any(|word| line.contains(word))
+        })
+        .collect();
+    let says = |text: &str| lines.iter().any(|line| line.contains(text));
+    let kind = if says("No space left on device")
+        || says("quota exceeded")
+        || says("File too large")
+        || says("File size limit exceeded")
+    {
+        ErrorKind::DiskFull
+    } else if says("error while loading shared libraries") {
+        ErrorKind::MissingLibrary
+    } else if says("Permission denied") {
+        ErrorKind::Permissions
+    } else if says("could not map anonymous shared memory") || says("shared memory segment") {
+        ErrorKind::OutOfMemory
+    } else if says("is not supported") || says("was not built with") {
+        ErrorKind::Unsupported
+    } else if says("locale") || says("superuser name") || says("WAL segment size") {
+        ErrorKind::BadSetting
+    } else {
+        ErrorKind::ServerEnded
+    };
+    let reason = lines
+        .iter()
+        .find_map(|line| line.split_once("error: "))
+        .map_or_else(
+            || finished.status.to_string(),
+            |(_, reason)| reason.to_owned(),
+        );
+    Err(Error::new(kind, "initdb", reason).with_log(lines))
+}
+
+fn initdb_arguments(
+    installation: &Installation,
+    options: &CreateOptions,
+    command: &mut Command,
+) -> Result<()> {
+    let major = installation.major();
+    if options.checksums {
+        command.arg("--data-checksums");
+    } else if major.layout().checksums_by_default {
+        command.arg("--no-data-checksums");
+    }
+    if major >= PgMajor::V14 {
+        command.arg("--no-instructions");
+    }
+    if let Some(size) = options.wal_segment_mib {
+        command.arg(format!("--wal-segsize={size}"));
+    }
+    if options.group_access {
+        command.arg("--allow-group-access");
+    }
+    if !options.sync {
+        command.arg("--no-sync");
+    }
+    let needs = |wanted: PgMajor, what: &str| {
+        if major >= wanted {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("PostgreSQL {major}"),
+            format!("{what} came with PostgreSQL {wanted}"),
+        ))
+    };
+    match &options.locale {
+        Locale::Stable if major >= PgMajor::V17 => {
+            command.args([
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--locale=C",
+            ]);
+        }
+        Locale::Stable => {
+            command.args(["--locale=C", "--lc-ctype", unicode_ctype()]);
+        }
+        Locale::Libc(name) => {
+            if major >= PgMajor::V15 {
+                command.arg("--locale-provider=libc");
+            }
+            command.arg(format!("--locale={name}"));
+        }
+        Locale::Icu(tag) => {
+            needs(PgMajor::V15, "ICU as the provider of a cluster")?;
+            command
+                .args(["--locale-provider=icu", "--locale=C"])
+                .arg(format!("--icu-locale={tag}"));
+        }
+        Locale::Builtin(name) => {
+            needs(PgMajor::V17, "the builtin provider")?;
+            command
+                .args(["--locale-provider=builtin", "--locale=C"])
+                .arg(format!("--builtin-locale={name}"));
+        }
+    }
+    Ok(())
+}
+
+/// A character type locale that knows Unicode, by the name this system has for it; `C` where it has none.
+fn unicode_ctype() -> &'static str {
+    let listed = Command::new("locale")
+        .env_clear()
+        .env("PATH", command::SYSTEM_PATH)
+        .arg("-a")
+        .output();
+    // musl has no such program and calls every locale UTF-8.
+    let Ok(listed) = listed else { return "C.UTF-8" };
+    let names = String::from_utf8_lossy(&listed.stdout).to_ascii_lowercase();
+    let known = |wanted: &str| names.lines().any(|name| name == wanted);
+    if known("c.utf-8") || known("c.utf8") {
+        "C.UTF-8"
+    } else if known("en_us.utf-8") || known("en_us.utf8") {
+        "en_US.UTF-8"
+    } else {
+        "C"
+    }
+}
+
+fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
+    let mut own = OwnSettings::new()
+        .with("listen_addresses", "localhost")
+        .with("password_encryption", "scram-sha-256")
+        // What changed since the last snapshot is read from WAL, as long as it is there.
+        .with("wal_keep_size", "512MB")
+        .with("logging_collector", "on")
+        .with("log_directory", format!("../{LOG}"))
+        // A file for each day of the week, overwritten after one.
+        .with("log_filename", "postgresql-%a.log")
+        .with("log_rotation_age", "1d")
+        .with("log_rotation_size", "0")
+        .with("log_truncate_on_rotation", "on");
+    if major.layout().has_wal_summaries {
+        own.set("summarize_wal", "on");
+    }
+    for (name, value) in &options.settings {
+        own.set(name, value);
+    }
+    own
+}
+
+fn append(path: &Path, text: &str) -> Result<()> {
+    fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .map_err(|error| Error::io(path, "cannot be added to", error))
+}
+
+/// A line of `.pgpass`: any host, port and database of this user.
+fn pass_line(user: &str, password: &str) -> String {
+    let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
+    format!("*:*:*:{}:{}\n", escape(user), escape(password))
+}

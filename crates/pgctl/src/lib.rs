@@ -1,0 +1,62 @@
+//! Runs stock PostgreSQL.
+
+mod adopt;
+pub mod blocking;
+mod command;
+mod control;
+mod control_state;
+mod create;
+mod diagnosis;
+mod durable;
+mod error;
+mod installation;
+mod instance;
+mod launch;
+mod logs;
+mod os_user;
+mod pid_file;
+mod ping;
+mod port;
+mod process;
+mod quarantine;
+mod scope;
+mod session;
+mod settings;
+mod stale;
+mod start;
+mod status;
+mod stop;
+
+pub use adopt::{AdoptOptions, Adopted, ManagedBy, TablespaceLink};
+pub use create::{CreateOptions, Locale};
+pub use error::{Error, ErrorKind, Result};
+pub use installation::{Discovered, Discovery, Installation, Source, Version};
+pub use instance::Instance;
+pub use logs::{LogCursor, LogFiles};
+pub use neon_pg_layout::PgMajor;
+pub use os_user::OsUser;
+pub use ping::Answer;
+pub use port::PortChoice;
+pub use quarantine::{Change, QuarantineOptions, Why};
+pub use scope::ScopedServer;
+pub use settings::{
+    FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,
+};
+pub use start::{StartOptions, Started};
+pub use status::{ServerState, Status};
+pub use stop::{StopMode, StopOptions, Stopped};
+
+mod bracket;
+pub mod facts;
+mod recovery;
+mod replica;
+mod timestamp;
+
+pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
+pub use recovery::{
+    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
+    StopPoint, WalSource,
+};
+pub use replica::{
+    Replication, Standby, StandbyOptions, Upstream, claim_slot, drop_slot, replication,
+};

@@ -1,0 +1,223 @@
+//! Processes that are not our children: are they alive, are they what a pid file says, and signals that
+//! cannot hit a process that took the number later.
+//!
+//! On Linux a process is held by a pidfd: it keeps meaning the same process after that one has ended. A
+//! number alone (elsewhere) is looked at again before each signal.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal};
+
+/// A process, by number and, where the system has them, by descriptor.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    #[cfg(target_os = "linux")]
+    descriptor: Option<std::os::fd::OwnedFd>,
+}
+
+impl Process {
+    /// The process that has this number now; none when none has.
+    pub(crate) fn open(pid: i32) -> Option<Self> {
+        let pid = Pid::from_raw(pid)?;
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::io::Errno;
+            use rustix::process::{PidfdFlags, pidfd_open};
+            let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+                Ok(descriptor) => Some(descriptor),
+                Err(Errno::SRCH) => return None,
+                // A kernel before 5.3, or a sandbox: the number has to do.
+                Err(_) => None,
+            };
+            Some(Self { pid, descriptor }).filter(Self::is_alive)
+        }
+        #[cfg(not(target_os = "linux"))]
+        Some(Self { pid }).filter(Self::is_alive)
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// Whether it runs. A zombie does not: it waits for its parent and holds nothing.
+    pub(crate) fn is_alive(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            if let Some(descriptor) = &self.descriptor {
+                use rustix::event::{PollFd, PollFlags, Timespec, poll};
+                let mut fds = [PollFd::new(descriptor, PollFlags::IN)];
+                let now = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                };
+                // Readable once the process has ended, waited for or not.
+                let ended = matches!(poll(&mut fds, Some(&now)), Ok(1));
+                self.reap_if_ours(ended);
+                return !ended;
+            }
+            if state_of(self.pid()) == Some('Z') {
+                self.reap_if_ours(true);
+                return false;
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        if is_zombie_by_ps(self.pid()) {
+            self.reap_if_ours(true);
+            return false;
+        }
+        !matches!(
+            rustix::process::test_kill_process(self.pid),
+            Err(rustix::io::Errno::SRCH)
+        )
+    }
+
+    /// A server whose parent is gone becomes the child of the first process of the container, or of a
+    /// declared reaper: that may be us.
+    fn reap_if_ours(&self, ended: bool) {
+        if ended {
+            let options = rustix::process::WaitOptions::NOHANG;
+            let _ = rustix::process::waitpid(Some(self.pid), options);
+        }
+    }
+
+    /// Sends a signal; true when the process was there to receive it.
+    pub(crate) fn signal(&self, signal: Signal) -> std::io::Result<bool> {
+        if !self.is_alive() {
+            return Ok(false);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(descriptor) = &self.descriptor {
+            return match rustix::process::pidfd_send_signal(descriptor, signal) {
+                Ok(()) => Ok(true),
+                Err(rustix::io::Errno::SRCH) => Ok(false),
+                Err(error) => Err(error.into()),
+            };
+        }
+        match rustix::process::kill_process(self.pid, signal) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether it is a process of a server on this data directory. None when the system does not let us see
+    /// that.
+    ///
+    /// The working directory of all its processes is the data directory, from before the pid file is written.
+    pub(crate) fn serves(&self, data_dir: &Path) -> Option<bool> {
+        let at = working_directory(self.pid())?;
+        let wanted = std::fs::metadata(data_dir).ok()?;
+        // By file and not by name: a server in a container calls it differently.
+        Some((at.dev(), at.ino()) == (wanted.dev(), wanted.ino()))
+    }
+
+    /// Whether a process that we may not look into could be a server on this data directory: those run as
+    /// its owner.
+    pub(crate) fn may_serve(&self, data_dir: &Path) -> bool {
+        let process = std::fs::metadata(format!("/proc/{}", self.pid()));
+        match (process, std::fs::metadata(data_dir)) {
+            (Ok(process), Ok(data_dir)) => process.uid() == data_dir.uid(),
+            _ => true,
+        }
+    }
+}
+
+/// Whether some process, a zombie included, has this number.
+pub(crate) fn number_is_taken(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|pid| {
+        !matches!(
+            rustix::process::test_kill_process(pid),
+            Err(rustix::io::Errno::SRCH)
+        )
+    })
+}
+
+/// The living processes of PostgreSQL that work in this data directory, as far as we may see them.
+pub(crate) fn servers_in(data_dir: &Path) -> Vec<i32> {
+    postgres_processes()
+        .into_iter()
+        .filter_map(Process::open)
+        .filter(|process| process.serves(data_dir) == Some(true))
+        .map(|process| process.pid())
+        .collect()
+}
+
+/// All processes that are PostgreSQL's by name: somebody's shell may stand in a data directory too.
+pub(crate) fn postgres_processes() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            matches!(name.trim_end(), "postgres" | "postmaster")
+        })
+        .collect()
+}
+
+/// The program that a process runs.
+pub(crate) fn program(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// The arguments of a process, its program first. A postmaster leaves its own as they were.
+pub(crate) fn command_line(pid: i32) -> Option<Vec<String>> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    Some(text.split_terminator('\0').map(str::to_owned).collect())
+}
+
+#[cfg(target_os = "linux")]
+fn working_directory(pid: i32) -> Option<Metadata> {
+    std::fs::metadata(format!("/proc/{pid}/cwd")).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn working_directory(pid: i32) -> Option<Metadata> {
+    let output = std::process::Command::new("lsof")
+        .env_clear()
+        .env("PATH", crate::command::SYSTEM_PATH)
+        .args(["-a", "-d", "cwd", "-Fn", "-p", &pid.to_string()])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix('n'))?;
+    std::fs::metadata(path).ok()
+}
+
+/// The letter after the name in `/proc/<pid>/stat`.
+#[cfg(target_os = "linux")]
+fn state_of(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after) = stat.rsplit_once(')')?;
+    after.trim_start().chars().next()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_zombie_by_ps(pid: i32) -> bool {
+    std::process::Command::new("ps")
+        .env_clear()
+        .env("PATH", crate::command::SYSTEM_PATH)
+        .args(["-o", "stat=", "-p", &pid.to_string()])
+        .output()
+        .is_ok_and(|output| output.stdout.starts_with(b"Z"))
+}
+
+/// Whether processes are attached to a System V shared memory segment: line 7 of a pid file names the one
+/// by which PostgreSQL itself recognises survivors of a dead postmaster. None when that cannot be seen.
+pub(crate) fn shared_memory_in_use(shmid: u64) -> Option<bool> {
+    let table = std::fs::read_to_string("/proc/sysvipc/shm").ok()?;
+    let mut lines = table.lines();
+    let header: Vec<&str> = lines.next()?.split_whitespace().collect();
+    let column = |name: &str| header.iter().position(|title| *title == name);
+    let (id, attached) = (column("shmid")?, column("nattch")?);
+    for line in lines {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if fields.get(id).and_then(|id| id.parse().ok()) == Some(shmid) {
+            return Some(fields.get(attached).is_some_and(|count| *count != "0"));
+        }
+    }
+    Some(false)
+}

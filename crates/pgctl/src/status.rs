@@ -1,0 +1,111 @@
+//! Whether a server runs on a data directory, told as it is, whoever started it.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use neon_pg_layout::ClusterState;
+
+use crate::error::Result;
+use crate::instance::Instance;
+use crate::pid_file::{PidFile, PidFileStatus};
+use crate::ping::{Answer, ping};
+use crate::stale;
+use crate::start::address_of;
+
+/// What the server on a data directory does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServerState {
+    /// No server, and the last one was shut down.
+    Stopped,
+    /// No server, and the last one was not shut down: the next start recovers.
+    Crashed,
+    /// A server that does not take connections yet.
+    Starting,
+    /// A server that takes connections.
+    Running,
+    /// A server in recovery; it takes read-only connections if it answers.
+    Standby,
+    /// A server that is shutting down.
+    Stopping,
+    /// A backend without a server (`postgres --single`) works on it.
+    SingleUser,
+}
+
+/// The state of an instance at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// What the server does.
+    pub state: ServerState,
+    /// Its main process.
+    pub pid: Option<i32>,
+    /// When it was started, by the wall clock.
+    pub started: Option<SystemTime>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// The folder of its first socket.
+    pub socket_dir: Option<PathBuf>,
+    /// The first address it listens on.
+    pub listen: Option<String>,
+    /// What it answered when asked.
+    pub answer: Answer,
+}
+
+impl Status {
+    /// Whether a process works on the data directory.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        !matches!(self.state, ServerState::Stopped | ServerState::Crashed)
+    }
+}
+
+impl Instance {
+    /// Looks at the pid file, the process it names, `pg_control`, and asks the server.
+    ///
+    /// Dropping the future leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`Permissions`](crate::ErrorKind::Permissions) when we may not look into the data directory.
+    pub async fn status(&self) -> Result<Status> {
+        let mut status = Status {
+            state: ServerState::Stopped,
+            pid: None,
+            started: None,
+            port: None,
+            socket_dir: None,
+            listen: None,
+            answer: Answer::Silent,
+        };
+        let file = PidFile::read(&self.data_dir)?;
+        let running = file.filter(|file| stale::running(file, &self.data_dir).is_some());
+        let Some(file) = running else {
+            if !self.control_file()?.state.is_clean() {
+                status.state = ServerState::Crashed;
+            }
+            return Ok(status);
+        };
+        status.state = match file.status {
+            _ if file.single_user => ServerState::SingleUser,
+            // It says that of a hot standby too.
+            Some(PidFileStatus::Ready)
+                if self.control_file()?.state == ClusterState::InArchiveRecovery =>
+            {
+                ServerState::Standby
+            }
+            Some(PidFileStatus::Ready) => ServerState::Running,
+            Some(PidFileStatus::Standby) => ServerState::Standby,
+            Some(PidFileStatus::Stopping) => ServerState::Stopping,
+            Some(PidFileStatus::Starting | _) | None => ServerState::Starting,
+        };
+        if let (Some(address), false) = (address_of(&file), file.single_user) {
+            status.answer = ping(&address).await;
+        }
+        status.pid = Some(file.pid);
+        status.started = file.started;
+        status.port = file.port;
+        status.socket_dir = file.socket_dir;
+        status.listen = file.listen;
+        Ok(status)
+    }
+}

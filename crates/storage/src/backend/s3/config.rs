@@ -1,0 +1,88 @@
+//! Everything that can be said about a bucket and the way to it.
+
+use std::time::Duration;
+
+use super::credentials::S3Credentials;
+use super::probe::Conditional;
+use crate::secret::Secret;
+
+/// Server-side encryption to ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encryption {
+    /// By keys of the provider (`AES256`).
+    Provider,
+    /// By a key of the provider's key service (`aws:kms`), the default one if none is named.
+    Kms(Option<String>),
+    /// By this key of 32 bytes, in base64, sent with every request (SSE-C). Only over TLS or
+    /// loopback.
+    Customer(Secret),
+}
+
+/// A bucket and how to reach it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct S3Config {
+    /// The bucket.
+    pub bucket: String,
+    /// The address of an S3-compatible; AWS if absent.
+    pub endpoint: Option<String>,
+    /// The region; `us-east-1` if absent.
+    pub region: Option<String>,
+    /// Whether the bucket stands in the path and not in the host name; by default exactly with an
+    /// `endpoint`.
+    pub path_style: Option<bool>,
+    /// Who asks.
+    pub credentials: S3Credentials,
+    /// The class of new objects; the bucket's default if absent.
+    pub storage_class: Option<String>,
+    /// Server-side encryption of new objects.
+    pub encryption: Option<Encryption>,
+    /// Roots to trust besides the system's, in PEM.
+    pub ca_certificate: Option<Vec<u8>>,
+    /// Size of the first thousand parts of a multipart upload, and of the largest object that is
+    /// put in one request; 8 MiB, at least 5 MiB.
+    pub part_size: u64,
+    /// Parts double every thousand up to this; 64 MiB. Equal to `part_size`, all parts are equal,
+    /// as some providers demand.
+    pub max_part_size: u64,
+    /// Parts of one object in flight; 4. A put holds one part more than this in memory.
+    pub upload_concurrency: usize,
+    /// Whether many objects are deleted in one request; true.
+    pub bulk_delete: bool,
+    /// Keys per page of a listing, 1 to 1000; 1000.
+    pub list_page: u16,
+    /// Attempts per request for what may be transient; 4. A retry layer adds its own.
+    pub attempts: u32,
+    /// How long a connection may take; 5 s.
+    pub connect_timeout: Duration,
+    /// How long an answer may take to begin, and a body may stand still; 60 s.
+    pub read_timeout: Duration,
+    /// Whether conditional writes are taken on trust, tried first, or not used.
+    pub conditional: Conditional,
+}
+
+impl S3Config {
+    /// A bucket on AWS without credentials; everything else by default.
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            endpoint: None,
+            region: None,
+            path_style: None,
+            credentials: S3Credentials::Anonymous,
+            storage_class: None,
+            encryption: None,
+            ca_certificate: None,
+            part_size: 8 << 20,
+            max_part_size: 64 << 20,
+            upload_concurrency: 4,
+            bulk_delete: true,
+            list_page: 1000,
+            attempts: 4,
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(60),
+            conditional: Conditional::Trusted,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! A put in parts: for bodies longer than one part, of known length or not.
+//!
+//! The object appears when the upload is completed and not before. An upload that fails or whose
+//! future is dropped is aborted by a task of its own; if the process dies first, the parts stay
+//! unseen until the bucket's lifecycle rule or [`S3::expire_uploads`](super::S3::expire_uploads)
+//! removes them.
+
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{
+    CompletedMultipartUpload, CompletedPart, ServerSideEncryption, StorageClass,
+};
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::client::Clock;
+use super::config::Encryption;
+use super::error::{lower, status};
+use super::parts::{Cutter, Sizes};
+use super::put::{Put, Verdict, pause};
+use super::storage::S3;
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::key::Key;
+use crate::object::ObjectMeta;
+
+/// How often completing is tried again after a collision with another writer.
+const COLLISIONS: u32 = 8;
+
+/// An upload that is aborted unless it was completed.
+struct Upload {
+    s3: S3,
+    key: Key,
+    id: String,
+    armed: bool,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // Without a runtime nothing can be sent; the upload expires.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (s3, key, id) = (
+            self.s3.clone(),
+            self.key.clone(),
+            std::mem::take(&mut self.id),
+        );
+        let _detached = runtime.spawn(async move {
+            if let Err(error) = s3.abort(key.as_str(), &id).await {
+                tracing::warn!(%key, kind = ?error.kind(), "an upload could not be aborted");
+            }
+        });
+    }
+}
+
+impl S3 {
+    /// Aborts an upload. A part in flight may arrive after the first abort and be kept, so it is
+    /// said until the storage no longer knows the upload.
+    pub(super) async fn abort(&self, key: &str, id: &str) -> Result<()> {
+        for attempt in 0..5 {
+            let aborted = self
+                .shared
+                .client
+                .abort_multipart_upload()
+                .bucket(self.bucket())
+                .key(key)
+                .upload_id(id)
+                .send()
+                .await;
+            match aborted {
+                Ok(_) if attempt > 0 => return Ok(()),
+                Ok(_) => pause(attempt).await,
+                Err(error) => {
+                    let error = lower(Operation::Put, key, &error);
+                    if error.kind() == ErrorKind::NotFound {
+                        return Ok(());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Put<'_> {
+    pub(super) async fn multipart(
+        &self,
+        first: Bytes,
+        second: Bytes,
+        mut cutter: Cutter,
+        sizes: Sizes,
+    ) -> Result<ObjectMeta> {
+        let mut upload = self.begin().await?;
+        let concurrency = self.s3.shared.config.upload_concurrency.max(1);
+        let mut size = 0u64;
+        let mut done: Vec<CompletedPart> = Vec::new();
+        let mut flying = FuturesUnordered::new();
+        let mut ready = vec![second, first];
+        let mut number = 0u32;
+        loop {
+            number = number.saturating_add(1);
+            let Some(length) = sizes.of(number) else {
+                if cutter.is_done() || cutter.next(self.key, 1).await?.is_empty() {
+                    break;
+                }
+                return Err(Error::new(ErrorKind::Invalid, Operation::Put)
+                    .subject(self.key.as_str())
+                    .detail(format!(
+                        "larger than {} bytes, the most that the configured parts can hold",
+                        sizes.maximum()
+                    )));
+            };
+            let bytes = match ready.pop() {
+                Some(bytes) => bytes,
+                None => cutter.next(self.key, length).await?,
+            };
+            if bytes.is_empty() {
+                break;
+            }
+            size = size.saturating_add(bytes.len() as u64);
+            flying.push(self.part(&upload.id, number, bytes));
+            // Parts move on while the next is gathered only as far as they are polled here; what
+            // is in memory is bounded by the parts in flight and the one being gathered.
+            if flying.len() >= concurrency {
+                done.extend(flying.try_next().await?);
+            }
+        }
+        while let Some(part) = flying.next().await {
+            done.push(part?);
+        }
+        drop(flying);
+        done.sort_by_key(CompletedPart::part_number);
+        let made = self.complete(&upload.id, done, size).await;
+        // A failed one is aborted by the drop, also if it was completed and only the answer lost:
+        // then there is nothing to abort.
+        upload.armed = made.is_err();
+        made
+    }
+
+    async fn begin(&self) -> Result<Upload> {
+        let (name, token) = self.metadata();
+        let config = &self.s3.shared.config;
+        let mut request = self
+            .s3
+            .shared
+            .client
+            .create_multipart_upload()
+            .bucket(self.s3.bucket())
+            .key(self.key.as_str())
+            .metadata(name, token)
+            .set_storage_class(config.storage_class.as_deref().map(StorageClass::from));
+        match &config.encryption {
+            None => {}
+            Some(Encryption::Provider) => {
+                request = request.server_side_encryption(ServerSideEncryption::Aes256);
+            }
+            Some(Encryption::Kms(key)) => {
+                request = request
+                    .server_side_encryption(ServerSideEncryption::AwsKms)
+                    .set_ssekms_key_id(key.clone());
+            }
+            Some(Encryption::Customer(_)) => {
+                let (algorithm, key, digest) = self.s3.customer_key();
+                request = request
+                    .set_sse_customer_algorithm(algorithm)
+                    .set_sse_customer_key(key)
+                    .set_sse_customer_key_md5(digest);
+            }
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| lower(Operation::Put, self.key.as_str(), &error))?;
+        let id = answer.upload_id().ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, Operation::Put)
+                .subject(self.key.as_str())
+                .detail("the storage began an upload without naming it")
+        })?;
+        Ok(Upload {
+            s3: self.s3.clone(),
+            key: self.key.clone(),
+            id: id.to_owned(),
+            armed: true,
+        })
+    }
+
+    async fn part(&self, id: &str, number: u32, bytes: Bytes) -> Result<CompletedPart> {
+        let number = i32::try_from(number).unwrap_or(i32::MAX);
+        let (algorithm, key, digest) = self.s3.customer_key();
+        let answer = self
+            .s3
+            .shared
+            .client
+            .upload_part()
+            .bucket(self.s3.bucket())
+            .key(self.key.as_str())
+            .upload_id(id)
+            .part_number(number)
+            .set_sse_customer_algorithm(algorithm)
+            .set_sse_customer_key(key)
+            .set_sse_customer_key_md5(digest)
+            .body(ByteStream::from(bytes))
+            .send()
+            .await
+            .map_err(|error| self.lost_upload(lower(Operation::Put, self.key.as_str(), &error)))?;
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(answer.e_tag().map(str::to_owned))
+            .build())
+    }
+
+    async fn complete(&self, id: &str, parts: Vec<CompletedPart>, size: u64) -> Result<ObjectMeta> {
+        let (any, etag) = self.condition();
+        let (algorithm, key, digest) = self.s3.customer_key();
+        let upload = CompletedMultipartUpload::builder()
+            .set_parts(Some(parts))
+            .build();
+        for attempt in 0..COLLISIONS {
+            let clock = Clock::default();
+            let answer = self
+                .s3
+                .shared
+                .client
+                .complete_multipart_upload()
+                .bucket(self.s3.bucket())
+                .key(self.key.as_str())
+                .upload_id(id)
+                .multipart_upload(upload.clone())
+                .set_if_none_match(any.clone())
+                .set_if_match(etag.clone())
+                .set_sse_customer_algorithm(algorithm.clone())
+                .set_sse_customer_key(key.clone())
+                .set_sse_customer_key_md5(digest.clone())
+                .customize()
+                .interceptor(clock.clone())
+                .send()
+                .await;
+            let error = match answer {
+                Ok(answer) => return Ok(self.made(size, answer.e_tag(), &clock)),
+                Err(error) => error,
+            };
+            let lowered = lower(Operation::Put, self.key.as_str(), &error);
+            let unknown_upload = lowered.kind() == ErrorKind::NotFound;
+            if unknown_upload || lowered.kind() == ErrorKind::Unavailable && status(&error) != 409 {
+                // The first attempt may have completed it and its answer got lost.
+                if let Ok(Some((meta, true))) = self.present().await {
+                    return Ok(meta);
+                }
+                if !(unknown_upload && etag.is_some()) {
+                    return Err(self.lost_upload(lowered));
+                }
+            }
+            match self.judge(status(&error), lowered).await {
+                Verdict::Own(meta) => return Ok(meta),
+                Verdict::Failed(error) => return Err(error),
+                Verdict::Again => pause(attempt).await,
+            }
+        }
+        Err(self.collided())
+    }
+
+    /// That the storage forgot the upload says nothing about the object.
+    fn lost_upload(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::NotFound {
+            return error;
+        }
+        Error::new(ErrorKind::Unavailable, Operation::Put)
+            .subject(self.key.as_str())
+            .detail("the storage no longer knows the upload")
+            .because(error)
+    }
+}

@@ -1,0 +1,120 @@
+//! Does this provider enforce conditions? Asked by racing two clients, not by its documentation.
+//!
+//! Providers differ: some enforce conditions, some ignore the headers and report success, some
+//! check first and write later. Only the first kind may be relied on, and one client alone can't
+//! tell it from the third.
+
+use futures_util::future;
+
+use super::storage::S3;
+use crate::capabilities::Capabilities;
+use crate::error::{ErrorKind, Result};
+use crate::ext::StorageExt;
+use crate::key::Key;
+use crate::object::{ObjectMeta, Version};
+
+/// Whether conditional writes are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Conditional {
+    /// The provider is known to enforce them.
+    Trusted,
+    /// Two clients race when the storage is opened; what isn't enforced is refused afterwards.
+    Probed,
+    /// Never: conditional puts are refused.
+    Unused,
+}
+
+/// How often the clients race for each kind of condition.
+const ROUNDS: u32 = 8;
+
+/// What a race found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) create_only: bool,
+    pub(super) compare_and_swap: bool,
+}
+
+/// Races two clients with connections of their own below a random key, and cleans up.
+pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
+    let mut found = Found {
+        create_only: true,
+        compare_and_swap: true,
+    };
+    let prefix = format!("neon-probe-{:016x}", fastrand::u64(..));
+    let raced = async {
+        for round in 0..ROUNDS {
+            let key = probe_key(&prefix, round)?;
+            let (a, b) = future::join(one.create(&key, "1"), two.create(&key, "2")).await;
+            let again = one.create(&key, "3").await;
+            found.create_only &= one_won(&one.read(&key).await?, &a, &b)? && refused(again)?;
+            if !found.create_only {
+                break;
+            }
+        }
+        for round in 0..ROUNDS {
+            let key = probe_key(&prefix, round.saturating_add(ROUNDS))?;
+            let old = one.overwrite(&key, "0").await?;
+            let Some(version) = old.version else {
+                found.compare_and_swap = false;
+                break;
+            };
+            let swaps = future::join(
+                one.replace(&key, &version, "1"),
+                two.replace(&key, &version, "2"),
+            );
+            let (a, b) = swaps.await;
+            let never = Version::new("\"00000000000000000000000000000000\"");
+            let stale = one.replace(&key, &never, "3").await;
+            found.compare_and_swap &= one_won(&one.read(&key).await?, &a, &b)? && refused(stale)?;
+            if !found.compare_and_swap {
+                break;
+            }
+        }
+        Ok(())
+    }
+    .await;
+    let cleaned = one.delete_prefix(&prefix).await;
+    raced.and(cleaned)?;
+    Ok(found)
+}
+
+fn probe_key(prefix: &str, round: u32) -> Result<Key> {
+    Key::new(format!("{prefix}/{round}")).map_err(|error| {
+        crate::Error::new(ErrorKind::Invalid, crate::Operation::Open).because(error)
+    })
+}
+
+/// Whether exactly one succeeded, the other was refused, and the winner's content is there.
+fn one_won(content: &[u8], a: &Result<ObjectMeta>, b: &Result<ObjectMeta>) -> Result<bool> {
+    let winner: &[u8] = match (a, b) {
+        (Ok(_), Err(_)) => b"1",
+        (Err(_), Ok(_)) => b"2",
+        _ => return Ok(false),
+    };
+    let loser_was_refused = [a, b]
+        .into_iter()
+        .flat_map(|side| side.as_ref().err())
+        .all(|error| matches!(error.kind(), ErrorKind::Exists | ErrorKind::Precondition));
+    Ok(loser_was_refused && content == winner)
+}
+
+/// Whether a write was refused by its condition. A failure of another kind is one.
+fn refused(result: Result<ObjectMeta>) -> Result<bool> {
+    match result {
+        Ok(_) => Ok(false),
+        Err(error) => match error.kind() {
+            ErrorKind::Exists | ErrorKind::Precondition => Ok(true),
+            ErrorKind::Unsupported => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+impl Found {
+    pub(super) fn apply(self, capabilities: &mut Capabilities) {
+        capabilities.create_only &= self.create_only;
+        capabilities.compare_and_swap &= self.compare_and_swap;
+        capabilities.recognises_own_put &= self.create_only;
+    }
+}

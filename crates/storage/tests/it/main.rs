@@ -1,0 +1,32 @@
+//! The integration tests of the crate, one binary.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests panic on failure"
+)]
+
+#[cfg(feature = "http")]
+mod http;
+mod child;
+mod disks;
+mod layers;
+mod locators;
+mod memory;
+mod native;
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(all(feature = "s3", feature = "http"))]
+mod secrets;
+#[cfg(feature = "ssh")]
+mod ssh;
+#[cfg(feature = "http")]
+mod web;
+#[cfg(feature = "s3")]
+mod credentials;
+mod scale;

@@ -1,0 +1,143 @@
+//! `inspect_pgdata` on whole, damaged, running, missing and wrong directories.
+
+use std::path::Path;
+
+use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
+
+use super::{Outcome, run};
+
+fn inspect(directory: &Path) -> Outcome {
+    run(env!("CARGO_BIN_EXE_inspect_pgdata"), [directory])
+}
+
+fn cluster(major: PgMajor, checksums: bool) -> (Cluster, String) {
+    let cluster = Cluster::builder(major).checksums(checksums).start();
+    let tablespace = cluster.tablespace_dir("elsewhere");
+    cluster.psql(&format!(
+        "create tablespace elsewhere location '{}'",
+        tablespace.display()
+    ));
+    cluster.psql(
+        "create table t (i int primary key, filler char(500)) tablespace elsewhere; \
+         insert into t select i, 'x' from generate_series(1, 3000) i; checkpoint",
+    );
+    let path = cluster.psql("select pg_relation_filepath('t')");
+    (cluster, path)
+}
+
+fn flip(path: &Path, offset: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[offset] ^= 0x40;
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn a_cluster_is_described_and_damage_is_found(major: PgMajor) {
+    let (mut cluster, path) = cluster(major, true);
+    let identifier = cluster.psql("select system_identifier from pg_control_system()");
+    let running = inspect(&cluster.data_dir());
+    assert_eq!(
+        (running.code, running.stderr.as_str()),
+        (Some(0), ""),
+        "{}",
+        running.stdout
+    );
+    assert!(
+        running.stdout.contains("in production"),
+        "{}",
+        running.stdout
+    );
+    cluster.stop(StopMode::Fast);
+    let whole = inspect(&cluster.data_dir());
+    assert_eq!(
+        (whole.code, whole.stderr.as_str()),
+        (Some(0), ""),
+        "{}",
+        whole.stdout
+    );
+    for fact in [
+        &format!("PostgreSQL {major}"),
+        &identifier,
+        "shut down",
+        " 0 bad",
+    ] {
+        assert!(whole.stdout.contains(fact), "{fact}: {}", whole.stdout);
+    }
+    flip(&cluster.data_dir().join(&path), 3 * 8192 + 4000);
+    flip(&cluster.data_dir().join(&path), 170 * 8192 + 8);
+    let damaged = inspect(&cluster.data_dir());
+    assert_eq!(damaged.code, Some(1));
+    let bad: Vec<&str> = damaged
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("bad: "))
+        .collect();
+    assert_eq!(bad.len(), 2, "{}", damaged.stdout);
+    assert!(
+        bad[0].starts_with(&format!("bad: {path} block 3: WrongChecksum")),
+        "{bad:?}"
+    );
+    assert!(
+        bad[1].starts_with(&format!("bad: {path} block 170: WrongChecksum")),
+        "{bad:?}"
+    );
+    assert!(damaged.stdout.contains(" 2 bad"));
+}
+
+#[test]
+fn a_cluster_of_15_is_described_and_damage_is_found() {
+    a_cluster_is_described_and_damage_is_found(PgMajor::V15);
+}
+
+#[test]
+fn a_cluster_of_18_is_described_and_damage_is_found() {
+    a_cluster_is_described_and_damage_is_found(PgMajor::V18);
+}
+
+#[test]
+fn without_checksums_only_headers_are_checked_and_it_says_so() {
+    let (mut cluster, path) = cluster(PgMajor::V14, false);
+    cluster.stop(StopMode::Fast);
+    flip(&cluster.data_dir().join(&path), 4000);
+    let outcome = inspect(&cluster.data_dir());
+    assert_eq!(outcome.code, Some(0));
+    assert!(
+        outcome.stdout.contains("page checksums are off"),
+        "{}",
+        outcome.stdout
+    );
+    flip(&cluster.data_dir().join(&path), 8192 + 17);
+    let outcome = inspect(&cluster.data_dir());
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stdout.contains("block 1: WrongHeader"),
+        "{}",
+        outcome.stdout
+    );
+}
+
+#[test]
+fn what_is_no_cluster_is_refused_with_a_reason() {
+    let scratch = Scratch::new();
+    let missing = inspect(&scratch.path().join("missing"));
+    assert_eq!(missing.code, Some(1));
+    assert!(
+        missing.stderr.contains("No such file or directory"),
+        "{}",
+        missing.stderr
+    );
+    let empty = inspect(scratch.path());
+    assert_eq!(empty.code, Some(1));
+    assert!(empty.stderr.contains("pg_control"), "{}", empty.stderr);
+    std::fs::create_dir(scratch.path().join("global")).unwrap();
+    std::fs::write(scratch.path().join("global/pg_control"), "not one").unwrap();
+    let wrong = inspect(scratch.path());
+    assert_eq!(wrong.code, Some(1));
+    assert!(
+        wrong.stderr.contains("7 bytes long instead of 8192"),
+        "{}",
+        wrong.stderr
+    );
+    let nothing = run(env!("CARGO_BIN_EXE_inspect_pgdata"), [] as [&str; 0]);
+    assert_eq!(nothing.code, Some(2));
+    assert!(nothing.stderr.starts_with("usage: "));
+}

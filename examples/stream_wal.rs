@@ -76,7 +76,10 @@ async fn run(
                 },
                 None => None,
             };
-            (identity.timeline, kept.unwrap_or(identity.position).start_of(segment))
+            (
+                identity.timeline,
+                kept.unwrap_or(identity.position).start_of(segment),
+            )
         }
     };
     loop {
@@ -107,7 +110,11 @@ async fn run(
         receiver.sync()?;
         stream.set_positions(receiver.positions(stream.position()));
         match stream.finish().await? {
-            StreamEnd::Timeline { next, start, client: same } => {
+            StreamEnd::Timeline {
+                next,
+                start,
+                client: same,
+            } => {
                 client = same;
                 println!("timeline {timeline} ends at {start}");
                 // The segment in which it ends begins anew on the next one.
@@ -132,21 +139,30 @@ fn newest(directory: &Path, segment: u64) -> io::Result<Option<(TimelineId, Lsn)
             continue;
         };
         let parts = [name.get(..8), name.get(8..16), name.get(16..)];
-        let [Some(timeline), Some(log), Some(number)] =
-            parts.map(|part| part.filter(|part| part.len() == 8).and_then(|part| u32::from_str_radix(part, 16).ok()))
-        else {
+        let [Some(timeline), Some(log), Some(number)] = parts.map(|part| {
+            part.filter(|part| part.len() == 8)
+                .and_then(|part| u32::from_str_radix(part, 16).ok())
+        }) else {
             continue;
         };
         if entry.metadata()?.len() == segment {
             let end = (u64::from(log) << 32) + (u64::from(number) + 1) * segment;
-            found = found.max(TimelineId::new(timeline).ok().map(|timeline| (timeline, Lsn(end))));
+            found = found.max(
+                TimelineId::new(timeline)
+                    .ok()
+                    .map(|timeline| (timeline, Lsn(end))),
+            );
         }
     }
     Ok(found)
 }
 
 /// Writes the history of a timeline unless it is there: temporary, durable, renamed.
-async fn save_history(client: &mut Client, directory: &Path, timeline: TimelineId) -> Result<(), Failure> {
+async fn save_history(
+    client: &mut Client,
+    directory: &Path,
+    timeline: TimelineId,
+) -> Result<(), Failure> {
     let path = directory.join(format!("{:08X}.history", timeline.get()));
     if timeline == TimelineId::FIRST || path.exists() {
         return Ok(());
@@ -184,11 +200,17 @@ impl Receiver {
         let mut completed = false;
         while !data.is_empty() {
             let left = self.segment - at.offset_in(self.segment);
-            let (piece, rest) = data.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
+            let (piece, rest) =
+                data.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
             if self.open.is_none() {
                 let number = at.0 / self.segment;
                 let per_log = (1 << 32) / self.segment;
-                let name = format!("{:08X}{:08X}{:08X}", self.timeline.get(), number / per_log, number % per_log);
+                let name = format!(
+                    "{:08X}{:08X}{:08X}",
+                    self.timeline.get(),
+                    number / per_log,
+                    number % per_log
+                );
                 let path = self.directory.join(name);
                 // Written over from its beginning if there is one: a partial segment is never gone on with.
                 let file = OpenOptions::new()

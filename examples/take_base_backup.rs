@@ -27,7 +27,10 @@ async fn main() -> ExitCode {
     };
     let mappings = arguments.filter_map(|pair| {
         let (from, to) = pair.split_once('=')?;
-        Some(Mapping { from: from.into(), to: to.into() })
+        Some(Mapping {
+            from: from.into(),
+            to: to.into(),
+        })
     });
     let mut options = BaseBackupOptions::default();
     options.label = "take_base_backup".to_owned();
@@ -49,7 +52,10 @@ async fn main() -> ExitCode {
     };
     match run.await {
         Ok(end) => {
-            println!("complete; consistent at {} on timeline {}", end.stop, end.timeline);
+            println!(
+                "complete; consistent at {} on timeline {}",
+                end.stop, end.timeline
+            );
             match end.suspect {
                 None => ExitCode::SUCCESS,
                 Some(error) => {

@@ -9,6 +9,8 @@
 
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
+#[path = "run/single_file.rs"]
+mod single_file;
 #[path = "run/wal_changes.rs"]
 mod wal_changes;
 

@@ -49,6 +49,19 @@ fn valid() -> &'static Vec<Vec<u8>> {
     })
 }
 
+#[test]
+fn every_target_has_its_program() {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    for (name, _) in ALL {
+        let path = format!("fuzz_targets/{name}.rs");
+        assert!(manifest.contains(&path), "{path}");
+        let program = fs::read_to_string(fuzz.join(&path)).unwrap();
+        let body = format!("neon_snapshot_format::fuzz_targets::{name}(bytes)");
+        assert!(program.contains(&body), "{path}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 

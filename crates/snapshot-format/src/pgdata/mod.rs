@@ -1,5 +1,8 @@
 //! Data directories: read per kind of snapshot, written so that they start.
 
+mod bracket;
+mod control;
+mod copied;
 mod place;
 mod plan;
 mod read;
@@ -7,8 +10,13 @@ mod relation_pages;
 mod rules;
 mod stop;
 mod write;
+mod write_files;
+mod write_options;
 
-pub use read::{Bracket, Copied, PgData};
+pub use bracket::Bracket;
+pub use copied::Copied;
+pub use read::PgData;
 pub use rules::{EXCLUSIONS, Exclusion};
 pub use stop::{Stop, StopWal};
-pub use write::{DirectoryOptions, DirectoryWriter, Ownership, TablespacePlaces, Written};
+pub use write::DirectoryWriter;
+pub use write_options::{DirectoryOptions, Ownership, TablespacePlaces, Written};

@@ -1,72 +1,33 @@
 //! Reading a data directory into the stream.
 
 use std::fs::File;
-use std::io::ErrorKind as IoErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
-use neon_pg_layout::{
-    ClusterState, ControlFile, DataFile, ErrorKind as LayoutErrorKind, Fork, Lsn,
-};
+use neon_pg_layout::{ClusterState, ControlFile, DataFile, Fork, Lsn};
 use rustix::fs::{AtFlags, statat};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kind::SnapshotKind;
 use crate::path::SnapshotPath;
+use crate::pgdata::bracket::Bracket;
+use crate::pgdata::control::{has_file, read_control, read_up_to};
+use crate::pgdata::copied::{Copied, Tally};
 use crate::pgdata::place::{Root, Roots};
 use crate::pgdata::plan::{self, CONTROL, Plan};
 use crate::pgdata::relation_pages::{RelationPages, refuse};
 use crate::pgdata::rules::WalNeeded;
 use crate::stream::{
-    BadPage, CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, ParallelSink, Sink, Source,
-    is_zero,
+    CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, ParallelSink, Sink, Source, is_zero,
 };
 
 /// Longer than any checkpoint record with the page headers it may cross.
 const CHECKPOINT_RECORD: u64 = 1024;
 const DEFAULT_EXTENT: u64 = 32 << 20;
 const MIN_EXTENT: u64 = 8 << 20;
-
-/// Answers with the server's present insert position.
-type InsertPosition = Arc<
-    dyn Fn() -> std::result::Result<Lsn, Box<dyn std::error::Error + Send + Sync>> + Send + Sync,
->;
-
-/// A backup that the server has begun and that stays open while its files are copied.
-#[derive(Clone)]
-pub struct Bracket {
-    start: Lsn,
-    insert_position: InsertPosition,
-}
-
-impl Bracket {
-    /// The position that the start of the backup returned, and a question to the server: where it has
-    /// inserted log by now (on a standby: replayed). It is asked only about pages that look damaged.
-    pub fn new(
-        start: Lsn,
-        insert_position: impl Fn() -> std::result::Result<Lsn, Box<dyn std::error::Error + Send + Sync>>
-        + Send
-        + Sync
-        + 'static,
-    ) -> Self {
-        Self {
-            start,
-            insert_position: Arc::new(insert_position),
-        }
-    }
-}
-
-impl std::fmt::Debug for Bracket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bracket")
-            .field("start", &self.start)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A data directory to be copied, in a known state.
 ///
@@ -575,96 +536,4 @@ impl Source for PgData {
     fn send(&mut self, sink: &mut dyn Sink) -> Result<()> {
         self.copy(sink)?.finish(sink, None).map(drop)
     }
-}
-
-/// What was copied. The end is still to be sent.
-#[derive(Debug)]
-#[must_use = "a snapshot is complete only when `finish` has sent its end"]
-pub struct Copied {
-    pub(crate) end: End,
-    /// Files sent.
-    pub files: u64,
-    /// Bytes read.
-    pub bytes: u64,
-    /// Files that were gone when their turn came.
-    pub vanished: u64,
-    /// Files that had become shorter, whose rest was sent as zeros.
-    pub shrunk: u64,
-    /// Pages that looked damaged and were taken because the log holds them.
-    pub settled_by_log: u64,
-    pub(crate) owner: Option<crate::stream::Owner>,
-    pub(crate) control: ControlFile,
-}
-
-#[derive(Debug, Default)]
-struct Tally {
-    files: u64,
-    bytes: u64,
-    vanished: u64,
-    shrunk: u64,
-    settled_by_log: u64,
-    bad_pages: Vec<BadPage>,
-}
-
-impl Tally {
-    fn add(&mut self, other: Self) {
-        self.files += other.files;
-        self.bytes += other.bytes;
-        self.vanished += other.vanished;
-        self.shrunk += other.shrunk;
-        self.settled_by_log += other.settled_by_log;
-        self.bad_pages.extend(other.bad_pages);
-    }
-}
-
-pub(crate) fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == IoErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// Reads the control file whole. The server writes it in place, so a wrong checksum is looked at again for
-/// a second before it is believed.
-fn read_control(root: &Root) -> Result<(Vec<u8>, ControlFile)> {
-    let path = SnapshotPath::new(CONTROL)?;
-    let roots = Roots::new(Root::open(&root.path)?);
-    let mut attempts = 0;
-    loop {
-        let Some((file, _)) = roots.open_file(&path)? else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                root.path.display().to_string(),
-                "has no global/pg_control: not a data directory, or one whose copying was not finished",
-            ));
-        };
-        let mut bytes = vec![0; ControlFile::FILE_SIZE + 1];
-        let read = read_up_to(&file, &mut bytes, 0)
-            .map_err(|error| Error::io(CONTROL, "cannot be read", error))?;
-        bytes.truncate(read);
-        attempts += 1;
-        match ControlFile::decode(&bytes) {
-            Ok(control) => return Ok((bytes, control)),
-            Err(error) => {
-                let torn = matches!(
-                    error.kind(),
-                    LayoutErrorKind::Checksum | LayoutErrorKind::Truncated
-                );
-                if !torn || attempts >= 100 {
-                    return Err(Error::layout(CONTROL, error));
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-    }
-}
-
-fn has_file(root: &Root, name: &str) -> bool {
-    statat(root.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }

@@ -9,8 +9,8 @@ use neon_pg_layout::{
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::SnapshotPath;
+use crate::pgdata::copied::Copied;
 use crate::pgdata::place::{Root, Roots, names};
-use crate::pgdata::read::Copied;
 use crate::stream::{
     CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, Sink, is_zero, send_file,
 };

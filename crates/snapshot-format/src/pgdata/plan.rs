@@ -194,14 +194,12 @@ impl Walk<'_> {
         let target = readlinkat(root.fd(), rest, Vec::new())
             .map_err(|error| failed(&path, "cannot be read", error))?;
         let target = target.into_bytes();
-        let root = Root::open(
-            &self
-                .plan
-                .roots
-                .data
-                .path
-                .join(Path::new(OsStr::from_bytes(&target))),
-        )?;
+        // Relative to the directory of the link, as the operating system has it.
+        let base = match tablespace {
+            Some(_) => self.plan.roots.data.path.join("pg_tblspc"),
+            None => self.plan.roots.data.path.clone(),
+        };
+        let root = Root::open(&base.join(Path::new(OsStr::from_bytes(&target))))?;
         let inside =
             fstat(root.fd()).map_err(|error| failed(&path, "cannot be examined", error))?;
         let kind = if let Some(oid) = tablespace {

@@ -13,6 +13,8 @@ mod embedded_postgres;
 mod inspect_pgdata;
 #[path = "run/recover_to_time.rs"]
 mod recover_to_time;
+#[path = "run/single_file.rs"]
+mod single_file;
 #[path = "run/wal_changes.rs"]
 mod wal_changes;
 

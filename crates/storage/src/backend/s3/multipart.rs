@@ -116,15 +116,24 @@ impl Put<'_> {
             };
             let bytes = match ready.pop() {
                 Some(bytes) => bytes,
-                None => cutter.next(self.key, length).await?,
+                None => {
+                    // Parts in flight move on while the next one is gathered.
+                    let gather = cutter.next(self.key, length);
+                    tokio::pin!(gather);
+                    loop {
+                        tokio::select! {
+                            Some(part) = flying.next(), if !flying.is_empty() => done.push(part?),
+                            bytes = &mut gather => break bytes?,
+                        }
+                    }
+                }
             };
             if bytes.is_empty() {
                 break;
             }
             size = size.saturating_add(bytes.len() as u64);
             flying.push(self.part(&upload.id, number, bytes));
-            // Parts move on while the next is gathered only as far as they are polled here; what
-            // is in memory is bounded by the parts in flight and the one being gathered.
+            // What is in memory is bounded by the parts in flight and the one being gathered.
             if flying.len() >= concurrency {
                 done.extend(flying.try_next().await?);
             }
@@ -191,6 +200,7 @@ impl Put<'_> {
     async fn part(&self, id: &str, number: u32, bytes: Bytes) -> Result<CompletedPart> {
         let number = i32::try_from(number).unwrap_or(i32::MAX);
         let (algorithm, key, digest) = self.s3.customer_key();
+        let patience = self.s3.patience(bytes.len());
         let answer = self
             .s3
             .shared
@@ -204,6 +214,8 @@ impl Put<'_> {
             .set_sse_customer_key(key)
             .set_sse_customer_key_md5(digest)
             .body(ByteStream::from(bytes))
+            .customize()
+            .config_override(patience)
             .send()
             .await
             .map_err(|error| self.lost_upload(lower(Operation::Put, self.key.as_str(), &error)))?;

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
@@ -109,6 +111,19 @@ impl S3 {
             ),
             _ => (None, None, None),
         }
+    }
+
+    /// Time for an upload: the SDK counts sending the body as waiting for the answer, so a large
+    /// part on a slow line needs more of it. A transfer that stands still ends earlier all the same.
+    pub(super) fn patience(&self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        const SLOWEST: u64 = 32 * 1024;
+        let config = &self.shared.config;
+        let sending = Duration::from_secs(bytes as u64 / SLOWEST);
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(config.connect_timeout)
+            .read_timeout(config.read_timeout.saturating_add(sending))
+            .build();
+        aws_sdk_s3::config::Builder::new().timeout_config(timeouts)
     }
 
     /// Refuses a condition that the provider doesn't enforce: silence would be believed.

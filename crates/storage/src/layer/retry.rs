@@ -194,6 +194,12 @@ impl Resumed {
             let again = self.layer.inner.get(&self.meta.key, rest);
             self.body = match attempts.attempt(Operation::Get, &subject, again).await {
                 Ok(got) => got.body,
+                Err(error) if error.kind() == ErrorKind::Precondition => {
+                    self.left = 0..0;
+                    return Some(Err(error
+                        .detail("the object changed while it was read")
+                        .retry(Retry::MayHelp)));
+                }
                 Err(error) => stream::iter([Err(error)]).boxed(),
             };
         }

@@ -38,12 +38,12 @@ async fn open(root: &Path) -> Ssh {
 #[tokio::test(flavor = "multi_thread")]
 async fn sftp_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
-    let ssh = open(&dir.path().join("not/yet/there")).await;
+    let ssh = open(&dir.path().join("root")).await;
     assert_eq!(ssh.capabilities().durability, Durability::ContentSynced);
     let report = contract::run(Arc::new(ssh)).await;
     assert!(report.held() > 25, "{report:#?}");
     report.into_result().unwrap();
-    let temps = dir.path().join("not/yet/there/.neon-storage/tmp");
+    let temps = dir.path().join("root/.neon-storage/tmp");
     let left: Vec<_> = std::fs::read_dir(temps).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }

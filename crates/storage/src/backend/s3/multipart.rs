@@ -143,11 +143,7 @@ impl Put<'_> {
         }
         drop(flying);
         done.sort_by_key(CompletedPart::part_number);
-        let made = self.complete(&upload.id, done, size).await;
-        // A failed one is aborted by the drop, also if it was completed and only the answer lost:
-        // then there is nothing to abort.
-        upload.armed = made.is_err();
-        made
+        self.complete(&mut upload, done, size).await
     }
 
     async fn begin(&self) -> Result<Upload> {
@@ -225,7 +221,14 @@ impl Put<'_> {
             .build())
     }
 
-    async fn complete(&self, id: &str, parts: Vec<CompletedPart>, size: u64) -> Result<ObjectMeta> {
+    /// Only a plain success disarms the upload. Aborting one that was completed after all does no
+    /// harm; keeping one because an earlier attempt's object was met would.
+    async fn complete(
+        &self,
+        pending: &mut Upload,
+        parts: Vec<CompletedPart>,
+        size: u64,
+    ) -> Result<ObjectMeta> {
         let (any, etag) = self.condition();
         let (algorithm, key, digest) = self.s3.customer_key();
         let upload = CompletedMultipartUpload::builder()
@@ -240,7 +243,7 @@ impl Put<'_> {
                 .complete_multipart_upload()
                 .bucket(self.s3.bucket())
                 .key(self.key.as_str())
-                .upload_id(id)
+                .upload_id(&pending.id)
                 .multipart_upload(upload.clone())
                 .set_if_none_match(any.clone())
                 .set_if_match(etag.clone())
@@ -252,7 +255,10 @@ impl Put<'_> {
                 .send()
                 .await;
             let error = match answer {
-                Ok(answer) => return Ok(self.made(size, answer.e_tag(), &clock)),
+                Ok(answer) => {
+                    pending.armed = false;
+                    return Ok(self.made(size, answer.e_tag(), &clock));
+                }
                 Err(error) => error,
             };
             let lowered = lower(Operation::Put, self.key.as_str(), &error);

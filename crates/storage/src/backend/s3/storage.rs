@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 
 use super::client;
 use super::config::{Encryption, S3Config};
@@ -126,6 +128,17 @@ impl S3 {
         aws_sdk_s3::config::Builder::new().timeout_config(timeouts)
     }
 
+    /// Runs requests that carry a customer's key where nothing traces: the SDK would show the key
+    /// at its finest level.
+    async fn unseen<T>(&self, requests: impl Future<Output = T> + Send) -> T {
+        match &self.shared.config.encryption {
+            Some(Encryption::Customer(_)) => {
+                requests.with_subscriber(NoSubscriber::default()).await
+            }
+            _ => requests.await,
+        }
+    }
+
     /// Refuses a condition that the provider doesn't enforce: silence would be believed.
     pub(super) fn check_condition(&self, key: &Key, mode: &PutMode) -> Result<()> {
         let enforced = match mode {
@@ -185,11 +198,11 @@ impl Storage for S3 {
     }
 
     async fn put(&self, key: &Key, body: Body, options: PutOptions) -> Result<ObjectMeta> {
-        self.put_body(key, body, options).await
+        self.unseen(self.put_body(key, body, options)).await
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResult> {
-        self.open_object(key, options).await
+        self.unseen(self.open_object(key, options)).await
     }
 
     async fn get_ranges(
@@ -202,7 +215,7 @@ impl Storage for S3 {
     }
 
     async fn head(&self, key: &Key) -> Result<Head> {
-        Ok(self.head_with_token(key).await?.0)
+        Ok(self.unseen(self.head_with_token(key)).await?.0)
     }
 
     fn list(&self, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -4,9 +4,11 @@
 //! ```text
 //! stream_wal 'host=/run/postgresql user=postgres' /archive [--slot NAME] [--until X/X]
 //! ```
-
-#[path = "support/surroundings.rs"]
-mod surroundings;
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::surroundings;
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_pgwire::{
     Client, Config, ErrorKind, Params, Positions, Replication, SlotName, StreamEnd, StreamOptions,
@@ -76,7 +79,10 @@ async fn run(
                 },
                 None => None,
             };
-            (identity.timeline, kept.unwrap_or(identity.position).start_of(segment))
+            (
+                identity.timeline,
+                kept.unwrap_or(identity.position).start_of(segment),
+            )
         }
     };
     loop {
@@ -107,7 +113,11 @@ async fn run(
         receiver.sync()?;
         stream.set_positions(receiver.positions(stream.position()));
         match stream.finish().await? {
-            StreamEnd::Timeline { next, start, client: same } => {
+            StreamEnd::Timeline {
+                next,
+                start,
+                client: same,
+            } => {
                 client = same;
                 println!("timeline {timeline} ends at {start}");
                 // The segment in which it ends begins anew on the next one.
@@ -132,21 +142,30 @@ fn newest(directory: &Path, segment: u64) -> io::Result<Option<(TimelineId, Lsn)
             continue;
         };
         let parts = [name.get(..8), name.get(8..16), name.get(16..)];
-        let [Some(timeline), Some(log), Some(number)] =
-            parts.map(|part| part.filter(|part| part.len() == 8).and_then(|part| u32::from_str_radix(part, 16).ok()))
-        else {
+        let [Some(timeline), Some(log), Some(number)] = parts.map(|part| {
+            part.filter(|part| part.len() == 8)
+                .and_then(|part| u32::from_str_radix(part, 16).ok())
+        }) else {
             continue;
         };
         if entry.metadata()?.len() == segment {
             let end = (u64::from(log) << 32) + (u64::from(number) + 1) * segment;
-            found = found.max(TimelineId::new(timeline).ok().map(|timeline| (timeline, Lsn(end))));
+            found = found.max(
+                TimelineId::new(timeline)
+                    .ok()
+                    .map(|timeline| (timeline, Lsn(end))),
+            );
         }
     }
     Ok(found)
 }
 
 /// Writes the history of a timeline unless it is there: temporary, durable, renamed.
-async fn save_history(client: &mut Client, directory: &Path, timeline: TimelineId) -> Result<(), Failure> {
+async fn save_history(
+    client: &mut Client,
+    directory: &Path,
+    timeline: TimelineId,
+) -> Result<(), Failure> {
     let path = directory.join(format!("{:08X}.history", timeline.get()));
     if timeline == TimelineId::FIRST || path.exists() {
         return Ok(());
@@ -184,11 +203,17 @@ impl Receiver {
         let mut completed = false;
         while !data.is_empty() {
             let left = self.segment - at.offset_in(self.segment);
-            let (piece, rest) = data.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
+            let (piece, rest) =
+                data.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
             if self.open.is_none() {
                 let number = at.0 / self.segment;
                 let per_log = (1 << 32) / self.segment;
-                let name = format!("{:08X}{:08X}{:08X}", self.timeline.get(), number / per_log, number % per_log);
+                let name = format!(
+                    "{:08X}{:08X}{:08X}",
+                    self.timeline.get(),
+                    number / per_log,
+                    number % per_log
+                );
                 let path = self.directory.join(name);
                 // Written over from its beginning if there is one: a partial segment is never gone on with.
                 let file = OpenOptions::new()
@@ -205,14 +230,14 @@ impl Receiver {
             }
             data = rest;
             at = Lsn(at.0 + u64::try_from(piece.len()).unwrap_or(0));
-            if at.offset_in(self.segment) == 0 {
-                if let Some((file, path)) = self.open.take() {
-                    file.sync_all()?;
-                    fs::rename(path.with_extension("partial"), &path)?;
-                    File::open(&self.directory)?.sync_all()?;
-                    completed = true;
-                    self.flushed = at;
-                }
+            if at.offset_in(self.segment) == 0
+                && let Some((file, path)) = self.open.take()
+            {
+                file.sync_all()?;
+                fs::rename(path.with_extension("partial"), &path)?;
+                File::open(&self.directory)?.sync_all()?;
+                completed = true;
+                self.flushed = at;
             }
         }
         Ok(completed)

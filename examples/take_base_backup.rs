@@ -4,19 +4,18 @@
 //! ```text
 //! take_base_backup 'host=/run/postgresql user=postgres' /backups/monday [/old/space=/new/space ...]
 //! ```
-
-#[path = "support/fetch.rs"]
-mod fetch;
-#[path = "support/surroundings.rs"]
-mod surroundings;
-#[path = "support/unpack.rs"]
-mod unpack;
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::process::ExitCode;
 
-use fetch::{Plan, Wal, fetch};
+use neon_examples::fetch::{Plan, Wal, fetch};
+use neon_examples::surroundings;
+use neon_examples::unpack::Mapping;
 use neon_pgwire::{BaseBackupOptions, Checkpoint, Config, Params};
-use unpack::Mapping;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
@@ -27,7 +26,10 @@ async fn main() -> ExitCode {
     };
     let mappings = arguments.filter_map(|pair| {
         let (from, to) = pair.split_once('=')?;
-        Some(Mapping { from: from.into(), to: to.into() })
+        Some(Mapping {
+            from: from.into(),
+            to: to.into(),
+        })
     });
     let mut options = BaseBackupOptions::default();
     options.label = "take_base_backup".to_owned();
@@ -49,7 +51,10 @@ async fn main() -> ExitCode {
     };
     match run.await {
         Ok(end) => {
-            println!("complete; consistent at {} on timeline {}", end.stop, end.timeline);
+            println!(
+                "complete; consistent at {} on timeline {}",
+                end.stop, end.timeline
+            );
             match end.suspect {
                 None => ExitCode::SUCCESS,
                 Some(error) => {

@@ -8,9 +8,13 @@ use neon_pgwire::Surroundings;
 /// The surroundings as libpq would find them.
 pub fn of_this_process() -> Surroundings {
     let mut surroundings = Surroundings::none();
-    surroundings.environment = std::env::vars().filter(|(name, _)| name.starts_with("PG")).collect();
+    surroundings.environment = std::env::vars()
+        .filter(|(name, _)| name.starts_with("PG"))
+        .collect();
     surroundings.home = std::env::home_dir();
-    surroundings.os_user = std::env::var("USER").ok().or_else(|| Some("postgres".to_owned()));
+    surroundings.os_user = std::env::var("USER")
+        .ok()
+        .or_else(|| Some("postgres".to_owned()));
     let sockets = std::path::Path::new("/var/run/postgresql");
     surroundings.socket_directory = sockets.is_dir().then(|| sockets.to_owned());
     surroundings.system_roots = Some("/etc/ssl/certs/ca-certificates.crt".into());
@@ -19,6 +23,7 @@ pub fn of_this_process() -> Surroundings {
 }
 
 /// Prints an error and its causes.
+#[allow(clippy::print_stderr, reason = "programs end with it")]
 pub fn failed(error: &(dyn Error + 'static)) -> ExitCode {
     eprintln!("error: {error}");
     let mut cause = error.source();

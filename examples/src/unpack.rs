@@ -55,7 +55,9 @@ impl Written {
                 })
                 .collect();
             workers.into_iter().try_for_each(|worker| {
-                worker.join().unwrap_or_else(|_| Err(io::Error::other("a thread died")))
+                worker
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a thread died")))
             })
         })?;
         self.directories.iter().rev().try_for_each(sync)
@@ -63,6 +65,7 @@ impl Written {
 }
 
 /// Where the next bytes of an archive belong.
+#[derive(Debug)]
 enum State {
     Header(Vec<u8>),
     File { file: File, left: u64, padding: u64 },
@@ -70,6 +73,7 @@ enum State {
 }
 
 /// One archive that is being unpacked.
+#[derive(Debug)]
 pub struct Unpacker<'a> {
     root: PathBuf,
     mappings: &'a [Mapping],
@@ -127,8 +131,14 @@ impl<'a> Unpacker<'a> {
                         self.state = self.begin(&header)?;
                     }
                 }
-                State::File { file, left, padding } => {
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                State::File {
+                    file,
+                    left,
+                    padding,
+                } => {
+                    let take = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len());
                     let (head, rest) = bytes.split_at(take);
                     file.write_all(head)?;
                     bytes = rest;
@@ -138,7 +148,9 @@ impl<'a> Unpacker<'a> {
                     }
                 }
                 State::Padding(left) => {
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    let take = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len());
                     bytes = bytes.split_at(take).1;
                     *left -= u64::try_from(take).unwrap_or(0);
                 }
@@ -177,17 +189,27 @@ impl<'a> Unpacker<'a> {
         match header.get(156) {
             Some(0 | b'0') => {
                 // A file that is there already, and a link, are never written to.
-                let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+                let file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(mode)
+                    .open(&path)?;
                 self.written.file(path);
                 let padding = size.next_multiple_of(512) - size;
                 Ok(match size {
                     0 => State::Padding(0),
-                    left => State::File { file, left, padding },
+                    left => State::File {
+                        file,
+                        left,
+                        padding,
+                    },
                 })
             }
             Some(b'5') => {
                 match DirBuilder::new().mode(mode).create(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
                     _ => self.written.directory(path),
                 }
                 Ok(State::Padding(0))
@@ -235,16 +257,20 @@ pub fn mapped(mappings: &[Mapping], from: &Path) -> PathBuf {
 /// Octal digits, or base 256 for what they cannot say.
 fn number(field: &[u8]) -> io::Result<u64> {
     let value = match field {
-        [0x80, rest @ ..] => rest
-            .iter()
-            .try_fold(0_u64, |sum, byte| sum.checked_mul(256)?.checked_add(u64::from(*byte))),
+        [0x80, rest @ ..] => rest.iter().try_fold(0_u64, |sum, byte| {
+            sum.checked_mul(256)?.checked_add(u64::from(*byte))
+        }),
         _ => {
             let digits = field.iter().skip_while(|byte| **byte == b' ');
-            digits.take_while(|byte| !matches!(**byte, 0 | b' ')).try_fold(0_u64, |sum, byte| {
-                let digit = byte.checked_sub(b'0').filter(|digit| *digit < 8)?;
-                sum.checked_mul(8)?.checked_add(u64::from(digit))
-            })
+            digits
+                .take_while(|byte| !matches!(**byte, 0 | b' '))
+                .try_fold(0_u64, |sum, byte| {
+                    let digit = byte.checked_sub(b'0').filter(|digit| *digit < 8)?;
+                    sum.checked_mul(8)?.checked_add(u64::from(digit))
+                })
         }
     };
-    value.filter(|value| *value <= 1 << 50).ok_or_else(|| invalid("a header has no number"))
+    value
+        .filter(|value| *value <= 1 << 50)
+        .ok_or_else(|| invalid("a header has no number"))
 }

@@ -48,6 +48,11 @@ pub struct Plan {
 }
 
 /// Fetches a backup. What is there when this fails is not a backup: it has no `backup_manifest`.
+///
+/// Dropping the future closes the connections; what was written stays.
+///
+/// # Errors
+/// What the server says, and what the file system says.
 pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let config = config.clone().with_replication(Replication::Physical);
     let mut client = Client::connect(&config).await?;
@@ -55,7 +60,9 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let identity = client.identify_system().await?;
     if let Some(path) = &plan.earlier_manifest {
         let content = Bytes::from(fs::read(path)?);
-        client.upload_manifest(futures_util::stream::iter([Ok(content)])).await?;
+        client
+            .upload_manifest(futures_util::stream::iter([Ok(content)]))
+            .await?;
     }
     let mut written = Written::default();
     create_empty(&plan.target, &mut written)?;
@@ -66,10 +73,10 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     }
     let mut backup = client.base_backup(&plan.options).await?;
     for tablespace in backup.tablespaces() {
-        if let Some(location) = tablespace.location.as_deref().map(Path::new) {
-            if location.is_absolute() {
-                create_empty(&mapped(&plan.mappings, location), &mut written)?;
-            }
+        if let Some(location) = tablespace.location.as_deref().map(Path::new)
+            && location.is_absolute()
+        {
+            create_empty(&mapped(&plan.mappings, location), &mut written)?;
         }
     }
     // The slot is made before anything is copied, so nothing can be missing later.
@@ -85,7 +92,9 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
                 slot: slot.clone(),
             };
             let (config, directory) = (config.clone(), pg_wal.clone());
-            Some(tokio::spawn(async move { receive_wal(&config, range, &directory, stop).await }))
+            Some(tokio::spawn(async move {
+                receive_wal(&config, range, &directory, stop).await
+            }))
         }
         Wal::Fetch | Wal::None => None,
     };
@@ -105,12 +114,16 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     }
     client.close().await;
     let (target, sync) = (plan.target, plan.sync);
-    tokio::task::spawn_blocking(move || finish(&target, &written, manifest.as_deref(), sync)).await??;
+    tokio::task::spawn_blocking(move || finish(&target, &written, manifest.as_deref(), sync))
+        .await??;
     Ok(end)
 }
 
 /// Hands events to the writer, which takes them as fast as it can write.
-async fn pass_on(backup: &mut BaseBackup, pieces: mpsc::Sender<BackupEvent>) -> Result<(), Failure> {
+async fn pass_on(
+    backup: &mut BaseBackup,
+    pieces: mpsc::Sender<BackupEvent>,
+) -> Result<(), Failure> {
     while let Some(event) = backup.next().await? {
         // A writer that has failed has hung up, and says why itself.
         if pieces.send(event).await.is_err() {
@@ -179,7 +192,10 @@ fn finish(target: &Path, written: &Written, manifest: Option<&[u8]>, sync: bool)
     };
     let temporary = target.join("backup_manifest.tmp");
     let mut file = File::create_new(&temporary)?;
-    fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    fs::set_permissions(
+        &temporary,
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )?;
     file.write_all(manifest)?;
     if sync {
         file.sync_all()?;
@@ -213,7 +229,10 @@ async fn receive_wal(
     let slot = match range.slot {
         Some(slot) => slot,
         None => {
-            let name = format!("take_base_backup_{}", client.process_id().unwrap_or_default());
+            let name = format!(
+                "take_base_backup_{}",
+                client.process_id().unwrap_or_default()
+            );
             let slot: SlotName = name.parse()?;
             client.create_physical_slot(&slot, true, true).await?;
             slot
@@ -232,7 +251,10 @@ async fn receive_wal(
     let mut open: Option<File> = None;
     loop {
         let position = stream.position();
-        if stop.borrow_and_update().is_some_and(|stop| position >= stop) {
+        if stop
+            .borrow_and_update()
+            .is_some_and(|stop| position >= stop)
+        {
             break;
         }
         let event = tokio::select! {
@@ -247,7 +269,8 @@ async fn receive_wal(
                 let mut at = start;
                 while !data.is_empty() {
                     let left = range.segment - at.offset_in(range.segment);
-                    let piece = data.split_to(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
+                    let piece =
+                        data.split_to(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
                     if at.offset_in(range.segment) == 0 {
                         let path = directory.join(segment_name(range.timeline, at, range.segment));
                         let mut options = fs::OpenOptions::new();
@@ -258,14 +281,23 @@ async fn receive_wal(
                         files.push(path);
                         open = Some(file);
                     }
-                    open.as_mut().ok_or("WAL before the beginning of a segment")?.write_all(&piece)?;
+                    open.as_mut()
+                        .ok_or("WAL before the beginning of a segment")?
+                        .write_all(&piece)?;
                     at = Lsn(at.0 + u64::try_from(piece.len())?);
                 }
                 // Written is not durable: the slot goes when we do, so nothing is reported as flushed.
-                stream.set_positions(Positions { write: at, ..Positions::default() });
+                stream.set_positions(Positions {
+                    write: at,
+                    ..Positions::default()
+                });
             }
             Some(_) => {}
-            None => return Err("the server ended the stream of WAL before the backup was complete".into()),
+            None => {
+                return Err(
+                    "the server ended the stream of WAL before the backup was complete".into(),
+                );
+            }
         }
     }
     if let StreamEnd::Stopped(client) = stream.finish().await? {
@@ -277,5 +309,10 @@ async fn receive_wal(
 /// The name of the segment that begins here.
 pub fn segment_name(timeline: TimelineId, start: Lsn, size: u64) -> String {
     let (number, per_log) = (start.0 / size.max(1), (1_u64 << 32) / size.max(1));
-    format!("{:08X}{:08X}{:08X}", timeline.get(), number / per_log.max(1), number % per_log.max(1))
+    format!(
+        "{:08X}{:08X}{:08X}",
+        timeline.get(),
+        number / per_log.max(1),
+        number % per_log.max(1)
+    )
 }

@@ -1,9 +1,4 @@
-//! What PostgreSQL files look like, majors 13 to 18.
-//!
-//! Positions and names, the control file, pages and their checksums, the write-ahead log and what it
-//! changed, backup labels, manifests and WAL summaries: types, parsers and writers over bytes and
-//! text. Nothing here opens a file, allocates in proportion to anything but its input, or panics on
-//! the bytes it is given.
+#![doc = include_str!("../README.md")]
 
 mod backup_label;
 mod block_ref_table;

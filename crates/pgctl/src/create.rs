@@ -359,29 +359,40 @@ async fn run_initdb(
         .into_iter()
         .filter(|line| {
             [
-                "error:", "FATAL:", "PANIC:", "DETAIL:", "HINT:", "hint:", "detail:", "No space",
+                "error:",
+                "FATAL:",
+                "PANIC:",
+                "DETAIL:",
+                "HINT:",
+                "hint:",
+                "detail:",
+                "No space",
+                "File size limit",
             ]
             .iter()
             .any(|word| line.contains(word))
         })
         .collect();
     let says = |text: &str| lines.iter().any(|line| line.contains(text));
-    let kind =
-        if says("No space left on device") || says("quota exceeded") || says("File too large") {
-            ErrorKind::DiskFull
-        } else if says("error while loading shared libraries") {
-            ErrorKind::MissingLibrary
-        } else if says("Permission denied") {
-            ErrorKind::Permissions
-        } else if says("could not map anonymous shared memory") || says("shared memory segment") {
-            ErrorKind::OutOfMemory
-        } else if says("is not supported") || says("was not built with") {
-            ErrorKind::Unsupported
-        } else if says("locale") || says("superuser name") || says("WAL segment size") {
-            ErrorKind::BadSetting
-        } else {
-            ErrorKind::ServerEnded
-        };
+    let kind = if says("No space left on device")
+        || says("quota exceeded")
+        || says("File too large")
+        || says("File size limit exceeded")
+    {
+        ErrorKind::DiskFull
+    } else if says("error while loading shared libraries") {
+        ErrorKind::MissingLibrary
+    } else if says("Permission denied") {
+        ErrorKind::Permissions
+    } else if says("could not map anonymous shared memory") || says("shared memory segment") {
+        ErrorKind::OutOfMemory
+    } else if says("is not supported") || says("was not built with") {
+        ErrorKind::Unsupported
+    } else if says("locale") || says("superuser name") || says("WAL segment size") {
+        ErrorKind::BadSetting
+    } else {
+        ErrorKind::ServerEnded
+    };
     let reason = lines
         .iter()
         .find_map(|line| line.split_once("error: "))

@@ -189,6 +189,11 @@ const CAUSES: &[(&str, ErrorKind, &str)] = &[
         "raise the limit of file sizes (ulimit -f)",
     ),
     (
+        "Permission denied",
+        ErrorKind::Permissions,
+        "the server's user must be able to reach and read it",
+    ),
+    (
         "Address already in use",
         ErrorKind::PortInUse,
         "choose another port, or stop the server that has it",
@@ -291,6 +296,11 @@ const CAUSES: &[(&str, ErrorKind, &str)] = &[
     ),
     ("pg_hba.conf", ErrorKind::BadSetting, ""),
     (
+        "FATAL:  could not load ",
+        ErrorKind::BadSetting,
+        "see the line of the file that the log names",
+    ),
+    (
         "could not load server certificate file",
         ErrorKind::BadSetting,
         "turn ssl off, or give the server a certificate it can read",
@@ -362,11 +372,6 @@ const CAUSES: &[(&str, ErrorKind, &str)] = &[
     ("requested timeline", ErrorKind::Recovery, ""),
     ("recovery aborted", ErrorKind::Recovery, ""),
     ("hot standby is not possible", ErrorKind::Recovery, ""),
-    (
-        "Permission denied",
-        ErrorKind::Permissions,
-        "the server's user must be able to reach and read it",
-    ),
 ];
 
 /// Adds to the failure of a start what the log tells of it.

@@ -58,6 +58,34 @@ pub enum ErrorKind {
     OutsideClone,
     /// The server ended and nothing known explains it. The log lines are in the error.
     ServerEnded,
+    /// An argument that PostgreSQL cannot be given.
+    Invalid,
+    /// The recovery target lies before the data is consistent: an older base is needed.
+    TargetTooEarly,
+    /// The recovery target lies beyond the end of WAL.
+    TargetTooLate,
+    /// No transaction ended after the time to recover to, so recovery cannot tell that it is reached.
+    NoLaterTransaction,
+    /// The end of the transaction to recover to is not in the WAL.
+    UnknownTransaction,
+    /// The restore point to recover to is not in the WAL.
+    UnknownRestorePoint,
+    /// The timeline to recover along does not exist, or does not lead from the data to the target.
+    WrongTimeline,
+    /// A segment is missing that must be there: later ones are, or the data is not consistent without it.
+    MissingWal,
+    /// The WAL source failed, which is not the end of WAL.
+    WalSource,
+    /// WAL of `wal_level=minimal` does not hold all changes: no backup, no recovery.
+    WalLevelMinimal,
+    /// The session that held a backup open is lost, and the backup with it.
+    BackupLost,
+    /// The standby a backup was taken from was promoted meanwhile, or WAL without full pages was replayed.
+    BackupSpoiled,
+    /// The primary of a standby is still there: promoted, there would be two.
+    UpstreamAlive,
+    /// A replication slot belongs to somebody else, or none is free.
+    Slot,
     /// It did not happen before the deadline.
     Timeout,
     /// The server answered with an error, or the connection to it failed.

@@ -20,7 +20,7 @@ use crate::command::{self, POLL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::installation::Installation;
 use crate::os_user::OsUser;
-use crate::process::Process;
+use crate::process::{self, Process};
 
 /// `sh` gives a background process ignored INT and QUIT until it installs its own handlers; TERM ends it
 /// also before. The server takes the second signal as the more urgent one.
@@ -52,6 +52,7 @@ pub(crate) struct Launched {
     word: Option<ChildStdin>,
     server: Option<Process>,
     pid: i32,
+    data_dir: PathBuf,
 }
 
 /// What to start.
@@ -59,6 +60,7 @@ pub(crate) struct Launched {
 pub(crate) struct Launch<'a> {
     pub(crate) installation: &'a Installation,
     pub(crate) user: &'a OsUser,
+    pub(crate) data_dir: &'a Path,
     pub(crate) log: &'a Path,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) environment: &'a [(String, String)],
@@ -94,6 +96,7 @@ impl Launched {
             word,
             server: None,
             pid: 0,
+            data_dir: launch.data_dir.to_owned(),
         };
         // The shell answers at once or ends.
         let mut line = String::new();
@@ -151,6 +154,11 @@ impl Launched {
             std::thread::sleep(POLL);
         }
         self.server = None;
+        // The collector of logs is the last to notice.
+        let start = Instant::now();
+        while !process::servers_in(&self.data_dir).is_empty() && start.elapsed() < PATIENCE {
+            std::thread::sleep(POLL);
+        }
     }
 }
 

@@ -45,3 +45,18 @@ pub use settings::{
 pub use start::{StartOptions, Started};
 pub use status::{ServerState, Status};
 pub use stop::{StopMode, StopOptions, Stopped};
+
+mod bracket;
+pub mod facts;
+mod recovery;
+mod replica;
+mod timestamp;
+
+pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
+pub use recovery::{
+    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
+    StopPoint, WalSource,
+};
+pub use replica::{
+    Replication, Standby, StandbyOptions, Upstream, claim_slot, drop_slot, replication,
+};

@@ -158,6 +158,12 @@ impl Instance {
         let own = self.adjust_own_settings()?;
         // Without `neon.conf` the configuration is somebody else's, and so is the port in it.
         let homeless = own.as_ref().is_some_and(|own| own.get("port").is_none());
+        if let Some(own) = &own
+            && own.get("listen_addresses") == Some("localhost")
+            && let Some(Ok(port)) = own.get("port").map(str::parse)
+        {
+            check_port(port)?;
+        }
         let mut attempt = 0;
         loop {
             let mut arguments = Vec::new();
@@ -167,6 +173,7 @@ impl Instance {
             }
             if homeless {
                 let port = choose_port(&options.port, attempt)?;
+                check_port(port)?;
                 arguments.extend(["-c".into(), format!("port={port}").into()]);
             }
             if let Some(path) = &self.config_file {
@@ -236,7 +243,7 @@ impl Instance {
     }
 
     /// What PostgreSQL would refuse too, told better; and what it would not refuse and should.
-    fn check_startable(&self) -> Result<()> {
+    pub(crate) fn check_startable(&self) -> Result<()> {
         if self.user.is_root() {
             return Err(Error::path(
                 ErrorKind::WrongOwner,
@@ -302,6 +309,7 @@ impl Instance {
         let launched = Launched::spawn(&Launch {
             installation: &self.installation,
             user: &self.user,
+            data_dir: &self.data_dir,
             log: &log,
             arguments,
             environment: &options.environment,
@@ -317,7 +325,6 @@ impl Instance {
         begin: Instant,
         deadline: Duration,
     ) -> Result<Started> {
-        let mut standby_since = None;
         loop {
             // In this order: a server that ended between the two has left its last words.
             let alive = launched.is_alive();
@@ -327,12 +334,9 @@ impl Instance {
                 && let Some(PidFileStatus::Ready | PidFileStatus::Standby) = file.status
                 && let Some(address) = address_of(file)
             {
-                let answer = ping(&address).await;
-                let standby = file.status == Some(PidFileStatus::Standby);
-                let since = *standby_since.get_or_insert_with(Instant::now);
-                // With `hot_standby` off it says "standby" and never takes connections.
-                let mute = standby && answer == Answer::Rejecting && since.elapsed() > MUTE_AFTER;
-                if answer == Answer::Accepting || mute {
+                // "Standby" it says when it replays and means to take no connections (`hot_standby` off).
+                let mute = file.status == Some(PidFileStatus::Standby);
+                if mute || ping(&address).await == Answer::Accepting {
                     return Ok(Started {
                         pid: file.pid,
                         port: file.port.unwrap_or_default(),
@@ -361,6 +365,15 @@ impl Instance {
     }
 }
 
+/// A server gets by with one of several addresses. Then a client that tries the other one would reach
+/// somebody else, so the port must be free on both.
+fn check_port(port: u16) -> Result<()> {
+    if port::is_free(port, &LOOPBACK) {
+        return Ok(());
+    }
+    Err(diagnosis::port_in_use(port, Vec::new()))
+}
+
 fn choose_port(choice: &PortChoice, attempt: u32) -> Result<u16> {
     let port = match choice {
         PortChoice::Fixed(port) => Some(*port),
@@ -374,9 +387,6 @@ fn choose_port(choice: &PortChoice, attempt: u32) -> Result<u16> {
         )
     })
 }
-
-/// How long a standby that says it is up may reject connections before we believe that it means to.
-const MUTE_AFTER: Duration = Duration::from_secs(2);
 
 /// Where a server can be asked.
 pub(crate) fn address_of(file: &PidFile) -> Option<Address> {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use neon_pg_layout::ClusterState;
+
 use crate::error::Result;
 use crate::instance::Instance;
 use crate::pid_file::{PidFile, PidFileStatus};
@@ -85,6 +87,12 @@ impl Instance {
         };
         status.state = match file.status {
             _ if file.single_user => ServerState::SingleUser,
+            // It says that of a hot standby too.
+            Some(PidFileStatus::Ready)
+                if self.control_file()?.state == ClusterState::InArchiveRecovery =>
+            {
+                ServerState::Standby
+            }
             Some(PidFileStatus::Ready) => ServerState::Running,
             Some(PidFileStatus::Standby) => ServerState::Standby,
             Some(PidFileStatus::Stopping) => ServerState::Stopping,

@@ -8,7 +8,7 @@ use crate::command::POLL;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
 use crate::pid_file::PidFile;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::quarantine;
 use crate::stale;
 
@@ -74,7 +74,7 @@ pub struct Stopped {
 }
 
 impl Instance {
-    /// Stops the server and returns when its main process is gone.
+    /// Stops the server and returns when it is gone.
     ///
     /// Dropping the future does not take the request back: the server goes on stopping.
     ///
@@ -87,6 +87,7 @@ impl Instance {
         loop {
             self.signal(&server, signal_of(mode))?;
             if gone_within(&server, options.deadline).await {
+                self.collector_gone().await;
                 quarantine::clear(self);
                 return Ok(Stopped {
                     mode,
@@ -123,6 +124,16 @@ impl Instance {
         }
     }
 
+    /// The collector of logs ends when nobody writes to it any more, moments after the main process.
+    async fn collector_gone(&self) {
+        let start = Instant::now();
+        while !process::servers_in(&self.data_dir).is_empty()
+            && start.elapsed() < COLLECTOR_MAY_TAKE
+        {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// The main process of the running server.
     pub(crate) fn server(&self) -> Result<Process> {
         let file = PidFile::read(&self.data_dir)?;
@@ -137,6 +148,8 @@ impl Instance {
             .map_err(|error| Error::io(&self.data_dir, "its server cannot be signalled", error))
     }
 }
+
+const COLLECTOR_MAY_TAKE: Duration = Duration::from_secs(5);
 
 fn signal_of(mode: StopMode) -> Signal {
     match mode {

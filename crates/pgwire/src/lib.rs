@@ -3,6 +3,9 @@
 mod client;
 mod conninfo;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod io;
 mod limits;
 mod net;

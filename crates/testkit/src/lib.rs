@@ -12,6 +12,7 @@ mod builder;
 mod client;
 mod cluster;
 mod copy;
+pub mod crash;
 mod installation;
 mod os_user;
 mod processes;

@@ -14,3 +14,4 @@
 mod files;
 mod survives;
 mod wal;
+mod wal_truth;

@@ -3,7 +3,7 @@
 use std::fs;
 
 /// Memory sizes in settings: a number with a unit, or one in the setting's own unit.
-pub(super) fn parse_bytes(value: &str, own_unit: u64) -> Option<u64> {
+pub(crate) fn parse_bytes(value: &str, own_unit: u64) -> Option<u64> {
     let value = value.trim();
     let end = value
         .find(|c: char| !(c.is_ascii_digit() || c == '.'))
@@ -30,7 +30,7 @@ pub(super) fn parse_bytes(value: &str, own_unit: u64) -> Option<u64> {
 }
 
 /// The memory that processes here may use in bytes: what is installed, or what the container is given.
-pub(super) fn memory() -> Option<u64> {
+pub(crate) fn memory() -> Option<u64> {
     let installed = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text
             .lines()

@@ -8,7 +8,7 @@
 //! everything as it was.
 
 mod links;
-mod machine;
+pub(crate) mod machine;
 mod preload;
 mod rules;
 

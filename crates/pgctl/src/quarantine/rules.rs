@@ -88,6 +88,16 @@ const FORCED: &[Forced] = &[
     ("recovery_target_xid", "", ALL, EVER, Why::Upstream),
 ];
 
+/// Forced values that differ from the server's default.
+const NOT_DEFAULT: &[&str] = &[
+    "max_logical_replication_workers",
+    "max_worker_processes",
+    "listen_addresses",
+    "unix_socket_permissions",
+    "huge_pages",
+    "cron.launch_active_jobs",
+];
+
 /// Never taken from the origin: `-D` and the files of quarantine stand for them, or they are paths that mean
 /// nothing once the setting above that uses them is off.
 const DROPPED: &[(&str, Why)] = &[
@@ -171,13 +181,16 @@ impl Rules {
         });
     }
 
-    /// Forces a value and lists it if the files say something else.
+    /// Forces a value and lists it if the files, or the default, say something else.
     fn force(&mut self, files: &FileSettings, name: &str, value: &str, why: Why) {
         self.forced.push((name.to_owned(), value.to_owned()));
-        if let Some(was) = files.value(name)
-            && !was.eq_ignore_ascii_case(value)
-        {
-            self.change(name, Some(was), Some(value), why);
+        let was = files.value(name);
+        let differs = match was {
+            Some(was) => !was.eq_ignore_ascii_case(value),
+            None => NOT_DEFAULT.contains(&name),
+        };
+        if differs {
+            self.change(name, was, Some(value), why);
         }
     }
 

@@ -33,7 +33,8 @@ pub struct OnlineSetting {
 
 impl Instance {
     /// The value that a server on this data directory would start with, its default if no file gives one.
-    /// Asks the server program (`postgres -C`), as the server's user.
+    /// Asks the server program (`postgres -C`), as the server's user. A number is in the setting's own unit, as in
+    /// `pg_settings`.
     ///
     /// Dropping the future ends that program.
     ///

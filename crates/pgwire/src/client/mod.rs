@@ -14,6 +14,7 @@ mod manifest;
 mod query;
 mod slot;
 mod streaming;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -66,7 +66,8 @@ pub struct SlotPosition {
 impl Client {
     /// Creates a physical slot.
     ///
-    /// A `temporary` one vanishes with the connection. With `reserve_wal` the slot keeps WAL from the
+    /// A `temporary` one vanishes with the connection, and on any error that the server reports on it
+    /// in a replication session. With `reserve_wal` the slot keeps WAL from the
     /// present redo pointer on at once, else from where it is first used.
     ///
     /// Dropping the future closes the connection; a slot that is not temporary may exist then.

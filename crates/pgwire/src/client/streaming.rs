@@ -122,6 +122,8 @@ enum State {
     Streaming,
     /// The server has sent CopyDone.
     ServerDone,
+    /// The server has sent that it is done, and goes away.
+    ShuttingDown,
     /// Everything was received; the session is in step.
     Over(Option<ResultSet>),
 }
@@ -257,6 +259,8 @@ impl WalStream {
             match frame.tag() {
                 b'd' => return self.take(frame).await.map(Some),
                 b'c' => self.state = State::ServerDone,
+                // A server that shuts down ends the command without ending the copy.
+                b'C' => self.state = State::ShuttingDown,
                 b'E' => return Err(self.client.after_error(SUBJECT, &frame).await.0),
                 b'N' => self.client.note(&frame),
                 b'S' | b'A' => {}
@@ -378,11 +382,12 @@ impl WalStream {
     /// # Errors
     /// What the server says instead; the connection is closed then.
     pub async fn finish(mut self) -> Result<StreamEnd> {
-        let server_ended = match self.state {
+        let mut done = match self.state {
             State::Over(ref mut result) => {
                 let result = result.take();
                 return end(self.client, result);
             }
+            State::ShuttingDown => return Ok(StreamEnd::ServerShutdown),
             State::ServerDone => true,
             State::Streaming => {
                 self.send_status(false).await?;
@@ -391,32 +396,16 @@ impl WalStream {
         };
         let framed = self.client.framed()?;
         frontend::copy_done(framed.output());
-        match framed.flush().await {
-            // A server that shuts down may be gone already.
-            Err(error) if !(server_ended && error.kind() == ErrorKind::Io) => return Err(error),
-            _ => {}
-        }
-        let mut done = server_ended;
+        framed.flush().await?;
         loop {
-            let frame = match self.client.receive().await {
-                Ok(frame) => frame,
-                Err(error) if server_ended && error.kind() == ErrorKind::Io => {
-                    return Ok(StreamEnd::ServerShutdown);
-                }
-                Err(error) => return Err(error),
-            };
+            let frame = self.client.receive().await?;
             match frame.tag() {
                 b'd' if !done => {}
+                b'C' if !done => return Ok(StreamEnd::ServerShutdown),
                 b'c' if !done => done = true,
                 b'E' => return Err(self.client.after_error(SUBJECT, &frame).await.0),
                 b'T' | b'C' if done => {
-                    let result = match finish_result(&mut self.client, Some(frame)).await {
-                        Ok(result) => result,
-                        Err(error) if server_ended && error.kind() == ErrorKind::Io => {
-                            return Ok(StreamEnd::ServerShutdown);
-                        }
-                        Err(error) => return Err(error),
-                    };
+                    let result = finish_result(&mut self.client, Some(frame)).await?;
                     let silence = self.client.peer.config.limits.silence;
                     self.client.framed()?.patience = silence;
                     return end(self.client, result);

@@ -294,8 +294,17 @@ fn parse_startup(version: i32, body: &[u8]) -> std::result::Result<Startup, Refu
         )));
     }
     let malformed = || Refusal::new("08P01", "invalid startup packet layout");
-    let body = body.strip_suffix(&[0, 0]).ok_or_else(malformed)?;
-    let mut texts = body.split(|byte| *byte == 0);
+    // Pairs of texts, each ended by a NUL, and one more at the end.
+    let body = body.strip_suffix(&[0]).ok_or_else(malformed)?;
+    let mut texts = match body {
+        [] => None,
+        body => Some(
+            body.strip_suffix(&[0])
+                .ok_or_else(malformed)?
+                .split(|byte| *byte == 0),
+        ),
+    };
+    let mut texts = std::iter::from_fn(|| texts.as_mut()?.next());
     let mut startup = Startup {
         user: String::new(),
         replication: String::new(),

@@ -15,4 +15,6 @@ pub use meter::{Event, EventOutcome, Meter};
 pub use prefix::Prefix;
 pub use rate::RateLimit;
 pub use read_only::ReadOnly;
+#[cfg(feature = "http")]
+pub(crate) use read_only::{refusal, refuse_all};
 pub use retry::{RetryLayer, RetryPolicy};

@@ -9,4 +9,5 @@
 
 mod cleanup;
 mod cluster;
+mod crash;
 mod workload;

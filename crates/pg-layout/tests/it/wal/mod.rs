@@ -9,5 +9,5 @@ mod forged;
 mod judges;
 mod page_lsns;
 mod summaries;
-mod walk;
+pub(crate) mod walk;
 mod workload;

@@ -146,13 +146,13 @@ pub(crate) fn wanted(parent: &str, name: &str, options: &ListOptions) -> bool {
 }
 
 /// Keeps the smallest of many names.
-pub(crate) struct Smallest {
+pub(crate) struct Smallest<T> {
     limit: usize,
-    names: BinaryHeap<String>,
+    names: BinaryHeap<T>,
     dropped: bool,
 }
 
-impl Smallest {
+impl<T: Ord> Smallest<T> {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -161,7 +161,7 @@ impl Smallest {
         }
     }
 
-    pub(crate) fn offer(&mut self, name: String) {
+    pub(crate) fn offer(&mut self, name: T) {
         if self.names.len() < self.limit {
             self.names.push(name);
         } else {
@@ -175,7 +175,7 @@ impl Smallest {
     }
 
     /// The names in order, and whether there were more.
-    pub(crate) fn into_sorted(self) -> (VecDeque<String>, bool) {
+    pub(crate) fn into_sorted(self) -> (VecDeque<T>, bool) {
         (self.names.into_sorted_vec().into(), self.dropped)
     }
 }

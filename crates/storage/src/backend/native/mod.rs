@@ -23,4 +23,6 @@ mod temp;
 mod version;
 
 pub use disk::{Disk, RealDisk};
+#[cfg(feature = "ssh")]
+pub(crate) use list::{Smallest, wanted};
 pub use storage::{Native, NativeOptions};

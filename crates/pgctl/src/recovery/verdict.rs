@@ -1,0 +1,252 @@
+//! Whether a recovery did what it was asked to do: from the log, what the WAL source did not have, and the
+//! control file; never from how a program exited, which means different things in different majors.
+
+use std::time::{Duration, SystemTime};
+
+use neon_pg_layout::{BackupLabel, ClusterState, ControlFile, SegmentName, WalFileName};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::recovery::log::{Failure, Findings, StopPoint};
+use crate::recovery::plan::{Recovered, RecoveryEnd};
+use crate::recovery::source::Miss;
+use crate::recovery::target::RecoveryTarget;
+use crate::timestamp;
+
+/// For WAL that cannot be recovered over.
+pub(crate) const MINIMAL_HINT: &str =
+    "start from a base taken later, or stop before that time; this directory is of no more use";
+
+/// What a run left to judge it by.
+#[derive(Debug)]
+pub(crate) struct Evidence<'a> {
+    pub(crate) target: &'a RecoveryTarget,
+    pub(crate) end: RecoveryEnd,
+    pub(crate) findings: &'a Findings,
+    pub(crate) misses: &'a [Miss],
+    /// The control file as the server left it.
+    pub(crate) control: &'a ControlFile,
+    /// A segment that the source has and that comes after the first one it has not.
+    pub(crate) later_segment: Option<SegmentName>,
+    /// Whether the end of WAL was seen and the server was told to stop there.
+    pub(crate) at_end: bool,
+}
+
+/// The segment that was asked for last and was not there.
+pub(crate) fn missing_segment(findings: &Findings, misses: &[Miss]) -> Option<SegmentName> {
+    let missing = misses.iter().rev().find_map(|miss| segment(&miss.file));
+    match (missing, findings.restored) {
+        // Read to its end and not to the end of what is in it.
+        (Some(missing), Some((restored, _))) if missing == restored => None,
+        (missing, _) => missing,
+    }
+}
+
+pub(crate) fn segment(file: &str) -> Option<SegmentName> {
+    match file.parse().ok()? {
+        WalFileName::Segment(name) => Some(name),
+        _ => None,
+    }
+}
+
+/// Refuses what can be known before a server is started: the target lies before the data.
+pub(crate) fn check_not_before(
+    target: &RecoveryTarget,
+    control: &ControlFile,
+    label: Option<&BackupLabel>,
+) -> Result<()> {
+    let early = |what: String| {
+        Err(
+            Error::new(ErrorKind::TargetTooEarly, target.to_string(), what)
+                .with_hint("start from an older base"),
+        )
+    };
+    match target {
+        RecoveryTarget::Lsn { lsn, .. } => {
+            let start = match label {
+                Some(label) => label.start,
+                None if control.state == ClusterState::ShutDown => control.checkpoint_location,
+                // How far exactly it got only the server can tell.
+                None => control.checkpoint.redo,
+            };
+            if *lsn < start {
+                return early(format!("lies before the data, which begins at {start}"));
+            }
+        }
+        RecoveryTarget::Time { time, .. } => {
+            // Everything that ended before the checkpoint began is in the data.
+            let checkpoint = u64::try_from(control.checkpoint.time).unwrap_or_default();
+            let checkpoint = SystemTime::UNIX_EPOCH + Duration::from_secs(checkpoint);
+            if *time < checkpoint {
+                let text = timestamp::format(checkpoint).unwrap_or_default();
+                return early(format!("lies before the data's checkpoint of {text}"));
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The result of the run.
+pub(crate) fn judge(evidence: &Evidence<'_>) -> Result<Recovered> {
+    if let Some(failure) = &evidence.findings.failure {
+        return Err(failed(evidence, failure));
+    }
+    let found = evidence.findings;
+    let stopped = match evidence.target {
+        RecoveryTarget::Latest => evidence.at_end,
+        target => found
+            .stopped
+            .as_ref()
+            .is_some_and(|point| answers(point, target)),
+    };
+    let state = evidence.control.state;
+    let (position, timeline, ended) = match evidence.end {
+        RecoveryEnd::InRecovery => {
+            let told = evidence.target == &RecoveryTarget::Latest || found.shut_down_at_target;
+            let control = evidence.control;
+            (
+                control.min_recovery_point.max(control.checkpoint.redo),
+                control
+                    .min_recovery_timeline
+                    .unwrap_or(control.checkpoint.timeline)
+                    .max(control.checkpoint.timeline),
+                told && state == ClusterState::ShutDownInRecovery,
+            )
+        }
+        RecoveryEnd::Promoted => {
+            let timeline = evidence.control.checkpoint.timeline;
+            let new = found.new_timeline == Some(timeline);
+            (
+                evidence.control.checkpoint_location,
+                timeline,
+                found.complete && new && state == ClusterState::ShutDown,
+            )
+        }
+    };
+    if !stopped || !ended {
+        return Err(Error::new(
+            ErrorKind::Recovery,
+            evidence.target.to_string(),
+            format!(
+                "the server ended without saying that it got there; the control file says {state}"
+            ),
+        ));
+    }
+    Ok(Recovered {
+        stopped: found.stopped.clone(),
+        state,
+        position,
+        timeline,
+        newest_commit: found.newest_commit,
+    })
+}
+
+fn answers(point: &StopPoint, target: &RecoveryTarget) -> bool {
+    match (point, target) {
+        (StopPoint::Consistent, RecoveryTarget::Immediate) => true,
+        (StopPoint::Lsn { lsn, .. }, RecoveryTarget::Lsn { lsn: wanted, .. }) => lsn >= wanted,
+        (StopPoint::Transaction { xid, .. }, RecoveryTarget::Transaction { xid: wanted, .. }) => {
+            u64::from(*xid) == wanted & 0xFFFF_FFFF
+        }
+        (
+            StopPoint::Transaction { .. } | StopPoint::RestorePoint { .. },
+            RecoveryTarget::Time { .. },
+        ) => true,
+        (StopPoint::RestorePoint { name, .. }, RecoveryTarget::RestorePoint(wanted)) => {
+            name == wanted
+        }
+        _ => false,
+    }
+}
+
+fn failed(evidence: &Evidence<'_>, failure: &Failure) -> Error {
+    let target = evidence.target.to_string();
+    let new = |kind, reason: String| Error::new(kind, target.clone(), reason);
+    match failure {
+        Failure::BeforeConsistency => new(
+            ErrorKind::TargetTooEarly,
+            "lies before the end of the backup, where the data becomes consistent".to_owned(),
+        )
+        .with_hint("start from an older base"),
+        Failure::EndedBeforeTarget => ended_before_target(evidence),
+        Failure::EndedBeforeConsistency | Failure::NoStart => missing(evidence),
+        Failure::WrongTimeline(text) => new(
+            ErrorKind::WrongTimeline,
+            format!("cannot be reached along this timeline: {text}"),
+        )
+        .with_hint("choose a timeline that descends from the base, after the base was taken"),
+        Failure::WalLevelMinimal => new(
+            ErrorKind::WalLevelMinimal,
+            "lies beyond WAL of wal_level=minimal, which does not hold all changes".to_owned(),
+        )
+        .with_hint(MINIMAL_HINT),
+        Failure::SourceFailed(text) | Failure::SourceWrongSize(text) => new(
+            ErrorKind::WalSource,
+            format!("was not reached, the WAL source failed: {text}"),
+        ),
+        Failure::TooSmall { name, needed } => new(
+            ErrorKind::BadSetting,
+            format!("was not reached: {name} must be at least {needed}"),
+        ),
+        Failure::Damaged(text) => new(ErrorKind::Corrupt, format!("was not reached: {text}")),
+        Failure::Other(text) => new(ErrorKind::ServerEnded, format!("was not reached: {text}")),
+    }
+}
+
+/// The log ended, for one of several reasons, before the target came.
+fn ended_before_target(evidence: &Evidence<'_>) -> Error {
+    let found = evidence.findings;
+    if evidence.later_segment.is_some()
+        || found.consistent.is_none() && evidence.control.backup_start.is_valid()
+    {
+        return missing(evidence);
+    }
+    let end = match found.redo_done {
+        Some(end) => format!("; the last record starts at {end}"),
+        None => String::new(),
+    };
+    let newest = match found.newest_commit.and_then(timestamp::format) {
+        Some(text) => format!("the last one ended at {text}"),
+        None => "none ended after the base".to_owned(),
+    };
+    let new = |kind, reason: String| Error::new(kind, evidence.target.to_string(), reason);
+    match evidence.target {
+        RecoveryTarget::Time { .. } => new(
+            ErrorKind::NoLaterTransaction,
+            format!(
+                "no transaction ended later, so recovery cannot know that it is reached; {newest}"
+            ),
+        )
+        .with_hint("recover to the end of WAL instead: it holds everything up to this time"),
+        RecoveryTarget::Transaction { .. } => new(
+            ErrorKind::UnknownTransaction,
+            format!("its end is not in the WAL there is{end}"),
+        ),
+        RecoveryTarget::RestorePoint(_) => new(
+            ErrorKind::UnknownRestorePoint,
+            format!("is not in the WAL there is{end}"),
+        ),
+        _ => new(
+            ErrorKind::TargetTooLate,
+            format!("lies beyond the end of WAL{end}"),
+        )
+        .with_hint("recover to the end of WAL instead, or wait until more is archived"),
+    }
+}
+
+/// WAL that must be there is not.
+pub(crate) fn missing(evidence: &Evidence<'_>) -> Error {
+    let what = match missing_segment(evidence.findings, evidence.misses) {
+        Some(segment) => format!("WAL segment {segment} is missing"),
+        None => "WAL is missing".to_owned(),
+    };
+    let why = match evidence.later_segment {
+        Some(later) => format!("although {later} is there"),
+        None => "before the data is consistent".to_owned(),
+    };
+    Error::new(
+        ErrorKind::MissingWal,
+        evidence.target.to_string(),
+        format!("was not reached: {what}, {why}"),
+    )
+}

@@ -1,0 +1,473 @@
+//! Recoveries to every kind of target, reached and not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use neon_pg_layout::{ClusterState, Lsn, TimelineId};
+use neon_pgctl::{
+    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
+    StopPoint, WalSource,
+};
+
+use crate::dropping::drop_after;
+use crate::history::*;
+use crate::support::*;
+
+fn recover(instance: &Instance, plan: &RecoveryPlan) -> neon_pgctl::Result<Recovered> {
+    runtime().block_on(instance.recover(plan, |_| {}))
+}
+
+fn plan(archive: &Path, target: RecoveryTarget) -> RecoveryPlan {
+    RecoveryPlan::new(WalSource::Directory(archive.to_owned()), target).with_durability(false)
+}
+
+/// Every target that can be reached, on one base; then one directory rolled forward from target to target.
+fn every_target_is_reached(major: PgMajor) {
+    let history = History::write(major);
+    let at_lsn = |inclusive| RecoveryTarget::Lsn {
+        lsn: history.lsn_after_2,
+        inclusive,
+    };
+    let at_time = RecoveryTarget::Time {
+        time: history.time_after_3,
+        inclusive: true,
+    };
+    let at_point = RecoveryTarget::RestorePoint(history.point_after_4.to_owned());
+    let at_xid = |inclusive| RecoveryTarget::Transaction {
+        xid: history.xid_of_5,
+        inclusive,
+    };
+    let mut used = vec![TimelineId::FIRST];
+    for (name, target, expected) in [
+        ("immediate", RecoveryTarget::Immediate, "1"),
+        ("lsn", at_lsn(true), "1 2"),
+        ("before-xid", at_xid(false), "1 2 3 4"),
+        ("latest", RecoveryTarget::Latest, "1 2 3 4 5 6"),
+    ] {
+        let instance = history.fresh(name);
+        let plan = plan(&history.archive, target)
+            .with_end(RecoveryEnd::Promoted)
+            .with_used_timelines(used.iter().copied());
+        let recovered = recover(&instance, &plan).unwrap();
+        assert_eq!(recovered.state, ClusterState::ShutDown);
+        // None of the others was archived, and still no number is used twice.
+        assert!(
+            used.iter().all(|timeline| *timeline < recovered.timeline),
+            "{name}: {recovered:?}"
+        );
+        used.push(recovered.timeline);
+        assert!(!instance.data_dir().join("recovery.signal").exists());
+        assert!(!instance.data_dir().join("standby.signal").exists());
+        assert_eq!(numbers(&instance), expected, "{name}");
+        fs::remove_dir_all(instance.data_dir()).unwrap();
+        // The instance archived the history when it was started; as if that had been lost.
+        fs::remove_file(
+            history
+                .archive
+                .join(format!("{:08X}.history", recovered.timeline.get())),
+        )
+        .unwrap();
+    }
+    branches_can_be_followed(&history, &used);
+
+    let instance = history.fresh("rolled");
+    let configuration = spoil_configuration(&history, &instance);
+    let mut events = Vec::new();
+    for target in [
+        at_lsn(false),
+        at_time,
+        at_point,
+        at_xid(true),
+        RecoveryTarget::Latest,
+    ] {
+        let plan = plan(&history.archive, target.clone());
+        let recovered = runtime()
+            .block_on(instance.recover(&plan, |event| events.push(event)))
+            .unwrap();
+        assert_eq!(recovered.state, ClusterState::ShutDownInRecovery);
+        assert_eq!(recovered.timeline, TimelineId::FIRST);
+        match (&target, &recovered.stopped) {
+            (
+                RecoveryTarget::Lsn { lsn, .. },
+                Some(StopPoint::Lsn {
+                    after: false,
+                    lsn: at,
+                }),
+            ) => assert!(at >= lsn),
+            (
+                RecoveryTarget::Time { time, .. },
+                Some(StopPoint::Transaction {
+                    after: false,
+                    committed: true,
+                    time: Some(at),
+                    ..
+                }),
+            ) => {
+                assert!(at > time);
+            }
+            (
+                RecoveryTarget::RestorePoint(name),
+                Some(StopPoint::RestorePoint { name: at, .. }),
+            ) => assert_eq!(at, name),
+            (
+                RecoveryTarget::Transaction { xid, .. },
+                Some(StopPoint::Transaction {
+                    after: true,
+                    xid: at,
+                    ..
+                }),
+            ) => {
+                assert_eq!(u64::from(*at), *xid);
+            }
+            (RecoveryTarget::Latest, None) => {}
+            (target, stopped) => panic!("{target}: {stopped:?}"),
+        }
+        assert!(instance.data_dir().join("recovery.signal").exists());
+        assert!(!instance.data_dir().join("standby.signal").exists());
+    }
+    assert!(events.contains(&RecoveryEvent::EndOfWal));
+    let replayed: Vec<Lsn> = events
+        .iter()
+        .filter_map(|event| match event {
+            RecoveryEvent::Replayed(lsn) => Some(*lsn),
+            _ => None,
+        })
+        .collect();
+    assert!(!replayed.is_empty());
+    let archived = fs::read_dir(&history.archive).unwrap().count();
+    let end = plan(&history.archive, RecoveryTarget::Latest).with_end(RecoveryEnd::Promoted);
+    assert!(recover(&instance, &end).unwrap().timeline > TimelineId::FIRST);
+    assert_eq!(fs::read_dir(&history.archive).unwrap().count(), archived);
+    let path = instance.data_dir().join("postgresql.conf");
+    assert_eq!(fs::read_to_string(&path).unwrap(), configuration.1);
+    fs::write(path, configuration.0).unwrap();
+    assert_eq!(numbers(&instance), "1 2 3 4 5 6");
+    nothing_is_left(&instance);
+}
+
+/// One branch leaves after 2 and goes on to 100; then the base is taken along it.
+fn branches_can_be_followed(history: &History, used: &[TimelineId]) {
+    let branch = history.fresh("branch");
+    let target = RecoveryTarget::Lsn {
+        lsn: history.lsn_after_2,
+        inclusive: true,
+    };
+    let away = plan(&history.archive, target)
+        .with_end(RecoveryEnd::Promoted)
+        .with_used_timelines(used.iter().copied());
+    let away = recover(&branch, &away).unwrap();
+    let sql = "insert into t values (100); select pg_switch_wal()";
+    assert_eq!(numbers_after(&branch, sql), "1 2 100");
+
+    let followed = history.fresh("followed");
+    let command = format!("cp '{}/%f' '%p'", history.archive.display());
+    for (source, timeline) in [
+        (
+            WalSource::Directory(history.archive.clone()),
+            RecoveryTimeline::Number(away.timeline),
+        ),
+        // Numbers between were used and left nothing in the archive.
+        (WalSource::Command(command), RecoveryTimeline::Latest),
+    ] {
+        let along = RecoveryPlan::new(source, RecoveryTarget::Latest)
+            .with_timeline(timeline)
+            .with_used_timelines(used.iter().copied())
+            .with_durability(false);
+        let recovered = recover(&followed, &along).unwrap();
+        assert_eq!(recovered.timeline, away.timeline);
+    }
+    let last = plan(&history.archive, RecoveryTarget::Latest)
+        .with_timeline(RecoveryTimeline::Latest)
+        .with_end(RecoveryEnd::Promoted);
+    let last = recover(&followed, &last).unwrap();
+    assert!(last.timeline > away.timeline);
+    assert_eq!(numbers(&followed), "1 2 100");
+    for instance in [branch, followed] {
+        fs::remove_dir_all(instance.data_dir()).unwrap();
+    }
+}
+
+/// Gives a copy the worst configuration its origin could have had; returns the good and the bad one.
+fn spoil_configuration(history: &History, instance: &Instance) -> (String, String) {
+    let path = instance.data_dir().join("postgresql.conf");
+    let good = fs::read_to_string(&path).unwrap();
+    let mut bad = good.clone();
+    for (name, value) in [
+        (
+            "data_directory",
+            history.cluster.data_dir().to_str().unwrap(),
+        ),
+        ("hba_file", "/nonexistent/hba"),
+        ("ident_file", "/nonexistent/ident"),
+        ("external_pid_file", "/nonexistent/pid"),
+        ("unix_socket_directories", "/nonexistent"),
+        ("listen_addresses", "*"),
+        ("port", "1"),
+        ("ssl", "on"),
+        ("logging_collector", "on"),
+        ("log_directory", "/nonexistent/log"),
+        ("log_min_messages", "panic"),
+        ("log_error_verbosity", "verbose"),
+        ("max_connections", "5"),
+        ("max_worker_processes", "1"),
+        ("shared_buffers", "64GB"),
+        ("hot_standby", "on"),
+        ("recovery_target_name", "elsewhere"),
+        ("recovery_target_action", "pause"),
+        ("recovery_target_timeline", "77"),
+        ("restore_command", "exit 255"),
+        ("recovery_end_command", "exit 255"),
+        ("archive_cleanup_command", "rm -rf \"%p\""),
+        ("recovery_min_apply_delay", "1h"),
+        ("primary_conninfo", "host=/nonexistent"),
+        ("synchronous_standby_names", "nobody"),
+    ] {
+        bad.push_str(&format!("{name} = '{value}'\n"));
+    }
+    fs::write(&path, &bad).unwrap();
+    (good, bad)
+}
+
+/// The folders of runs are gone, and no socket is left.
+fn nothing_is_left(instance: &Instance) {
+    let left: Vec<PathBuf> = fs::read_dir(instance.socket_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!instance.data_dir().join("promote").exists());
+    assert!(!instance.data_dir().join("postmaster.pid").exists());
+}
+
+/// One directory through every failure, and to its target in the end.
+fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
+    let history = History::write(major);
+    let instance = history.fresh("missed");
+    let kind = |plan: &RecoveryPlan| {
+        let plan = plan.clone().with_durability(false);
+        let error = recover(&instance, &plan).unwrap_err();
+        let message = format!("{error} {error:?}");
+        (error.kind(), message)
+    };
+    let archive = &history.archive;
+    let lsn = |lsn| RecoveryTarget::Lsn {
+        lsn,
+        inclusive: true,
+    };
+    let late = lsn(Lsn(history.lsn_after_2.0 + (1 << 40)));
+    let control = || fs::read(instance.data_dir().join("global/pg_control")).unwrap();
+    let untouched = control();
+
+    let before = plan(archive, lsn(Lsn(history.backup.start.start.0 - 8)));
+    assert_eq!(kind(&before).0, ErrorKind::TargetTooEarly);
+    let before = plan(
+        archive,
+        RecoveryTarget::Time {
+            time: history.last - Duration::from_secs(3600),
+            inclusive: true,
+        },
+    );
+    assert_eq!(kind(&before).0, ErrorKind::TargetTooEarly);
+    let senseless = plan(archive, RecoveryTarget::RestorePoint(String::new()));
+    assert_eq!(kind(&senseless).0, ErrorKind::Invalid);
+    let garbled = RecoveryPlan::new(
+        WalSource::Command("cp 'x".to_owned()),
+        RecoveryTarget::Latest,
+    );
+    assert_eq!(kind(&garbled).0, ErrorKind::Invalid);
+    assert_eq!(control(), untouched);
+    assert!(!instance.data_dir().join("recovery.signal").exists());
+
+    // The server says so itself: after the start of the backup, before its end.
+    let early = plan(archive, lsn(Lsn(history.backup.start.start.0)));
+    let (found, message) = kind(&early);
+    assert_eq!(found, ErrorKind::TargetTooEarly, "{message}");
+    assert!(instance.data_dir().join("recovery.signal").exists());
+
+    let number = |number| RecoveryTimeline::Number(TimelineId::new(number).unwrap());
+    let (found, message) = kind(&plan(archive, RecoveryTarget::Latest).with_timeline(number(7)));
+    assert_eq!(found, ErrorKind::WrongTimeline, "{message}");
+    let stray = archive.join("00000009.history");
+    fs::write(&stray, "1\t0/100028\tbefore the base\n").unwrap();
+    let (found, message) =
+        kind(&plan(archive, late.clone()).with_timeline(RecoveryTimeline::Latest));
+    assert_eq!(found, ErrorKind::WrongTimeline, "{message}");
+    fs::remove_file(stray).unwrap();
+
+    let broken = RecoveryPlan::new(WalSource::Command("exit 200".to_owned()), late.clone());
+    let (found, message) = kind(&broken);
+    assert_eq!(found, ErrorKind::WalSource, "{message}");
+    let broken = RecoveryPlan::new(
+        WalSource::Directory(archive.join("gone")),
+        RecoveryTarget::Latest,
+    );
+    assert!(matches!(kind(&broken).0, ErrorKind::WalSource));
+
+    let segment = neon_pg_layout::SegmentName::containing(
+        TimelineId::FIRST,
+        history.lsn_after_2,
+        history.backup.start.wal_segment_size,
+    );
+    let hidden = archive.join(segment.to_string());
+    let away = archive.parent().unwrap().join("hidden");
+    fs::rename(&hidden, &away).unwrap();
+    for target in [late.clone(), RecoveryTarget::Latest] {
+        for end in [RecoveryEnd::InRecovery, RecoveryEnd::Promoted] {
+            let (found, message) = kind(&plan(archive, target.clone()).with_end(end));
+            assert_eq!(found, ErrorKind::MissingWal, "{message}");
+            assert!(message.contains(&segment.to_string()), "{message}");
+        }
+    }
+    let command = format!("cp '{}/%f' '%p'", archive.display());
+    let by_command = RecoveryPlan::new(WalSource::Command(command.clone()), late.clone());
+    assert_eq!(kind(&by_command).0, ErrorKind::MissingWal);
+    fs::rename(&away, &hidden).unwrap();
+
+    let (found, message) = kind(&plan(archive, late));
+    assert_eq!(found, ErrorKind::TargetTooLate, "{message}");
+    let idle = RecoveryTarget::Time {
+        time: history.last + Duration::from_secs(3600),
+        inclusive: true,
+    };
+    let (found, message) = kind(&plan(archive, idle));
+    assert_eq!(found, ErrorKind::NoLaterTransaction, "{message}");
+    let (found, message) = kind(&plan(
+        archive,
+        RecoveryTarget::Transaction {
+            xid: 1_000_000,
+            inclusive: true,
+        },
+    ));
+    assert_eq!(found, ErrorKind::UnknownTransaction, "{message}");
+    let (found, message) = kind(&plan(
+        archive,
+        RecoveryTarget::RestorePoint("nowhere".to_owned()),
+    ));
+    assert_eq!(found, ErrorKind::UnknownRestorePoint, "{message}");
+
+    let end = RecoveryPlan::new(WalSource::Command(command), RecoveryTarget::Latest)
+        .with_end(RecoveryEnd::Promoted);
+    recover(&instance, &end).unwrap();
+    assert_eq!(numbers(&instance), "1 2 3 4 5 6");
+    nothing_is_left(&instance);
+}
+
+/// WAL of a time with wal_level=minimal lies between the base and the target.
+fn wal_of_level_minimal_is_not_recovered_over(major: PgMajor) {
+    let history = History::write(major);
+    let instance = history.fresh("minimal");
+    let raised = history.fresh("raised");
+    let mut cluster = history.cluster;
+    // Settings raised on the way stop nothing.
+    cluster.set("max_connections", 60);
+    cluster.set("max_worker_processes", 9);
+    cluster.start();
+    cluster.psql("insert into t values (7); select pg_switch_wal()");
+    cluster.stop(neon_testkit::StopMode::Fast);
+    let plan = plan(&history.archive, RecoveryTarget::Latest).with_end(RecoveryEnd::Promoted);
+    recover(&raised, &plan).unwrap();
+    assert_eq!(numbers(&raised), "1 2 3 4 5 6 7");
+    for (level, mode, senders) in [("minimal", "off", 0), ("replica", "on", 10)] {
+        cluster.set("wal_level", level);
+        cluster.set("archive_mode", mode);
+        cluster.set("max_wal_senders", senders);
+        cluster.set("min_wal_size", "256MB");
+        cluster.start();
+        cluster.psql("insert into t values (8)");
+        cluster.stop(neon_testkit::StopMode::Fast);
+    }
+    // What was not archived in between is still in pg_wal.
+    let wal = cluster.data_dir().join("pg_wal");
+    let command = format!(
+        "cp '{}/%f' '%p' || cp '{}/%f' '%p'",
+        history.archive.display(),
+        wal.display()
+    );
+    for target in [
+        RecoveryTarget::Latest,
+        RecoveryTarget::RestorePoint("nowhere".to_owned()),
+    ] {
+        let plan =
+            RecoveryPlan::new(WalSource::Command(command.clone()), target).with_durability(false);
+        let error = recover(&instance, &plan).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WalLevelMinimal, "{error:?}");
+        assert!(error.hint().is_some());
+    }
+    nothing_is_left(&instance);
+}
+
+/// Given up anywhere, a run leaves no server and no file of its own, and another one gets to the target.
+fn every_await_point_can_be_the_last(major: PgMajor) {
+    let history = History::write(major);
+    for (name, timeline, end) in [
+        ("shut", RecoveryTimeline::Current, RecoveryEnd::InRecovery),
+        ("promoted", RecoveryTimeline::Latest, RecoveryEnd::Promoted),
+    ] {
+        let instance = history.fresh(name);
+        let control = || fs::read(instance.data_dir().join("global/pg_control")).unwrap();
+        let command = format!("cp '{}/%f' '%p'", history.archive.display());
+        let plan = RecoveryPlan::new(WalSource::Command(command), RecoveryTarget::Latest)
+            .with_timeline(timeline)
+            .with_end(end)
+            .with_durability(false);
+        let untouched = control();
+        let mut polls = 0;
+        loop {
+            let done = runtime().block_on(drop_after(polls, instance.recover(&plan, |_| {})));
+            if polls > 0 {
+                nothing_is_left(&instance);
+            }
+            let state = instance.control_file().unwrap().state;
+            let signal = instance.data_dir().join("recovery.signal").exists();
+            assert!(!instance.data_dir().join("standby.signal").exists());
+            if let Some(recovered) = done {
+                recovered.unwrap();
+                assert_eq!(signal, end == RecoveryEnd::InRecovery);
+                break;
+            }
+            // Dropped between promotion and the stop: a primary that crashed.
+            if matches!(state, ClusterState::InProduction | ClusterState::ShutDown)
+                && control() != untouched
+            {
+                assert_eq!(end, RecoveryEnd::Promoted);
+                break;
+            }
+            assert_eq!(signal, control() != untouched, "{polls}");
+            polls = (polls + 1).max(polls * 4 / 3);
+        }
+        if end == RecoveryEnd::Promoted {
+            assert_eq!(numbers(&instance), "1 2 3 4 5 6");
+        }
+    }
+}
+
+macro_rules! per_major {
+    ($($module:ident $major:ident)*) => {$(
+        mod $module {
+            use neon_testkit::PgMajor;
+
+            #[test]
+            fn every_target_is_reached() {
+                super::every_target_is_reached(PgMajor::$major);
+            }
+
+            #[test]
+            fn every_way_to_miss_a_target_has_its_kind() {
+                super::every_way_to_miss_a_target_has_its_kind(PgMajor::$major);
+            }
+
+            #[test]
+            fn wal_of_level_minimal_is_not_recovered_over() {
+                super::wal_of_level_minimal_is_not_recovered_over(PgMajor::$major);
+            }
+
+            #[test]
+            fn every_await_point_can_be_the_last() {
+                super::every_await_point_can_be_the_last(PgMajor::$major);
+            }
+        }
+    )*};
+}
+
+per_major!(v13 V13 v14 V14 v15 V15 v16 V16 v17 V17 v18 V18);

@@ -1,0 +1,214 @@
+//! The order of messages with real servers, recorded between client and server and compared with what
+//! is committed beside this file. Names, numbers and secrets are left out.
+//!
+//! `NEON_ACCEPT=1` in the environment writes what was seen instead of comparing it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use neon_pgwire::{SlotName, StreamEnd, StreamOptions, WalEvent};
+use neon_testkit::{Cluster, PgMajor, Scratch};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::support::{capture, fast, replication};
+
+/// Passes messages on and notes their tags.
+struct Recorder {
+    lines: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+    scratch: Scratch,
+}
+
+impl Recorder {
+    fn before(cluster: &Cluster) -> Self {
+        let scratch = Scratch::new();
+        let listener = UnixListener::bind(scratch.path().join(".s.PGSQL.5432")).unwrap();
+        let server = cluster
+            .socket_dir()
+            .join(format!(".s.PGSQL.{}", cluster.port()));
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&lines);
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = UnixStream::connect(&server).await.unwrap();
+                let ((near_read, near_write), (far_read, far_write)) =
+                    (near.into_split(), far.into_split());
+                tokio::spawn(pass(near_read, far_write, true, Arc::clone(&noted)));
+                tokio::spawn(pass(far_read, near_write, false, Arc::clone(&noted)));
+            }
+        });
+        Self {
+            lines,
+            task,
+            scratch,
+        }
+    }
+
+    fn conninfo(&self) -> String {
+        format!(
+            "host={} port=5432 user=postgres",
+            self.scratch.path().display()
+        )
+    }
+
+    fn compare(self, name: &str) {
+        self.task.abort();
+        let mut text = self.lines.lock().unwrap().join("\n");
+        text.push('\n');
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/it/transcripts")
+            .join(name);
+        if std::env::var_os("NEON_ACCEPT").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &text).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), text, "{name}");
+    }
+}
+
+/// Reads messages from one side, notes them, and passes them on.
+async fn pass(
+    mut from: tokio::net::unix::OwnedReadHalf,
+    mut to: tokio::net::unix::OwnedWriteHalf,
+    from_client: bool,
+    lines: Arc<Mutex<Vec<String>>>,
+) {
+    let mut first = from_client;
+    loop {
+        let mut head = vec![0; if first { 4 } else { 5 }];
+        if from.read_exact(&mut head).await.is_err() {
+            drop(to.shutdown().await);
+            return;
+        }
+        let length = u32::from_be_bytes(head[head.len() - 4..].try_into().unwrap()) as usize - 4;
+        let mut body = vec![0; length];
+        from.read_exact(&mut body).await.unwrap();
+        if let Some(line) = shown(if first { b'\0' } else { head[0] }, &body, from_client) {
+            let mut lines = lines.lock().unwrap();
+            // How much comes at a time is a matter of chance.
+            if lines.last() != Some(&line) {
+                lines.push(line);
+            }
+        }
+        first = false;
+        head.extend(body);
+        if to.write_all(&head).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn shown(tag: u8, body: &[u8], from_client: bool) -> Option<String> {
+    let text = |bytes: &[u8]| {
+        String::from_utf8_lossy(bytes)
+            .trim_end_matches('\0')
+            .to_owned()
+    };
+    let first = body.first().copied().unwrap_or_default();
+    Some(match (from_client, tag) {
+        (true, b'\0') => "> startup".to_owned(),
+        (true, b'Q') => format!("> Query {}", without_numbers(&text(body))),
+        (true, b'd') => format!("> CopyData {}", char::from(first)),
+        (true, b'c') => "> CopyDone".to_owned(),
+        (true, b'X') => "> Terminate".to_owned(),
+        (true, tag) => format!("> {}", char::from(tag)),
+        // When these come is the server's choice.
+        (false, b'S' | b'N') => return None,
+        (false, b'd') if matches!(first, b'k' | b'p') && body.len() <= 18 => return None,
+        (false, b'd') if first == b'n' && body.ends_with(b"\0") => {
+            let name = body[1..].split(|byte| *byte == 0).next().unwrap();
+            format!("< CopyData n {}", without_numbers(&text(name)))
+        }
+        (false, b'd') if first == b'm' && body.len() == 1 => "< CopyData m".to_owned(),
+        (false, b'd') => "< CopyData".to_owned(),
+        (false, b'C') => format!("< CommandComplete {}", without_numbers(&text(body))),
+        (false, tag) => format!(
+            "< {}",
+            match tag {
+                b'R' => "Authentication",
+                b'K' => "BackendKeyData",
+                b'Z' => "ReadyForQuery",
+                b'T' => "RowDescription",
+                b'D' => "DataRow",
+                b'E' => "ErrorResponse",
+                b'H' => "CopyOutResponse",
+                b'W' => "CopyBothResponse",
+                b'c' => "CopyDone",
+                _ => "something else",
+            }
+        ),
+    })
+}
+
+/// Positions and object ids are different each time.
+fn without_numbers(text: &str) -> String {
+    text.split(' ')
+        .map(|word| {
+            match word.contains('/')
+                && word
+                    .bytes()
+                    .all(|byte| byte.is_ascii_hexdigit() || byte == b'/')
+            {
+                true => "X/X",
+                false => word,
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[tokio::test]
+async fn sessions_with_servers_of_each_form_go_as_recorded() {
+    for major in [
+        PgMajor::V13,
+        PgMajor::V14,
+        PgMajor::V15,
+        PgMajor::V16,
+        PgMajor::V17,
+        PgMajor::V18,
+    ] {
+        let cluster = Cluster::builder(major).start();
+        let recorder = Recorder::before(&cluster);
+        let scratch = Scratch::new();
+        let mut options = fast();
+        options.progress = true;
+        let captured = capture(
+            replication(&recorder.conninfo()).await,
+            &options,
+            &scratch.path().join("tar"),
+        )
+        .await;
+        let mut client = captured.client;
+        let slot: SlotName = "recorded".parse().unwrap();
+        drop(
+            client
+                .timeline_history(neon_pg_layout::TimelineId::new(9).unwrap())
+                .await,
+        );
+        client
+            .create_physical_slot(&slot, true, true)
+            .await
+            .unwrap();
+        let mut wanted = StreamOptions::new(captured.start.start_of(16 << 20), captured.timeline);
+        wanted.slot = Some(slot);
+        let mut stream = client.start_replication(wanted).await.unwrap();
+        while !matches!(stream.next().await.unwrap(), Some(WalEvent::Data { .. })) {}
+        let StreamEnd::Stopped(client) = stream.finish().await.unwrap() else {
+            panic!("nobody else ended it");
+        };
+        client.close().await;
+        // The goodbye is on its way through the recorder.
+        let noted = Arc::clone(&recorder.lines);
+        crate::real_servers::eventually("the goodbye", || {
+            noted
+                .lock()
+                .unwrap()
+                .last()
+                .is_some_and(|line| line == "> Terminate")
+        })
+        .await;
+        recorder.compare(&format!("session-{major}.txt"));
+    }
+}

@@ -1,0 +1,250 @@
+//! Streams the WAL of a server into a directory, as `pg_receivewal` does: `.partial` until a segment is
+//! whole and durable, histories of timelines, and on to the next timeline when one ends.
+//!
+//! ```text
+//! stream_wal 'host=/run/postgresql user=postgres' /archive [--slot NAME] [--until X/X]
+//! ```
+
+#[path = "support/surroundings.rs"]
+mod surroundings;
+
+use std::error::Error;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use neon_pg_layout::{Lsn, TimelineId};
+use neon_pgwire::{
+    Client, Config, ErrorKind, Params, Positions, Replication, SlotName, StreamEnd, StreamOptions,
+    WalEvent,
+};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(conninfo), Some(directory)) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: stream_wal CONNECTION DIRECTORY [--slot NAME] [--until X/X]");
+        return ExitCode::from(2);
+    };
+    let (mut slot, mut until) = (None, None);
+    while let (Some(option), Some(value)) = (arguments.next(), arguments.next()) {
+        match option.as_str() {
+            "--slot" => slot = value.parse::<SlotName>().ok(),
+            "--until" => until = value.parse::<Lsn>().ok(),
+            _ => {
+                eprintln!("there is no option {option}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    match run(&conninfo, Path::new(&directory), slot, until).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => surroundings::failed(error.as_ref()),
+    }
+}
+
+async fn run(
+    conninfo: &str,
+    directory: &Path,
+    slot: Option<SlotName>,
+    until: Option<Lsn>,
+) -> Result<(), Failure> {
+    let params: Params = conninfo.parse()?;
+    let config = Config::resolve(&params, &surroundings::of_this_process())?;
+    let mut client = Client::connect(&config.with_replication(Replication::Physical)).await?;
+    let segment = client.wal_segment_size().await?;
+    let identity = client.identify_system().await?;
+    if let Some(slot) = &slot {
+        match client.create_physical_slot(slot, false, true).await {
+            Err(error) if error.sqlstate() != Some("42710") => return Err(error.into()),
+            _ => {}
+        }
+    }
+    // After the newest whole segment, else from where the slot keeps WAL, else from here on.
+    let (mut timeline, mut at) = match newest(directory, segment)? {
+        Some(found) => found,
+        None => {
+            let kept = match &slot {
+                Some(slot) => match client.read_slot(slot).await {
+                    Ok(position) => position.and_then(|position| position.restart_lsn),
+                    Err(error) if error.kind() == ErrorKind::Unsupported => None,
+                    Err(error) => return Err(error.into()),
+                },
+                None => None,
+            };
+            (
+                identity.timeline,
+                kept.unwrap_or(identity.position).start_of(segment),
+            )
+        }
+    };
+    loop {
+        save_history(&mut client, directory, timeline).await?;
+        let mut options = StreamOptions::new(at, timeline);
+        options.slot = slot.clone();
+        let mut receiver = Receiver {
+            directory: directory.to_owned(),
+            timeline,
+            segment,
+            open: None,
+            flushed: Lsn::INVALID,
+        };
+        let mut stream = client.start_replication(options).await?;
+        let mut enough = false;
+        while !enough {
+            match stream.next().await? {
+                Some(WalEvent::Data { start, data }) => {
+                    if receiver.take(start, &data)? {
+                        stream.report(receiver.positions(stream.position())).await?;
+                    }
+                }
+                Some(_) => {}
+                None => break,
+            }
+            enough = until.is_some_and(|until| stream.position() >= until);
+        }
+        receiver.sync()?;
+        stream.set_positions(receiver.positions(stream.position()));
+        match stream.finish().await? {
+            StreamEnd::Timeline {
+                next,
+                start,
+                client: same,
+            } => {
+                client = same;
+                println!("timeline {timeline} ends at {start}");
+                // The segment in which it ends begins anew on the next one.
+                (timeline, at) = (next, start.start_of(segment));
+            }
+            StreamEnd::Stopped(client) => {
+                client.close().await;
+                return Ok(());
+            }
+            _ => return Err("the server shuts down".into()),
+        }
+    }
+}
+
+/// Where to go on: the newest timeline, and the end of its newest whole segment.
+fn newest(directory: &Path, segment: u64) -> io::Result<Option<(TimelineId, Lsn)>> {
+    fs::create_dir_all(directory)?;
+    let mut found = None;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+            continue;
+        };
+        let parts = [name.get(..8), name.get(8..16), name.get(16..)];
+        let [Some(timeline), Some(log), Some(number)] = parts.map(|part| {
+            part.filter(|part| part.len() == 8)
+                .and_then(|part| u32::from_str_radix(part, 16).ok())
+        }) else {
+            continue;
+        };
+        if entry.metadata()?.len() == segment {
+            let end = (u64::from(log) << 32) + (u64::from(number) + 1) * segment;
+            found = found.max(
+                TimelineId::new(timeline)
+                    .ok()
+                    .map(|timeline| (timeline, Lsn(end))),
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// Writes the history of a timeline unless it is there: temporary, durable, renamed.
+async fn save_history(
+    client: &mut Client,
+    directory: &Path,
+    timeline: TimelineId,
+) -> Result<(), Failure> {
+    let path = directory.join(format!("{:08X}.history", timeline.get()));
+    if timeline == TimelineId::FIRST || path.exists() {
+        return Ok(());
+    }
+    let history = client.timeline_history(timeline).await?;
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(&history.content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, &path)?;
+    File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+struct Receiver {
+    directory: PathBuf,
+    timeline: TimelineId,
+    segment: u64,
+    open: Option<(File, PathBuf)>,
+    /// Up to here everything is durable.
+    flushed: Lsn,
+}
+
+impl Receiver {
+    fn positions(&self, received: Lsn) -> Positions {
+        Positions {
+            write: received,
+            flush: self.flushed,
+            apply: Lsn::INVALID,
+        }
+    }
+
+    /// Writes WAL. Says whether a segment was completed, which is worth a report.
+    fn take(&mut self, mut at: Lsn, mut data: &[u8]) -> io::Result<bool> {
+        let mut completed = false;
+        while !data.is_empty() {
+            let left = self.segment - at.offset_in(self.segment);
+            let (piece, rest) =
+                data.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(data.len()));
+            if self.open.is_none() {
+                let number = at.0 / self.segment;
+                let per_log = (1 << 32) / self.segment;
+                let name = format!(
+                    "{:08X}{:08X}{:08X}",
+                    self.timeline.get(),
+                    number / per_log,
+                    number % per_log
+                );
+                let path = self.directory.join(name);
+                // Written over from its beginning if there is one: a partial segment is never gone on with.
+                let file = OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(0o600)
+                    .open(path.with_extension("partial"))?;
+                file.set_len(self.segment)?;
+                self.open = Some((file, path));
+            }
+            if let Some((file, _)) = &mut self.open {
+                file.write_all(piece)?;
+            }
+            data = rest;
+            at = Lsn(at.0 + u64::try_from(piece.len()).unwrap_or(0));
+            if at.offset_in(self.segment) == 0 {
+                if let Some((file, path)) = self.open.take() {
+                    file.sync_all()?;
+                    fs::rename(path.with_extension("partial"), &path)?;
+                    File::open(&self.directory)?.sync_all()?;
+                    completed = true;
+                    self.flushed = at;
+                }
+            }
+        }
+        Ok(completed)
+    }
+
+    /// Makes the segment that is not whole yet durable as well.
+    fn sync(&self) -> io::Result<()> {
+        match &self.open {
+            Some((file, _)) => file.sync_all(),
+            None => Ok(()),
+        }
+    }
+}

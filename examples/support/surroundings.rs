@@ -1,0 +1,34 @@
+//! What a program knows and the library does not ask for: the environment and where things are.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use neon_pgwire::Surroundings;
+
+/// The surroundings as libpq would find them.
+pub fn of_this_process() -> Surroundings {
+    let mut surroundings = Surroundings::none();
+    surroundings.environment = std::env::vars()
+        .filter(|(name, _)| name.starts_with("PG"))
+        .collect();
+    surroundings.home = std::env::home_dir();
+    surroundings.os_user = std::env::var("USER")
+        .ok()
+        .or_else(|| Some("postgres".to_owned()));
+    let sockets = std::path::Path::new("/var/run/postgresql");
+    surroundings.socket_directory = sockets.is_dir().then(|| sockets.to_owned());
+    surroundings.system_roots = Some("/etc/ssl/certs/ca-certificates.crt".into());
+    surroundings.user_database = Some("/etc/passwd".into());
+    surroundings
+}
+
+/// Prints an error and its causes.
+pub fn failed(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("caused by: {error}");
+        cause = error.source();
+    }
+    ExitCode::FAILURE
+}

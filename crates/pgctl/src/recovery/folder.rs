@@ -37,10 +37,8 @@ impl RunFolder {
         durable::write_new(&folder.hba_file(), b"local all all reject\n", 0o600, user)?;
         durable::write_new(&folder.ident_file(), b"", 0o600, user)?;
         durable::create_dir(&source::taken_dir(&folder.path), 0o700, user)?;
-        if !instance.config_file().exists() {
-            // A copy of a cluster whose configuration lies elsewhere: nothing in it would matter here.
-            durable::write_new(&folder.config_file(), b"", 0o600, user)?;
-        }
+        // The copy's own may name files that are not here, or values this build refuses.
+        durable::write_new(&folder.config_file(), b"", 0o600, user)?;
         Ok(folder)
     }
 

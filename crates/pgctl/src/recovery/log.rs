@@ -63,6 +63,8 @@ pub(crate) enum Failure {
     SourceFailed(String),
     /// The command gave something that is no segment.
     SourceWrongSize(String),
+    /// Records of an extension that is not loaded.
+    NeedsLibrary(String),
     /// Pages or WAL do not fit each other.
     Damaged(String),
     /// Anything else that is fatal.
@@ -260,6 +262,8 @@ fn failure(message: &str) -> Failure {
         Failure::SourceFailed(text())
     } else if message.starts_with("archive file") && has("wrong size") {
         Failure::SourceWrongSize(text())
+    } else if message.starts_with("resource manager with ID") {
+        Failure::NeedsLibrary(text())
     } else if has("WAL contains references to invalid pages")
         || has("WAL file is from different database system")
         || has("backup_label contains data inconsistent with control file")

@@ -1,5 +1,5 @@
-//! The settings of a server that only recovers: all on its command line, so that no file of the user is
-//! read for them or changed, and stronger than any file.
+//! The settings of a server that only recovers: all on its command line, stronger than any file. Of the
+//! files only `postgresql.auto.conf` is read, which cannot be helped; none is changed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,9 @@ pub(crate) struct Surroundings<'a> {
     /// What every line of the log begins with.
     pub(crate) line_mark: &'a str,
     pub(crate) shared_buffers_kib: u64,
-    pub(crate) preload: Option<&'a str>,
+    pub(crate) preload: &'a str,
+    /// How many replication slots the data directory has.
+    pub(crate) slots: usize,
     pub(crate) durable: bool,
     /// Settings that replay found to be raised since the control file was written.
     pub(crate) raised: &'a BTreeMap<String, i32>,
@@ -109,9 +111,9 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
         "shared_buffers",
         format!("{}kB", around.shared_buffers_kib.max(128)),
     ));
-    if let Some(preload) = around.preload {
-        settings.push(("shared_preload_libraries", preload.to_owned()));
-    }
+    settings.push(("shared_preload_libraries", around.preload.to_owned()));
+    // With fewer than there are it does not start.
+    settings.push(("max_replication_slots", (around.slots + 10).to_string()));
     settings.extend(recorded(control, around.raised));
     settings.extend(by_major(control.major));
     Ok(settings)

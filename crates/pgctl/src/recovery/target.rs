@@ -68,6 +68,34 @@ const LONGEST_NAME: usize = 63;
 const FIRST_XID: u64 = 3;
 
 impl RecoveryTarget {
+    /// The time in a text, with what happened at exactly that time: a date, a time of day and the offset of their
+    /// zone, as in `2026-11-20 10:01:31.5+00` or `2026-11-20T12:01:31+02:00`.
+    ///
+    /// ```
+    /// use neon_pgctl::RecoveryTarget;
+    /// let target = RecoveryTarget::at_time("2026-11-20T12:01:31+02:00")?;
+    /// assert_eq!(target.to_string(), "time 2026-11-20 10:01:31.000000+00");
+    /// assert!(RecoveryTarget::at_time("2026-11-20 12:01:31").is_err());
+    /// # Ok::<(), neon_pgctl::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid), also without an offset: a time of day is one somewhere only.
+    pub fn at_time(text: &str) -> Result<Self> {
+        let Some(time) = timestamp::parse(text) else {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("time {text:?}"),
+                "is no date and time with the offset of a zone",
+            )
+            .with_hint("write it as 2026-11-20T10:01:31+00:00"));
+        };
+        Ok(Self::Time {
+            time,
+            inclusive: true,
+        })
+    }
+
     /// Refuses what no server can be told.
     pub(crate) fn check(&self) -> Result<()> {
         let invalid =

@@ -8,7 +8,7 @@ use neon_pgwire::Client;
 use neon_testkit::{Cluster, OsUser, StopMode};
 
 use crate::dropping::drop_after;
-use crate::history::{connect, copy_files, take_base};
+use crate::history::{connect, copy_files, runtime, take_base};
 use crate::support::*;
 
 /// Waits for something that takes its time on a loaded machine.

@@ -3,6 +3,7 @@
 use neon_pgctl::facts::{DifferenceKind, Facts, Impact, Provider, compare};
 use neon_testkit::Cluster;
 
+use crate::history::runtime;
 use crate::support::*;
 
 fn instance(cluster: &Cluster) -> Instance {

@@ -31,6 +31,13 @@ pub(crate) struct History {
     pub(crate) last: SystemTime,
 }
 
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 /// Connects as superuser over the private socket.
 pub(crate) async fn connect(cluster: &Cluster) -> Client {
     let params: Params = cluster.conninfo().parse().unwrap();

@@ -142,6 +142,7 @@ fn every_target_is_reached(major: PgMajor) {
     let path = instance.data_dir().join("postgresql.conf");
     assert_eq!(fs::read_to_string(&path).unwrap(), configuration.1);
     fs::write(path, configuration.0).unwrap();
+    fs::write(instance.data_dir().join("postgresql.auto.conf"), "").unwrap();
     assert_eq!(numbers(&instance), "1 2 3 4 5 6");
     nothing_is_left(&instance);
 }
@@ -225,6 +226,15 @@ fn spoil_configuration(history: &History, instance: &Instance) -> (String, Strin
     ] {
         bad.push_str(&format!("{name} = '{value}'\n"));
     }
+    // This one the server reads whatever we do.
+    let auto = instance.data_dir().join("postgresql.auto.conf");
+    let readable: String = bad
+        .lines()
+        .filter(|line| !line.starts_with("ssl"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&auto, readable).unwrap();
+    bad.push_str("no_such_setting = 1\nlc_messages = 'xx_XX'\nthis is no line\n");
     fs::write(&path, &bad).unwrap();
     (good, bad)
 }

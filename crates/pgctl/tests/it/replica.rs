@@ -7,7 +7,7 @@ use neon_pgwire::SlotName;
 use neon_testkit::Cluster;
 
 use crate::bracket::until;
-use crate::history::{connect, take_base};
+use crate::history::{connect, runtime, take_base};
 use crate::support::*;
 
 fn a_standby_follows_through_a_slot_of_its_own_and_is_promoted(major: PgMajor) {

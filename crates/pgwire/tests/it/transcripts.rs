@@ -87,8 +87,10 @@ async fn pass(
         from.read_exact(&mut body).await.unwrap();
         if let Some(line) = shown(if first { b'\0' } else { head[0] }, &body, from_client) {
             let mut lines = lines.lock().unwrap();
-            // How much comes at a time is a matter of chance.
-            if lines.last() != Some(&line) {
+            // How much comes at a time is a matter of chance, and so is how much is still under way when
+            // the client ends the stream.
+            let ends = lines.iter().any(|line| line == "> CopyData r");
+            if lines.last() != Some(&line) && !(ends && line == "< CopyData") {
                 lines.push(line);
             }
         }

@@ -294,7 +294,7 @@ proptest! {
         }
         prop_assert_eq!(points.len(), log.len() + 1);
         // The first image of each point is what the file system really has.
-        let last = log.images(seed, 0).filter(|image| image.operations() == log.len()).next().unwrap();
+        let last = log.images(seed, 0).find(|image| image.operations() == log.len()).unwrap();
         prop_assert_eq!(last.listing(), listing(&scratch.path().join("live")));
     }
 

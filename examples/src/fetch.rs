@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::unpack::{Mapping, Unpacker, Written, create_empty, mapped};
 
-type Failure = Box<dyn Error + Send + Sync>;
+/// Why a backup failed.
+pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Where the WAL of a backup comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,16 +208,28 @@ fn finish(target: &Path, written: &Written, manifest: Option<&[u8]>, sync: bool)
     Ok(())
 }
 
-struct Range {
-    from: Lsn,
-    timeline: TimelineId,
-    segment: u64,
-    system: u64,
-    slot: Option<SlotName>,
+/// The WAL that belongs to a backup.
+#[derive(Debug, Clone)]
+pub struct Range {
+    /// The beginning of the segment in which the backup starts.
+    pub from: Lsn,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// The size of a segment.
+    pub segment: u64,
+    /// The cluster that it must come from.
+    pub system: u64,
+    /// The slot that holds it; without one, a temporary one.
+    pub slot: Option<SlotName>,
 }
 
-/// Streams WAL into whole segments until the stop position is known and reached.
-async fn receive_wal(
+/// Streams WAL into whole segments until the stop position is known and reached. Gives the files.
+///
+/// Dropping the future closes the connection; what was written stays.
+///
+/// # Errors
+/// What the server says, and what the file system says.
+pub async fn receive_wal(
     config: &Config,
     range: Range,
     directory: &Path,

@@ -31,18 +31,27 @@ pub(crate) fn format(time: SystemTime) -> Option<String> {
 /// writes (`2026-11-20 10:01:31.123456+00`), and RFC 3339 (`2026-11-20T12:01:31+02:00`).
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let text = text.trim();
-    let (text, offset) = match text.strip_suffix(" UTC").or_else(|| text.strip_suffix(['Z', 'z'])) {
+    let (text, offset) = match text
+        .strip_suffix(" UTC")
+        .or_else(|| text.strip_suffix(['Z', 'z']))
+    {
         Some(rest) => (rest, 0),
         None => {
             // A sign behind the date.
-            let at = text.rfind(['+', '-']).filter(|at| *at > "2026-11-20".len())?;
+            let at = text
+                .rfind(['+', '-'])
+                .filter(|at| *at > "2026-11-20".len())?;
             (text.get(..at)?, parse_offset(text.get(at..)?)?)
         }
     };
     let local = parse_local(text.trim_end())?;
     let seconds = Duration::from_secs(offset.unsigned_abs());
     // East of Greenwich clocks are ahead.
-    if offset >= 0 { local.checked_sub(seconds) } else { local.checked_add(seconds) }
+    if offset >= 0 {
+        local.checked_sub(seconds)
+    } else {
+        local.checked_add(seconds)
+    }
 }
 
 /// `+02`, `-0330`, `+05:30` in seconds.
@@ -57,7 +66,11 @@ fn parse_offset(text: &str) -> Option<i64> {
         return None;
     }
     let hours: i64 = digits.get(..2)?.parse().ok()?;
-    let minutes: i64 = digits.get(2..).filter(|rest| !rest.is_empty()).map_or(Ok(0), str::parse).ok()?;
+    let minutes: i64 = digits
+        .get(2..)
+        .filter(|rest| !rest.is_empty())
+        .map_or(Ok(0), str::parse)
+        .ok()?;
     (hours < 24 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))
 }
 

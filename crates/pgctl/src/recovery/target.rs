@@ -90,7 +90,10 @@ impl RecoveryTarget {
             )
             .with_hint("write it as 2026-11-20T10:01:31+00:00"));
         };
-        Ok(Self::Time { time, inclusive: true })
+        Ok(Self::Time {
+            time,
+            inclusive: true,
+        })
     }
 
     /// Refuses what no server can be told.

@@ -188,10 +188,11 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> Error {
             ErrorKind::BadSetting,
             format!("was not reached: {name} must be at least {needed}"),
         ),
-        Failure::NeedsLibrary(text) => {
-            new(ErrorKind::MissingLibrary, format!("was not reached: {text}"))
-                .with_hint("name the library of the extension that wrote these records as one to preload")
-        }
+        Failure::NeedsLibrary(text) => new(
+            ErrorKind::MissingLibrary,
+            format!("was not reached: {text}"),
+        )
+        .with_hint("name the library of the extension that wrote these records as one to preload"),
         Failure::Damaged(text) => new(ErrorKind::Corrupt, format!("was not reached: {text}")),
         Failure::Other(text) => new(ErrorKind::ServerEnded, format!("was not reached: {text}")),
     }

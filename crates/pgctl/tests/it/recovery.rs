@@ -286,6 +286,12 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
         RecoveryTarget::Latest,
     );
     assert_eq!(kind(&garbled).0, ErrorKind::Invalid);
+    // Replay would write to the tablespaces of the origin.
+    let link = instance.data_dir().join("pg_tblspc/99999");
+    std::os::unix::fs::symlink("/var/lib/origin", &link).unwrap();
+    let (found, message) = kind(&plan(archive, RecoveryTarget::Latest));
+    assert_eq!(found, ErrorKind::OutsideClone, "{message}");
+    fs::remove_file(link).unwrap();
     assert_eq!(control(), untouched);
     assert!(!instance.data_dir().join("recovery.signal").exists());
 
@@ -329,6 +335,18 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
             assert!(message.contains(&segment.to_string()), "{message}");
         }
     }
+    // The same segment with its second half lost.
+    let mut broken = fs::read(&away).unwrap();
+    let half = broken.len() / 2;
+    let torn = usize::try_from(history.lsn_after_2.0).unwrap() % broken.len();
+    broken[torn.min(half)..].fill(0);
+    fs::write(&hidden, broken).unwrap();
+    for target in [late.clone(), RecoveryTarget::Latest] {
+        let (found, message) = kind(&plan(archive, target));
+        assert_eq!(found, ErrorKind::Corrupt, "{message}");
+        assert!(message.contains(&segment.to_string()), "{message}");
+    }
+    fs::remove_file(&hidden).unwrap();
     let command = format!("cp '{}/%f' '%p'", archive.display());
     let by_command = RecoveryPlan::new(WalSource::Command(command.clone()), late.clone());
     assert_eq!(kind(&by_command).0, ErrorKind::MissingWal);

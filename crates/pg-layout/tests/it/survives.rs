@@ -29,7 +29,12 @@ proptest! {
 fn every_fuzz_target_has_its_program() {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
     let listed = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
-    assert_eq!(listed.matches("[[bin]]").count(), ALL.len());
+    let programs = std::fs::read_dir(fuzz.join("fuzz_targets")).unwrap();
+    let ours = programs.filter(|program| {
+        let program = std::fs::read_to_string(program.as_ref().unwrap().path()).unwrap();
+        program.contains("neon_pg_layout::")
+    });
+    assert_eq!(ours.count(), ALL.len());
     for (name, _) in ALL {
         let path = format!("fuzz_targets/{name}.rs");
         let program = std::fs::read_to_string(fuzz.join(&path)).unwrap();

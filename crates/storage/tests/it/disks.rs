@@ -34,6 +34,7 @@ impl Step {
 pub struct Recorder {
     steps: Arc<Mutex<Vec<Step>>>,
     count: Arc<AtomicU64>,
+    failed: Arc<Mutex<Option<Step>>>,
     fail: u64,
 }
 
@@ -46,6 +47,7 @@ impl Recorder {
         Self {
             steps: Arc::default(),
             count: Arc::default(),
+            failed: Arc::default(),
             fail: step,
         }
     }
@@ -54,13 +56,18 @@ impl Recorder {
         self.steps.lock().unwrap().clone()
     }
 
+    /// The step that was made to fail, once it was reached.
+    pub fn failed(&self) -> Option<Step> {
+        self.failed.lock().unwrap().clone()
+    }
+
     pub fn len(&self) -> usize {
         self.steps.lock().unwrap().len()
     }
 
     fn step<T>(&self, step: Step, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.count.fetch_add(1, Ordering::SeqCst) == self.fail {
-            self.steps.lock().unwrap().push(step);
+            *self.failed.lock().unwrap() = Some(step);
             return Err(io::Error::from_raw_os_error(5));
         }
         let done = work()?;

@@ -106,8 +106,7 @@ async fn no_secret_is_ever_shown() {
     let keys = S3Keys::new(access_key.as_str(), SECRET).temporary(TOKEN, None);
     config.credentials = S3Credentials::Static(keys);
     shown.debug(&config);
-    let s3 = S3::open(config.clone()).await.unwrap();
-    writeln!(shown.clone(), "{}", s3.location()).unwrap();
+    shown.error(&S3::open(config.clone()).await.unwrap_err());
     config.endpoint = Some(server.endpoint());
     let s3 = S3::open(config.clone()).await.unwrap();
     shown.exercise(&s3).await;

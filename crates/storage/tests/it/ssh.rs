@@ -38,12 +38,12 @@ async fn open(root: &Path) -> Ssh {
 #[tokio::test(flavor = "multi_thread")]
 async fn sftp_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
-    let ssh = open(&dir.path().join("not/yet/there")).await;
+    let ssh = open(&dir.path().join("root")).await;
     assert_eq!(ssh.capabilities().durability, Durability::ContentSynced);
     let report = contract::run(Arc::new(ssh)).await;
     assert!(report.held() > 25, "{report:#?}");
     report.into_result().unwrap();
-    let temps = dir.path().join("not/yet/there/.neon-storage/tmp");
+    let temps = dir.path().join("root/.neon-storage/tmp");
     let left: Vec<_> = std::fs::read_dir(temps).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -78,7 +78,7 @@ async fn a_connection_that_breaks_is_made_again() {
         .await
         .unwrap();
     ssh.create(&key("k"), vec![1u8; 3_000_000]).await.unwrap();
-    let kill = || {
+    let kill = move || {
         let pid = std::fs::read_to_string(&pid_file).unwrap();
         assert!(
             Command::new("kill")
@@ -88,7 +88,7 @@ async fn a_connection_that_breaks_is_made_again() {
                 .success()
         );
     };
-    kill();
+    kill.clone()();
     let retry = RetryLayer::new(Arc::new(ssh.clone()), RetryPolicy::default());
     assert_eq!(retry.read(&key("k")).await.unwrap().len(), 3_000_000);
     // In the middle of a put.

@@ -124,11 +124,14 @@ struct ModelFile {
 
 impl ModelFile {
     fn write(&mut self, offset: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let end = offset + bytes.len();
-        if !bytes.is_empty() && self.now.len() < end {
+        if self.now.len() < end {
             self.now.resize(end, 0);
         }
-        self.now[offset.min(end)..end].copy_from_slice(bytes);
+        self.now[offset..end].copy_from_slice(bytes);
         self.maybe
             .resize(self.maybe.len().max(end), BTreeSet::new());
         for (at, byte) in (offset..).zip(bytes) {

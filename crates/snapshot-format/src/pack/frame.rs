@@ -1,0 +1,260 @@
+//! Frames: up to 16 pages that are compressed, sealed and summed together.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pack::directory::PackId;
+use crate::stream::{CHUNK_SIZE, is_zero};
+
+/// The most plain bytes a frame holds: 16 pages of 8 KiB.
+pub const FRAME_SIZE: usize = CHUNK_SIZE;
+
+/// What a sealed frame may be longer than its content: nonce and tag.
+const SEAL_OVERHEAD: usize = 64;
+
+/// How the plain bytes of a frame are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Codec {
+    /// Not at all.
+    None,
+    /// An LZ4 block.
+    Lz4,
+    /// A Zstandard frame, written at this level (1 to 22).
+    Zstd(i32),
+}
+
+impl Default for Codec {
+    fn default() -> Self {
+        Self::Zstd(3)
+    }
+}
+
+pub(crate) const NONE: u8 = 0;
+pub(crate) const LZ4: u8 = 1;
+pub(crate) const ZSTD: u8 = 2;
+/// All bytes are zero and none is stored.
+pub(crate) const ZEROS: u8 = 3;
+
+/// Which frame it is. What encryption binds a frame to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrameContext {
+    /// The pack it was written for.
+    pub pack: PackId,
+    /// Its number there. Both stay when the frame is copied into another pack.
+    pub frame: u64,
+}
+
+impl FrameContext {
+    /// The bytes to authenticate beside the frame's own: pack id, then the number, little-endian.
+    #[must_use]
+    pub fn associated_data(&self) -> [u8; 24] {
+        let mut data = [0; 24];
+        let (id, frame) = data.split_at_mut(16);
+        id.copy_from_slice(&self.pack.0);
+        frame.copy_from_slice(&self.frame.to_le_bytes());
+        data
+    }
+}
+
+/// Encrypts and decrypts frames. Keys, algorithms and nonces are the implementor's; sealed bytes may be at
+/// most 64 longer than plain ones.
+pub trait FrameCipher: Send + Sync + fmt::Debug {
+    /// Encrypts and authenticates the compressed bytes of a frame.
+    ///
+    /// # Errors
+    /// When the implementor cannot.
+    fn seal(&self, frame: FrameContext, bytes: &[u8]) -> Result<Vec<u8>>;
+
+    /// Authenticates and decrypts what [`seal`](Self::seal) returned.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when the bytes, or the frame they claim to be, are not authentic.
+    fn open(&self, frame: FrameContext, sealed: &[u8]) -> Result<Vec<u8>>;
+}
+
+/// A frame that is compressed and not yet part of a pack. Threads can make them beside each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedFrame<'a> {
+    pub(crate) codec: u8,
+    pub(crate) plain_length: u32,
+    pub(crate) bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> EncodedFrame<'a> {
+    /// Compresses plain bytes; stores them as they are where that does not help, and not at all where
+    /// they are zero.
+    ///
+    /// # Errors
+    /// [`Limit`](ErrorKind::Limit) for no bytes and for more than [`FRAME_SIZE`].
+    pub fn new(plain: &'a [u8], codec: Codec) -> Result<Self> {
+        let plain_length = frame_length(plain.len() as u64)?;
+        if is_zero(plain) {
+            return Ok(Self {
+                codec: ZEROS,
+                plain_length,
+                bytes: Cow::Borrowed(&[]),
+            });
+        }
+        let compressed = match codec {
+            Codec::None => None,
+            Codec::Lz4 => Some((LZ4, lz4_flex::block::compress(plain))),
+            Codec::Zstd(level) => {
+                let bytes = zstd::bulk::compress(plain, level.clamp(1, 22))
+                    .map_err(|error| Error::io("frame", "cannot be compressed", error))?;
+                Some((ZSTD, bytes))
+            }
+        };
+        Ok(match compressed {
+            Some((codec, bytes)) if bytes.len() < plain.len() => Self {
+                codec,
+                plain_length,
+                bytes: Cow::Owned(bytes),
+            },
+            _ => Self {
+                codec: NONE,
+                plain_length,
+                bytes: Cow::Borrowed(plain),
+            },
+        })
+    }
+
+    /// A frame of zeros.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn zeros(length: u64) -> Result<Self> {
+        let plain_length = frame_length(length)?;
+        Ok(Self {
+            codec: ZEROS,
+            plain_length,
+            bytes: Cow::Borrowed(&[]),
+        })
+    }
+}
+
+fn frame_length(length: u64) -> Result<u32> {
+    u32::try_from(length)
+        .ok()
+        .filter(|length| *length > 0 && u64::from(*length) <= FRAME_SIZE as u64)
+        .ok_or_else(|| Error::new(ErrorKind::Limit, "frame", "holds 1 byte to 128 KiB"))
+}
+
+/// What the directory says about a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameRecord {
+    pub(crate) context: FrameContext,
+    pub(crate) offset: u64,
+    pub(crate) stored_length: u32,
+    pub(crate) plain_length: u32,
+    pub(crate) codec: u8,
+    pub(crate) sealed: bool,
+    pub(crate) digest: [u8; 16],
+}
+
+impl FrameRecord {
+    /// Where the stored bytes are in the pack. Empty for a frame of zeros.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.stored_length.into())
+    }
+
+    /// Bytes of the frame once decoded.
+    #[must_use]
+    pub fn plain_length(&self) -> u32 {
+        self.plain_length
+    }
+
+    /// The first half of the BLAKE3 digest of the stored bytes.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 16] {
+        &self.digest
+    }
+
+    /// Whether the stored bytes are those that were written. Needs no key.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when not.
+    pub fn check(&self, stored: &[u8]) -> Result<()> {
+        if stored.len() as u64 == u64::from(self.stored_length) && digest16(stored) == self.digest {
+            return Ok(());
+        }
+        Err(self.damaged("its bytes are not those that were written"))
+    }
+
+    /// Checks, opens and decompresses the stored bytes.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written, or do not decode;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher.
+    pub fn decode(&self, stored: &[u8], cipher: Option<&dyn FrameCipher>) -> Result<Vec<u8>> {
+        self.check(stored)?;
+        let length = self.plain_length as usize;
+        if self.codec == ZEROS {
+            return Ok(vec![0; length]);
+        }
+        let opened = match (self.sealed, cipher) {
+            (false, _) => Cow::Borrowed(stored),
+            (true, Some(cipher)) => Cow::Owned(cipher.open(self.context, stored)?),
+            (true, None) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    self.subject(),
+                    "is encrypted; a key is needed",
+                ));
+            }
+        };
+        let plain = match self.codec {
+            NONE => opened.into_owned(),
+            LZ4 => lz4_flex::block::decompress(&opened, length)
+                .map_err(|error| self.damaged("does not decompress").caused_by(error))?,
+            ZSTD => zstd::bulk::decompress(&opened, length)
+                .map_err(|error| self.damaged("does not decompress").caused_by(error))?,
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    self.subject(),
+                    "is of an unknown codec",
+                ));
+            }
+        };
+        if plain.len() != length {
+            return Err(self.damaged("decompresses to another length"));
+        }
+        Ok(plain)
+    }
+
+    /// What no writer would say about a frame.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let stored = self.stored_length as usize;
+        let fits = frame_length(self.plain_length.into()).is_ok()
+            && self.codec <= ZEROS
+            && stored <= FRAME_SIZE + SEAL_OVERHEAD
+            && (self.codec == ZEROS) == (stored == 0);
+        if fits {
+            return Ok(());
+        }
+        Err(Error::malformed(
+            self.subject(),
+            "has a record that no writer makes",
+        ))
+    }
+
+    fn subject(&self) -> String {
+        format!("frame {} of pack {}", self.context.frame, self.context.pack)
+    }
+
+    fn damaged(&self, reason: &'static str) -> Error {
+        Error::new(ErrorKind::Damaged, self.subject(), reason)
+    }
+}
+
+pub(crate) fn digest16(bytes: &[u8]) -> [u8; 16] {
+    blake3::hash(bytes)
+        .as_bytes()
+        .first_chunk()
+        .copied()
+        .unwrap_or_default()
+}

@@ -1,0 +1,45 @@
+//! What copying a data directory came to.
+
+use neon_pg_layout::ControlFile;
+
+use crate::stream::{BadPage, End, Owner};
+
+/// What was copied. The end is still to be sent.
+#[derive(Debug)]
+#[must_use = "a snapshot is complete only when `finish` has sent its end"]
+pub struct Copied {
+    pub(crate) end: End,
+    /// Files sent.
+    pub files: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Files that were gone when their turn came.
+    pub vanished: u64,
+    /// Files that had become shorter, whose rest was sent as zeros.
+    pub shrunk: u64,
+    /// Pages that looked damaged and were taken because the log holds them.
+    pub settled_by_log: u64,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) control: ControlFile,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    pub(crate) vanished: u64,
+    pub(crate) shrunk: u64,
+    pub(crate) settled_by_log: u64,
+    pub(crate) bad_pages: Vec<BadPage>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.vanished += other.vanished;
+        self.shrunk += other.shrunk;
+        self.settled_by_log += other.settled_by_log;
+        self.bad_pages.extend(other.bad_pages);
+    }
+}

@@ -1,0 +1,22 @@
+//! Data directories: read per kind of snapshot, written so that they start.
+
+mod bracket;
+mod control;
+mod copied;
+mod place;
+mod plan;
+mod read;
+mod relation_pages;
+mod rules;
+mod stop;
+mod write;
+mod write_files;
+mod write_options;
+
+pub use bracket::Bracket;
+pub use copied::Copied;
+pub use read::PgData;
+pub use rules::{EXCLUSIONS, Exclusion};
+pub use stop::{Stop, StopWal};
+pub use write::DirectoryWriter;
+pub use write_options::{DirectoryOptions, Ownership, TablespacePlaces, Written};

@@ -1,0 +1,147 @@
+//! Judging the pages of relations while they are copied.
+//!
+//! A page with a wrong checksum or header is read again: a server that writes it while we read makes it
+//! look torn for a moment. Still bad, it is taken only if its position lies in the log that the snapshot
+//! replays, between the start of the backup and what the server has written by now: then the log holds the
+//! whole page. Anything else is damage and is reported.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use neon_pg_layout::{DataFile, Lsn, PageCheck, PageHeader, PageVerdict};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pgdata::read::PgData;
+use crate::stream::{BadPage, Entry};
+
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The pages of one file.
+pub(crate) struct RelationPages<'a> {
+    source: &'a PgData,
+    entry: &'a Entry,
+    first_block: u32,
+}
+
+impl<'a> RelationPages<'a> {
+    /// None for files that have no pages with headers.
+    pub(crate) fn of(source: &'a PgData, entry: &'a Entry) -> Option<Self> {
+        let control = source.control();
+        match DataFile::of(entry.path.as_str()?, control.major.layout()) {
+            DataFile::Relation(relation) => Some(Self {
+                source,
+                entry,
+                first_block: relation.first_block(control.build.segment_blocks)?,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Judges the pages in `bytes`, read at `offset`, and puts better copies into it where a second look
+    /// gives them. Damaged pages go into `bad`. Returns how many were taken because the log holds them.
+    pub(crate) fn judge(
+        &self,
+        file: &File,
+        offset: u64,
+        bytes: &mut [u8],
+        bad: &mut Vec<BadPage>,
+    ) -> Result<u64> {
+        let control = self.source.control();
+        let size = control.build.block_size.bytes();
+        let check = PageCheck {
+            checksums: control.data_checksums,
+            unsettled_from: None,
+        };
+        let mut settled_by_log = 0;
+        let first = offset / size as u64;
+        for (index, page) in (first..).zip(bytes.chunks_mut(size)) {
+            if page.len() < size {
+                if !self.source.kind().is_bracketed() {
+                    bad.push(self.bad(index, "the file ends within it".to_owned()));
+                }
+                break;
+            }
+            let block = u32::try_from(index)
+                .ok()
+                .and_then(|index| self.first_block.checked_add(index));
+            let Some(block) = block else {
+                bad.push(self.bad(index, "no relation has so many pages".to_owned()));
+                continue;
+            };
+            let judged = |page: &[u8]| {
+                check
+                    .judge(page, block)
+                    .map_err(|error| Error::layout(self.entry.path.to_string(), error))
+            };
+            let mut verdict = judged(page)?;
+            let mut attempts = 0;
+            while verdict.is_bad() && self.source.kind().is_bracketed() && attempts < ATTEMPTS {
+                attempts += 1;
+                std::thread::sleep(PAUSE);
+                let again = file.read_exact_at(page, index * size as u64);
+                match again {
+                    Ok(()) => verdict = judged(page)?,
+                    // Truncated meanwhile; the log knows.
+                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                        page.fill(0);
+                        verdict = PageVerdict::New;
+                    }
+                    Err(error) => {
+                        return Err(Error::io(
+                            self.entry.path.to_string(),
+                            "cannot be read",
+                            error,
+                        ));
+                    }
+                }
+            }
+            if verdict.is_bad() {
+                if self.in_the_log(page)? {
+                    settled_by_log += 1;
+                } else {
+                    bad.push(self.bad(index, describe(verdict)));
+                }
+            }
+        }
+        Ok(settled_by_log)
+    }
+
+    fn in_the_log(&self, page: &[u8]) -> Result<bool> {
+        let Some((start, end)) = self.source.replayed_log()? else {
+            return Ok(false);
+        };
+        let lsn = PageHeader::decode(page).map_or(Lsn::INVALID, |header| header.lsn);
+        Ok(start <= lsn && lsn <= end)
+    }
+
+    fn bad(&self, block: u64, reason: String) -> BadPage {
+        BadPage {
+            path: self.entry.path.clone(),
+            block,
+            reason,
+        }
+    }
+}
+
+fn describe(verdict: PageVerdict) -> String {
+    match verdict {
+        PageVerdict::WrongChecksum { stored, computed } => {
+            format!("checksum {stored:04x} instead of {computed:04x}")
+        }
+        _ => "no header that the server would accept".to_owned(),
+    }
+}
+
+/// The error for damaged pages that were not allowed.
+pub(crate) fn refuse(bad: &[BadPage]) -> Result<()> {
+    let Some(first) = bad.first() else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::Damaged,
+        format!("{}, page {}", first.path, first.block),
+        format!("{} (damaged pages in all: {})", first.reason, bad.len()),
+    ))
+}

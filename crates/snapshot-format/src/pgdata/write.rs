@@ -1,0 +1,433 @@
+//! Writing a data directory that starts.
+//!
+//! Order: directories, tablespaces and files as they come, each flushed; then the manifest, then the
+//! attributes of directories and their flushes; **`global/pg_control` last**, by a rename. Until that
+//! rename the server refuses the directory, whatever stopped us, so a remainder can never be taken for a
+//! cluster; it can only be removed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{File, FileTimes};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use neon_pg_layout::{ControlFile, Oid, TablespaceMap};
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fsync, mkdirat, openat, renameat,
+    symlinkat,
+};
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::kind::SnapshotKind;
+use crate::manifest::{Collected, Crc, MANIFEST};
+use crate::path::SnapshotPath;
+use crate::pgdata::place::{Root, Roots, failed, names};
+use crate::pgdata::plan::CONTROL;
+use crate::pgdata::write_files::{Worker, create};
+use crate::pgdata::write_options::{DirectoryOptions, Ownership, TablespacePlaces, Written};
+use crate::stream::{ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink};
+
+/// Writes a data directory, its tablespaces and its log directory; nothing outside them.
+///
+/// When [`end`](ParallelSink::end) has returned, everything is durable and the server starts on it.
+/// Dropped before, it leaves a directory without `global/pg_control`, which no server accepts.
+#[derive(Debug)]
+pub struct DirectoryWriter {
+    options: DirectoryOptions,
+    roots: RwLock<Roots>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) directories: Vec<Entry>,
+    /// Made because something in them came first.
+    pub(crate) implied: BTreeSet<SnapshotPath>,
+    /// Files that several workers write parts of.
+    pub(crate) parts: HashMap<SnapshotPath, Parts>,
+    pub(crate) control: Option<(Entry, Vec<u8>)>,
+    pub(crate) map: Option<Vec<u8>>,
+    pub(crate) has_label: bool,
+    /// The first that any entry came with: for directories that came without.
+    pub(crate) owner: Option<Owner>,
+    pub(crate) manifest: Collected,
+    pub(crate) written: Written,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    pub(crate) left: u64,
+    pub(crate) done: BTreeMap<u64, Crc>,
+}
+
+impl DirectoryWriter {
+    /// Prepares a target: a directory that is made, or one that is empty.
+    ///
+    /// # Errors
+    /// [`Exists`](ErrorKind::Exists) when it, or the log directory, is not empty;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the log directory's path is not absolute.
+    pub fn create(path: &Path, options: DirectoryOptions) -> Result<Self> {
+        let mut roots = Roots::new(empty_directory(path)?);
+        if let Some(wal) = &options.wal_directory {
+            roots.wal = Some(empty_directory(absolute(wal)?)?);
+            let link = SnapshotPath::new("pg_wal")?;
+            symlinkat(wal, roots.data.fd(), "pg_wal")
+                .map_err(|error| failed(&link, "cannot be made", error))?;
+        }
+        Ok(Self {
+            options,
+            roots: RwLock::new(roots),
+            state: Mutex::default(),
+        })
+    }
+
+    /// How much has been written so far.
+    #[must_use]
+    pub fn written(&self) -> Written {
+        self.state().written
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owner(&self, entry: &Entry) -> Option<Owner> {
+        match self.options.ownership {
+            Ownership::Process => None,
+            Ownership::Recorded => entry.owner.or(self.state().owner),
+            Ownership::Fixed(owner) => Some(owner),
+        }
+    }
+
+    fn own(&self, fd: impl AsFd, entry: &Entry) -> rustix::io::Result<()> {
+        match self.owner(entry) {
+            Some(owner) => fchown(
+                fd,
+                Some(Uid::from_raw(owner.uid)),
+                Some(Gid::from_raw(owner.gid)),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Mode, owner and time of a file or directory.
+    pub(crate) fn attributes(&self, fd: OwnedFd, entry: &Entry) -> Result<File> {
+        let fail = |error| failed(&entry.path, "attributes cannot be set", error);
+        self.own(&fd, entry).map_err(fail)?;
+        fchmod(&fd, Mode::from_raw_mode(entry.mode & 0o777)).map_err(fail)?;
+        let file = File::from(fd);
+        let since = Duration::from_secs(entry.modified.unsigned_abs());
+        let time = if entry.modified < 0 {
+            SystemTime::UNIX_EPOCH.checked_sub(since)
+        } else {
+            SystemTime::UNIX_EPOCH.checked_add(since)
+        };
+        if let Some(time) = time {
+            file.set_times(FileTimes::new().set_modified(time))
+                .map_err(|error| {
+                    Error::io(entry.path.to_string(), "attributes cannot be set", error)
+                })?;
+        }
+        Ok(file)
+    }
+
+    /// Opens the directory of a path, and makes it if nothing has.
+    pub(crate) fn parent(&self, path: &SnapshotPath) -> Result<OwnedFd> {
+        let parent = path.parent().unwrap_or_else(SnapshotPath::root);
+        let opened = self
+            .roots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .directory(&parent);
+        match opened {
+            Err(error) if error.kind() == ErrorKind::NotFound && !parent.is_root() => {
+                let entry = Entry {
+                    path: parent.clone(),
+                    kind: EntryKind::Directory,
+                    mode: 0o700,
+                    owner: None,
+                    modified: 0,
+                };
+                let made = self.directory(&entry);
+                match made {
+                    Err(error) if error.kind() == ErrorKind::Exists => {}
+                    other => {
+                        other?;
+                        self.state().implied.insert(parent.clone());
+                    }
+                }
+                self.roots
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .directory(&parent)
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn notice(&self, entry: &Entry) {
+        let mut state = self.state();
+        state.owner = state.owner.or(entry.owner);
+    }
+
+    fn directory(&self, entry: &Entry) -> Result<()> {
+        let path = &entry.path;
+        let linked = self.options.wal_directory.is_some() && path.as_bytes() == b"pg_wal";
+        self.notice(entry);
+        if !path.is_root() && !linked {
+            let parent = self.parent(path)?;
+            match mkdirat(&parent, path.name(), Mode::RWXU) {
+                Ok(()) => {}
+                Err(Errno::EXIST) if self.state().implied.remove(path) => {
+                    self.state().directories.retain(|known| known.path != *path);
+                }
+                Err(error) => return Err(failed(path, "cannot be made", error)),
+            }
+        }
+        self.state().directories.push(entry.clone());
+        Ok(())
+    }
+
+    fn tablespace(&self, entry: &Entry, oid: Oid, location: Option<&[u8]>) -> Result<()> {
+        let path = &entry.path;
+        if path.tablespace() != Some((oid, b"")) {
+            return Err(Error::new(
+                ErrorKind::Unsafe,
+                path.to_string(),
+                "not the place of a tablespace",
+            ));
+        }
+        let refuse = |reason| Err(Error::new(ErrorKind::Unsupported, path.to_string(), reason));
+        let place = match &self.options.tablespaces {
+            TablespacePlaces::Refuse => {
+                return refuse("the snapshot has tablespaces and no place was given for them");
+            }
+            TablespacePlaces::InPlace => return self.directory(entry),
+            TablespacePlaces::Below(directory) => {
+                std::fs::create_dir_all(absolute(directory)?).map_err(|error| {
+                    Error::io(directory.display().to_string(), "cannot be made", error)
+                })?;
+                directory.join(oid.to_string())
+            }
+            TablespacePlaces::Listed(places) => match places.get(&oid) {
+                Some(place) => place.clone(),
+                None => return refuse("no place was given for this tablespace"),
+            },
+            TablespacePlaces::Original => match location {
+                Some(location) => PathBuf::from(std::ffi::OsStr::from_bytes(location)),
+                None => return refuse("the snapshot does not say where this tablespace was"),
+            },
+        };
+        let root = empty_directory(absolute(&place)?)?;
+        let parent = self.parent(path)?;
+        symlinkat(&place, &parent, path.name())
+            .map_err(|error| failed(path, "cannot be made", error))?;
+        if let Some(owner) = self.owner(entry) {
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            chownat(
+                &parent,
+                path.name(),
+                Some(uid),
+                Some(gid),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .map_err(|error| failed(path, "owner cannot be set", error))?;
+        }
+        let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+        roots.tablespaces.insert(oid, root);
+        drop(roots);
+        self.state().directories.push(entry.clone());
+        Ok(())
+    }
+
+    /// Creates a file of known content, with its attributes, flushed.
+    fn small_file(&self, entry: &Entry, name: &[u8], content: &[u8]) -> Result<OwnedFd> {
+        let parent = self.parent(&entry.path)?;
+        let fail = |error| Error::io(entry.path.to_string(), "cannot be written", error);
+        let fd =
+            create(&parent, name).map_err(|error| failed(&entry.path, "cannot be made", error))?;
+        let file = File::from(fd);
+        file.write_all_at(content, 0).map_err(fail)?;
+        let file = self.attributes(OwnedFd::from(file), entry)?;
+        file.sync_all().map_err(fail)?;
+        Ok(parent)
+    }
+
+    fn check_bootable(&self, state: &State, end: &End) -> Result<ControlFile> {
+        let Some((_, bytes)) = &state.control else {
+            return Err(Error::malformed("snapshot", "it has no global/pg_control"));
+        };
+        let control = ControlFile::decode(bytes).map_err(|error| Error::layout(CONTROL, error))?;
+        let needs_label = match end.kind {
+            Some(kind) => kind.is_bracketed(),
+            None => !control.state.is_clean(),
+        };
+        if needs_label && !state.has_label {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot",
+                "copied from a running server and without backup_label: started, it would be corrupt without a word",
+            ));
+        }
+        if end.kind == Some(SnapshotKind::Cold) && state.has_label {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot",
+                "of a stopped server, and with a backup_label",
+            ));
+        }
+        let map = state.map.as_deref().unwrap_or_default();
+        let map =
+            TablespaceMap::parse(map).map_err(|error| Error::layout("tablespace_map", error))?;
+        for (oid, _) in &map.entries {
+            let link = format!("pg_tblspc/{oid}");
+            if !state
+                .directories
+                .iter()
+                .any(|entry| entry.path.as_bytes() == link.as_bytes())
+            {
+                return Err(Error::new(
+                    ErrorKind::Inconsistent,
+                    "tablespace_map",
+                    format!("tablespace {oid} is not in the snapshot"),
+                ));
+            }
+        }
+        Ok(control)
+    }
+}
+
+impl ParallelSink for DirectoryWriter {
+    fn entry(&self, entry: &Entry) -> Result<()> {
+        match &entry.kind {
+            EntryKind::Directory => self.directory(entry),
+            EntryKind::Tablespace { oid, location } => {
+                self.tablespace(entry, *oid, location.as_deref())
+            }
+            EntryKind::File { .. } => {
+                let mut worker = self.worker()?;
+                worker.begin(entry, 0..entry.size())?;
+                worker.commit()?;
+                worker.finish()
+            }
+        }
+    }
+
+    fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
+        Ok(Box::new(Worker::new(self)))
+    }
+
+    fn end(&self, end: &End) -> Result<()> {
+        let mut state = self.state();
+        if let Some(path) = state.parts.keys().next() {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                path.to_string(),
+                "parts of it are missing",
+            ));
+        }
+        let control = self.check_bootable(&state, end)?;
+        let Some((entry, bytes)) = state.control.take() else {
+            return Err(Error::malformed("snapshot", "it has no global/pg_control"));
+        };
+        let mut crc = Crc::default();
+        crc.add(ChunkData::Bytes(&bytes));
+        state.manifest.add(&entry, crc);
+        let manifest = std::mem::take(&mut state.manifest).into_bytes(&control, end)?;
+        let mut directories = std::mem::take(&mut state.directories);
+        if !directories.iter().any(|entry| entry.path.is_root()) {
+            // Tar archives have no entry for it. The server wants 0700, or 0750 with group access.
+            let mode = if entry.mode & 0o040 == 0 {
+                0o700
+            } else {
+                0o750
+            };
+            let kind = EntryKind::Directory;
+            directories.push(Entry {
+                path: SnapshotPath::root(),
+                kind,
+                mode,
+                ..entry.clone()
+            });
+        }
+        drop(state);
+
+        if self.options.manifest {
+            let manifest_entry = Entry {
+                path: SnapshotPath::new(MANIFEST)?,
+                ..entry.clone()
+            };
+            drop(self.small_file(&manifest_entry, MANIFEST.as_bytes(), &manifest)?);
+        }
+        const NEW: &[u8] = b"pg_control.new";
+        let global = self.small_file(&entry, NEW, &bytes)?;
+        // Deepest first: what a directory holds is durable before the directory is.
+        directories.sort_by(|a, b| b.path.cmp(&a.path));
+        for directory in &directories {
+            let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+            let fd = roots.directory(&directory.path)?;
+            let file = self.attributes(fd, directory)?;
+            file.sync_all().map_err(|error| {
+                Error::io(directory.path.to_string(), "cannot be flushed", error)
+            })?;
+        }
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        for root in [&roots.data]
+            .into_iter()
+            .chain(&roots.wal)
+            .chain(roots.tablespaces.values())
+        {
+            flush_with_parent(root)?;
+        }
+        let fail = |error| failed(&entry.path, "cannot be put into place", error);
+        renameat(&global, NEW, &global, entry.path.name()).map_err(fail)?;
+        fsync(&global).map_err(fail)
+    }
+}
+
+fn absolute(path: &Path) -> Result<&Path> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        path.display().to_string(),
+        "a link in a data directory needs an absolute path",
+    ))
+}
+
+fn empty_directory(path: &Path) -> Result<Root> {
+    let fail = |doing, error| Error::io(path.display().to_string(), doing, error);
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(fail("cannot be made", error)),
+    }
+    let root = Root::open(path)?;
+    let names = names(root.fd()).map_err(|error| fail("cannot be listed", error))?;
+    if names.is_empty() {
+        return Ok(root);
+    }
+    Err(Error::new(
+        ErrorKind::Exists,
+        path.display().to_string(),
+        "is not empty",
+    ))
+}
+
+/// Makes a root, and its name in the directory above it, durable.
+fn flush_with_parent(root: &Root) -> Result<()> {
+    let fail = |error| Error::io(root.path.display().to_string(), "cannot be flushed", error);
+    fsync(root.fd()).map_err(fail)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = openat(root.fd(), c"..", flags, Mode::empty());
+    match parent {
+        Ok(parent) => fsync(&parent).map_err(fail),
+        // Not ours to read: whoever made it made it durable.
+        Err(Errno::ACCESS | Errno::PERM) => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
+}

@@ -1,0 +1,283 @@
+//! Writing the files of a data directory, in one thread of several.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags, openat};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{Crc, MANIFEST};
+use crate::path::SnapshotPath;
+use crate::pgdata::place::failed;
+use crate::pgdata::plan::CONTROL;
+use crate::pgdata::write::{DirectoryWriter, Parts};
+use crate::pgdata::write_options::Written;
+use crate::stream::{Chunk, ChunkData, Entry, ExtentSink, Progress, is_zero};
+
+/// Zero bytes are left out of files in pieces of this size.
+const SPARSE: usize = 8192;
+/// Files that one worker keeps open until it flushes them together: the first flush pays for the journal.
+const FLUSH_TOGETHER: usize = 64;
+/// Files that are held in memory until the end.
+const HELD_LIMIT: u64 = 16 << 20;
+
+/// Writes in one thread.
+pub(crate) struct Worker<'a> {
+    writer: &'a DirectoryWriter,
+    current: Option<Current>,
+    /// The directory used last, which is likely the next one too.
+    parent: Option<(SnapshotPath, OwnedFd)>,
+    unflushed: Vec<File>,
+    progress: Progress,
+    written: Written,
+}
+
+struct Current {
+    entry: Entry,
+    range: Range<u64>,
+    target: Target,
+    crc: Crc,
+}
+
+enum Target {
+    File(File),
+    Held(Vec<u8>),
+    Ignored,
+}
+
+impl<'a> Worker<'a> {
+    pub(crate) fn new(writer: &'a DirectoryWriter) -> Self {
+        Self {
+            writer,
+            current: None,
+            parent: None,
+            unflushed: Vec::new(),
+            progress: Progress::default(),
+            written: Written::default(),
+        }
+    }
+
+    fn open(&mut self, entry: &Entry, range: &Range<u64>) -> Result<Target> {
+        let held = [CONTROL, "tablespace_map"];
+        if held
+            .iter()
+            .any(|name| entry.path.as_bytes() == name.as_bytes())
+        {
+            if entry.size() > HELD_LIMIT {
+                return Err(Error::new(
+                    ErrorKind::Limit,
+                    entry.path.to_string(),
+                    "is too large",
+                ));
+            }
+            if *range != (0..entry.size()) {
+                return Err(Error::malformed(entry.path.to_string(), "comes in parts"));
+            }
+            return Ok(Target::Held(Vec::new()));
+        }
+        // Ours lists what is written here.
+        if entry.path.as_bytes() == MANIFEST.as_bytes() {
+            return Ok(Target::Ignored);
+        }
+        let parent = entry.path.parent().unwrap_or_else(SnapshotPath::root);
+        if self
+            .parent
+            .as_ref()
+            .is_none_or(|(known, _)| *known != parent)
+        {
+            self.parent = Some((parent, self.writer.parent(&entry.path)?));
+        }
+        let Some((_, directory)) = &self.parent else {
+            return Err(Error::malformed(entry.path.to_string(), "has no directory"));
+        };
+        let fail = |error| failed(&entry.path, "cannot be made", error);
+        let name = entry.path.name();
+        if *range == (0..entry.size()) {
+            return Ok(Target::File(File::from(
+                create(directory, name).map_err(fail)?,
+            )));
+        }
+        let mut state = self.writer.state();
+        if state.parts.contains_key(&entry.path) {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = openat(directory, name, flags, Mode::empty()).map_err(fail)?;
+            return Ok(Target::File(File::from(fd)));
+        }
+        let file = File::from(create(directory, name).map_err(fail)?);
+        file.set_len(entry.size())
+            .map_err(|error| Error::io(entry.path.to_string(), "cannot be made", error))?;
+        let parts = Parts {
+            left: entry.size(),
+            done: BTreeMap::new(),
+        };
+        state.parts.insert(entry.path.clone(), parts);
+        Ok(Target::File(file))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        for file in self.unflushed.drain(..) {
+            file.sync_all().map_err(|error| {
+                Error::io("files of the data directory", "cannot be flushed", error)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl ExtentSink for Worker<'_> {
+    fn begin(&mut self, entry: &Entry, range: Range<u64>) -> Result<()> {
+        if !entry.is_file() || self.current.is_some() {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                entry.path.to_string(),
+                "not a file, or inside another one",
+            ));
+        }
+        self.progress.begin(entry, &range)?;
+        self.writer.notice(entry);
+        let target = self.open(entry, &range)?;
+        self.current = Some(Current {
+            entry: entry.clone(),
+            range,
+            target,
+            crc: Crc::default(),
+        });
+        Ok(())
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        self.progress.chunk(chunk)?;
+        let Some(current) = &mut self.current else {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot stream",
+                "data without a file",
+            ));
+        };
+        current.crc.add(chunk.data);
+        match (&mut current.target, chunk.data) {
+            (Target::File(file), ChunkData::Bytes(bytes)) => {
+                let sparse = write_sparse(file, bytes, chunk.offset).map_err(|error| {
+                    Error::io(current.entry.path.to_string(), "cannot be written", error)
+                })?;
+                self.written.sparse += sparse;
+            }
+            (Target::File(_), ChunkData::Zeros(count)) => self.written.sparse += count,
+            (Target::Held(held), ChunkData::Bytes(bytes)) => held.extend_from_slice(bytes),
+            // Bounded: progress lets no chunk pass the size, and that was checked.
+            (Target::Held(held), ChunkData::Zeros(count)) => {
+                held.resize(held.len() + usize::try_from(count).unwrap_or(0), 0);
+            }
+            (Target::Ignored, _) => {}
+        }
+        self.written.bytes += chunk.len();
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.progress.commit()?;
+        let Some(Current {
+            entry,
+            range,
+            target,
+            crc,
+        }) = self.current.take()
+        else {
+            return Ok(());
+        };
+        let mut state = self.writer.state();
+        let file = match target {
+            Target::Ignored => return Ok(()),
+            Target::Held(bytes) if entry.path.as_bytes() == CONTROL.as_bytes() => {
+                if state.control.replace((entry.clone(), bytes)).is_some() {
+                    return Err(Error::new(ErrorKind::Exists, CONTROL, "comes twice"));
+                }
+                self.written.files += 1;
+                return Ok(());
+            }
+            Target::Held(bytes) => {
+                state.map = Some(bytes);
+                return Ok(());
+            }
+            Target::File(file) => file,
+        };
+        let whole = range == (0..entry.size());
+        let crc = if whole {
+            Some(crc)
+        } else {
+            match state.parts.get_mut(&entry.path) {
+                Some(parts) => parts.add(&range, crc),
+                None => None,
+            }
+        };
+        let Some(crc) = crc else {
+            drop(state);
+            self.unflushed.push(file);
+            return self.flush();
+        };
+        state.parts.remove(&entry.path);
+        state.has_label |= entry.path.as_bytes() == b"backup_label";
+        state.manifest.add(&entry, crc);
+        drop(state);
+        self.written.files += 1;
+        if whole {
+            file.set_len(entry.size())
+                .map_err(|error| Error::io(entry.path.to_string(), "cannot be written", error))?;
+        }
+        let file = self.writer.attributes(OwnedFd::from(file), &entry)?;
+        self.unflushed.push(file);
+        if self.unflushed.len() >= FLUSH_TOGETHER || entry.size() >= 16 << 20 {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.flush()?;
+        let written = std::mem::take(&mut self.written);
+        self.writer.state().written.add(written);
+        Ok(())
+    }
+}
+
+impl Parts {
+    /// Adds a part; the checksum of the whole once nothing is missing.
+    fn add(&mut self, range: &Range<u64>, crc: Crc) -> Option<Crc> {
+        self.left = self.left.saturating_sub(range.end - range.start);
+        self.done.insert(range.start, crc);
+        (self.left == 0).then(|| {
+            let mut whole = Crc::default();
+            self.done.values().for_each(|part| whole.join(*part));
+            whole
+        })
+    }
+}
+
+/// Writes all but zero pages and returns how many bytes were left out. The file's size is set elsewhere.
+fn write_sparse(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<u64> {
+    let mut sparse = 0;
+    let mut from = 0;
+    let mut at = 0;
+    let write = |from: usize, to: usize| match bytes.get(from..to) {
+        Some(run) if !run.is_empty() => file.write_all_at(run, offset + from as u64),
+        _ => Ok(()),
+    };
+    for page in bytes.chunks(SPARSE) {
+        if is_zero(page) {
+            write(from, at)?;
+            from = at + page.len();
+            sparse += page.len() as u64;
+        }
+        at += page.len();
+    }
+    write(from, at)?;
+    Ok(sparse)
+}
+
+pub(crate) fn create(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+}

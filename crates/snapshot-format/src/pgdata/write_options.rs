@@ -1,0 +1,78 @@
+//! How a data directory is written, and how much was.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use neon_pg_layout::Oid;
+
+use crate::stream::Owner;
+
+/// Who owns what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ownership {
+    /// The user this process runs as.
+    #[default]
+    Process,
+    /// The one that the snapshot recorded, where it did.
+    Recorded,
+    /// This one.
+    Fixed(Owner),
+}
+
+/// Where tablespaces are put that lay outside the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TablespacePlaces {
+    /// Nowhere: a snapshot that has any is refused.
+    Refuse,
+    /// Into directories named by their OIDs below this absolute path, which is made if missing.
+    Below(PathBuf),
+    /// Each into its own absolute path; one that is not listed is an error.
+    Listed(BTreeMap<Oid, PathBuf>),
+    /// Into directories inside `pg_tblspc`.
+    InPlace,
+    /// Where the snapshot says they were.
+    Original,
+}
+
+/// How to write a data directory.
+#[derive(Debug, Clone)]
+pub struct DirectoryOptions {
+    /// Who owns it.
+    pub ownership: Ownership,
+    /// Where tablespaces go.
+    pub tablespaces: TablespacePlaces,
+    /// An absolute path that `pg_wal` becomes a link to.
+    pub wal_directory: Option<PathBuf>,
+    /// Whether a `backup_manifest` is written.
+    pub manifest: bool,
+}
+
+impl Default for DirectoryOptions {
+    fn default() -> Self {
+        Self {
+            ownership: Ownership::Process,
+            tablespaces: TablespacePlaces::Refuse,
+            wal_directory: None,
+            manifest: true,
+        }
+    }
+}
+
+/// How much was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Files.
+    pub files: u64,
+    /// Bytes they have.
+    pub bytes: u64,
+    /// Bytes of them that were zero and became holes.
+    pub sparse: u64,
+}
+
+impl Written {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.sparse += other.sparse;
+    }
+}

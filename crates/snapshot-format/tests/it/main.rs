@@ -1,0 +1,33 @@
+//! Integration tests of `neon-snapshot-format`: clusters of every major as sources and as judges of what
+//! was written, stock tools as oracles, hostile input.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "tests panic on failure"
+)]
+
+mod clusters;
+mod detection;
+mod hostile_tar;
+mod neon_files;
+mod pgdata_cold;
+mod pgdata_online;
+mod pgdata_refuses;
+mod survives;
+mod tar_sets;
+
+/// One test per major, each calling `$body(PgMajor)`.
+macro_rules! for_every_major {
+    ($body:ident: $($name:ident = $major:ident),* $(,)?) => {$(
+        #[test]
+        fn $name() {
+            $body(neon_testkit::PgMajor::$major);
+        }
+    )*};
+}
+pub(crate) use for_every_major;

@@ -1,0 +1,83 @@
+//! Packs a stopped cluster into one file: `snapshot_to_single_file <data directory> <file|->`.
+//!
+//! With `-` the snapshot goes to standard output in one pass, so that it can be piped to anywhere. Every
+//! page is checked on the way; a damaged one ends it. Exit code 1 when something went wrong; a file that was
+//! begun is then removed.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program of the command line"
+)]
+
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use neon_snapshot_format::Source;
+use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
+use neon_snapshot_format::pgdata::PgData;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let (Some(directory), Some(target), None) = (args.next(), args.next(), args.next()) else {
+        eprintln!("usage: snapshot_to_single_file <data directory> <file|->");
+        return ExitCode::from(2);
+    };
+    match pack(Path::new(&directory), Path::new(&target)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("caused by: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn pack(directory: &Path, target: &Path) -> Result<()> {
+    let mut cluster = PgData::cold(directory)?;
+    if target.as_os_str() == "-" {
+        return write(&mut cluster, std::io::stdout()).map(drop);
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(target)
+        .map_err(|error| format!("{}: {error}", target.display()))?;
+    let outcome = write(&mut cluster, file).and_then(|file| Ok(file.sync_all()?));
+    match outcome {
+        Ok(()) => {
+            // The name is durable with its directory.
+            let parent = target
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+            println!("{}: {} bytes", target.display(), target.metadata()?.len());
+            Ok(())
+        }
+        Err(error) => {
+            std::fs::remove_file(target)?;
+            Err(error)
+        }
+    }
+}
+
+fn write<W: Write + Send>(cluster: &mut PgData, stream: W) -> Result<W> {
+    let mut id = [0; 16];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
+    let stream = BufWriter::with_capacity(1 << 20, stream);
+    let mut writer = NeonWriter::new(stream, PackOptions::new(PackId(id)))?;
+    cluster.send(&mut writer)?;
+    let stream = writer.into_inner().ok_or("the snapshot was not finished")?;
+    stream
+        .into_inner()
+        .map_err(|error| error.into_error().into())
+}

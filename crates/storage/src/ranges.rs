@@ -64,6 +64,9 @@ fn plan(ranges: &[Range<u64>]) -> Vec<(Range<u64>, Vec<usize>)> {
     fetches
 }
 
+/// What was fetched: where, of which version, and which ranges it serves.
+type Fetched = (Range<u64>, Option<Version>, Bytes, Vec<usize>);
+
 /// [`Storage::get_ranges`] by way of [`Storage::get`], for backends without a better way.
 pub(crate) async fn by_get(
     storage: &impl Storage,
@@ -72,7 +75,7 @@ pub(crate) async fn by_get(
     options: GetOptions,
 ) -> Result<Vec<Bytes>> {
     check(key, ranges, &options)?;
-    let fetches: Vec<(Range<u64>, Option<Version>, Bytes, Vec<usize>)> = stream::iter(plan(ranges))
+    let fetches: Vec<Fetched> = stream::iter(plan(ranges))
         .map(|(range, served)| {
             let options = options.clone().range(GetRange::Bounded(range.clone()));
             async move {

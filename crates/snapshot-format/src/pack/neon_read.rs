@@ -20,6 +20,9 @@ const KEPT_FRAMES: usize = 32;
 /// Tables of frames that are kept: 60 KiB each.
 const KEPT_TABLES: usize = 64;
 
+/// Frames that describe a snapshot: 64 MiB.
+const DESCRIPTION_FRAMES: u32 = 512;
+
 /// Something of known length that ranges can be read from: a file, or a bridge to a storage.
 pub trait ReadRange: Send + Sync {
     /// Its length in bytes.
@@ -153,6 +156,14 @@ impl<R: ReadRange> NeonFile<R> {
             root: Root::default(),
             kept: Mutex::default(),
         };
+        // Frames of zeros cost a forger nothing.
+        if snapshot.count > DESCRIPTION_FRAMES {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                "snapshot in a pack",
+                "its description is larger than that of ten million files",
+            ));
+        }
         let mut bytes = Vec::new();
         for frame in snapshot.frame..snapshot.frame + u64::from(snapshot.count) {
             bytes.extend_from_slice(&file.frame(frame)?);

@@ -19,4 +19,4 @@ pub use read::PgData;
 pub use rules::{EXCLUSIONS, Exclusion};
 pub use stop::{Stop, StopWal};
 pub use write::DirectoryWriter;
-pub use write_options::{DirectoryOptions, Ownership, TablespacePlaces, Written};
+pub use write_options::{DirectoryOptions, Flush, Ownership, TablespacePlaces, Written};

@@ -93,7 +93,6 @@ impl PgData {
             SnapshotKind::Cold => control.state == ClusterState::ShutDown,
             SnapshotKind::Recovery => control.state == ClusterState::ShutDownInRecovery,
             SnapshotKind::Crashed => !control.state.is_clean(),
-            // A primary that never wrote since it started may still say how it was stopped.
             SnapshotKind::Online => control.state == ClusterState::InProduction,
             SnapshotKind::Standby => control.state == ClusterState::InArchiveRecovery,
         };

@@ -28,7 +28,7 @@ use crate::path::SnapshotPath;
 use crate::pgdata::place::{Root, Roots, failed, names};
 use crate::pgdata::plan::CONTROL;
 use crate::pgdata::write_files::{Worker, create};
-use crate::pgdata::write_options::{DirectoryOptions, Ownership, TablespacePlaces, Written};
+use crate::pgdata::write_options::{DirectoryOptions, Flush, Ownership, TablespacePlaces, Written};
 use crate::stream::{ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink};
 
 /// Writes a data directory, its tablespaces and its log directory; nothing outside them.
@@ -89,6 +89,11 @@ impl DirectoryWriter {
     #[must_use]
     pub fn written(&self) -> Written {
         self.state().written
+    }
+
+    /// Whether files are flushed one by one, and not together at the end.
+    pub(crate) fn flushes_files(&self) -> bool {
+        self.options.flush == Flush::Files || !cfg!(target_os = "linux")
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -371,9 +376,11 @@ impl ParallelSink for DirectoryWriter {
             let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
             let fd = roots.directory(&directory.path)?;
             let file = self.attributes(fd, directory)?;
-            file.sync_all().map_err(|error| {
-                Error::io(directory.path.to_string(), "cannot be flushed", error)
-            })?;
+            if self.flushes_files() {
+                file.sync_all().map_err(|error| {
+                    Error::io(directory.path.to_string(), "cannot be flushed", error)
+                })?;
+            }
         }
         let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
         for root in [&roots.data]
@@ -381,6 +388,13 @@ impl ParallelSink for DirectoryWriter {
             .chain(&roots.wal)
             .chain(roots.tablespaces.values())
         {
+            #[cfg(target_os = "linux")]
+            if !self.flushes_files() {
+                // The root was opened before anything was written: errors since then are reported.
+                rustix::fs::syncfs(root.fd()).map_err(|error| {
+                    Error::io(root.path.display().to_string(), "cannot be flushed", error)
+                })?;
+            }
             flush_with_parent(root)?;
         }
         let fail = |error| failed(&entry.path, "cannot be put into place", error);

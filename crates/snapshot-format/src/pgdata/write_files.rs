@@ -118,7 +118,8 @@ impl<'a> Worker<'a> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        for file in self.unflushed.drain(..) {
+        let each = self.writer.flushes_files();
+        for file in self.unflushed.drain(..).filter(|_| each) {
             file.sync_all().map_err(|error| {
                 Error::io("files of the data directory", "cannot be flushed", error)
             })?;

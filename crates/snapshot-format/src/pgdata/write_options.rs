@@ -34,6 +34,18 @@ pub enum TablespacePlaces {
     Original,
 }
 
+/// How what was written is made durable. Either way everything is, before the control file appears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Flush {
+    /// Each file and directory by itself, as `pg_basebackup` does by default. A cost per file.
+    #[default]
+    Files,
+    /// The whole file systems once, as `pg_basebackup --sync-method=syncfs` does. Better for many small
+    /// files, worse where others write much to the same file system. On Linux from 5.8 on, which reports
+    /// what failed; elsewhere as [`Files`](Self::Files).
+    FileSystem,
+}
+
 /// How to write a data directory.
 #[derive(Debug, Clone)]
 pub struct DirectoryOptions {
@@ -45,6 +57,8 @@ pub struct DirectoryOptions {
     pub wal_directory: Option<PathBuf>,
     /// Whether a `backup_manifest` is written.
     pub manifest: bool,
+    /// How it is made durable.
+    pub flush: Flush,
 }
 
 impl Default for DirectoryOptions {
@@ -54,6 +68,7 @@ impl Default for DirectoryOptions {
             tablespaces: TablespacePlaces::Refuse,
             wal_directory: None,
             manifest: true,
+            flush: Flush::Files,
         }
     }
 }

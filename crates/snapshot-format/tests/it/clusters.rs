@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use neon_pg_layout::{ChecksumAlgorithm, Lsn, Manifest, TimelineId};
 use neon_snapshot_format::Result;
 use neon_snapshot_format::pgdata::{
-    Bracket, DirectoryOptions, DirectoryWriter, Ownership, PgData, Stop, StopWal, TablespacePlaces,
+    Bracket, DirectoryOptions, DirectoryWriter, Flush, Ownership, PgData, Stop, StopWal,
+    TablespacePlaces,
 };
 use neon_snapshot_format::{End, ParallelSink, Sequential, Sink};
 use neon_testkit::{Cluster, Installation, PgMajor, Session};
@@ -38,7 +39,7 @@ pub(crate) fn varied_with(major: PgMajor, checksums: bool, in_place: bool) -> Cl
     let inside = if in_place { "inside" } else { "pg_default" };
     cluster.psql(&format!(
         "create table kept (id int primary key, body text);
-         insert into kept select i, repeat(md5(i::text), 20) from generate_series(1, 20000) i;
+         insert into kept select i, repeat(md5(i::text), 20) from generate_series(1, 26000) i;
          create unlogged table scratch as select generate_series(1, 1000) as i;
          create table empty (i int);
          create table far (i int) tablespace outside;
@@ -65,11 +66,13 @@ pub(crate) fn contents(cluster: &Cluster) -> String {
     )
 }
 
-/// Options that keep owners and put tablespaces below this cluster's folder.
+/// Options that keep owners and put tablespaces below this cluster's folder; with one flush, which many
+/// tests beside each other can afford.
 pub(crate) fn options(target: &Cluster) -> DirectoryOptions {
     DirectoryOptions {
         ownership: Ownership::Recorded,
         tablespaces: TablespacePlaces::Below(target.scratch_dir().join("restored-tablespaces")),
+        flush: Flush::FileSystem,
         ..DirectoryOptions::default()
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use neon_snapshot_format::pgdata::{DirectoryWriter, PgData};
+use neon_snapshot_format::pgdata::{DirectoryWriter, Flush, PgData};
 use neon_snapshot_format::{Sequential, SnapshotKind, Source};
 use neon_testkit::{Cluster, PgMajor, StopMode};
 
@@ -70,7 +70,12 @@ fn a_cold_copy_is_equal_and_starts(major: PgMajor) {
     assert_equal(&cluster.data_dir(), &first.data_dir());
 
     let second = target(major);
-    let writer = DirectoryWriter::create(&second.data_dir(), options(&second)).unwrap();
+    let mut how = options(&second);
+    if major == PgMajor::V15 {
+        how.flush = Flush::Files;
+    }
+    let writer = DirectoryWriter::create(&second.data_dir(), how).unwrap();
+    let source = source.extent_size(8 << 20);
     let copied = source.copy_parallel(&writer, 3).unwrap();
     assert!(copied.files > 500 && copied.vanished == 0);
     let end = copied

@@ -318,6 +318,33 @@ fn file(path: &str, size: u64) -> Entry {
 }
 
 #[test]
+fn a_control_file_that_is_just_being_written_is_read_again() {
+    let cluster = small(PgMajor::V13);
+    let path = cluster.data_dir().join("global/pg_control");
+    let whole = fs::read(&path).unwrap();
+    let torn = |bytes: &[u8]| {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all_at(bytes, 0)
+            .unwrap();
+    };
+    torn(b"torn");
+    assert_ne!(fs::read(&path).unwrap(), whole);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            torn(&whole);
+        });
+        PgData::cold(&cluster.data_dir()).unwrap();
+    });
+    torn(b"torn");
+    let error = PgData::cold(&cluster.data_dir()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+}
+
+#[test]
 fn nothing_is_written_outside_the_target() {
     let scratch = tempfile::tempdir().unwrap();
     let outside = scratch.path().join("outside");

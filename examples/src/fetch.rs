@@ -82,7 +82,7 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     }
     // The slot is made before anything is copied, so nothing can be missing later.
     let (stop_known, stop) = watch::channel(None);
-    let streaming = match &plan.wal {
+    let mut streaming = match &plan.wal {
         Wal::Stream(slot) => {
             fs::create_dir_all(pg_wal.join("archive_status"))?;
             let range = Range {
@@ -102,9 +102,20 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let (target, mappings) = (plan.target.clone(), plan.mappings.clone());
     let (pieces, received) = mpsc::channel::<BackupEvent>(64);
     let writer = tokio::task::spawn_blocking(move || write(&target, &mappings, written, received));
-    let sent = pass_on(&mut backup, pieces).await;
-    let (mut written, manifest) = writer.await??;
+    let sent = match &mut streaming {
+        // Without its WAL the rest of the backup is worth nothing.
+        Some(streaming) => tokio::select! {
+            sent = pass_on(&mut backup, pieces) => sent,
+            ended = streaming => match ended? {
+                Err(error) => Err(error),
+                Ok(_) => Err("the stream of WAL ended before the backup was complete".into()),
+            },
+        },
+        None => pass_on(&mut backup, pieces).await,
+    };
+    let unpacked = writer.await?;
     sent?;
+    let (mut written, manifest) = unpacked?;
     let (end, client) = backup.finish()?;
     if let Some(streaming) = streaming {
         stop_known.send(Some(end.stop))?;

@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use neon_storage::{
-    CredentialsSource, Error, ErrorKind, Key, Operation, Result, S3, S3Config, S3Credentials,
-    S3Keys, StorageExt, Variables,
+    Conditional, CredentialsSource, Error, ErrorKind, Key, Operation, Result, S3, S3Config,
+    S3Credentials, S3Keys, StorageExt, Variables,
 };
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 
@@ -23,6 +23,7 @@ fn key(text: &str) -> Key {
 
 async fn open(server: &S3Server, credentials: S3Credentials) -> S3 {
     let mut config = S3Config::new("bucket");
+    config.conditional = Conditional::Trusted;
     config.endpoint = Some(server.endpoint());
     config.credentials = credentials;
     config.attempts = 1;

@@ -21,6 +21,7 @@ fn key(text: &str) -> Key {
 pub fn config(server: &S3Server) -> S3Config {
     let options = server.options();
     let mut config = S3Config::new("bucket");
+    config.conditional = Conditional::Trusted;
     config.endpoint = Some(server.endpoint());
     config.credentials = S3Credentials::Static(S3Keys::new(
         options.access_key.as_str(),

@@ -12,8 +12,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use neon_storage::{
-    Body, GetOptions, ListOptions, Native, NativeOptions, S3, S3Config, S3Credentials, S3Keys,
-    Storage, StorageExt,
+    Body, Conditional, GetOptions, ListOptions, Native, NativeOptions, S3, S3Config, S3Credentials,
+    S3Keys, Storage, StorageExt,
 };
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 
@@ -112,6 +112,7 @@ pub async fn soak(what: &str, at: &str, size: u64) {
     let storage: Arc<dyn Storage> = if at.starts_with("http") {
         let options = S3ServerOptions::default();
         let mut config = S3Config::new("bucket");
+        config.conditional = Conditional::Trusted;
         config.endpoint = Some(at.to_owned());
         let keys = S3Keys::new(options.access_key, options.secret_key.as_str());
         config.credentials = S3Credentials::Static(keys);

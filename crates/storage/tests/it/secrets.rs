@@ -5,8 +5,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use neon_storage::{
-    Context, Encryption, Http, HttpConfig, Key, Locator, Registry, S3, S3Config, S3Credentials,
-    S3Keys, Storage, StorageExt, Variables,
+    Conditional, Context, Encryption, Http, HttpConfig, Key, Locator, Registry, S3, S3Config,
+    S3Credentials, S3Keys, Storage, StorageExt, Variables,
 };
 use neon_testkit::s3::{Fault, S3Server, S3ServerOptions};
 use tracing_subscriber::fmt::MakeWriter;
@@ -96,6 +96,7 @@ async fn no_secret_is_ever_shown() {
     });
     let access_key = server.options().access_key.clone();
     let mut config = S3Config::new("bucket");
+    config.conditional = Conditional::Trusted;
     config.endpoint = Some(
         server
             .endpoint()

@@ -102,7 +102,7 @@ impl S3Config {
             attempts: 4,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(60),
-            conditional: Conditional::Trusted,
+            conditional: Conditional::Automatic,
         }
     }
 }

@@ -121,10 +121,11 @@ impl S3Config {
             }
             "conditional" => {
                 self.conditional = match value {
+                    "automatic" => Conditional::Automatic,
                     "trusted" => Conditional::Trusted,
                     "probed" => Conditional::Probed,
                     "unused" => Conditional::Unused,
-                    _ => return Err("none of trusted, probed, unused".to_owned()),
+                    _ => return Err("none of automatic, trusted, probed, unused".to_owned()),
                 };
             }
             _ => return Err("there is no such option".to_owned()),

@@ -14,9 +14,13 @@ use crate::key::Key;
 use crate::object::{ObjectMeta, Version};
 
 /// Whether conditional writes are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Conditional {
+    /// As [`Trusted`](Self::Trusted) on AWS itself, as [`Probed`](Self::Probed) at any other
+    /// endpoint: some providers ignore conditions and report success.
+    #[default]
+    Automatic,
     /// The provider is known to enforce them.
     Trusted,
     /// Two clients race when the storage is opened; what isn't enforced is refused afterwards.

@@ -49,12 +49,18 @@ impl fmt::Debug for S3 {
 }
 
 impl S3 {
-    /// Opens a bucket. Sends nothing, unless conditional writes are to be probed.
+    /// Opens a bucket. Sends nothing, unless conditional writes are to be probed, as they are by
+    /// default at an endpoint other than AWS itself.
     ///
     /// Dropped: a probe may leave a few tiny objects below `neon-probe-`.
     pub async fn open(config: S3Config) -> Result<Self> {
-        let found = match config.conditional {
-            Conditional::Trusted => Found {
+        let conditional = match config.conditional {
+            Conditional::Automatic if config.endpoint.is_some() => Conditional::Probed,
+            Conditional::Automatic => Conditional::Trusted,
+            chosen => chosen,
+        };
+        let found = match conditional {
+            Conditional::Automatic | Conditional::Trusted => Found {
                 create_only: true,
                 compare_and_swap: true,
             },

@@ -61,12 +61,8 @@ impl Instance {
         }
         let startup = process::startup_process(server.pid());
         let file = self.data_dir.join(PROMOTE_FILE);
-        match durable::write_new(&file, b"", 0o600, &self.user) {
-            Ok(()) => {}
-            // Somebody else asked already.
-            Err(_) if file.exists() => {}
-            Err(error) => return Err(error),
-        }
+        // As a whole: any signal makes the server look for it, and take it away.
+        durable::replace(&file, b"", 0o600, &self.user)?;
         if let Err(error) = self.signal(&server, Signal::USR1) {
             drop(fs::remove_file(&file));
             return Err(error);

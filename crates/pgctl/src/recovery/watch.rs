@@ -162,7 +162,8 @@ impl Watch<'_> {
     fn promote(&mut self, launched: &Launched) -> Result<()> {
         let path = self.job.instance.data_dir().join("promote");
         let file = Scrap(path);
-        durable::write_new(&file.0, b"", 0o600, self.job.instance.os_user())?;
+        // As a whole: any signal makes the server look for it, and take it away.
+        durable::replace(&file.0, b"", 0o600, self.job.instance.os_user())?;
         self.promote_file = Some(file);
         signal(launched, Signal::USR1)
     }

@@ -77,6 +77,9 @@ fn facts_are_learned_and_drift_is_repaired(major: PgMajor) {
     );
     assert_eq!(databases[0].collations[0].locale, "C.UTF-8");
     assert_eq!(compare(&facts, &facts), []);
+    // Kept as data beside a snapshot, it is the same value later.
+    let kept = serde_json::to_string(&facts).unwrap();
+    assert_eq!(serde_json::from_str::<Facts>(&kept).unwrap(), facts);
     let offline = runtime()
         .block_on(instance(&cluster).offline_facts())
         .unwrap();

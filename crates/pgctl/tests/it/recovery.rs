@@ -462,7 +462,7 @@ fn every_await_point_can_be_the_last(major: PgMajor) {
                 break;
             }
             assert_eq!(signal, control() != untouched, "{polls}");
-            polls = (polls + 1).max(polls * 4 / 3);
+            polls = (polls + 1).max(polls * 2);
         }
         if end == RecoveryEnd::Promoted {
             assert_eq!(numbers(&instance), "1 2 3 4 5 6");

@@ -50,16 +50,27 @@ async fn round_trip(locator: &str) -> Result<(), Failure> {
     // The application reads the environment; the library takes what it is given.
     let mut context = Context::default();
     context.variables = std::env::vars().collect();
-    let place = Registry::default().open(&Locator::parse(locator)?, &context).await?;
+    let place = Registry::default()
+        .open(&Locator::parse(locator)?, &context)
+        .await?;
     let can = place.capabilities();
-    writeln!(out, "{}: durability {:?}, create-only {}, compare-and-swap {}",
-        place.location(), can.durability, can.create_only, can.compare_and_swap)?;
+    writeln!(
+        out,
+        "{}: durability {:?}, create-only {}, compare-and-swap {}",
+        place.location(),
+        can.durability,
+        can.create_only,
+        can.compare_and_swap
+    )?;
 
     // Layers: what fails for a while is tried again, everything is counted, and all of it happens
     // below a prefix.
     let retried = Arc::new(RetryLayer::new(place, RetryPolicy::default()));
     let metered = Arc::new(Meter::new(retried, |event| {
-        let line = format!("  {} {:?}: {} sent, {} received", event.operation, event.outcome, event.sent, event.received);
+        let line = format!(
+            "  {} {:?}: {} sent, {} received",
+            event.operation, event.outcome, event.sent, event.received
+        );
         drop(writeln!(io::stdout(), "{line}"));
     }));
     let prefix = Key::new(format!("roundtrip-{}", std::process::id()))?;
@@ -68,7 +79,9 @@ async fn round_trip(locator: &str) -> Result<(), Failure> {
     // A stream of unknown length: three mebibytes that are never in memory together.
     let chunks = (0..48u8).map(|number| Ok(Bytes::from(vec![number; 64 * 1024])));
     let large = Key::new("large/object")?;
-    let stored = storage.create(&large, Body::stream(stream::iter(chunks))).await?;
+    let stored = storage
+        .create(&large, Body::stream(stream::iter(chunks)))
+        .await?;
     writeln!(out, "stored {} bytes", stored.size)?;
 
     // A create never replaces.
@@ -83,23 +96,34 @@ async fn round_trip(locator: &str) -> Result<(), Failure> {
         return Err("the page is not what was stored".into());
     }
     let head = storage.head(&large).await?;
-    if head.age().is_some_and(|age| age > Duration::from_secs(3600)) {
+    if head
+        .age()
+        .is_some_and(|age| age > Duration::from_secs(3600))
+    {
         return Err("a new object is an hour old by the storage's clock".into());
     }
 
     // An object that is replaced only by whoever saw its last state.
     if can.compare_and_swap {
         let counter = Key::new("counter")?;
-        let first = storage.create(&counter, "1").await?.version.ok_or("no version")?;
+        let first = storage
+            .create(&counter, "1")
+            .await?
+            .version
+            .ok_or("no version")?;
         storage.replace(&counter, &first, "2").await?;
         match storage.replace(&counter, &first, "2 as well").await {
-            Err(error) if error.kind() == ErrorKind::Precondition => writeln!(out, "refused: {error}")?,
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                writeln!(out, "refused: {error}")?
+            }
             other => return Err(format!("an update was lost: {other:?}").into()),
         }
     }
 
     for number in 0..10 {
-        storage.create(&Key::new(format!("many/{number}"))?, "x").await?;
+        storage
+            .create(&Key::new(format!("many/{number}"))?, "x")
+            .await?;
     }
     let listed: Vec<_> = storage
         .list(ListOptions::prefix("many/").after("many/6"))
@@ -107,8 +131,14 @@ async fn round_trip(locator: &str) -> Result<(), Failure> {
         .try_collect()
         .await?;
     writeln!(out, "listed {}", listed.join(" "))?;
-    let keys = storage.list(ListOptions::all()).map_ok(|object| object.key).boxed();
-    let deleted = storage.delete_many(keys).try_fold(0u32, |n, _| async move { Ok(n + 1) }).await?;
+    let keys = storage
+        .list(ListOptions::all())
+        .map_ok(|object| object.key)
+        .boxed();
+    let deleted = storage
+        .delete_many(keys)
+        .try_fold(0u32, |n, _| async move { Ok(n + 1) })
+        .await?;
     writeln!(out, "deleted {deleted}")?;
     Ok(())
 }

@@ -4,9 +4,11 @@
 //! ```text
 //! stream_wal 'host=/run/postgresql user=postgres' /archive [--slot NAME] [--until X/X]
 //! ```
-
-#[path = "support/surroundings.rs"]
-mod surroundings;
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::surroundings;
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_pgwire::{
     Client, Config, ErrorKind, Params, Positions, Replication, SlotName, StreamEnd, StreamOptions,
@@ -227,14 +230,14 @@ impl Receiver {
             }
             data = rest;
             at = Lsn(at.0 + u64::try_from(piece.len()).unwrap_or(0));
-            if at.offset_in(self.segment) == 0 {
-                if let Some((file, path)) = self.open.take() {
-                    file.sync_all()?;
-                    fs::rename(path.with_extension("partial"), &path)?;
-                    File::open(&self.directory)?.sync_all()?;
-                    completed = true;
-                    self.flushed = at;
-                }
+            if at.offset_in(self.segment) == 0
+                && let Some((file, path)) = self.open.take()
+            {
+                file.sync_all()?;
+                fs::rename(path.with_extension("partial"), &path)?;
+                File::open(&self.directory)?.sync_all()?;
+                completed = true;
+                self.flushed = at;
             }
         }
         Ok(completed)

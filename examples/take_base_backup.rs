@@ -4,19 +4,18 @@
 //! ```text
 //! take_base_backup 'host=/run/postgresql user=postgres' /backups/monday [/old/space=/new/space ...]
 //! ```
-
-#[path = "support/fetch.rs"]
-mod fetch;
-#[path = "support/surroundings.rs"]
-mod surroundings;
-#[path = "support/unpack.rs"]
-mod unpack;
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
 
 use std::process::ExitCode;
 
-use fetch::{Plan, Wal, fetch};
+use neon_examples::fetch::{Plan, Wal, fetch};
+use neon_examples::surroundings;
+use neon_examples::unpack::Mapping;
 use neon_pgwire::{BaseBackupOptions, Checkpoint, Config, Params};
-use unpack::Mapping;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {

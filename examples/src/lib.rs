@@ -1,1 +1,5 @@
-//! See the programs beside this package’s `Cargo.toml`; each is run by `tests/`.
+//! What several of the programs beside this package’s `Cargo.toml` share; each is run by `tests/`.
+
+pub mod fetch;
+pub mod surroundings;
+pub mod unpack;

@@ -211,6 +211,8 @@ fn in_wal(rest: &str) -> Option<DataFile> {
         },
         Some(_) => None,
         None if rest.starts_with("xlogtemp.") => Some(DataFile::Temporary),
+        // What a restore command is asked to write, before it gets its name.
+        None if ["RECOVERYXLOG", "RECOVERYHISTORY"].contains(&rest) => Some(DataFile::Temporary),
         None => rest.parse().ok().map(DataFile::Wal),
     }
 }
@@ -312,6 +314,7 @@ mod tests {
             "base/pgsql_tmp/pgsql_tmp1.0.sharedfileset/0",
             "postgresql.auto.conf.tmp",
             "pg_wal/xlogtemp.123",
+            "pg_wal/RECOVERYXLOG",
             "base/5/pg_filenode.map.tmp",
         ] {
             let kind = DataFile::of(path, PgMajor::V15.layout());

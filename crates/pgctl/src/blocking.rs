@@ -14,11 +14,12 @@ use crate::start::{StartOptions, Started};
 use crate::status::Status;
 use crate::stop::{StopMode, StopOptions, Stopped};
 
-/// Runs a future of this crate to its end on this thread.
+/// Runs a future to its end on this thread. What it made that waits for the network, a connection above
+/// all, can be used only within it.
 ///
 /// # Errors
-/// Those of the future, and [`Io`](ErrorKind::Io) when the system gives no event queue or thread.
-pub fn wait<T: Send>(future: impl Future<Output = Result<T>> + Send) -> Result<T> {
+/// [`Io`](ErrorKind::Io) when the system gives no event queue.
+pub fn wait<T: Send>(future: impl Future<Output = T> + Send) -> Result<T> {
     let run = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -26,7 +27,7 @@ pub fn wait<T: Send>(future: impl Future<Output = Result<T>> + Send) -> Result<T
             .map_err(|error| {
                 Error::new(ErrorKind::Io, "a runtime", "cannot be made").with_source(error)
             })?;
-        runtime.block_on(future)
+        Ok(runtime.block_on(future))
     };
     if tokio::runtime::Handle::try_current().is_err() {
         return run();
@@ -66,7 +67,7 @@ impl Instance {
         dir: impl AsRef<Path>,
         options: &CreateOptions,
     ) -> Result<Self> {
-        wait(crate::Instance::create(installation, dir.as_ref(), options)).map(Self)
+        wait(crate::Instance::create(installation, dir.as_ref(), options))?.map(Self)
     }
 
     /// As [`crate::Instance::open`].
@@ -82,7 +83,7 @@ impl Instance {
     /// # Errors
     /// As there.
     pub fn start(&self, options: &StartOptions) -> Result<Started> {
-        wait(self.0.start(options))
+        wait(self.0.start(options))?
     }
 
     /// As [`crate::Instance::start_scoped`].
@@ -90,7 +91,7 @@ impl Instance {
     /// # Errors
     /// As there.
     pub fn start_scoped(&self, options: &StartOptions) -> Result<ScopedServer> {
-        wait(self.0.start_scoped(options)).map(ScopedServer)
+        wait(self.0.start_scoped(options))?.map(ScopedServer)
     }
 
     /// As [`crate::Instance::stop`].
@@ -98,7 +99,7 @@ impl Instance {
     /// # Errors
     /// As there.
     pub fn stop(&self, options: &StopOptions) -> Result<Stopped> {
-        wait(self.0.stop(options))
+        wait(self.0.stop(options))?
     }
 
     /// As [`crate::Instance::restart`].
@@ -106,7 +107,7 @@ impl Instance {
     /// # Errors
     /// As there.
     pub fn restart(&self, stop: &StopOptions, start: &StartOptions) -> Result<Started> {
-        wait(self.0.restart(stop, start))
+        wait(self.0.restart(stop, start))?
     }
 
     /// As [`crate::Instance::promote`].
@@ -114,7 +115,7 @@ impl Instance {
     /// # Errors
     /// As there.
     pub fn promote(&self, deadline: Duration) -> Result<()> {
-        wait(self.0.promote(deadline))
+        wait(self.0.promote(deadline))?
     }
 
     /// As [`crate::Instance::status`].
@@ -122,7 +123,7 @@ impl Instance {
     /// # Errors
     /// As there.
     pub fn status(&self) -> Result<Status> {
-        wait(self.0.status())
+        wait(self.0.status())?
     }
 }
 
@@ -155,7 +156,7 @@ impl ScopedServer {
             parent,
             create,
             start,
-        ))
+        ))?
         .map(Self)
     }
 
@@ -164,7 +165,7 @@ impl ScopedServer {
     /// # Errors
     /// As there.
     pub fn restart(&mut self, mode: StopMode) -> Result<()> {
-        wait(self.0.restart(mode))
+        wait(self.0.restart(mode))?
     }
 
     /// As [`crate::ScopedServer::stop`].

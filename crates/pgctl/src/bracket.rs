@@ -11,7 +11,9 @@
 
 use std::future::Future;
 
-use neon_pg_layout::{BackupLabel, Lsn, PgMajor, SystemIdentifier, TablespaceMap, TimelineId, WalSegmentSize};
+use neon_pg_layout::{
+    BackupLabel, Lsn, PgMajor, SystemIdentifier, TablespaceMap, TimelineId, WalSegmentSize,
+};
 use neon_pgwire::{Client, ResultSet, quote_literal};
 
 use crate::durable;
@@ -33,7 +35,11 @@ pub struct BracketOptions {
 impl BracketOptions {
     /// A backup of this name that begins with a fast checkpoint and keeps its WAL by a slot.
     pub fn new(label: impl Into<String>) -> Self {
-        Self { label: label.into(), fast: true, slot: true }
+        Self {
+            label: label.into(),
+            fast: true,
+            slot: true,
+        }
     }
 
     /// Whether the checkpoint is written as fast as can be, or spread out as the regular ones are, which takes
@@ -148,7 +154,11 @@ impl BackupBracket {
         start.start = value(&result, 0)?;
         let timeline = value::<u32>(&result, 1)?;
         start.timeline = TimelineId::new(timeline).map_err(|_| strange())?;
-        Ok(Self { client, major, start })
+        Ok(Self {
+            client,
+            major,
+            start,
+        })
     }
 
     /// Where it is taken.
@@ -212,9 +222,8 @@ impl BackupBracket {
             "pg_catalog.pg_backup_stop(false)"
         };
         // Hexadecimal, so that no conversion between encodings touches a byte.
-        let bytes = |column: &str| {
-            format!("encode(convert_to({column}, getdatabaseencoding()), 'hex')")
-        };
+        let bytes =
+            |column: &str| format!("encode(convert_to({column}, getdatabaseencoding()), 'hex')");
         let (label, map) = (bytes("labelfile"), bytes("spcmapfile"));
         let sql = format!("SELECT lsn, {label}, {map} FROM {call}");
         let result = match self.client.simple_query(&sql).await {
@@ -223,9 +232,10 @@ impl BackupBracket {
         };
         let label_file = unhex(result.value(0, 1))?;
         let tablespace_map_file = unhex(result.value(0, 2))?;
-        let label = BackupLabel::parse(&label_file).map_err(|error| strange().with_source(error))?;
-        let tablespace_map =
-            TablespaceMap::parse(&tablespace_map_file).map_err(|error| strange().with_source(error))?;
+        let label =
+            BackupLabel::parse(&label_file).map_err(|error| strange().with_source(error))?;
+        let tablespace_map = TablespaceMap::parse(&tablespace_map_file)
+            .map_err(|error| strange().with_source(error))?;
         if label.start != self.start.start || label.start_timeline != Some(self.start.timeline) {
             return Err(strange());
         }
@@ -237,7 +247,12 @@ impl BackupBracket {
             tablespace_map,
             start: self.start,
         };
-        Ok((backup, WalHold { client: self.client }))
+        Ok((
+            backup,
+            WalHold {
+                client: self.client,
+            },
+        ))
     }
 
     fn spoiled(&self, error: neon_pgwire::Error) -> Error {
@@ -293,7 +308,10 @@ async fn prepare(client: &mut Client, major: PgMajor) -> Result<BackupStart> {
     client.simple_query(&sql).await.map_err(session::failed)?;
     if major >= PgMajor::V14 {
         // So that a server waiting for a checkpoint notices that we are gone. Not every system can.
-        match client.simple_query("SET client_connection_check_interval = '1s'").await {
+        match client
+            .simple_query("SET client_connection_check_interval = '1s'")
+            .await
+        {
             Err(error) if client.is_closed() => return Err(session::failed(error)),
             Ok(_) | Err(_) => {}
         }
@@ -322,15 +340,21 @@ async fn prepare(client: &mut Client, major: PgMajor) -> Result<BackupStart> {
 
 async fn create_slot(client: &mut Client) -> Result<(String, Lsn)> {
     let name = format!("neon_backup_{}", durable::random_hex(8)?);
-    let sql = format!("SELECT lsn FROM pg_catalog.pg_create_physical_replication_slot('{name}', true, true)");
+    let sql = format!(
+        "SELECT lsn FROM pg_catalog.pg_create_physical_replication_slot('{name}', true, true)"
+    );
     let result = match client.simple_query(&sql).await {
         Ok(results) => results.into_iter().next().unwrap_or_default(),
         // ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, and when there may be none at all
         // ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
         Err(error) if matches!(error.sqlstate(), Some("53400" | "55000")) => {
-            return Err(Error::new(ErrorKind::Slot, "backup", "no replication slot is free to keep its WAL")
-                .with_hint("raise max_replication_slots (needs a restart), or drop a slot nobody uses")
-                .with_source(error));
+            return Err(Error::new(
+                ErrorKind::Slot,
+                "backup",
+                "no replication slot is free to keep its WAL",
+            )
+            .with_hint("raise max_replication_slots (needs a restart), or drop a slot nobody uses")
+            .with_source(error));
         }
         Err(error) => return Err(refused(error, false)),
     };
@@ -356,28 +380,47 @@ fn refused(error: neon_pgwire::Error, standby: bool) -> Error {
 }
 
 fn minimal() -> Error {
-    Error::new(ErrorKind::WalLevelMinimal, "backup", "cannot be taken of a running server with wal_level=minimal")
-        .with_hint("set wal_level to replica (needs a restart), or take it of the stopped cluster")
+    Error::new(
+        ErrorKind::WalLevelMinimal,
+        "backup",
+        "cannot be taken of a running server with wal_level=minimal",
+    )
+    .with_hint("set wal_level to replica (needs a restart), or take it of the stopped cluster")
 }
 
 fn lost(error: neon_pgwire::Error) -> Error {
-    Error::new(ErrorKind::BackupLost, "backup", "the session that held it is lost, the server has aborted it")
-        .with_source(error)
+    Error::new(
+        ErrorKind::BackupLost,
+        "backup",
+        "the session that held it is lost, the server has aborted it",
+    )
+    .with_source(error)
 }
 
 fn strange() -> Error {
-    Error::new(ErrorKind::Connection, "backup", "the server's answer is not understood")
+    Error::new(
+        ErrorKind::Connection,
+        "backup",
+        "the server's answer is not understood",
+    )
 }
 
 fn value<T: std::str::FromStr>(result: &ResultSet, column: usize) -> Result<T> {
-    result.value(0, column).and_then(|text| text.parse().ok()).ok_or_else(strange)
+    result
+        .value(0, column)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(strange)
 }
 
 fn unhex(text: Option<&str>) -> Result<Vec<u8>> {
     let text = text.ok_or_else(strange)?;
     let digits: Option<Vec<u8>> = text
         .chars()
-        .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .map(|digit| {
+            digit
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        })
         .collect();
     let digits = digits.ok_or_else(strange)?;
     let (pairs, rest) = digits.as_chunks::<2>();

@@ -83,7 +83,11 @@ impl Upstream {
         put("user", &self.user);
         if let Some(path) = &self.pass_file {
             let Some(path) = path.to_str() else {
-                return Err(Error::path(ErrorKind::Invalid, path, "is not UTF-8, so no setting can hold it"));
+                return Err(Error::path(
+                    ErrorKind::Invalid,
+                    path,
+                    "is not UTF-8, so no setting can hold it",
+                ));
             };
             put("passfile", path);
         }
@@ -91,14 +95,27 @@ impl Upstream {
             put("application_name", name);
         }
         for (name, value) in &self.parameters {
-            if name == "password" || name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
-                return Err(Error::new(ErrorKind::Invalid, name.clone(), "is no parameter an upstream is given by")
-                    .with_hint("a password belongs into a pass file"));
+            if name == "password"
+                || name.is_empty()
+                || !name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    name.clone(),
+                    "is no parameter an upstream is given by",
+                )
+                .with_hint("a password belongs into a pass file"));
             }
             put(name, value);
         }
         if text.contains(['\0', '\n', '\r']) {
-            return Err(Error::new(ErrorKind::Invalid, "upstream", "a parameter holds a line break or NUL"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "upstream",
+                "a parameter holds a line break or NUL",
+            ));
         }
         Ok(text)
     }
@@ -116,7 +133,11 @@ pub struct StandbyOptions {
 impl StandbyOptions {
     /// Follows this server by streaming.
     pub fn new(upstream: Upstream) -> Self {
-        Self { upstream, slot: None, restore_command: None }
+        Self {
+            upstream,
+            slot: None,
+            restore_command: None,
+        }
     }
 
     /// Through this slot, which keeps WAL for the standby; see [`claim_slot`].
@@ -156,10 +177,17 @@ impl Instance {
             return Err(Error::path(
                 ErrorKind::Invalid,
                 self.data_dir(),
-                format!("is no copy that can follow: its state is {:?} and it has no backup_label", control.state.to_string()),
+                format!(
+                    "is no copy that can follow: its state is {:?} and it has no backup_label",
+                    control.state.to_string()
+                ),
             ));
         }
-        let slot = options.slot.as_ref().map(SlotName::as_str).unwrap_or_default();
+        let slot = options
+            .slot
+            .as_ref()
+            .map(SlotName::as_str)
+            .unwrap_or_default();
         let mut settings = vec![
             ("primary_conninfo", options.upstream.conninfo()?),
             ("primary_slot_name", slot.to_owned()),
@@ -175,10 +203,20 @@ impl Instance {
             ("max_connections", recorded.max_connections, 100),
             ("max_worker_processes", recorded.max_worker_processes, 8),
             ("max_wal_senders", recorded.max_wal_senders, 10),
-            ("max_prepared_transactions", recorded.max_prepared_transactions, 0),
-            ("max_locks_per_transaction", recorded.max_locks_per_transaction, 64),
+            (
+                "max_prepared_transactions",
+                recorded.max_prepared_transactions,
+                0,
+            ),
+            (
+                "max_locks_per_transaction",
+                recorded.max_locks_per_transaction,
+                64,
+            ),
         ] {
-            let configured = files.value(name).map_or(Some(default), |value| value.trim().parse().ok());
+            let configured = files
+                .value(name)
+                .map_or(Some(default), |value| value.trim().parse().ok());
             if configured.is_none_or(|value: i32| value < least) {
                 settings.push((name, least.to_string()));
             }
@@ -190,7 +228,11 @@ impl Instance {
         }
         match fs::remove_file(self.data_dir().join(RECOVERY)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&self.data_dir().join(RECOVERY), "cannot be removed", error));
+                return Err(Error::io(
+                    &self.data_dir().join(RECOVERY),
+                    "cannot be removed",
+                    error,
+                ));
             }
             _ => {}
         }
@@ -210,7 +252,12 @@ impl Instance {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
                 Err(error) => return Err(Error::io(&path, "cannot be read", error)),
             };
-            durable::replace(&path, replaced(&text, settings).as_bytes(), 0o600, self.os_user())?;
+            durable::replace(
+                &path,
+                replaced(&text, settings).as_bytes(),
+                0o600,
+                self.os_user(),
+            )?;
         }
         let files = self.file_settings();
         for (name, value) in settings {
@@ -218,8 +265,12 @@ impl Instance {
                 let at = files.get(name).map_or_else(String::new, |found| {
                     format!(" by {} line {}", found.file.display(), found.line)
                 });
-                return Err(Error::new(ErrorKind::BadSetting, (*name).to_owned(), format!("is overridden{at}"))
-                    .with_hint("take that line out, or ALTER SYSTEM RESET it"));
+                return Err(Error::new(
+                    ErrorKind::BadSetting,
+                    (*name).to_owned(),
+                    format!("is overridden{at}"),
+                )
+                .with_hint("take that line out, or ALTER SYSTEM RESET it"));
             }
         }
         Ok(())
@@ -237,7 +288,9 @@ impl Instance {
     /// [`UpstreamAlive`](ErrorKind::UpstreamAlive), and those of [`promote`](Self::promote).
     pub async fn promote_standby(&self, even_if_followed: bool, deadline: Duration) -> Result<()> {
         if !even_if_followed
-            && let Replication::Standby { streaming: true, .. } = self.replication().await?
+            && let Replication::Standby {
+                streaming: true, ..
+            } = self.replication().await?
         {
             return Err(Error::path(
                 ErrorKind::UpstreamAlive,
@@ -277,7 +330,11 @@ fn replaced(text: &str, settings: &[(&str, String)]) -> String {
     for (number, line) in text.lines().enumerate() {
         let parsed = lines.next_if(|(at, _)| *at == number + 1);
         let ours = parsed.is_some_and(|(_, parsed)| {
-            parsed.is_ok_and(|parsed| settings.iter().any(|(name, _)| parsed.name.eq_ignore_ascii_case(name)))
+            parsed.is_ok_and(|parsed| {
+                settings
+                    .iter()
+                    .any(|(name, _)| parsed.name.eq_ignore_ascii_case(name))
+            })
         });
         if !ours {
             kept.push_str(line);
@@ -395,7 +452,8 @@ pub async fn replication(client: &mut Client) -> Result<Replication> {
 /// [`Slot`](ErrorKind::Slot) when somebody uses it, when it is a logical one, when its WAL is lost, and when no
 /// slot is free; [`Connection`](ErrorKind::Connection).
 pub async fn claim_slot(primary: &mut Client, name: &SlotName) -> Result<Lsn> {
-    let taken = |reason: String| Error::new(ErrorKind::Slot, format!("replication slot {name}"), reason);
+    let taken =
+        |reason: String| Error::new(ErrorKind::Slot, format!("replication slot {name}"), reason);
     let literal = quote_literal(name.as_str()).map_err(session::failed)?;
     let sql = format!(
         "SELECT slot_type, active_pid, restart_lsn, wal_status FROM pg_catalog.pg_replication_slots \
@@ -408,24 +466,35 @@ pub async fn claim_slot(primary: &mut Client, name: &SlotName) -> Result<Lsn> {
             return Err(taken("is a logical one".to_owned()));
         }
         if let Some(pid) = found.value(0, 1) {
-            return Err(taken(format!("is used by another standby (process {pid} of the primary)"))
-                .with_hint("give each standby a slot of its own"));
+            return Err(taken(format!(
+                "is used by another standby (process {pid} of the primary)"
+            ))
+            .with_hint("give each standby a slot of its own"));
         }
         if found.value(0, 3) == Some("lost") {
-            return Err(taken("has lost the WAL it kept".to_owned()).with_hint("drop it, and take a new copy"));
+            return Err(taken("has lost the WAL it kept".to_owned())
+                .with_hint("drop it, and take a new copy"));
         }
         if let Some(lsn) = lsn(found, 0, 2) {
             return Ok(lsn);
         }
-        return Err(taken("keeps no WAL yet".to_owned()).with_hint("drop it; it is created anew then"));
+        return Err(
+            taken("keeps no WAL yet".to_owned()).with_hint("drop it; it is created anew then")
+        );
     }
-    let sql = format!("SELECT lsn FROM pg_catalog.pg_create_physical_replication_slot({literal}, true)");
+    let sql =
+        format!("SELECT lsn FROM pg_catalog.pg_create_physical_replication_slot({literal}, true)");
     match primary.simple_query(&sql).await {
-        Ok(results) => results.first().and_then(|result| lsn(result, 0, 0)).ok_or_else(strange),
+        Ok(results) => results
+            .first()
+            .and_then(|result| lsn(result, 0, 0))
+            .ok_or_else(strange),
         // Somebody was faster, or there is no room.
         Err(error) if matches!(error.sqlstate(), Some("42710" | "53400" | "55000")) => {
             Err(taken("cannot be created".to_owned())
-                .with_hint("raise max_replication_slots (needs a restart), or drop a slot nobody uses")
+                .with_hint(
+                    "raise max_replication_slots (needs a restart), or drop a slot nobody uses",
+                )
                 .with_source(error))
         }
         Err(error) => Err(session::failed(error)),
@@ -440,12 +509,20 @@ pub async fn claim_slot(primary: &mut Client, name: &SlotName) -> Result<Lsn> {
 /// [`Slot`](ErrorKind::Slot) when somebody uses it; [`Connection`](ErrorKind::Connection).
 pub async fn drop_slot(primary: &mut Client, name: &SlotName) -> Result<bool> {
     let literal = quote_literal(name.as_str()).map_err(session::failed)?;
-    match primary.simple_query(&format!("SELECT pg_catalog.pg_drop_replication_slot({literal})")).await {
+    match primary
+        .simple_query(&format!(
+            "SELECT pg_catalog.pg_drop_replication_slot({literal})"
+        ))
+        .await
+    {
         Ok(_) => Ok(true),
         Err(error) if error.sqlstate() == Some("42704") => Ok(false),
-        Err(error) if error.sqlstate() == Some("55006") => {
-            Err(Error::new(ErrorKind::Slot, format!("replication slot {name}"), "is in use").with_source(error))
-        }
+        Err(error) if error.sqlstate() == Some("55006") => Err(Error::new(
+            ErrorKind::Slot,
+            format!("replication slot {name}"),
+            "is in use",
+        )
+        .with_source(error)),
         Err(error) => Err(session::failed(error)),
     }
 }
@@ -455,7 +532,11 @@ fn lsn(result: &ResultSet, row: usize, column: usize) -> Option<Lsn> {
 }
 
 fn strange() -> Error {
-    Error::new(ErrorKind::Connection, "replication", "the server's answer is not understood")
+    Error::new(
+        ErrorKind::Connection,
+        "replication",
+        "the server's answer is not understood",
+    )
 }
 
 #[cfg(test)]
@@ -464,11 +545,25 @@ mod tests {
 
     #[test]
     fn an_upstream_is_quoted_and_never_holds_a_password() {
-        let upstream = Upstream::new("/tmp/it's", 5433, r"a\b").with_pass_file("/x/pgpass").with_parameter("sslmode", "require");
+        let upstream = Upstream::new("/tmp/it's", 5433, r"a\b")
+            .with_pass_file("/x/pgpass")
+            .with_parameter("sslmode", "require");
         let text = upstream.conninfo().unwrap();
-        assert_eq!(text, r"host='/tmp/it\'s' port='5433' user='a\\b' passfile='/x/pgpass' sslmode='require'");
-        for (name, value) in [("password", "x"), ("", "x"), ("x y", "x"), ("options", "a\nb")] {
-            let error = upstream.clone().with_parameter(name, value).conninfo().unwrap_err();
+        assert_eq!(
+            text,
+            r"host='/tmp/it\'s' port='5433' user='a\\b' passfile='/x/pgpass' sslmode='require'"
+        );
+        for (name, value) in [
+            ("password", "x"),
+            ("", "x"),
+            ("x y", "x"),
+            ("options", "a\nb"),
+        ] {
+            let error = upstream
+                .clone()
+                .with_parameter(name, value)
+                .conninfo()
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid);
         }
     }
@@ -477,7 +572,8 @@ mod tests {
     fn settings_replace_lines_of_the_same_name_only() {
         let text = "# keep\nPrimary_Conninfo = 'old'\nwork_mem = '1MB'\nbroken line here x\n";
         let settings = [("primary_conninfo", "host='a'".to_owned())];
-        let expected = "# keep\nwork_mem = '1MB'\nbroken line here x\nprimary_conninfo = 'host=''a'''\n";
+        let expected =
+            "# keep\nwork_mem = '1MB'\nbroken line here x\nprimary_conninfo = 'host=''a'''\n";
         assert_eq!(replaced(text, &settings), expected);
     }
 }

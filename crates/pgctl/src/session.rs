@@ -46,6 +46,36 @@ impl Instance {
         Client::connect(&config).await.map_err(failed)
     }
 
+    /// A connection URI for the running server, with user and password: over TCP if it listens there, else
+    /// over its socket. Any client library takes it.
+    ///
+    /// # Errors
+    /// [`NotRunning`](ErrorKind::NotRunning).
+    pub fn uri(&self, database: &str) -> Result<String> {
+        let file = PidFile::read(&self.data_dir)?;
+        let file = file.filter(|file| stale::running(file, &self.data_dir).is_some());
+        let file = file.ok_or_else(|| self.not_running())?;
+        let login = self.login();
+        let mut user = percent(&login.user);
+        if let Some(password) = &login.password {
+            user = format!("{user}:{}", percent(password));
+        }
+        let (port, database) = (file.port.unwrap_or_default(), percent(database));
+        Ok(match (file.listen.as_deref(), &file.socket_dir) {
+            (None, Some(dir)) => {
+                let dir = percent(&dir.display().to_string());
+                format!("postgresql://{user}@/{database}?host={dir}&port={port}")
+            }
+            (Some("*" | "0.0.0.0" | "::") | None, _) => {
+                format!("postgresql://{user}@localhost:{port}/{database}")
+            }
+            (Some(host), _) if host.contains(':') => {
+                format!("postgresql://{user}@[{host}]:{port}/{database}")
+            }
+            (Some(host), _) => format!("postgresql://{user}@{host}:{port}/{database}"),
+        })
+    }
+
     pub(crate) fn not_running(&self) -> Error {
         Error::path(
             ErrorKind::NotRunning,
@@ -96,6 +126,19 @@ impl Login {
             password: Some(password),
         })
     }
+}
+
+/// Everything but what no part of a URI needs to escape (RFC 3986, unreserved).
+fn percent(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
 }
 
 pub(crate) fn failed(error: neon_pgwire::Error) -> Error {

@@ -27,11 +27,55 @@ pub(crate) fn format(time: SystemTime) -> Option<String> {
     ))
 }
 
-/// Reads what a server that was told `timezone=UTC` writes: `2026-11-20 10:01:31.123456+00`.
+/// Reads a date and a time of day with the offset of their zone: what a server that was told `timezone=UTC`
+/// writes (`2026-11-20 10:01:31.123456+00`), and RFC 3339 (`2026-11-20T12:01:31+02:00`).
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let text = text.trim();
-    let text = text.strip_suffix("+00").or_else(|| text.strip_suffix(" UTC"))?;
-    let (date, clock) = text.split_once(' ')?;
+    let (text, offset) = match text
+        .strip_suffix(" UTC")
+        .or_else(|| text.strip_suffix(['Z', 'z']))
+    {
+        Some(rest) => (rest, 0),
+        None => {
+            // A sign behind the date.
+            let at = text
+                .rfind(['+', '-'])
+                .filter(|at| *at > "2026-11-20".len())?;
+            (text.get(..at)?, parse_offset(text.get(at..)?)?)
+        }
+    };
+    let local = parse_local(text.trim_end())?;
+    let seconds = Duration::from_secs(offset.unsigned_abs());
+    // East of Greenwich clocks are ahead.
+    if offset >= 0 {
+        local.checked_sub(seconds)
+    } else {
+        local.checked_add(seconds)
+    }
+}
+
+/// `+02`, `-0330`, `+05:30` in seconds.
+fn parse_offset(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.split_at_checked(1)? {
+        ("+", rest) => (1, rest),
+        ("-", rest) => (-1, rest),
+        _ => return None,
+    };
+    let digits = digits.replace(':', "");
+    if !matches!(digits.len(), 2 | 4) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let hours: i64 = digits.get(..2)?.parse().ok()?;
+    let minutes: i64 = digits
+        .get(2..)
+        .filter(|rest| !rest.is_empty())
+        .map_or(Ok(0), str::parse)
+        .ok()?;
+    (hours < 24 && minutes < 60).then_some(sign * (hours * 3600 + minutes * 60))
+}
+
+fn parse_local(text: &str) -> Option<SystemTime> {
+    let (date, clock) = text.split_once([' ', 'T', 't'])?;
     let mut date = date.splitn(3, '-').map(str::parse::<i64>);
     let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
     if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
@@ -39,7 +83,11 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     }
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
     let mut clock = clock.splitn(3, ':').map(str::parse::<i64>);
-    let (hour, minute, second) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
+    let (hour, minute, second) = (
+        clock.next()?.ok()?,
+        clock.next()?.ok()?,
+        clock.next()?.ok()?,
+    );
     if !(0..24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
         return None;
     }
@@ -87,8 +135,14 @@ mod tests {
     fn dates_are_written_as_the_server_reads_them() {
         let at = |seconds, nanos| UNIX_EPOCH + Duration::new(seconds, nanos);
         assert_eq!(format(at(0, 0)).unwrap(), "1970-01-01 00:00:00.000000+00");
-        assert_eq!(format(at(951_782_400, 0)).unwrap(), "2000-02-29 00:00:00.000000+00");
-        assert_eq!(format(at(1_795_168_891, 123_456_999)).unwrap(), "2026-11-20 10:01:31.123456+00");
+        assert_eq!(
+            format(at(951_782_400, 0)).unwrap(),
+            "2000-02-29 00:00:00.000000+00"
+        );
+        assert_eq!(
+            format(at(1_795_168_891, 123_456_999)).unwrap(),
+            "2026-11-20 10:01:31.123456+00"
+        );
         let before = UNIX_EPOCH - Duration::from_nanos(1);
         assert_eq!(format(before).unwrap(), "1969-12-31 23:59:59.999999+00");
     }
@@ -99,8 +153,20 @@ mod tests {
             let time = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(7);
             assert_eq!(parse(&format(time).unwrap()), Some(time));
         }
-        assert_eq!(parse("1970-01-01 00:00:01.5+00"), Some(UNIX_EPOCH + Duration::from_millis(1500)));
-        for wrong in ["", "x", "2026-13-01 00:00:00+00", "2026-01-01 00:00:00", "2026-01-01 24:00:00+00"] {
+        assert_eq!(
+            parse("1970-01-01 00:00:01.5+00"),
+            Some(UNIX_EPOCH + Duration::from_millis(1500))
+        );
+        let paris = parse("2026-11-20T11:01:31.5+01:00").unwrap();
+        assert_eq!(parse("2026-11-20 10:01:31.5Z"), Some(paris));
+        assert_eq!(parse("2026-11-20 06:31:31.5-0330"), Some(paris));
+        for wrong in [
+            "",
+            "x",
+            "2026-13-01 00:00:00+00",
+            "2026-01-01 00:00:00",
+            "2026-01-01 24:00:00+00",
+        ] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }
     }

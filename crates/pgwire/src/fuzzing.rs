@@ -36,7 +36,11 @@ impl AsyncRead for Script {
 }
 
 impl AsyncWrite for Script {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(buf.len()))
     }
 
@@ -50,7 +54,10 @@ impl AsyncWrite for Script {
 }
 
 fn run(future: impl Future<Output = ()>) {
-    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() {
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+    {
         runtime.block_on(future);
     }
 }
@@ -178,7 +185,9 @@ impl BackupSource for Little {
         if from >= Lsn(0x100_1000) {
             return Ok(WalPiece::CaughtUp);
         }
-        Ok(WalPiece::Data(Bytes::from_static(&[7; 512]).split_to(max.min(512))))
+        Ok(WalPiece::Data(
+            Bytes::from_static(&[7; 512]).split_to(max.min(512)),
+        ))
     }
 
     async fn timeline_history(&self, _: TimelineId) -> io::Result<Option<Bytes>> {

@@ -17,7 +17,9 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let locator = std::env::args().nth(1).ok_or("usage: contract LOCATOR")?;
     let mut context = Context::default();
     context.variables = std::env::vars().collect();
-    let storage = Registry::default().open(&Locator::parse(&locator)?, &context).await?;
+    let storage = Registry::default()
+        .open(&Locator::parse(&locator)?, &context)
+        .await?;
     println!("{}: {:?}", storage.location(), storage.capabilities());
     let report = contract::run(storage).await;
     for (name, outcome) in &report.cases {
@@ -29,6 +31,14 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
     }
     let broken = report.broken().count();
-    println!("{} held, {broken} broken, {} cases", report.held(), report.cases.len());
-    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!(
+        "{} held, {broken} broken, {} cases",
+        report.held(),
+        report.cases.len()
+    );
+    Ok(if broken == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

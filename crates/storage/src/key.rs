@@ -11,7 +11,7 @@ use std::str::FromStr;
 ///
 /// - at most 1024 bytes of UTF-8, each segment at most 255 bytes (S3 and POSIX limits);
 /// - no leading, trailing or doubled slash, no segment `.` or `..`;
-/// - no control characters and no backslash;
+/// - no control characters, no backslash, no U+FFFE or U+FFFF (XML can't carry them);
 /// - no segment `.neon-storage`, where backends on file systems keep their temporaries.
 ///
 /// Keys order by bytes, which is the order every listing comes in.
@@ -83,8 +83,9 @@ fn problem(text: &str) -> Option<&'static str> {
     if text.len() > Key::MAX_LEN {
         return Some("it is longer than 1024 bytes");
     }
-    if text.chars().any(|c| c.is_control() || c == '\\') {
-        return Some("it holds a control character or a backslash");
+    let refused = |c: char| c.is_control() || matches!(c, '\\' | '\u{fffe}' | '\u{ffff}');
+    if text.chars().any(refused) {
+        return Some("it holds a control character, a backslash or a noncharacter");
     }
     text.split('/').find_map(|segment| match segment {
         "" => Some("it has a leading, trailing or doubled slash"),

@@ -74,7 +74,7 @@ impl Cluster {
         }
     }
 
-    /// The data directory, owned by the [`OsUser`] of servers.
+    /// The data directory, owned by the [`OsUser`](crate::OsUser) of servers.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.scratch.path().join(DATA)
@@ -193,7 +193,7 @@ impl Cluster {
     /// As [`start`](Self::start), for servers that are expected to refuse.
     ///
     /// # Errors
-    /// How the server ended; [`log_tail`](Self::log_tail) says why.
+    /// How the server ended; [`log_tail`](Client::log_tail) says why.
     ///
     /// # Panics
     /// When it already runs, or neither starts nor ends.

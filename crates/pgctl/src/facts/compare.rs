@@ -65,7 +65,14 @@ pub struct Difference {
 
 impl Difference {
     fn new(kind: DifferenceKind, impact: Impact, what: String) -> Self {
-        Self { kind, impact, what, database: None, statements: Vec::new(), advice: None }
+        Self {
+            kind,
+            impact,
+            what,
+            database: None,
+            statements: Vec::new(),
+            advice: None,
+        }
     }
 
     fn advise(mut self, advice: impl Into<String>) -> Self {
@@ -128,7 +135,10 @@ fn platforms(there: &Platform, here: &Platform, found: &mut Vec<Difference>) {
             Difference::new(
                 DifferenceKind::Minor,
                 Impact::Notice,
-                format!("PostgreSQL {}.{} instead of {}.{}: errors that were mended are back", here.major, here.minor, there.major, there.minor),
+                format!(
+                    "PostgreSQL {}.{} instead of {}.{}: errors that were mended are back",
+                    here.major, here.minor, there.major, there.minor
+                ),
             )
             .advise(format!("install {}.{} or later", there.major, there.minor)),
         );
@@ -138,7 +148,10 @@ fn platforms(there: &Platform, here: &Platform, found: &mut Vec<Difference>) {
             Difference::new(
                 DifferenceKind::Architecture,
                 Impact::Impossible,
-                format!("the byte order of {} instead of that of {}", here.architecture, there.architecture),
+                format!(
+                    "the byte order of {} instead of that of {}",
+                    here.architecture, there.architecture
+                ),
             )
             .advise("move the data by pg_dump"),
         );
@@ -155,21 +168,57 @@ fn platforms(there: &Platform, here: &Platform, found: &mut Vec<Difference>) {
 fn layouts(origin: &Facts, there: &Cluster, here: &Facts, found: &mut Vec<Difference>) {
     if let Some(ours) = &here.cluster {
         let pairs = [
-            ("block size", u64::from(there.block_size), u64::from(ours.block_size)),
-            ("relation segment size", there.segment_blocks.into(), ours.segment_blocks.into()),
-            ("WAL block size", there.wal_block_size.into(), ours.wal_block_size.into()),
-            ("identifier length", there.name_length.into(), ours.name_length.into()),
-            ("index columns", there.index_max_keys.into(), ours.index_max_keys.into()),
-            ("TOAST chunk size", there.toast_max_chunk_size.into(), ours.toast_max_chunk_size.into()),
-            ("large object piece size", there.large_object_block_size.into(), ours.large_object_block_size.into()),
+            (
+                "block size",
+                u64::from(there.block_size),
+                u64::from(ours.block_size),
+            ),
+            (
+                "relation segment size",
+                there.segment_blocks.into(),
+                ours.segment_blocks.into(),
+            ),
+            (
+                "WAL block size",
+                there.wal_block_size.into(),
+                ours.wal_block_size.into(),
+            ),
+            (
+                "identifier length",
+                there.name_length.into(),
+                ours.name_length.into(),
+            ),
+            (
+                "index columns",
+                there.index_max_keys.into(),
+                ours.index_max_keys.into(),
+            ),
+            (
+                "TOAST chunk size",
+                there.toast_max_chunk_size.into(),
+                ours.toast_max_chunk_size.into(),
+            ),
+            (
+                "large object piece size",
+                there.large_object_block_size.into(),
+                ours.large_object_block_size.into(),
+            ),
             ("alignment", there.max_align.into(), ours.max_align.into()),
-            ("passing of 64-bit values", there.float8_by_value.into(), ours.float8_by_value.into()),
+            (
+                "passing of 64-bit values",
+                there.float8_by_value.into(),
+                ours.float8_by_value.into(),
+            ),
         ];
         for (name, theirs, ours) in pairs {
             if theirs != ours {
                 found.push(
-                    Difference::new(DifferenceKind::Layout, Impact::Impossible, format!("{name} {ours} instead of {theirs}"))
-                        .advise("use a server built with the same sizes, or move the data by pg_dump"),
+                    Difference::new(
+                        DifferenceKind::Layout,
+                        Impact::Impossible,
+                        format!("{name} {ours} instead of {theirs}"),
+                    )
+                    .advise("use a server built with the same sizes, or move the data by pg_dump"),
                 );
             }
         }
@@ -177,7 +226,13 @@ fn layouts(origin: &Facts, there: &Cluster, here: &Facts, found: &mut Vec<Differ
     // 18 and later keep to what is recorded in the cluster, so that nothing changes.
     let recorded = there.char_signed.is_some();
     if !recorded && origin.platform.architecture != here.platform.architecture {
-        let unsigned = |name: &str| name.starts_with("aarch64") || name.starts_with("arm") || name.starts_with("powerpc") || name.starts_with("s390") || name.starts_with("riscv");
+        let unsigned = |name: &str| {
+            name.starts_with("aarch64")
+                || name.starts_with("arm")
+                || name.starts_with("powerpc")
+                || name.starts_with("s390")
+                || name.starts_with("riscv")
+        };
         if unsigned(&origin.platform.architecture) != unsigned(&here.platform.architecture) {
             found.push(
                 Difference::new(
@@ -211,21 +266,36 @@ fn extensions(database: &Database, here: &Platform, found: &mut Vec<Difference>)
         return;
     }
     for extension in &database.extensions {
-        let available = here.extensions.iter().find(|other| other.name == extension.name);
+        let available = here
+            .extensions
+            .iter()
+            .find(|other| other.name == extension.name);
         let mut difference = match available {
             None => Difference::new(
                 DifferenceKind::Extension,
                 Impact::Fails,
-                format!("extension {} {} is not installed", extension.name, extension.version),
+                format!(
+                    "extension {} {} is not installed",
+                    extension.name, extension.version
+                ),
             )
-            .advise(format!("install the package that has extension {}", extension.name)),
+            .advise(format!(
+                "install the package that has extension {}",
+                extension.name
+            )),
             Some(other) if other.version != extension.version => {
                 let mut difference = Difference::new(
                     DifferenceKind::Extension,
                     Impact::Notice,
-                    format!("extension {} is of version {}, here is {}", extension.name, extension.version, other.version),
+                    format!(
+                        "extension {} is of version {}, here is {}",
+                        extension.name, extension.version, other.version
+                    ),
                 );
-                difference.statements.push(format!("ALTER EXTENSION {} UPDATE", quoted(&extension.name)));
+                difference.statements.push(format!(
+                    "ALTER EXTENSION {} UPDATE",
+                    quoted(&extension.name)
+                ));
                 difference.advise("if this is an older version, install the newer one instead")
             }
             Some(_) => continue,
@@ -236,7 +306,11 @@ fn extensions(database: &Database, here: &Platform, found: &mut Vec<Difference>)
 }
 
 fn memory(cluster: &Cluster, here: &Platform, found: &mut Vec<Difference>) {
-    let wanted = cluster.memory.shared.unwrap_or(0).max(cluster.memory.shared_buffers);
+    let wanted = cluster
+        .memory
+        .shared
+        .unwrap_or(0)
+        .max(cluster.memory.shared_buffers);
     if let Some(memory) = here.memory
         && wanted > memory
     {
@@ -244,25 +318,41 @@ fn memory(cluster: &Cluster, here: &Platform, found: &mut Vec<Difference>) {
             Difference::new(
                 DifferenceKind::Memory,
                 Impact::Fails,
-                format!("{} MiB of shared memory are asked for, here are {} MiB of memory", wanted >> 20, memory >> 20),
+                format!(
+                    "{} MiB of shared memory are asked for, here are {} MiB of memory",
+                    wanted >> 20,
+                    memory >> 20
+                ),
             )
             .advise("lower shared_buffers, for example to a quarter of the memory"),
         );
     }
     if cluster.memory.huge_pages_required {
         found.push(
-            Difference::new(DifferenceKind::Memory, Impact::Notice, "huge_pages=on: it starts only where enough are reserved".to_owned())
-                .advise("set huge_pages to try, or vm.nr_hugepages"),
+            Difference::new(
+                DifferenceKind::Memory,
+                Impact::Notice,
+                "huge_pages=on: it starts only where enough are reserved".to_owned(),
+            )
+            .advise("set huge_pages to try, or vm.nr_hugepages"),
         );
     }
 }
 
 /// Whether text sorts here as it did there.
-fn sorting(origin: &Facts, here: &Facts, database: &Database, collation: &Collation) -> Option<Difference> {
+fn sorting(
+    origin: &Facts,
+    here: &Facts,
+    database: &Database,
+    collation: &Collation,
+) -> Option<Difference> {
     if collation.provider == Provider::Builtin || is_bytewise(collation) {
         return None;
     }
-    let there = collation.recorded.clone().or_else(|| collation.actual.clone());
+    let there = collation
+        .recorded
+        .clone()
+        .or_else(|| collation.actual.clone());
     let now = actual_here(here, database, collation);
     let name = match &collation.name {
         Some(name) => format!("collation {name} ({})", collation.locale),
@@ -270,35 +360,61 @@ fn sorting(origin: &Facts, here: &Facts, database: &Database, collation: &Collat
     };
     let (certain, what) = match (&there, &now) {
         (Some(there), Some(now)) if there == now => return None,
-        (Some(there), Some(now)) => (true, format!("{name} is of version {now}, the data was sorted by {there}")),
+        (Some(there), Some(now)) => (
+            true,
+            format!("{name} is of version {now}, the data was sorted by {there}"),
+        ),
         // The server of one side does not tell: the libraries have to.
         _ => {
             let (there, now) = match collation.provider {
-                Provider::Icu => (origin.platform.icu.map(|version| format!("ICU {version}")), here.platform.icu.map(|version| format!("ICU {version}"))),
+                Provider::Icu => (
+                    origin.platform.icu.map(|version| format!("ICU {version}")),
+                    here.platform.icu.map(|version| format!("ICU {version}")),
+                ),
                 _ => (origin.platform.libc.clone(), here.platform.libc.clone()),
             };
             if there.is_some() && there == now {
                 return None;
             }
-            let word = |library: Option<String>| library.unwrap_or_else(|| "an unknown library".to_owned());
-            (false, format!("{name} may sort differently: {} instead of {}", word(now), word(there)))
+            let word = |library: Option<String>| {
+                library.unwrap_or_else(|| "an unknown library".to_owned())
+            };
+            (
+                false,
+                format!(
+                    "{name} may sort differently: {} instead of {}",
+                    word(now),
+                    word(there)
+                ),
+            )
         }
     };
     if collation.indexes.is_empty() && certain {
         // Nothing is sorted by it; only the recorded version is to be brought up to date.
         let mut difference = Difference::new(DifferenceKind::Collation, Impact::Notice, what);
         difference.database = Some(database.name.clone());
-        difference.statements.extend(refresh(origin, database, collation));
+        difference
+            .statements
+            .extend(refresh(origin, database, collation));
         return Some(difference);
     }
     let mut difference = Difference::new(DifferenceKind::Collation, Impact::Repair, what);
     difference.database = Some(database.name.clone());
     if collation.more_indexes {
-        difference.statements.push(format!("REINDEX DATABASE {}", quoted(&database.name)));
+        difference
+            .statements
+            .push(format!("REINDEX DATABASE {}", quoted(&database.name)));
     } else {
-        difference.statements.extend(collation.indexes.iter().map(|index| format!("REINDEX INDEX {index}")));
+        difference.statements.extend(
+            collation
+                .indexes
+                .iter()
+                .map(|index| format!("REINDEX INDEX {index}")),
+        );
     }
-    difference.statements.extend(refresh(origin, database, collation));
+    difference
+        .statements
+        .extend(refresh(origin, database, collation));
     Some(difference.advise(
         "REINDEX fails where values that were different are equal now: remove duplicates first. Partitions by ranges of text, check constraints and materialized views that compare text are to be looked at too",
     ))
@@ -310,27 +426,42 @@ fn refresh(origin: &Facts, database: &Database, collation: &Collation) -> Option
         Some(name) => Some(format!("ALTER COLLATION {name} REFRESH VERSION")),
         // What is not recorded cannot be refreshed.
         None if origin.platform.major < 15 || collation.recorded.is_none() => None,
-        None => Some(format!("ALTER DATABASE {} REFRESH COLLATION VERSION", quoted(&database.name))),
+        None => Some(format!(
+            "ALTER DATABASE {} REFRESH COLLATION VERSION",
+            quoted(&database.name)
+        )),
     }
 }
 
 /// The version of the provider here, by the server's own word or, of the C library, by its version.
 fn actual_here(here: &Facts, database: &Database, collation: &Collation) -> Option<String> {
-    let databases = here.cluster.as_ref().and_then(|cluster| cluster.databases.as_ref());
+    let databases = here
+        .cluster
+        .as_ref()
+        .and_then(|cluster| cluster.databases.as_ref());
     if let Some(databases) = databases {
         let same = databases.iter().find(|other| other.name == database.name)?;
-        let same = same.collations.iter().find(|other| other.name == collation.name)?;
+        let same = same
+            .collations
+            .iter()
+            .find(|other| other.name == collation.name)?;
         return same.actual.clone();
     }
     match collation.provider {
-        Provider::Libc => here.platform.libc.as_ref()?.strip_prefix("glibc ").map(str::to_owned),
+        Provider::Libc => here
+            .platform
+            .libc
+            .as_ref()?
+            .strip_prefix("glibc ")
+            .map(str::to_owned),
         _ => None,
     }
 }
 
 fn is_bytewise(collation: &Collation) -> bool {
     let locale = collation.locale.as_str();
-    collation.provider == Provider::Libc && (locale == "C" || locale == "POSIX" || locale.starts_with("C."))
+    collation.provider == Provider::Libc
+        && (locale == "C" || locale == "POSIX" || locale.starts_with("C."))
 }
 
 fn quoted(name: &str) -> String {
@@ -352,7 +483,10 @@ mod tests {
             indexes: vec!["public.\"My index\"".to_owned()],
             more_indexes: false,
         };
-        let extension = |version: &str| Extension { name: "hstore".to_owned(), version: version.to_owned() };
+        let extension = |version: &str| Extension {
+            name: "hstore".to_owned(),
+            version: version.to_owned(),
+        };
         Facts {
             platform: Platform {
                 architecture: "x86_64".to_owned(),
@@ -369,7 +503,10 @@ mod tests {
                 major: 15,
                 block_size: 8192,
                 preload: vec!["pg_stat_statements".to_owned()],
-                memory: Memory { shared_buffers: 4 << 30, ..Memory::default() },
+                memory: Memory {
+                    shared_buffers: 4 << 30,
+                    ..Memory::default()
+                },
                 databases: Some(vec![Database {
                     name: "my \"db\"".to_owned(),
                     encoding: "UTF8".to_owned(),
@@ -388,17 +525,26 @@ mod tests {
     #[test]
     fn equal_facts_have_no_difference() {
         assert_eq!(compare(&facts(), &facts()), []);
-        let platform = Facts { cluster: None, ..facts() };
+        let platform = Facts {
+            cluster: None,
+            ..facts()
+        };
         assert_eq!(compare(&facts(), &platform), []);
     }
 
     #[test]
     fn another_c_library_means_reindexing_before_any_data_is_moved() {
-        let mut here = Facts { cluster: None, ..facts() };
+        let mut here = Facts {
+            cluster: None,
+            ..facts()
+        };
         here.platform.libc = Some("glibc 2.27".to_owned());
         here.platform.icu = Some(60);
         let found = compare(&facts(), &here);
-        let statements: Vec<_> = found.iter().map(|difference| difference.statements.join("; ")).collect();
+        let statements: Vec<_> = found
+            .iter()
+            .map(|difference| difference.statements.join("; "))
+            .collect();
         assert_eq!(
             statements,
             [
@@ -406,7 +552,11 @@ mod tests {
                 "REINDEX INDEX public.\"My index\"; ALTER COLLATION public.de REFRESH VERSION",
             ]
         );
-        assert!(found.iter().all(|difference| difference.impact == Impact::Repair));
+        assert!(
+            found
+                .iter()
+                .all(|difference| difference.impact == Impact::Repair)
+        );
         // 14 records no version for a database.
         let mut old = facts();
         old.platform.major = 14;
@@ -417,13 +567,22 @@ mod tests {
 
     #[test]
     fn what_does_not_run_here_is_named_with_its_repair_the_worst_first() {
-        let mut here = Facts { cluster: None, ..facts() };
+        let mut here = Facts {
+            cluster: None,
+            ..facts()
+        };
         here.platform.major = 16;
         here.platform.memory = Some(1 << 30);
         here.platform.libraries = vec!["hstore".to_owned()];
-        here.platform.extensions = vec![Extension { name: "x".to_owned(), version: "1".to_owned() }];
+        here.platform.extensions = vec![Extension {
+            name: "x".to_owned(),
+            version: "1".to_owned(),
+        }];
         let found = compare(&facts(), &here);
-        let kinds: Vec<_> = found.iter().map(|difference| (difference.kind, difference.impact)).collect();
+        let kinds: Vec<_> = found
+            .iter()
+            .map(|difference| (difference.kind, difference.impact))
+            .collect();
         assert_eq!(
             kinds,
             [
@@ -443,8 +602,18 @@ mod tests {
             cluster.block_size = 32768;
         }
         here.platform.architecture = "aarch64".to_owned();
-        let kinds: Vec<_> = compare(&facts(), &here).iter().map(|difference| difference.kind).collect();
-        assert_eq!(kinds, [DifferenceKind::Layout, DifferenceKind::CharSignedness, DifferenceKind::Architecture]);
+        let kinds: Vec<_> = compare(&facts(), &here)
+            .iter()
+            .map(|difference| difference.kind)
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                DifferenceKind::Layout,
+                DifferenceKind::CharSignedness,
+                DifferenceKind::Architecture
+            ]
+        );
         here.platform.little_endian = false;
         assert_eq!(compare(&facts(), &here)[0].impact, Impact::Impossible);
     }

@@ -34,7 +34,8 @@ impl Installation {
             // `name--version.control` changes one version of an extension.
             .filter(|name| !name.contains("--"))
             .filter_map(|name| {
-                let text = fs::read_to_string(folder.as_ref()?.join(format!("{name}.control"))).ok()?;
+                let text =
+                    fs::read_to_string(folder.as_ref()?.join(format!("{name}.control"))).ok()?;
                 let version = default_version(&text)?;
                 Some(Extension { name, version })
             })
@@ -46,7 +47,10 @@ impl Installation {
             major: self.major().number(),
             minor: self.version().minor(),
             libc: libc_version().await,
-            icu: self.tool("postgres").ok().and_then(|path| icu_version(&path)),
+            icu: self
+                .tool("postgres")
+                .ok()
+                .and_then(|path| icu_version(&path)),
             extensions,
             libraries,
             memory: machine::memory(),
@@ -65,14 +69,23 @@ impl Instance {
         let control = self.control_file()?;
         let settings = self.file_settings();
         let bytes = |name, unit, default| {
-            settings.value(name).and_then(|text| machine::parse_bytes(text, unit)).unwrap_or(default)
+            settings
+                .value(name)
+                .and_then(|text| machine::parse_bytes(text, unit))
+                .unwrap_or(default)
         };
-        let preload = settings.value("shared_preload_libraries").unwrap_or_default();
-        let connections = settings.value("max_connections").and_then(|text| text.trim().parse().ok());
+        let preload = settings
+            .value("shared_preload_libraries")
+            .unwrap_or_default();
+        let connections = settings
+            .value("max_connections")
+            .and_then(|text| text.trim().parse().ok());
         let memory = Memory {
             shared_buffers: bytes("shared_buffers", 8192, 128 << 20),
             shared: None,
-            huge_pages_required: settings.value("huge_pages").is_some_and(|value| value.eq_ignore_ascii_case("on")),
+            huge_pages_required: settings
+                .value("huge_pages")
+                .is_some_and(|value| value.eq_ignore_ascii_case("on")),
             max_connections: connections.unwrap_or(100),
         };
         Ok(Facts {
@@ -111,7 +124,10 @@ pub(super) fn libraries(list: &str) -> Vec<String> {
         .filter(|name| !name.is_empty())
         .map(|name| {
             let name = name.rsplit('/').next().unwrap_or(name);
-            name.strip_suffix(".so").or_else(|| name.strip_suffix(".dylib")).unwrap_or(name).to_owned()
+            name.strip_suffix(".so")
+                .or_else(|| name.strip_suffix(".dylib"))
+                .unwrap_or(name)
+                .to_owned()
         })
         .collect()
 }
@@ -125,7 +141,9 @@ fn names_in(folder: Option<&Path>, ends: &[&str]) -> Vec<String> {
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            ends.iter().find_map(|end| name.strip_suffix(end)).map(str::to_owned)
+            ends.iter()
+                .find_map(|end| name.strip_suffix(end))
+                .map(str::to_owned)
         })
         .collect()
 }
@@ -150,9 +168,10 @@ async fn libc_version() -> Option<String> {
     {
         return Some(line.trim().to_owned());
     }
-    let musl = fs::read_dir("/lib").ok()?.flatten().any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("ld-musl-")
-    });
+    let musl = fs::read_dir("/lib")
+        .ok()?
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("ld-musl-"));
     musl.then(|| "musl".to_owned())
 }
 
@@ -168,12 +187,19 @@ fn icu_version(program: &Path) -> Option<u32> {
 
 fn icu_in(bytes: &[u8]) -> Option<u32> {
     const NAME: &[u8] = b"libicui18n.";
-    bytes.windows(NAME.len()).enumerate().filter(|(_, window)| *window == NAME).find_map(|(at, _)| {
-        let rest = bytes.get(at + NAME.len()..)?;
-        let rest = rest.strip_prefix(b"so.").unwrap_or(rest);
-        let digits: String = rest.iter().map_while(|byte| byte.is_ascii_digit().then_some(char::from(*byte))).collect();
-        digits.parse().ok()
-    })
+    bytes
+        .windows(NAME.len())
+        .enumerate()
+        .filter(|(_, window)| *window == NAME)
+        .find_map(|(at, _)| {
+            let rest = bytes.get(at + NAME.len()..)?;
+            let rest = rest.strip_prefix(b"so.").unwrap_or(rest);
+            let digits: String = rest
+                .iter()
+                .map_while(|byte| byte.is_ascii_digit().then_some(char::from(*byte)))
+                .collect();
+            digits.parse().ok()
+        })
 }
 
 #[cfg(test)]

@@ -25,11 +25,16 @@ impl Instance {
         let results = client.simple_query(sql).await.map_err(session::failed)?;
         client.close().await;
         let [settings, names] = results.as_slice() else {
-            return Ok(Facts { platform, cluster: None });
+            return Ok(Facts {
+                platform,
+                cluster: None,
+            });
         };
         let setting = |name| {
             let rows = settings.rows().iter();
-            rows.filter(|row| row.get(0) == Some(name)).find_map(|row| row.get(1)).unwrap_or_default()
+            rows.filter(|row| row.get(0) == Some(name))
+                .find_map(|row| row.get(1))
+                .unwrap_or_default()
         };
         let number = |name| setting(name).parse::<u64>().ok();
         let memory = Memory {
@@ -37,9 +42,15 @@ impl Instance {
             shared_buffers: number("shared_buffers").unwrap_or(0).saturating_mul(8192),
             shared: number("shared_memory_size").map(|mib| mib.saturating_mul(1 << 20)),
             huge_pages_required: setting("huge_pages") == "on",
-            max_connections: number("max_connections").and_then(|count| count.try_into().ok()).unwrap_or(0),
+            max_connections: number("max_connections")
+                .and_then(|count| count.try_into().ok())
+                .unwrap_or(0),
         };
-        let mut found = cluster(&self.control_file()?, libraries(setting("shared_preload_libraries")), memory);
+        let mut found = cluster(
+            &self.control_file()?,
+            libraries(setting("shared_preload_libraries")),
+            memory,
+        );
         let mut databases = Vec::new();
         for row in names.rows() {
             let name = row.get(0).unwrap_or_default();
@@ -48,7 +59,10 @@ impl Instance {
             client.close().await;
         }
         found.databases = Some(databases);
-        Ok(Facts { platform, cluster: Some(found) })
+        Ok(Facts {
+            platform,
+            cluster: Some(found),
+        })
     }
 }
 
@@ -63,7 +77,10 @@ async fn database(client: &mut Client, name: &str, major: PgMajor) -> Result<Dat
     let text = |row: &Row, column| row.get(column).unwrap_or_default().to_owned();
     let extensions = rows(0)
         .iter()
-        .map(|row| Extension { name: text(row, 0), version: text(row, 1) })
+        .map(|row| Extension {
+            name: text(row, 0),
+            version: text(row, 1),
+        })
         .collect();
     let encoding = rows(1).first().map(|row| text(row, 0)).unwrap_or_default();
     let collations = rows(1)
@@ -71,13 +88,24 @@ async fn database(client: &mut Client, name: &str, major: PgMajor) -> Result<Dat
         .map(|row| collation(None, row))
         .chain(rows(2).iter().map(|row| collation(Some(text(row, 0)), row)))
         .collect();
-    Ok(Database { name: name.to_owned(), encoding, extensions, collations })
+    Ok(Database {
+        name: name.to_owned(),
+        encoding,
+        extensions,
+        collations,
+    })
 }
 
 /// Columns after the first: provider, locale, recorded and actual version, indexes a line each.
 fn collation(name: Option<String>, row: &Row) -> Collation {
     let owned = |column| row.get(column).map(str::to_owned);
-    let mut indexes: Vec<String> = row.get(5).unwrap_or_default().split('\n').filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let mut indexes: Vec<String> = row
+        .get(5)
+        .unwrap_or_default()
+        .split('\n')
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect();
     let more_indexes = indexes.len() > Collation::MOST_INDEXES;
     indexes.truncate(Collation::MOST_INDEXES);
     Collation {

@@ -29,15 +29,16 @@ impl RunFolder {
             path = Path::new("/tmp").join(format!("neon-{name}"));
         }
         durable::create_dir(&path, 0o700, instance.os_user())?;
-        let folder = Self { _scrap: Scrap(path.clone()), path };
+        let folder = Self {
+            _scrap: Scrap(path.clone()),
+            path,
+        };
         let user = instance.os_user();
         durable::write_new(&folder.hba_file(), b"local all all reject\n", 0o600, user)?;
         durable::write_new(&folder.ident_file(), b"", 0o600, user)?;
         durable::create_dir(&source::taken_dir(&folder.path), 0o700, user)?;
-        if !instance.config_file().exists() {
-            // A copy of a cluster whose configuration lies elsewhere: nothing in it would matter here.
-            durable::write_new(&folder.config_file(), b"", 0o600, user)?;
-        }
+        // The copy's own may name files that are not here, or values this build refuses.
+        durable::write_new(&folder.config_file(), b"", 0o600, user)?;
         Ok(folder)
     }
 
@@ -62,11 +63,22 @@ impl RunFolder {
     }
 
     /// Makes timelines look taken: the server looks for the first number without a history.
-    pub(crate) fn take_timelines(&self, numbers: impl Iterator<Item = u32>, user: &OsUser) -> Result<()> {
+    pub(crate) fn take_timelines(
+        &self,
+        numbers: impl Iterator<Item = u32>,
+        user: &OsUser,
+    ) -> Result<()> {
         for number in numbers {
-            let Ok(timeline) = TimelineId::new(number) else { continue };
+            let Ok(timeline) = TimelineId::new(number) else {
+                continue;
+            };
             let name = WalFileName::History(timeline).to_string();
-            durable::write_new(&source::taken_dir(&self.path).join(name), b"taken\n", 0o600, user)?;
+            durable::write_new(
+                &source::taken_dir(&self.path).join(name),
+                b"taken\n",
+                0o600,
+                user,
+            )?;
         }
         Ok(())
     }
@@ -107,7 +119,11 @@ impl<'a> Signals<'a> {
             control: control_bytes(data_dir)?,
             settled: false,
         };
-        let (wanted, other) = if standby { (STANDBY, RECOVERY) } else { (RECOVERY, STANDBY) };
+        let (wanted, other) = if standby {
+            (STANDBY, RECOVERY)
+        } else {
+            (RECOVERY, STANDBY)
+        };
         signals.create(wanted)?;
         signals.remove(other)?;
         durable::sync_dir(data_dir)?;
@@ -197,9 +213,11 @@ impl Drop for Signals<'_> {
 fn control_bytes(data_dir: &Path) -> Result<Vec<u8>> {
     let path = data_dir.join("global/pg_control");
     fs::read(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::path(ErrorKind::Corrupt, &path, "is missing: the data directory is not complete")
-        }
+        std::io::ErrorKind::NotFound => Error::path(
+            ErrorKind::Corrupt,
+            &path,
+            "is missing: the data directory is not complete",
+        ),
         _ => Error::io(&path, "cannot be read", error),
     })
 }

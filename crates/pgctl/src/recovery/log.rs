@@ -58,14 +58,13 @@ pub(crate) enum Failure {
     /// WAL that cannot be replayed over was written in between.
     WalLevelMinimal,
     /// The primary raised a setting above ours, and the server wants no less (13).
-    TooSmall {
-        name: String,
-        needed: i32,
-    },
+    TooSmall { name: String, needed: i32 },
     /// The command said that it cannot tell.
     SourceFailed(String),
     /// The command gave something that is no segment.
     SourceWrongSize(String),
+    /// Records of an extension that is not loaded.
+    NeedsLibrary(String),
     /// Pages or WAL do not fit each other.
     Damaged(String),
     /// Anything else that is fatal.
@@ -106,12 +105,24 @@ pub(crate) enum News {
 }
 
 const SHOWN_LINES: usize = 20;
-const LEVELS: [&str; 8] = ["LOG:  ", "FATAL:  ", "PANIC:  ", "ERROR:  ", "WARNING:  ", "DETAIL:  ", "HINT:  ", "CONTEXT:  "];
+const LEVELS: [&str; 8] = [
+    "LOG:  ",
+    "FATAL:  ",
+    "PANIC:  ",
+    "ERROR:  ",
+    "WARNING:  ",
+    "DETAIL:  ",
+    "HINT:  ",
+    "CONTEXT:  ",
+];
 
 impl Findings {
     /// For a server whose lines begin with this.
     pub(crate) fn new(mark: &str) -> Self {
-        Self { mark: mark.to_owned(), ..Self::default() }
+        Self {
+            mark: mark.to_owned(),
+            ..Self::default()
+        }
     }
 
     /// Takes in one line.
@@ -120,7 +131,10 @@ impl Findings {
             self.show(line);
             return None;
         };
-        let found = LEVELS.iter().filter_map(|level| Some((line.find(level)?, *level))).min();
+        let found = LEVELS
+            .iter()
+            .filter_map(|level| Some((line.find(level)?, *level)))
+            .min();
         let Some((at, level)) = found else {
             self.show(line);
             return None;
@@ -172,11 +186,17 @@ impl Findings {
             return self.consistent.map(News::Consistent);
         }
         if message.starts_with("redo in progress") {
-            return message.split("current LSN: ").nth(1).and_then(lsn).map(News::At);
+            return message
+                .split("current LSN: ")
+                .nth(1)
+                .and_then(lsn)
+                .map(News::At);
         }
         if let Some(rest) = message.strip_prefix("redo done at ") {
             self.redo_done = lsn(rest);
-        } else if let Some(rest) = message.strip_prefix("last completed transaction was at log time ") {
+        } else if let Some(rest) =
+            message.strip_prefix("last completed transaction was at log time ")
+        {
             self.newest_commit = timestamp::parse(rest);
         } else if let Some(rest) = message.strip_prefix("recovery stopping ") {
             let point = stop_point(rest)?;
@@ -188,14 +208,25 @@ impl Findings {
         } else if message.starts_with("shutdown at recovery target") {
             self.shut_down_at_target = true;
         } else if let Some(rest) = message.strip_prefix("selected new timeline ID: ") {
-            self.new_timeline = rest.trim().parse().ok().and_then(|id| TimelineId::new(id).ok());
+            self.new_timeline = rest
+                .trim()
+                .parse()
+                .ok()
+                .and_then(|id| TimelineId::new(id).ok());
         } else if message.starts_with("archive recovery complete") {
             self.complete = true;
         } else if message.starts_with("database system is ready to accept connections") {
             self.ready = true;
-        } else if ["invalid ", "unexpected ", "incorrect ", "contrecord ", "record with ", "there is no contrecord"]
-            .iter()
-            .any(|start| message.starts_with(start))
+        } else if [
+            "invalid ",
+            "unexpected ",
+            "incorrect ",
+            "contrecord ",
+            "record with ",
+            "there is no contrecord",
+        ]
+        .iter()
+        .any(|start| message.starts_with(start))
         {
             // Where and why the log was taken to end.
             self.show(message);
@@ -231,6 +262,8 @@ fn failure(message: &str) -> Failure {
         Failure::SourceFailed(text())
     } else if message.starts_with("archive file") && has("wrong size") {
         Failure::SourceWrongSize(text())
+    } else if message.starts_with("resource manager with ID") {
+        Failure::NeedsLibrary(text())
     } else if has("WAL contains references to invalid pages")
         || has("WAL file is from different database system")
         || has("backup_label contains data inconsistent with control file")
@@ -243,7 +276,8 @@ fn failure(message: &str) -> Failure {
 }
 
 fn is_minimal(message: &str) -> bool {
-    let said = message.starts_with("WAL was generated with") && message.contains("wal_level=minimal");
+    let said =
+        message.starts_with("WAL was generated with") && message.contains("wal_level=minimal");
     said || message.starts_with("hot standby is not possible because wal_level")
 }
 
@@ -252,7 +286,10 @@ fn too_small(text: &str) -> Option<Failure> {
     let (name, rest) = text.split_once(" = ")?;
     let (_, needed) = rest.split_once("(its value was ")?;
     let needed = needed.split(')').next()?.parse().ok()?;
-    Some(Failure::TooSmall { name: name.to_owned(), needed })
+    Some(Failure::TooSmall {
+        name: name.to_owned(),
+        needed,
+    })
 }
 
 /// The position at the start of a text.
@@ -271,7 +308,10 @@ fn stop_point(text: &str) -> Option<StopPoint> {
     if let Some(rest) = text.strip_prefix("at restore point \"") {
         // The name may hold quotation marks; the time does not.
         let (name, time) = rest.rsplit_once("\", time ")?;
-        return Some(StopPoint::RestorePoint { name: name.to_owned(), time: timestamp::parse(time) });
+        return Some(StopPoint::RestorePoint {
+            name: name.to_owned(),
+            time: timestamp::parse(time),
+        });
     }
     let (word, rest) = text.split_once(' ')?;
     let after = match word {
@@ -280,7 +320,10 @@ fn stop_point(text: &str) -> Option<StopPoint> {
         _ => return None,
     };
     if let Some(rest) = rest.strip_prefix("WAL location (LSN) \"") {
-        return Some(StopPoint::Lsn { after, lsn: lsn(rest)? });
+        return Some(StopPoint::Lsn {
+            after,
+            lsn: lsn(rest)?,
+        });
     }
     let (what, rest) = rest.split_once(" of transaction ")?;
     let committed = match what {
@@ -318,8 +361,17 @@ mod tests {
             "2026-11-20 10:01:31.123 UTC [7] LOG:  recovery stopping after WAL location (LSN) \"0/3000110\"",
             "2026-11-20 10:01:31.123 UTC [7] LOG:  shutdown at recovery target",
         ]);
-        assert_eq!((found.redo_starts, found.consistent), (Some(Lsn(0x200_0028)), Some(Lsn(0x200_0100))));
-        assert_eq!(found.stopped, Some(StopPoint::Lsn { after: true, lsn: Lsn(0x300_0110) }));
+        assert_eq!(
+            (found.redo_starts, found.consistent),
+            (Some(Lsn(0x200_0028)), Some(Lsn(0x200_0100)))
+        );
+        assert_eq!(
+            found.stopped,
+            Some(StopPoint::Lsn {
+                after: true,
+                lsn: Lsn(0x300_0110)
+            })
+        );
         assert!(found.shut_down_at_target && found.failure.is_none());
         assert_eq!(found.restored.map(|(_, times)| times), Some(1));
     }
@@ -328,25 +380,56 @@ mod tests {
     fn stop_points_of_all_kinds_are_read() {
         let time = timestamp::parse("2026-11-20 10:01:31.5+00");
         let commit = "before commit of transaction 745, time 2026-11-20 10:01:31.5+00";
-        let expected = StopPoint::Transaction { after: false, committed: true, xid: 745, time };
+        let expected = StopPoint::Transaction {
+            after: false,
+            committed: true,
+            xid: 745,
+            time,
+        };
         assert_eq!(stop_point(commit), Some(expected));
         let abort = "after abort of transaction 746, time 2026-11-20 10:01:31.5+00";
-        let expected = StopPoint::Transaction { after: true, committed: false, xid: 746, time };
+        let expected = StopPoint::Transaction {
+            after: true,
+            committed: false,
+            xid: 746,
+            time,
+        };
         assert_eq!(stop_point(abort), Some(expected));
         let named = "at restore point \"a \", time \"b\", time 2026-11-20 10:01:31.5+00";
-        let expected = StopPoint::RestorePoint { name: "a \", time \"b".to_owned(), time };
+        let expected = StopPoint::RestorePoint {
+            name: "a \", time \"b".to_owned(),
+            time,
+        };
         assert_eq!(stop_point(named), Some(expected));
-        assert_eq!(stop_point("after reaching consistency"), Some(StopPoint::Consistent));
+        assert_eq!(
+            stop_point("after reaching consistency"),
+            Some(StopPoint::Consistent)
+        );
     }
 
     #[test]
     fn the_first_fatal_line_is_the_failure() {
         for (message, expected) in [
-            ("requested recovery stop point is before consistent recovery point", Failure::BeforeConsistency),
-            ("recovery ended before configured recovery target was reached", Failure::EndedBeforeTarget),
-            ("WAL ends before end of online backup", Failure::EndedBeforeConsistency),
-            ("could not locate required checkpoint record at 0/2000060", Failure::NoStart),
-            ("WAL was generated with \"wal_level=minimal\", cannot continue recovering", Failure::WalLevelMinimal),
+            (
+                "requested recovery stop point is before consistent recovery point",
+                Failure::BeforeConsistency,
+            ),
+            (
+                "recovery ended before configured recovery target was reached",
+                Failure::EndedBeforeTarget,
+            ),
+            (
+                "WAL ends before end of online backup",
+                Failure::EndedBeforeConsistency,
+            ),
+            (
+                "could not locate required checkpoint record at 0/2000060",
+                Failure::NoStart,
+            ),
+            (
+                "WAL was generated with \"wal_level=minimal\", cannot continue recovering",
+                Failure::WalLevelMinimal,
+            ),
         ] {
             let first = format!("x FATAL:  {message}");
             let found = findings(&[&first, "x FATAL:  the database system is shutting down"]);
@@ -355,14 +438,20 @@ mod tests {
         let minimal = "hot standby is not possible because wal_level was not set to \"replica\" or higher on the master server";
         assert_eq!(failure(minimal), Failure::WalLevelMinimal);
         let small = "hot standby is not possible because max_worker_processes = 8 is a lower setting than on the master server (its value was 9)";
-        let expected = Failure::TooSmall { name: "max_worker_processes".to_owned(), needed: 9 };
+        let expected = Failure::TooSmall {
+            name: "max_worker_processes".to_owned(),
+            needed: 9,
+        };
         assert_eq!(failure(small), expected);
     }
 
     #[test]
     fn nobody_but_the_server_speaks_in_its_name() {
         let mut found = Findings::new("4f2a ");
-        for line in ["x LOG:  shutdown at recovery target", "4f2a x WARNING:  LOG:  shutdown at recovery target"] {
+        for line in [
+            "x LOG:  shutdown at recovery target",
+            "4f2a x WARNING:  LOG:  shutdown at recovery target",
+        ] {
             found.note(line);
         }
         assert!(!found.shut_down_at_target);

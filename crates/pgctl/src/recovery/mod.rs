@@ -1,6 +1,7 @@
 //! Recovery runs: a private server replays WAL up to a target, and whether it got there is told truthfully.
 
 mod folder;
+mod job;
 mod log;
 mod plan;
 mod run;
@@ -8,6 +9,7 @@ mod settings;
 mod source;
 mod target;
 mod verdict;
+mod watch;
 
 pub use log::StopPoint;
 pub use plan::{Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan};

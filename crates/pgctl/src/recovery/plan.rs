@@ -31,7 +31,7 @@ pub struct RecoveryPlan {
     pub(crate) used_timelines: BTreeSet<TimelineId>,
     pub(crate) variables: Vec<(String, String)>,
     pub(crate) shared_buffers_kib: u64,
-    pub(crate) preload: Option<String>,
+    pub(crate) preload: String,
     pub(crate) durable: bool,
 }
 
@@ -47,7 +47,7 @@ impl RecoveryPlan {
             used_timelines: BTreeSet::new(),
             variables: Vec::new(),
             shared_buffers_kib: 128 << 10,
-            preload: None,
+            preload: String::new(),
             durable: true,
         }
     }
@@ -90,10 +90,10 @@ impl RecoveryPlan {
         self
     }
 
-    /// The server's `shared_preload_libraries`, instead of what the configuration says. Replay needs a library
-    /// only if it defines WAL records of its own (15 and later).
+    /// The server's `shared_preload_libraries`, none if not said: what they start in the background has no business
+    /// here. Replay needs a library only if it defines WAL records of its own (15 and later).
     pub fn with_preload(mut self, libraries: impl Into<String>) -> Self {
-        self.preload = Some(libraries.into());
+        self.preload = libraries.into();
         self
     }
 }

@@ -1,5 +1,5 @@
-//! The settings of a server that only recovers: all on its command line, so that no file of the user is
-//! read for them or changed, and stronger than any file.
+//! The settings of a server that only recovers: all on its command line, stronger than any file. Of the
+//! files only `postgresql.auto.conf` is read, which cannot be helped; none is changed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,9 @@ pub(crate) struct Surroundings<'a> {
     /// What every line of the log begins with.
     pub(crate) line_mark: &'a str,
     pub(crate) shared_buffers_kib: u64,
-    pub(crate) preload: Option<&'a str>,
+    pub(crate) preload: &'a str,
+    /// How many replication slots the data directory has.
+    pub(crate) slots: usize,
     pub(crate) durable: bool,
     /// Settings that replay found to be raised since the control file was written.
     pub(crate) raised: &'a BTreeMap<String, i32>,
@@ -47,7 +49,14 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     ] {
         set(name, "");
     }
-    for name in ["archive_mode", "ssl", "bonjour", "autovacuum", "logging_collector", "restart_after_crash"] {
+    for name in [
+        "archive_mode",
+        "ssl",
+        "bonjour",
+        "autovacuum",
+        "logging_collector",
+        "restart_after_crash",
+    ] {
         set(name, "off");
     }
     set("max_logical_replication_workers", "0");
@@ -56,7 +65,14 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     // No session ever, so nothing is refused, or waited for, on account of one: neither smaller settings
     // than the primary's nor a setting the primary raises while we replay. But 13 stops at WAL of
     // wal_level=minimal only on account of sessions, else it warns and goes on with what may be missing.
-    set("hot_standby", if control.major == PgMajor::V13 { "on" } else { "off" });
+    set(
+        "hot_standby",
+        if control.major == PgMajor::V13 {
+            "on"
+        } else {
+            "off"
+        },
+    );
 
     // The log is our only witness.
     set("log_destination", "stderr");
@@ -75,19 +91,29 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
 
     let path = |path: &Path| match path.to_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(Error::path(ErrorKind::Invalid, path, "is not UTF-8, so no setting can hold it")),
+        None => Err(Error::path(
+            ErrorKind::Invalid,
+            path,
+            "is not UTF-8, so no setting can hold it",
+        )),
     };
     // A configuration that names another data directory would win over `-D`.
     settings.push(("data_directory", path(around.data_dir)?));
     settings.push(("hba_file", path(around.hba_file)?));
     settings.push(("ident_file", path(around.ident_file)?));
     settings.push(("external_pid_file", path(around.pid_file)?));
-    settings.push(("unix_socket_directories", format!("\"{}\"", path(around.socket_dir)?.replace('"', "\"\""))));
+    settings.push((
+        "unix_socket_directories",
+        format!("\"{}\"", path(around.socket_dir)?.replace('"', "\"\"")),
+    ));
     settings.push(("log_line_prefix", format!("{}%m [%p] ", around.line_mark)));
-    settings.push(("shared_buffers", format!("{}kB", around.shared_buffers_kib.max(128))));
-    if let Some(preload) = around.preload {
-        settings.push(("shared_preload_libraries", preload.to_owned()));
-    }
+    settings.push((
+        "shared_buffers",
+        format!("{}kB", around.shared_buffers_kib.max(128)),
+    ));
+    settings.push(("shared_preload_libraries", around.preload.to_owned()));
+    // With fewer than there are it does not start.
+    settings.push(("max_replication_slots", (around.slots + 10).to_string()));
     settings.extend(recorded(control, around.raised));
     settings.extend(by_major(control.major));
     Ok(settings)
@@ -97,7 +123,15 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
 fn recorded(control: &ControlFile, raised: &BTreeMap<String, i32>) -> [Setting; 8] {
     let at = &control.settings;
     let word = |on| if on { "on" } else { "off" }.to_owned();
-    let least = |name, recorded: i32| (name, raised.get(name).map_or(recorded, |raised| recorded.max(*raised)).to_string());
+    let least = |name, recorded: i32| {
+        (
+            name,
+            raised
+                .get(name)
+                .map_or(recorded, |raised| recorded.max(*raised))
+                .to_string(),
+        )
+    };
     [
         least("max_connections", at.max_connections),
         least("max_worker_processes", at.max_worker_processes),
@@ -114,13 +148,43 @@ fn recorded(control: &ControlFile, raised: &BTreeMap<String, i32>) -> [Setting; 
 fn by_major(major: PgMajor) -> Vec<Setting> {
     let known = [
         // A folder elsewhere that Debian configures.
-        (PgMajor::V13, PgMajor::V14, "stats_temp_directory", "pg_stat_tmp".to_owned()),
-        (PgMajor::V13, PgMajor::V15, "promote_trigger_file", String::new()),
+        (
+            PgMajor::V13,
+            PgMajor::V14,
+            "stats_temp_directory",
+            "pg_stat_tmp".to_owned(),
+        ),
+        (
+            PgMajor::V13,
+            PgMajor::V15,
+            "promote_trigger_file",
+            String::new(),
+        ),
         (PgMajor::V15, PgMajor::V18, "archive_library", String::new()),
-        (PgMajor::V15, PgMajor::V18, "log_startup_progress_interval", "1s".to_owned()),
-        (PgMajor::V15, PgMajor::V18, "wal_decode_buffer_size", format!("{}kB", DECODE_AHEAD >> 10)),
-        (PgMajor::V17, PgMajor::V18, "summarize_wal", "off".to_owned()),
-        (PgMajor::V17, PgMajor::V18, "sync_replication_slots", "off".to_owned()),
+        (
+            PgMajor::V15,
+            PgMajor::V18,
+            "log_startup_progress_interval",
+            "1s".to_owned(),
+        ),
+        (
+            PgMajor::V15,
+            PgMajor::V18,
+            "wal_decode_buffer_size",
+            format!("{}kB", DECODE_AHEAD >> 10),
+        ),
+        (
+            PgMajor::V17,
+            PgMajor::V18,
+            "summarize_wal",
+            "off".to_owned(),
+        ),
+        (
+            PgMajor::V17,
+            PgMajor::V18,
+            "sync_replication_slots",
+            "off".to_owned(),
+        ),
     ];
     known
         .into_iter()
@@ -135,8 +199,16 @@ mod tests {
 
     #[test]
     fn a_setting_is_given_to_the_majors_that_know_it() {
-        let names = |major| by_major(major).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-        assert_eq!(names(PgMajor::V13), ["stats_temp_directory", "promote_trigger_file"]);
+        let names = |major| {
+            by_major(major)
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(PgMajor::V13),
+            ["stats_temp_directory", "promote_trigger_file"]
+        );
         assert_eq!(names(PgMajor::V16).len(), 3);
         assert!(names(PgMajor::V18).contains(&"summarize_wal"));
     }

@@ -32,7 +32,11 @@ impl WalSource {
     pub(crate) fn command(&self) -> Result<String> {
         match self {
             Self::Command(text) if text.trim().is_empty() || text.contains('\0') => {
-                Err(Error::new(ErrorKind::Invalid, "WAL source", "the command is empty or holds a NUL"))
+                Err(Error::new(
+                    ErrorKind::Invalid,
+                    "WAL source",
+                    "the command is empty or holds a NUL",
+                ))
             }
             Self::Command(text) => Ok(text.clone()),
             Self::Directory(path) => {
@@ -101,9 +105,16 @@ fn fill(command: &str, file: &str, to: &str) -> String {
 /// A path as one word of a shell, inside a `restore_command`.
 fn quoted(path: &Path) -> Result<String> {
     let Some(text) = path.to_str().filter(|text| !text.contains('\0')) else {
-        return Err(Error::path(ErrorKind::Invalid, path, "is not UTF-8, so no setting can hold it"));
+        return Err(Error::path(
+            ErrorKind::Invalid,
+            path,
+            "is not UTF-8, so no setting can hold it",
+        ));
     };
-    Ok(format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%")))
+    Ok(format!(
+        "'{}'",
+        text.replace('\'', r"'\''").replace('%', "%%")
+    ))
 }
 
 /// A file that the source did not have, in the order asked.
@@ -119,7 +130,10 @@ pub(crate) fn parse_misses(text: &str) -> Vec<Miss> {
         .filter(|line| line.ends_with('\n'))
         .filter_map(|line| {
             let (file, status) = line.trim_end().split_once(' ')?;
-            Some(Miss { file: file.to_owned(), status: status.parse().ok()? })
+            Some(Miss {
+                file: file.to_owned(),
+                status: status.parse().ok()?,
+            })
         })
         .collect()
 }
@@ -133,7 +147,12 @@ mod tests {
     fn run(source: &WalSource, folder: &Path, file: &str, to: &Path) -> i32 {
         let command = source.restore_command(folder).unwrap();
         let command = fill(&command, file, to.to_str().unwrap());
-        Command::new("/bin/sh").args(["-c", &command]).status().unwrap().code().unwrap()
+        Command::new("/bin/sh")
+            .args(["-c", &command])
+            .status()
+            .unwrap()
+            .code()
+            .unwrap()
     }
 
     #[test]
@@ -144,11 +163,20 @@ mod tests {
         std::fs::write(archive.join("000000010000000000000001"), b"wal").unwrap();
         let source = WalSource::Directory(archive);
         let to = scratch.path().join("to");
-        assert_eq!(run(&source, scratch.path(), "000000010000000000000001", &to), 0);
+        assert_eq!(
+            run(&source, scratch.path(), "000000010000000000000001", &to),
+            0
+        );
         assert_eq!(std::fs::read(&to).unwrap(), b"wal");
-        assert_eq!(run(&source, scratch.path(), "000000010000000000000002", &to), 1);
+        assert_eq!(
+            run(&source, scratch.path(), "000000010000000000000002", &to),
+            1
+        );
         let misses = std::fs::read_to_string(scratch.path().join(MISSES)).unwrap();
-        let miss = Miss { file: "000000010000000000000002".to_owned(), status: 1 };
+        let miss = Miss {
+            file: "000000010000000000000002".to_owned(),
+            status: 1,
+        };
         assert_eq!(parse_misses(&misses), [miss]);
         let gone = WalSource::Directory(scratch.path().join("gone"));
         assert!(run(&gone, scratch.path(), "000000010000000000000002", &to) > 125);
@@ -158,9 +186,19 @@ mod tests {
     fn statuses_of_the_callers_command_come_through() {
         let scratch = tempfile::tempdir().unwrap();
         let to = scratch.path().join("to");
-        for (command, expected) in [("exit 7 # why", 7), ("exit 130", 130), ("kill -9 $$; echo", 137), ("no_such_program", 127)] {
+        for (command, expected) in [
+            ("exit 7 # why", 7),
+            ("exit 130", 130),
+            ("kill -9 $$; echo", 137),
+            ("no_such_program", 127),
+        ] {
             let command = command.replace("$$", "$(sh -c 'echo $PPID')");
-            let status = run(&WalSource::Command(command.clone()), scratch.path(), "00000002.history", &to);
+            let status = run(
+                &WalSource::Command(command.clone()),
+                scratch.path(),
+                "00000002.history",
+                &to,
+            );
             assert_eq!(status, expected, "{command}");
         }
     }

@@ -68,9 +68,38 @@ const LONGEST_NAME: usize = 63;
 const FIRST_XID: u64 = 3;
 
 impl RecoveryTarget {
+    /// The time in a text, with what happened at exactly that time: a date, a time of day and the offset of their
+    /// zone, as in `2026-11-20 10:01:31.5+00` or `2026-11-20T12:01:31+02:00`.
+    ///
+    /// ```
+    /// use neon_pgctl::RecoveryTarget;
+    /// let target = RecoveryTarget::at_time("2026-11-20T12:01:31+02:00")?;
+    /// assert_eq!(target.to_string(), "time 2026-11-20 10:01:31.000000+00");
+    /// assert!(RecoveryTarget::at_time("2026-11-20 12:01:31").is_err());
+    /// # Ok::<(), neon_pgctl::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid), also without an offset: a time of day is one somewhere only.
+    pub fn at_time(text: &str) -> Result<Self> {
+        let Some(time) = timestamp::parse(text) else {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("time {text:?}"),
+                "is no date and time with the offset of a zone",
+            )
+            .with_hint("write it as 2026-11-20T10:01:31+00:00"));
+        };
+        Ok(Self::Time {
+            time,
+            inclusive: true,
+        })
+    }
+
     /// Refuses what no server can be told.
     pub(crate) fn check(&self) -> Result<()> {
-        let invalid = |reason: &'static str| Err(Error::new(ErrorKind::Invalid, self.to_string(), reason));
+        let invalid =
+            |reason: &'static str| Err(Error::new(ErrorKind::Invalid, self.to_string(), reason));
         match self {
             Self::Lsn { lsn, .. } if !lsn.is_valid() => invalid("0/0 is no position"),
             Self::Time { time, .. } if timestamp::format(*time).is_none() => {
@@ -106,7 +135,9 @@ impl RecoveryTarget {
                 timestamp::format(*time).unwrap_or_default(),
                 *inclusive,
             ),
-            Self::Transaction { xid, inclusive } => ("recovery_target_xid", xid.to_string(), *inclusive),
+            Self::Transaction { xid, inclusive } => {
+                ("recovery_target_xid", xid.to_string(), *inclusive)
+            }
             Self::RestorePoint(name) => ("recovery_target_name", name.clone(), true),
         };
         let mut settings: Vec<_> = all
@@ -145,28 +176,52 @@ mod tests {
 
     #[test]
     fn the_target_itself_is_set_last_and_all_others_are_emptied() {
-        let target = RecoveryTarget::Lsn { lsn: Lsn(0x300_0028), inclusive: false };
+        let target = RecoveryTarget::Lsn {
+            lsn: Lsn(0x300_0028),
+            inclusive: false,
+        };
         let settings = target.settings();
-        assert_eq!(settings.last(), Some(&("recovery_target_lsn", "0/3000028".to_owned())));
-        let empty = settings.iter().filter(|(_, value)| value.is_empty()).count();
+        assert_eq!(
+            settings.last(),
+            Some(&("recovery_target_lsn", "0/3000028".to_owned()))
+        );
+        let empty = settings
+            .iter()
+            .filter(|(_, value)| value.is_empty())
+            .count();
         assert_eq!(empty, 4);
         assert!(settings.contains(&("recovery_target_inclusive", "off".to_owned())));
         let latest = RecoveryTarget::Latest.settings();
-        assert_eq!(latest.iter().filter(|(_, value)| value.is_empty()).count(), 5);
+        assert_eq!(
+            latest.iter().filter(|(_, value)| value.is_empty()).count(),
+            5
+        );
     }
 
     #[test]
     fn what_no_server_can_be_told_is_refused() {
         let wrong = [
-            RecoveryTarget::Lsn { lsn: Lsn(0), inclusive: true },
-            RecoveryTarget::Transaction { xid: (7 << 32) | 2, inclusive: true },
+            RecoveryTarget::Lsn {
+                lsn: Lsn(0),
+                inclusive: true,
+            },
+            RecoveryTarget::Transaction {
+                xid: (7 << 32) | 2,
+                inclusive: true,
+            },
             RecoveryTarget::RestorePoint(String::new()),
             RecoveryTarget::RestorePoint("x".repeat(64)),
             RecoveryTarget::RestorePoint("a\0b".to_owned()),
         ];
         for target in wrong {
-            assert_eq!(target.check().unwrap_err().kind(), ErrorKind::Invalid, "{target}");
+            assert_eq!(
+                target.check().unwrap_err().kind(),
+                ErrorKind::Invalid,
+                "{target}"
+            );
         }
-        RecoveryTarget::RestorePoint("x".repeat(63)).check().unwrap();
+        RecoveryTarget::RestorePoint("x".repeat(63))
+            .check()
+            .unwrap();
     }
 }

@@ -55,8 +55,10 @@ pub(crate) fn check_not_before(
     label: Option<&BackupLabel>,
 ) -> Result<()> {
     let early = |what: String| {
-        Err(Error::new(ErrorKind::TargetTooEarly, target.to_string(), what)
-            .with_hint("start from an older base"))
+        Err(
+            Error::new(ErrorKind::TargetTooEarly, target.to_string(), what)
+                .with_hint("start from an older base"),
+        )
     };
     match target {
         RecoveryTarget::Lsn { lsn, .. } => {
@@ -92,7 +94,10 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Result<Recovered> {
     let found = evidence.findings;
     let stopped = match evidence.target {
         RecoveryTarget::Latest => evidence.at_end,
-        target => found.stopped.as_ref().is_some_and(|point| answers(point, target)),
+        target => found
+            .stopped
+            .as_ref()
+            .is_some_and(|point| answers(point, target)),
     };
     let state = evidence.control.state;
     let (position, timeline, ended) = match evidence.end {
@@ -101,21 +106,30 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Result<Recovered> {
             let control = evidence.control;
             (
                 control.min_recovery_point.max(control.checkpoint.redo),
-                control.min_recovery_timeline.unwrap_or(control.checkpoint.timeline).max(control.checkpoint.timeline),
+                control
+                    .min_recovery_timeline
+                    .unwrap_or(control.checkpoint.timeline)
+                    .max(control.checkpoint.timeline),
                 told && state == ClusterState::ShutDownInRecovery,
             )
         }
         RecoveryEnd::Promoted => {
             let timeline = evidence.control.checkpoint.timeline;
             let new = found.new_timeline == Some(timeline);
-            (evidence.control.checkpoint_location, timeline, found.complete && new && state == ClusterState::ShutDown)
+            (
+                evidence.control.checkpoint_location,
+                timeline,
+                found.complete && new && state == ClusterState::ShutDown,
+            )
         }
     };
     if !stopped || !ended {
         return Err(Error::new(
             ErrorKind::Recovery,
             evidence.target.to_string(),
-            format!("the server ended without saying that it got there; the control file says {state}"),
+            format!(
+                "the server ended without saying that it got there; the control file says {state}"
+            ),
         ));
     }
     Ok(Recovered {
@@ -134,8 +148,13 @@ fn answers(point: &StopPoint, target: &RecoveryTarget) -> bool {
         (StopPoint::Transaction { xid, .. }, RecoveryTarget::Transaction { xid: wanted, .. }) => {
             u64::from(*xid) == wanted & 0xFFFF_FFFF
         }
-        (StopPoint::Transaction { .. } | StopPoint::RestorePoint { .. }, RecoveryTarget::Time { .. }) => true,
-        (StopPoint::RestorePoint { name, .. }, RecoveryTarget::RestorePoint(wanted)) => name == wanted,
+        (
+            StopPoint::Transaction { .. } | StopPoint::RestorePoint { .. },
+            RecoveryTarget::Time { .. },
+        ) => true,
+        (StopPoint::RestorePoint { name, .. }, RecoveryTarget::RestorePoint(wanted)) => {
+            name == wanted
+        }
         _ => false,
     }
 }
@@ -151,21 +170,29 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> Error {
         .with_hint("start from an older base"),
         Failure::EndedBeforeTarget => ended_before_target(evidence),
         Failure::EndedBeforeConsistency | Failure::NoStart => missing(evidence),
-        Failure::WrongTimeline(text) => {
-            new(ErrorKind::WrongTimeline, format!("cannot be reached along this timeline: {text}"))
-                .with_hint("choose a timeline that descends from the base, after the base was taken")
-        }
+        Failure::WrongTimeline(text) => new(
+            ErrorKind::WrongTimeline,
+            format!("cannot be reached along this timeline: {text}"),
+        )
+        .with_hint("choose a timeline that descends from the base, after the base was taken"),
         Failure::WalLevelMinimal => new(
             ErrorKind::WalLevelMinimal,
             "lies beyond WAL of wal_level=minimal, which does not hold all changes".to_owned(),
         )
         .with_hint(MINIMAL_HINT),
-        Failure::SourceFailed(text) | Failure::SourceWrongSize(text) => {
-            new(ErrorKind::WalSource, format!("was not reached, the WAL source failed: {text}"))
-        }
-        Failure::TooSmall { name, needed } => {
-            new(ErrorKind::BadSetting, format!("was not reached: {name} must be at least {needed}"))
-        }
+        Failure::SourceFailed(text) | Failure::SourceWrongSize(text) => new(
+            ErrorKind::WalSource,
+            format!("was not reached, the WAL source failed: {text}"),
+        ),
+        Failure::TooSmall { name, needed } => new(
+            ErrorKind::BadSetting,
+            format!("was not reached: {name} must be at least {needed}"),
+        ),
+        Failure::NeedsLibrary(text) => new(
+            ErrorKind::MissingLibrary,
+            format!("was not reached: {text}"),
+        )
+        .with_hint("name the library of the extension that wrote these records as one to preload"),
         Failure::Damaged(text) => new(ErrorKind::Corrupt, format!("was not reached: {text}")),
         Failure::Other(text) => new(ErrorKind::ServerEnded, format!("was not reached: {text}")),
     }
@@ -174,7 +201,9 @@ fn failed(evidence: &Evidence<'_>, failure: &Failure) -> Error {
 /// The log ended, for one of several reasons, before the target came.
 fn ended_before_target(evidence: &Evidence<'_>) -> Error {
     let found = evidence.findings;
-    if evidence.later_segment.is_some() || found.consistent.is_none() && evidence.control.backup_start.is_valid() {
+    if evidence.later_segment.is_some()
+        || found.consistent.is_none() && evidence.control.backup_start.is_valid()
+    {
         return missing(evidence);
     }
     let end = match found.redo_done {
@@ -189,17 +218,24 @@ fn ended_before_target(evidence: &Evidence<'_>) -> Error {
     match evidence.target {
         RecoveryTarget::Time { .. } => new(
             ErrorKind::NoLaterTransaction,
-            format!("no transaction ended later, so recovery cannot know that it is reached; {newest}"),
+            format!(
+                "no transaction ended later, so recovery cannot know that it is reached; {newest}"
+            ),
         )
         .with_hint("recover to the end of WAL instead: it holds everything up to this time"),
-        RecoveryTarget::Transaction { .. } => {
-            new(ErrorKind::UnknownTransaction, format!("its end is not in the WAL there is{end}"))
-        }
-        RecoveryTarget::RestorePoint(_) => {
-            new(ErrorKind::UnknownRestorePoint, format!("is not in the WAL there is{end}"))
-        }
-        _ => new(ErrorKind::TargetTooLate, format!("lies beyond the end of WAL{end}"))
-            .with_hint("recover to the end of WAL instead, or wait until more is archived"),
+        RecoveryTarget::Transaction { .. } => new(
+            ErrorKind::UnknownTransaction,
+            format!("its end is not in the WAL there is{end}"),
+        ),
+        RecoveryTarget::RestorePoint(_) => new(
+            ErrorKind::UnknownRestorePoint,
+            format!("is not in the WAL there is{end}"),
+        ),
+        _ => new(
+            ErrorKind::TargetTooLate,
+            format!("lies beyond the end of WAL{end}"),
+        )
+        .with_hint("recover to the end of WAL instead, or wait until more is archived"),
     }
 }
 
@@ -213,5 +249,9 @@ pub(crate) fn missing(evidence: &Evidence<'_>) -> Error {
         Some(later) => format!("although {later} is there"),
         None => "before the data is consistent".to_owned(),
     };
-    Error::new(ErrorKind::MissingWal, evidence.target.to_string(), format!("was not reached: {what}, {why}"))
+    Error::new(
+        ErrorKind::MissingWal,
+        evidence.target.to_string(),
+        format!("was not reached: {what}, {why}"),
+    )
 }

@@ -8,14 +8,17 @@ use neon_pgwire::Client;
 use neon_testkit::{Cluster, OsUser, StopMode};
 
 use crate::dropping::drop_after;
-use crate::history::{connect, copy_files, take_base};
+use crate::history::{connect, copy_files, runtime, take_base};
 use crate::support::*;
 
 /// Waits for something that takes its time on a loaded machine.
 pub(crate) fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let start = Instant::now();
     while !happened() {
-        assert!(start.elapsed() < Duration::from_secs(120), "waiting for {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "waiting for {what}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -24,7 +27,8 @@ const SESSIONS: &str = "select count(*) from pg_stat_activity where backend_type
 
 fn server_is_free(cluster: &Cluster) {
     until("slot and session to go", || {
-        cluster.psql("select count(*) from pg_replication_slots") == "0" && cluster.psql(SESSIONS) == "0"
+        cluster.psql("select count(*) from pg_replication_slots") == "0"
+            && cluster.psql(SESSIONS) == "0"
     });
 }
 
@@ -41,7 +45,10 @@ fn cluster(major: PgMajor) -> Cluster {
 fn a_bracket_gives_both_files_and_keeps_the_wal(major: PgMajor) {
     let mut cluster = cluster(major);
     let place = cluster.tablespace_dir("a \"b\" ü");
-    cluster.psql(&format!("create tablespace ts location '{}'", place.display().to_string().replace('\'', "''")));
+    cluster.psql(&format!(
+        "create tablespace ts location '{}'",
+        place.display().to_string().replace('\'', "''")
+    ));
     cluster.psql("create table t (i int)");
     runtime().block_on(async {
         let client = connect(&cluster).await;
@@ -105,7 +112,9 @@ fn a_lost_session_is_noticed_at_once(cluster: &Cluster) {
         for _ in 0..2 {
             let client = connect(cluster).await;
             let pid = client.process_id().unwrap();
-            let mut bracket = BackupBracket::start(client, &BracketOptions::new("x")).await.unwrap();
+            let mut bracket = BackupBracket::start(client, &BracketOptions::new("x"))
+                .await
+                .unwrap();
             let kill = || cluster.psql(&format!("select pg_terminate_backend({pid})"));
             let error = bracket
                 .during(async {
@@ -116,7 +125,10 @@ fn a_lost_session_is_noticed_at_once(cluster: &Cluster) {
                 .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BackupLost);
             assert_eq!(bracket.lost().await.kind(), ErrorKind::BackupLost);
-            assert_eq!(bracket.stop().await.unwrap_err().kind(), ErrorKind::BackupLost);
+            assert_eq!(
+                bracket.stop().await.unwrap_err().kind(),
+                ErrorKind::BackupLost
+            );
         }
     });
     server_is_free(cluster);
@@ -127,7 +139,9 @@ fn every_await_point_can_be_the_last(cluster: &Cluster) {
     for polls in 0.. {
         let done = runtime().block_on(async {
             let client = connect(cluster).await;
-            drop_after(polls, BackupBracket::start(client, &options)).await.is_some()
+            drop_after(polls, BackupBracket::start(client, &options))
+                .await
+                .is_some()
         });
         server_is_free(cluster);
         if done {
@@ -151,44 +165,91 @@ fn what_cannot_be_backed_up_is_refused(cluster: &mut Cluster) {
     let kind = |cluster: &Cluster, options: &BracketOptions, user: &str| {
         let kind = runtime().block_on(async {
             let mut client = connect(cluster).await;
-            client.simple_query(&format!("set role {user}")).await.unwrap();
-            BackupBracket::start(client, options).await.unwrap_err().kind()
+            client
+                .simple_query(&format!("set role {user}"))
+                .await
+                .unwrap();
+            BackupBracket::start(client, options)
+                .await
+                .unwrap_err()
+                .kind()
         });
         server_is_free(cluster);
         kind
     };
-    for label in ["a\nb".to_owned(), "a\rb".to_owned(), "a\0b".to_owned(), "x".repeat(1024)] {
-        assert_eq!(kind(cluster, &BracketOptions::new(label), "postgres"), ErrorKind::Invalid);
+    for label in [
+        "a\nb".to_owned(),
+        "a\rb".to_owned(),
+        "a\0b".to_owned(),
+        "x".repeat(1024),
+    ] {
+        assert_eq!(
+            kind(cluster, &BracketOptions::new(label), "postgres"),
+            ErrorKind::Invalid
+        );
     }
     cluster.psql("create role plain");
-    assert_eq!(kind(cluster, &BracketOptions::new("x").with_slot(false), "plain"), ErrorKind::Permissions);
-    assert_eq!(kind(cluster, &BracketOptions::new("x"), "plain"), ErrorKind::Permissions);
+    assert_eq!(
+        kind(cluster, &BracketOptions::new("x").with_slot(false), "plain"),
+        ErrorKind::Permissions
+    );
+    assert_eq!(
+        kind(cluster, &BracketOptions::new("x"), "plain"),
+        ErrorKind::Permissions
+    );
     cluster.set("max_replication_slots", 0);
     cluster.restart();
-    assert_eq!(kind(cluster, &BracketOptions::new("x"), "postgres"), ErrorKind::Slot);
+    assert_eq!(
+        kind(cluster, &BracketOptions::new("x"), "postgres"),
+        ErrorKind::Slot
+    );
     cluster.set("wal_level", "minimal");
     cluster.set("archive_mode", "off");
     cluster.set("max_wal_senders", 0);
     cluster.restart();
-    assert_eq!(kind(cluster, &BracketOptions::new("x").with_slot(false), "postgres"), ErrorKind::WalLevelMinimal);
+    assert_eq!(
+        kind(
+            cluster,
+            &BracketOptions::new("x").with_slot(false),
+            "postgres"
+        ),
+        ErrorKind::WalLevelMinimal
+    );
     cluster.stop(StopMode::Immediate);
 }
 
 /// A standby as source, and what spoils a backup of one.
 fn a_standby_can_be_the_source(major: PgMajor) {
-    let cluster = Cluster::builder(major).wal_segment_mib(1).setting("wal_keep_size", "64MB").start();
+    let cluster = Cluster::builder(major)
+        .wal_segment_mib(1)
+        .setting("wal_keep_size", "64MB")
+        .start();
     cluster.psql("create table t (i int); insert into t values (1)");
     let scratch = Scratch::new();
     let data = scratch.path().join("data");
     take_base(&cluster, &data);
-    let standby = Instance::at(&installation(major), &data, scratch.path().join("log"), scratch.path().join("run")).unwrap();
-    let upstream = Upstream::new(cluster.socket_dir().to_str().unwrap(), cluster.port(), "postgres");
+    let standby = Instance::at(
+        &installation(major),
+        &data,
+        scratch.path().join("log"),
+        scratch.path().join("run"),
+    )
+    .unwrap();
+    let upstream = Upstream::new(
+        cluster.socket_dir().to_str().unwrap(),
+        cluster.port(),
+        "postgres",
+    );
     runtime().block_on(async {
-        standby.make_standby(&StandbyOptions::new(upstream)).await.unwrap();
+        standby
+            .make_standby(&StandbyOptions::new(upstream))
+            .await
+            .unwrap();
         standby.start(&StartOptions::new()).await.unwrap();
         let caught_up = async |lsn: Lsn| {
             loop {
-                if let neon_pgctl::Replication::Standby { replayed, .. } = standby.replication().await.unwrap()
+                if let neon_pgctl::Replication::Standby { replayed, .. } =
+                    standby.replication().await.unwrap()
                     && replayed >= lsn
                 {
                     return;
@@ -197,16 +258,23 @@ fn a_standby_can_be_the_source(major: PgMajor) {
             }
         };
         let insert = |number: u32| -> Lsn {
-            let rows = cluster.psql(&format!("insert into t values ({number}); checkpoint; select pg_current_wal_flush_lsn()"));
+            let rows = cluster.psql(&format!(
+                "insert into t values ({number}); checkpoint; select pg_current_wal_flush_lsn()"
+            ));
             rows.parse().unwrap()
         };
         caught_up(insert(2)).await;
         let client = standby.connect("postgres").await.unwrap();
-        let mut bracket = BackupBracket::start(client, &BracketOptions::new("of a standby")).await.unwrap();
+        let mut bracket = BackupBracket::start(client, &BracketOptions::new("of a standby"))
+            .await
+            .unwrap();
         assert!(bracket.started().standby);
         let copy = scratch.path().join("copy");
         caught_up(insert(3)).await;
-        bracket.during(async { copy_files(&data, &copy) }).await.unwrap();
+        bracket
+            .during(async { copy_files(&data, &copy) })
+            .await
+            .unwrap();
         let (backup, hold) = bracket.stop_with().await.unwrap();
         assert_eq!(backup.label.from, BackupSource::Standby);
         std::fs::write(copy.join("backup_label"), &backup.label_file).unwrap();
@@ -216,7 +284,13 @@ fn a_standby_can_be_the_source(major: PgMajor) {
         let plan = neon_pgctl::RecoveryPlan::new(wal, neon_pgctl::RecoveryTarget::Immediate)
             .with_end(neon_pgctl::RecoveryEnd::Promoted)
             .with_durability(false);
-        let instance = Instance::at(&installation(major), &copy, scratch.path().join("log2"), scratch.path().join("run2")).unwrap();
+        let instance = Instance::at(
+            &installation(major),
+            &copy,
+            scratch.path().join("log2"),
+            scratch.path().join("run2"),
+        )
+        .unwrap();
         instance.recover(&plan, |_| {}).await.unwrap();
         hold.release().await;
         instance.start(&StartOptions::new()).await.unwrap();
@@ -226,24 +300,46 @@ fn a_standby_can_be_the_source(major: PgMajor) {
         instance.stop(&StopOptions::default()).await.unwrap();
 
         let client = standby.connect("postgres").await.unwrap();
-        let bracket = BackupBracket::start(client, &BracketOptions::new("x")).await.unwrap();
+        let bracket = BackupBracket::start(client, &BracketOptions::new("x"))
+            .await
+            .unwrap();
         cluster.psql("alter system set full_page_writes = off; select pg_reload_conf()");
-        until("full_page_writes to be off", || cluster.psql("show full_page_writes") == "off");
+        until("full_page_writes to be off", || {
+            cluster.psql("show full_page_writes") == "off"
+        });
         caught_up(insert(4)).await;
-        assert_eq!(bracket.stop().await.unwrap_err().kind(), ErrorKind::BackupSpoiled);
+        assert_eq!(
+            bracket.stop().await.unwrap_err().kind(),
+            ErrorKind::BackupSpoiled
+        );
         let client = standby.connect("postgres").await.unwrap();
-        let error = BackupBracket::start(client, &BracketOptions::new("x")).await.unwrap_err();
+        let error = BackupBracket::start(client, &BracketOptions::new("x"))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BackupSpoiled);
         cluster.psql("alter system reset full_page_writes; select pg_reload_conf()");
-        until("full_page_writes to be on", || cluster.psql("show full_page_writes") == "on");
+        until("full_page_writes to be on", || {
+            cluster.psql("show full_page_writes") == "on"
+        });
         caught_up(insert(5)).await;
         let mut client = standby.connect("postgres").await.unwrap();
         client.simple_query("checkpoint").await.unwrap();
-        let bracket = BackupBracket::start(client, &BracketOptions::new("x")).await.unwrap();
-        let error = standby.promote_standby(false, Duration::from_secs(120)).await.unwrap_err();
+        let bracket = BackupBracket::start(client, &BracketOptions::new("x"))
+            .await
+            .unwrap();
+        let error = standby
+            .promote_standby(false, Duration::from_secs(120))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UpstreamAlive);
-        standby.promote_standby(true, Duration::from_secs(120)).await.unwrap();
-        assert_eq!(bracket.stop().await.unwrap_err().kind(), ErrorKind::BackupSpoiled);
+        standby
+            .promote_standby(true, Duration::from_secs(120))
+            .await
+            .unwrap();
+        assert_eq!(
+            bracket.stop().await.unwrap_err().kind(),
+            ErrorKind::BackupSpoiled
+        );
         standby.stop(&StopOptions::default()).await.unwrap();
     });
 }

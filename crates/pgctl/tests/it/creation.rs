@@ -27,6 +27,7 @@ fn locale_segment_size_group_access_names_and_passwords_are_as_asked() {
             assert_eq!(mode & 0o777, 0o750);
             instance.start(&start_options()).await.unwrap();
             assert_eq!(query(instance, "SELECT current_user").await, "boss");
+            check_uri(instance).await;
             assert_eq!(query(instance, "SHOW wal_segment_size").await, "4MB");
             assert_eq!(query(instance, "SHOW work_mem").await, "3MB");
             assert_eq!(query(instance, "SHOW data_checksums").await, "off");
@@ -36,6 +37,25 @@ fn locale_segment_size_group_access_names_and_passwords_are_as_asked() {
             instance.stop(&StopOptions::default()).await.unwrap();
         }
     });
+}
+
+/// The URI holds everything there is to know, over TCP and, where nobody listens on TCP, over the socket.
+async fn check_uri(instance: &Instance) {
+    use neon_pgwire::{Client, Config, Params, Surroundings};
+    let connect = async || {
+        let uri = instance.uri("postgres").unwrap();
+        let params = uri.parse::<Params>().unwrap();
+        let config = Config::resolve(&params, &Surroundings::none()).unwrap();
+        Client::connect(&config).await.unwrap();
+        uri
+    };
+    assert!(connect().await.contains("@localhost:"));
+    let options = start_options().with_setting("listen_addresses", "");
+    instance
+        .restart(&StopOptions::default(), &options)
+        .await
+        .unwrap();
+    assert!(connect().await.contains("host=%2F"));
 }
 
 #[test]

@@ -3,15 +3,24 @@
 use neon_pgctl::facts::{DifferenceKind, Facts, Impact, Provider, compare};
 use neon_testkit::Cluster;
 
+use crate::history::runtime;
 use crate::support::*;
 
 fn instance(cluster: &Cluster) -> Instance {
     let scratch = cluster.scratch_dir();
-    Instance::at(&installation(cluster.major()), cluster.data_dir(), scratch.join("l"), scratch.join("r")).unwrap()
+    Instance::at(
+        &installation(cluster.major()),
+        cluster.data_dir(),
+        scratch.join("l"),
+        scratch.join("r"),
+    )
+    .unwrap()
 }
 
 fn online(cluster: &Cluster) -> Facts {
-    runtime().block_on(instance(cluster).online_facts()).unwrap()
+    runtime()
+        .block_on(instance(cluster).online_facts())
+        .unwrap()
 }
 
 fn facts_are_learned_and_drift_is_repaired(major: PgMajor) {
@@ -23,27 +32,65 @@ fn facts_are_learned_and_drift_is_repaired(major: PgMajor) {
     let facts = online(&cluster);
     assert_eq!(facts.platform.major, major.number());
     assert_eq!(facts.platform.architecture, std::env::consts::ARCH);
-    assert!(facts.platform.libc.as_ref().is_some_and(|libc| libc.starts_with("glibc 2.") || libc == "musl"));
-    assert!(facts.platform.extensions.iter().any(|extension| extension.name == "plpgsql"), "{:?}", facts.platform);
-    assert!(facts.platform.libraries.iter().any(|library| library == "plpgsql"));
+    assert!(
+        facts
+            .platform
+            .libc
+            .as_ref()
+            .is_some_and(|libc| libc.starts_with("glibc 2.") || libc == "musl")
+    );
+    assert!(
+        facts
+            .platform
+            .extensions
+            .iter()
+            .any(|extension| extension.name == "plpgsql"),
+        "{:?}",
+        facts.platform
+    );
+    assert!(
+        facts
+            .platform
+            .libraries
+            .iter()
+            .any(|library| library == "plpgsql")
+    );
     let found = facts.cluster.as_ref().unwrap();
-    assert_eq!((found.major, found.block_size, found.wal_segment_size), (major.number(), 8192, 16 << 20));
+    assert_eq!(
+        (found.major, found.block_size, found.wal_segment_size),
+        (major.number(), 8192, 16 << 20)
+    );
     assert_eq!(found.memory.shared_buffers, 24 << 20);
     assert_eq!(found.memory.shared.is_some(), major >= PgMajor::V15);
     let databases = found.databases.as_ref().unwrap();
-    let names: Vec<_> = databases.iter().map(|database| database.name.as_str()).collect();
+    let names: Vec<_> = databases
+        .iter()
+        .map(|database| database.name.as_str())
+        .collect();
     assert_eq!(names, ["postgres", "template1"]);
     assert_eq!(databases[0].encoding, "UTF8");
-    assert!(databases[0].extensions.iter().any(|extension| extension.name == "plpgsql"));
+    assert!(
+        databases[0]
+            .extensions
+            .iter()
+            .any(|extension| extension.name == "plpgsql")
+    );
     assert_eq!(databases[0].collations[0].locale, "C.UTF-8");
     assert_eq!(compare(&facts, &facts), []);
-    let offline = runtime().block_on(instance(&cluster).offline_facts()).unwrap();
+    let offline = runtime()
+        .block_on(instance(&cluster).offline_facts())
+        .unwrap();
     assert_eq!(offline.platform, facts.platform);
-    assert_eq!(offline.cluster.as_ref().unwrap().memory.shared_buffers, 24 << 20);
+    assert_eq!(
+        offline.cluster.as_ref().unwrap().memory.shared_buffers,
+        24 << 20
+    );
     assert_eq!(compare(&facts, &offline), []);
 
     // Some are built without ICU; there no collation has a version on a machine whose only locale is C.
-    let icu = cluster.try_psql("create collation probe (provider = icu, locale = 'fr')").is_ok();
+    let icu = cluster
+        .try_psql("create collation probe (provider = icu, locale = 'fr')")
+        .is_ok();
     assert_eq!(facts.platform.icu.is_some(), icu);
     if icu {
         cluster.psql(
@@ -53,17 +100,27 @@ fn facts_are_learned_and_drift_is_repaired(major: PgMajor) {
              create index on \"T\" (a); create index \"by b\" on \"T\" (b)",
         );
     } else {
-        cluster.psql("create table \"T\" (a text, b text collate ucs_basic); create index on \"T\" (a)");
+        cluster.psql(
+            "create table \"T\" (a text, b text collate ucs_basic); create index on \"T\" (a)",
+        );
     }
     let facts = online(&cluster);
     let database = &facts.cluster.as_ref().unwrap().databases.as_ref().unwrap()[0];
-    assert!(database.collations[0].indexes.contains(&"public.\"T_a_idx\"".to_owned()), "{database:?}");
+    assert!(
+        database.collations[0]
+            .indexes
+            .contains(&"public.\"T_a_idx\"".to_owned()),
+        "{database:?}"
+    );
     if !icu {
         return;
     }
     let deutsch = &database.collations[1];
     assert_eq!(deutsch.name.as_deref(), Some("public.\"Deutsch\""));
-    assert_eq!((deutsch.provider, deutsch.locale.as_str()), (Provider::Icu, "de"));
+    assert_eq!(
+        (deutsch.provider, deutsch.locale.as_str()),
+        (Provider::Icu, "de")
+    );
     assert_eq!(deutsch.indexes, ["public.\"by b\""]);
     assert!(deutsch.recorded.is_some() && deutsch.recorded == deutsch.actual);
     assert_eq!(compare(&facts, &facts), []);
@@ -71,11 +128,19 @@ fn facts_are_learned_and_drift_is_repaired(major: PgMajor) {
     cluster.psql("update pg_collation set collversion = '1.2' where collname = 'Deutsch'");
     let drifted = online(&cluster);
     let differences = compare(&drifted, &drifted);
-    let [difference] = differences.as_slice() else { panic!("{differences:?}") };
-    assert_eq!((difference.kind, difference.impact), (DifferenceKind::Collation, Impact::Repair));
+    let [difference] = differences.as_slice() else {
+        panic!("{differences:?}")
+    };
+    assert_eq!(
+        (difference.kind, difference.impact),
+        (DifferenceKind::Collation, Impact::Repair)
+    );
     assert_eq!(
         difference.statements,
-        ["REINDEX INDEX public.\"by b\"", "ALTER COLLATION public.\"Deutsch\" REFRESH VERSION"]
+        [
+            "REINDEX INDEX public.\"by b\"",
+            "ALTER COLLATION public.\"Deutsch\" REFRESH VERSION"
+        ]
     );
     // The same is told by what was recorded beside a snapshot, once it runs elsewhere.
     assert_eq!(compare(&drifted, &facts).len(), 1);
@@ -97,9 +162,14 @@ fn drift_of_a_default_collation_is_repaired(major: PgMajor) {
     cluster.psql("create table t (a text primary key); update pg_database set datcollversion = '1.2' where datname = 'postgres'");
     let drifted = online(&cluster);
     let differences = compare(&drifted, &drifted);
-    let [difference] = differences.as_slice() else { panic!("{differences:?}") };
+    let [difference] = differences.as_slice() else {
+        panic!("{differences:?}")
+    };
     let refresh = "ALTER DATABASE \"postgres\" REFRESH COLLATION VERSION";
-    assert_eq!(difference.statements, ["REINDEX INDEX public.t_pkey", refresh]);
+    assert_eq!(
+        difference.statements,
+        ["REINDEX INDEX public.t_pkey", refresh]
+    );
     for statement in &difference.statements {
         cluster.psql(statement);
     }

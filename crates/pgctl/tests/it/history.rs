@@ -31,20 +31,37 @@ pub(crate) struct History {
     pub(crate) last: SystemTime,
 }
 
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 /// Connects as superuser over the private socket.
 pub(crate) async fn connect(cluster: &Cluster) -> Client {
     let params: Params = cluster.conninfo().parse().unwrap();
-    Client::connect(&Config::resolve(&params, &Surroundings::none()).unwrap()).await.unwrap()
+    Client::connect(&Config::resolve(&params, &Surroundings::none()).unwrap())
+        .await
+        .unwrap()
 }
 
 /// Copies a running cluster inside a bracket.
 pub(crate) fn take_base(cluster: &Cluster, to: &Path) -> Backup {
     runtime().block_on(async {
         let client = connect(cluster).await;
-        let mut bracket = BackupBracket::start(client, &BracketOptions::new("a 'base'")).await.unwrap();
-        bracket.during(async { copy_files(&cluster.data_dir(), to) }).await.unwrap();
+        let mut bracket = BackupBracket::start(client, &BracketOptions::new("a 'base'"))
+            .await
+            .unwrap();
+        bracket
+            .during(async { copy_files(&cluster.data_dir(), to) })
+            .await
+            .unwrap();
         let backup = bracket.stop().await.unwrap();
-        for (name, content) in [("backup_label", &backup.label_file), ("tablespace_map", &backup.tablespace_map_file)] {
+        for (name, content) in [
+            ("backup_label", &backup.label_file),
+            ("tablespace_map", &backup.tablespace_map_file),
+        ] {
             if !content.is_empty() {
                 std::fs::write(to.join(name), content).unwrap();
                 OsUser::current().own(&to.join(name));
@@ -59,13 +76,21 @@ pub(crate) fn copy_files(from: &Path, to: &Path) {
     // Files may vanish while they are copied.
     let script = r#"cp -a "$1" "$2" 2>/dev/null; cp -a "$1/global/pg_control" "$2/global/pg_control" &&
         rm -rf "$2"/postmaster.* "$2"/pg_wal/* "$2"/pg_replslot/*"#;
-    let status = Command::new("/bin/sh").args(["-c", script, "copy"]).args([from, to]).status().unwrap();
+    let status = Command::new("/bin/sh")
+        .args(["-c", script, "copy"])
+        .args([from, to])
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
 /// A whole copy of a stopped directory.
 pub(crate) fn copy(from: &Path, to: &Path) {
-    let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    let status = Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
@@ -85,7 +110,10 @@ impl History {
             .init();
         let archive = cluster.scratch_dir().join("an archive");
         OsUser::current().create_dir(&archive);
-        cluster.set("archive_command", format!("cp \"%p\" \"{}/%f\"", archive.display()));
+        cluster.set(
+            "archive_command",
+            format!("cp \"%p\" \"{}/%f\"", archive.display()),
+        );
         cluster.start();
         cluster.psql("create table t (i int); insert into t values (1)");
         let base = cluster.scratch_dir().join("base");
@@ -93,7 +121,10 @@ impl History {
         cluster.psql("insert into t values (2)");
         let lsn = cluster.psql("select pg_current_wal_insert_lsn()");
         cluster.psql("insert into t values (3)");
-        let after_3 = cluster.psql(&format!("select pg_sleep(0.05); {NOW}")).trim().to_owned();
+        let after_3 = cluster
+            .psql(&format!("select pg_sleep(0.05); {NOW}"))
+            .trim()
+            .to_owned();
         cluster.psql("select pg_sleep(0.05); insert into t values (4); select pg_create_restore_point('after \"4\"')");
         let xid = cluster.psql("insert into t values (5) returning pg_current_xact_id()");
         // So that the last insert lies in a segment of its own.
@@ -125,7 +156,13 @@ impl History {
     pub(crate) fn instance(&self, name: &str) -> Instance {
         let scratch = self.cluster.scratch_dir();
         let at = |what: &str| scratch.join(format!("{name}.{what}"));
-        Instance::at(&installation(self.major), scratch.join(name), at("log"), at("run")).unwrap()
+        Instance::at(
+            &installation(self.major),
+            scratch.join(name),
+            at("log"),
+            at("run"),
+        )
+        .unwrap()
     }
 }
 
@@ -141,7 +178,10 @@ pub(crate) fn numbers_after(instance: &Instance, sql: &str) -> String {
         instance.start(&StartOptions::new()).await.unwrap();
         let mut client = instance.connect("postgres").await.unwrap();
         client.simple_query(sql).await.unwrap();
-        let results = client.simple_query("select string_agg(i::text, ' ' order by i) from t").await.unwrap();
+        let results = client
+            .simple_query("select string_agg(i::text, ' ' order by i) from t")
+            .await
+            .unwrap();
         let text = results[0].value(0, 0).unwrap().to_owned();
         client.close().await;
         instance.stop(&StopOptions::default()).await.unwrap();

@@ -45,6 +45,10 @@ async fn life(major: PgMajor) {
     assert!(!is_alive(started.pid));
     let idle = instance.stop(&StopOptions::default()).await.unwrap_err();
     assert_eq!(idle.kind(), ErrorKind::NotRunning);
+    assert_eq!(
+        instance.uri("postgres").unwrap_err().kind(),
+        ErrorKind::NotRunning
+    );
 
     // Its port is its own from now on.
     let port = started.port;

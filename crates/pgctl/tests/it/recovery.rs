@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use neon_pg_layout::{ClusterState, Lsn, TimelineId};
 use neon_pgctl::{
-    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline, StopPoint, WalSource,
+    Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
+    StopPoint, WalSource,
 };
 
 use crate::dropping::drop_after;
@@ -24,10 +25,19 @@ fn plan(archive: &Path, target: RecoveryTarget) -> RecoveryPlan {
 /// Every target that can be reached, on one base; then one directory rolled forward from target to target.
 fn every_target_is_reached(major: PgMajor) {
     let history = History::write(major);
-    let at_lsn = |inclusive| RecoveryTarget::Lsn { lsn: history.lsn_after_2, inclusive };
-    let at_time = RecoveryTarget::Time { time: history.time_after_3, inclusive: true };
+    let at_lsn = |inclusive| RecoveryTarget::Lsn {
+        lsn: history.lsn_after_2,
+        inclusive,
+    };
+    let at_time = RecoveryTarget::Time {
+        time: history.time_after_3,
+        inclusive: true,
+    };
     let at_point = RecoveryTarget::RestorePoint(history.point_after_4.to_owned());
-    let at_xid = |inclusive| RecoveryTarget::Transaction { xid: history.xid_of_5, inclusive };
+    let at_xid = |inclusive| RecoveryTarget::Transaction {
+        xid: history.xid_of_5,
+        inclusive,
+    };
     let mut used = vec![TimelineId::FIRST];
     for (name, target, expected) in [
         ("immediate", RecoveryTarget::Immediate, "1"),
@@ -42,32 +52,72 @@ fn every_target_is_reached(major: PgMajor) {
         let recovered = recover(&instance, &plan).unwrap();
         assert_eq!(recovered.state, ClusterState::ShutDown);
         // None of the others was archived, and still no number is used twice.
-        assert!(used.iter().all(|timeline| *timeline < recovered.timeline), "{name}: {recovered:?}");
+        assert!(
+            used.iter().all(|timeline| *timeline < recovered.timeline),
+            "{name}: {recovered:?}"
+        );
         used.push(recovered.timeline);
         assert!(!instance.data_dir().join("recovery.signal").exists());
         assert!(!instance.data_dir().join("standby.signal").exists());
         assert_eq!(numbers(&instance), expected, "{name}");
         fs::remove_dir_all(instance.data_dir()).unwrap();
         // The instance archived the history when it was started; as if that had been lost.
-        fs::remove_file(history.archive.join(format!("{:08X}.history", recovered.timeline.get()))).unwrap();
+        fs::remove_file(
+            history
+                .archive
+                .join(format!("{:08X}.history", recovered.timeline.get())),
+        )
+        .unwrap();
     }
     branches_can_be_followed(&history, &used);
 
     let instance = history.fresh("rolled");
     let configuration = spoil_configuration(&history, &instance);
     let mut events = Vec::new();
-    for target in [at_lsn(false), at_time, at_point, at_xid(true), RecoveryTarget::Latest] {
+    for target in [
+        at_lsn(false),
+        at_time,
+        at_point,
+        at_xid(true),
+        RecoveryTarget::Latest,
+    ] {
         let plan = plan(&history.archive, target.clone());
-        let recovered = runtime().block_on(instance.recover(&plan, |event| events.push(event))).unwrap();
+        let recovered = runtime()
+            .block_on(instance.recover(&plan, |event| events.push(event)))
+            .unwrap();
         assert_eq!(recovered.state, ClusterState::ShutDownInRecovery);
         assert_eq!(recovered.timeline, TimelineId::FIRST);
         match (&target, &recovered.stopped) {
-            (RecoveryTarget::Lsn { lsn, .. }, Some(StopPoint::Lsn { after: false, lsn: at })) => assert!(at >= lsn),
-            (RecoveryTarget::Time { time, .. }, Some(StopPoint::Transaction { after: false, committed: true, time: Some(at), .. })) => {
+            (
+                RecoveryTarget::Lsn { lsn, .. },
+                Some(StopPoint::Lsn {
+                    after: false,
+                    lsn: at,
+                }),
+            ) => assert!(at >= lsn),
+            (
+                RecoveryTarget::Time { time, .. },
+                Some(StopPoint::Transaction {
+                    after: false,
+                    committed: true,
+                    time: Some(at),
+                    ..
+                }),
+            ) => {
                 assert!(at > time);
             }
-            (RecoveryTarget::RestorePoint(name), Some(StopPoint::RestorePoint { name: at, .. })) => assert_eq!(at, name),
-            (RecoveryTarget::Transaction { xid, .. }, Some(StopPoint::Transaction { after: true, xid: at, .. })) => {
+            (
+                RecoveryTarget::RestorePoint(name),
+                Some(StopPoint::RestorePoint { name: at, .. }),
+            ) => assert_eq!(at, name),
+            (
+                RecoveryTarget::Transaction { xid, .. },
+                Some(StopPoint::Transaction {
+                    after: true,
+                    xid: at,
+                    ..
+                }),
+            ) => {
                 assert_eq!(u64::from(*at), *xid);
             }
             (RecoveryTarget::Latest, None) => {}
@@ -92,6 +142,7 @@ fn every_target_is_reached(major: PgMajor) {
     let path = instance.data_dir().join("postgresql.conf");
     assert_eq!(fs::read_to_string(&path).unwrap(), configuration.1);
     fs::write(path, configuration.0).unwrap();
+    fs::write(instance.data_dir().join("postgresql.auto.conf"), "").unwrap();
     assert_eq!(numbers(&instance), "1 2 3 4 5 6");
     nothing_is_left(&instance);
 }
@@ -99,7 +150,10 @@ fn every_target_is_reached(major: PgMajor) {
 /// One branch leaves after 2 and goes on to 100; then the base is taken along it.
 fn branches_can_be_followed(history: &History, used: &[TimelineId]) {
     let branch = history.fresh("branch");
-    let target = RecoveryTarget::Lsn { lsn: history.lsn_after_2, inclusive: true };
+    let target = RecoveryTarget::Lsn {
+        lsn: history.lsn_after_2,
+        inclusive: true,
+    };
     let away = plan(&history.archive, target)
         .with_end(RecoveryEnd::Promoted)
         .with_used_timelines(used.iter().copied());
@@ -110,7 +164,10 @@ fn branches_can_be_followed(history: &History, used: &[TimelineId]) {
     let followed = history.fresh("followed");
     let command = format!("cp '{}/%f' '%p'", history.archive.display());
     for (source, timeline) in [
-        (WalSource::Directory(history.archive.clone()), RecoveryTimeline::Number(away.timeline)),
+        (
+            WalSource::Directory(history.archive.clone()),
+            RecoveryTimeline::Number(away.timeline),
+        ),
         // Numbers between were used and left nothing in the archive.
         (WalSource::Command(command), RecoveryTimeline::Latest),
     ] {
@@ -138,7 +195,10 @@ fn spoil_configuration(history: &History, instance: &Instance) -> (String, Strin
     let good = fs::read_to_string(&path).unwrap();
     let mut bad = good.clone();
     for (name, value) in [
-        ("data_directory", history.cluster.data_dir().to_str().unwrap()),
+        (
+            "data_directory",
+            history.cluster.data_dir().to_str().unwrap(),
+        ),
         ("hba_file", "/nonexistent/hba"),
         ("ident_file", "/nonexistent/ident"),
         ("external_pid_file", "/nonexistent/pid"),
@@ -166,13 +226,25 @@ fn spoil_configuration(history: &History, instance: &Instance) -> (String, Strin
     ] {
         bad.push_str(&format!("{name} = '{value}'\n"));
     }
+    // This one the server reads whatever we do.
+    let auto = instance.data_dir().join("postgresql.auto.conf");
+    let readable: String = bad
+        .lines()
+        .filter(|line| !line.starts_with("ssl"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&auto, readable).unwrap();
+    bad.push_str("no_such_setting = 1\nlc_messages = 'xx_XX'\nthis is no line\n");
     fs::write(&path, &bad).unwrap();
     (good, bad)
 }
 
 /// The folders of runs are gone, and no socket is left.
 fn nothing_is_left(instance: &Instance) {
-    let left: Vec<PathBuf> = fs::read_dir(instance.socket_dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let left: Vec<PathBuf> = fs::read_dir(instance.socket_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     assert!(!instance.data_dir().join("promote").exists());
     assert!(!instance.data_dir().join("postmaster.pid").exists());
@@ -189,18 +261,30 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
         (error.kind(), message)
     };
     let archive = &history.archive;
-    let lsn = |lsn| RecoveryTarget::Lsn { lsn, inclusive: true };
+    let lsn = |lsn| RecoveryTarget::Lsn {
+        lsn,
+        inclusive: true,
+    };
     let late = lsn(Lsn(history.lsn_after_2.0 + (1 << 40)));
     let control = || fs::read(instance.data_dir().join("global/pg_control")).unwrap();
     let untouched = control();
 
     let before = plan(archive, lsn(Lsn(history.backup.start.start.0 - 8)));
     assert_eq!(kind(&before).0, ErrorKind::TargetTooEarly);
-    let before = plan(archive, RecoveryTarget::Time { time: history.last - Duration::from_secs(3600), inclusive: true });
+    let before = plan(
+        archive,
+        RecoveryTarget::Time {
+            time: history.last - Duration::from_secs(3600),
+            inclusive: true,
+        },
+    );
     assert_eq!(kind(&before).0, ErrorKind::TargetTooEarly);
     let senseless = plan(archive, RecoveryTarget::RestorePoint(String::new()));
     assert_eq!(kind(&senseless).0, ErrorKind::Invalid);
-    let garbled = RecoveryPlan::new(WalSource::Command("cp 'x".to_owned()), RecoveryTarget::Latest);
+    let garbled = RecoveryPlan::new(
+        WalSource::Command("cp 'x".to_owned()),
+        RecoveryTarget::Latest,
+    );
     assert_eq!(kind(&garbled).0, ErrorKind::Invalid);
     assert_eq!(control(), untouched);
     assert!(!instance.data_dir().join("recovery.signal").exists());
@@ -216,14 +300,18 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
     assert_eq!(found, ErrorKind::WrongTimeline, "{message}");
     let stray = archive.join("00000009.history");
     fs::write(&stray, "1\t0/100028\tbefore the base\n").unwrap();
-    let (found, message) = kind(&plan(archive, late.clone()).with_timeline(RecoveryTimeline::Latest));
+    let (found, message) =
+        kind(&plan(archive, late.clone()).with_timeline(RecoveryTimeline::Latest));
     assert_eq!(found, ErrorKind::WrongTimeline, "{message}");
     fs::remove_file(stray).unwrap();
 
     let broken = RecoveryPlan::new(WalSource::Command("exit 200".to_owned()), late.clone());
     let (found, message) = kind(&broken);
     assert_eq!(found, ErrorKind::WalSource, "{message}");
-    let broken = RecoveryPlan::new(WalSource::Directory(archive.join("gone")), RecoveryTarget::Latest);
+    let broken = RecoveryPlan::new(
+        WalSource::Directory(archive.join("gone")),
+        RecoveryTarget::Latest,
+    );
     assert!(matches!(kind(&broken).0, ErrorKind::WalSource));
 
     let segment = neon_pg_layout::SegmentName::containing(
@@ -248,15 +336,28 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
 
     let (found, message) = kind(&plan(archive, late));
     assert_eq!(found, ErrorKind::TargetTooLate, "{message}");
-    let idle = RecoveryTarget::Time { time: history.last + Duration::from_secs(3600), inclusive: true };
+    let idle = RecoveryTarget::Time {
+        time: history.last + Duration::from_secs(3600),
+        inclusive: true,
+    };
     let (found, message) = kind(&plan(archive, idle));
     assert_eq!(found, ErrorKind::NoLaterTransaction, "{message}");
-    let (found, message) = kind(&plan(archive, RecoveryTarget::Transaction { xid: 1_000_000, inclusive: true }));
+    let (found, message) = kind(&plan(
+        archive,
+        RecoveryTarget::Transaction {
+            xid: 1_000_000,
+            inclusive: true,
+        },
+    ));
     assert_eq!(found, ErrorKind::UnknownTransaction, "{message}");
-    let (found, message) = kind(&plan(archive, RecoveryTarget::RestorePoint("nowhere".to_owned())));
+    let (found, message) = kind(&plan(
+        archive,
+        RecoveryTarget::RestorePoint("nowhere".to_owned()),
+    ));
     assert_eq!(found, ErrorKind::UnknownRestorePoint, "{message}");
 
-    let end = RecoveryPlan::new(WalSource::Command(command), RecoveryTarget::Latest).with_end(RecoveryEnd::Promoted);
+    let end = RecoveryPlan::new(WalSource::Command(command), RecoveryTarget::Latest)
+        .with_end(RecoveryEnd::Promoted);
     recover(&instance, &end).unwrap();
     assert_eq!(numbers(&instance), "1 2 3 4 5 6");
     nothing_is_left(&instance);
@@ -288,9 +389,17 @@ fn wal_of_level_minimal_is_not_recovered_over(major: PgMajor) {
     }
     // What was not archived in between is still in pg_wal.
     let wal = cluster.data_dir().join("pg_wal");
-    let command = format!("cp '{}/%f' '%p' || cp '{}/%f' '%p'", history.archive.display(), wal.display());
-    for target in [RecoveryTarget::Latest, RecoveryTarget::RestorePoint("nowhere".to_owned())] {
-        let plan = RecoveryPlan::new(WalSource::Command(command.clone()), target).with_durability(false);
+    let command = format!(
+        "cp '{}/%f' '%p' || cp '{}/%f' '%p'",
+        history.archive.display(),
+        wal.display()
+    );
+    for target in [
+        RecoveryTarget::Latest,
+        RecoveryTarget::RestorePoint("nowhere".to_owned()),
+    ] {
+        let plan =
+            RecoveryPlan::new(WalSource::Command(command.clone()), target).with_durability(false);
         let error = recover(&instance, &plan).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WalLevelMinimal, "{error:?}");
         assert!(error.hint().is_some());
@@ -328,7 +437,9 @@ fn every_await_point_can_be_the_last(major: PgMajor) {
                 break;
             }
             // Dropped between promotion and the stop: a primary that crashed.
-            if matches!(state, ClusterState::InProduction | ClusterState::ShutDown) && control() != untouched {
+            if matches!(state, ClusterState::InProduction | ClusterState::ShutDown)
+                && control() != untouched
+            {
                 assert_eq!(end, RecoveryEnd::Promoted);
                 break;
             }

@@ -347,7 +347,7 @@ async fn start_session(mut framed: Framed, mut login: Login<'_>, peer: Peer) -> 
             }
             b'v' if !authenticated => accept_older_protocol(&frame, &config)?,
             b'R' if !authenticated => {
-                authenticated = login.answer(frame.decode()?, &mut framed).await?
+                authenticated = login.answer(frame.decode()?, &mut framed).await?;
             }
             PARAMETER_STATUS_TAG if authenticated => {
                 note_parameter(frame, &mut parameters)?;

@@ -48,9 +48,7 @@ impl Client {
                 }
             };
             for piece in piece.chunks(PIECE) {
-                if let Err(error) = exchange.client.framed()?.send_copy_data(&[], piece).await {
-                    return Err(error);
-                }
+                exchange.client.framed()?.send_copy_data(&[], piece).await?;
             }
         }
         let framed = exchange.client.framed()?;

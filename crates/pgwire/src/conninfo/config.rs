@@ -31,6 +31,10 @@ pub struct Config {
     pub(crate) load_balance: LoadBalance,
     pub(crate) ssl_mode: SslMode,
     pub(crate) ssl_negotiation: SslNegotiation,
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(dead_code, reason = "checked in every build, used by TLS")
+    )]
     pub(crate) tls: TlsFiles,
     pub(crate) channel_binding: ChannelBindingMode,
     pub(crate) auth: AuthPolicy,
@@ -64,6 +68,10 @@ pub(crate) struct Keepalive {
 }
 
 /// Where the material of TLS is, and what is asked of it.
+#[cfg_attr(
+    not(feature = "tls"),
+    allow(dead_code, reason = "checked in every build, used by TLS")
+)]
 #[derive(Debug, Clone)]
 pub(crate) struct TlsFiles {
     pub(crate) root: Root,
@@ -80,6 +88,10 @@ pub(crate) struct TlsFiles {
 }
 
 /// The certificate authorities that are trusted.
+#[cfg_attr(
+    not(feature = "tls"),
+    allow(dead_code, reason = "checked in every build, used by TLS")
+)]
 #[derive(Debug, Clone)]
 pub(crate) enum Root {
     /// A file; without one, nothing can be verified.
@@ -281,10 +293,10 @@ fn with_defaults(params: &Params, surroundings: &Surroundings) -> Result<Params>
             all.set_default(keyword.name, value)?;
         }
     }
-    if let Some(value) = surroundings.variable("PGREQUIRESSL") {
-        if value.starts_with('1') {
-            all.set_default("sslmode", "require")?;
-        }
+    if let Some(value) = surroundings.variable("PGREQUIRESSL")
+        && value.starts_with('1')
+    {
+        all.set_default("sslmode", "require")?;
     }
     Ok(all)
 }

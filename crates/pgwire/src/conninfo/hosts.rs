@@ -53,6 +53,10 @@ impl Host {
     }
 
     /// The name that a certificate must carry, and that is sent before it is shown (SNI).
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(dead_code, reason = "checked in every build, used by TLS")
+    )]
     pub(crate) fn server_name(&self) -> Option<String> {
         match &self.address {
             HostAddress::Name(name) => Some(name.clone()),

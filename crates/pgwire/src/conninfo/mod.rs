@@ -24,5 +24,7 @@ pub use params::Params;
 pub use surroundings::Surroundings;
 
 pub(crate) use choices::AuthMethod;
-pub(crate) use config::{Keepalive, ProtocolVersion, Root, TlsFiles};
+pub(crate) use config::{Keepalive, ProtocolVersion};
+#[cfg(feature = "tls")]
+pub(crate) use config::{Root, TlsFiles};
 pub(crate) use hosts::Host;

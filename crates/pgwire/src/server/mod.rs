@@ -1,6 +1,8 @@
 //! The server half: what unmodified `pg_basebackup` and `pg_receivewal` of 13 to 18 need, over any
 //! [`BackupSource`], and nothing else.
 
+#[cfg(feature = "tls")]
+mod again;
 mod auth;
 mod base_backup;
 pub(crate) mod command;

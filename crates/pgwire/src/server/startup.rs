@@ -1,15 +1,12 @@
 //! From an accepted connection to a client that is let in.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Framed, Stream};
 use crate::server::Shared;
+#[cfg(feature = "tls")]
+use crate::server::again::Again;
 use crate::server::auth::{Access, ScramServer, random};
 use crate::server::reply::{self, Refusal};
 
@@ -35,45 +32,6 @@ pub(super) struct Startup {
     /// Options of the protocol that we do not know.
     unknown: Vec<String>,
     minor: i32,
-}
-
-/// Bytes that were read already, then the rest of the stream.
-struct Again {
-    first: Bytes,
-    rest: Box<dyn Stream>,
-}
-
-impl AsyncRead for Again {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.rest).poll_read(cx, buf);
-        }
-        let length = self.first.len().min(buf.remaining());
-        buf.put_slice(&self.first.split_to(length));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Again {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.rest).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.rest).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.rest).poll_shutdown(cx)
-    }
 }
 
 impl Incoming {
@@ -107,7 +65,7 @@ impl Incoming {
             };
             match code {
                 SSL_REQUEST if rest == 0 && !self.encrypted => {
-                    self = self.answer_ssl(shared).await?
+                    self = self.answer_ssl(shared).await?;
                 }
                 GSS_REQUEST if rest == 0 => {
                     self.framed.output().extend_from_slice(b"N");
@@ -298,7 +256,11 @@ fn parse_startup(version: i32, body: &[u8]) -> std::result::Result<Startup, Refu
     let body = body.strip_suffix(&[0]).ok_or_else(malformed)?;
     let mut texts = match body {
         [] => None,
-        body => Some(body.strip_suffix(&[0]).ok_or_else(malformed)?.split(|byte| *byte == 0)),
+        body => Some(
+            body.strip_suffix(&[0])
+                .ok_or_else(malformed)?
+                .split(|byte| *byte == 0),
+        ),
     };
     let mut texts = std::iter::from_fn(|| texts.as_mut()?.next());
     let mut startup = Startup {

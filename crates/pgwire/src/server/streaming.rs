@@ -106,10 +106,10 @@ impl<'a, 'b> Stream<'a, 'b> {
                     self.session.framed.flush().await?;
                     self.at = self.at.saturating_add(length);
                     // Hear what has arrived, without waiting.
-                    if let Some(frame) = self.arrived().await? {
-                        if let Said::Done = self.hear(&frame).await? {
-                            return self.done().await.map(|()| None);
-                        }
+                    if let Some(frame) = self.arrived().await?
+                        && let Said::Done = self.hear(&frame).await?
+                    {
+                        return self.done().await.map(|()| None);
                     }
                 }
                 WalPiece::Data(_) => {

@@ -144,10 +144,10 @@ impl Certificate {
     /// Whether the certificate is for this host, by libpq's rules: an address by the addresses or, as
     /// text, by the names; a name by the DNS names, or by the common name if there are none.
     pub(crate) fn names(&self, host: &str) -> bool {
-        if let Ok(address) = host.parse::<IpAddr>() {
-            if self.addresses.contains(&address) {
-                return true;
-            }
+        if let Ok(address) = host.parse::<IpAddr>()
+            && self.addresses.contains(&address)
+        {
+            return true;
         }
         let by_common_name = self.dns_names.is_empty() && self.addresses.is_empty();
         let common_name = self.common_name.as_ref().filter(|_| by_common_name);

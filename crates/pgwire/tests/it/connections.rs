@@ -19,7 +19,8 @@ impl Certificates {
     fn new() -> Self {
         let scratch = Scratch::new();
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.distinguished_name.push(DnType::CommonName, "an authority");
+        ca.distinguished_name
+            .push(DnType::CommonName, "an authority");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let root = ca.self_signed(&key).unwrap();
@@ -32,10 +33,16 @@ impl Certificates {
             ("other", "db.example.org", vec!["db.example.org".to_owned()]),
         ] {
             let mut params = CertificateParams::new(names).unwrap();
-            params.distinguished_name.push(DnType::CommonName, common_name);
+            params
+                .distinguished_name
+                .push(DnType::CommonName, common_name);
             let key = KeyPair::generate().unwrap();
             let certificate = params.signed_by(&key, &issuer).unwrap();
-            fs::write(scratch.path().join(format!("{file}.crt")), certificate.pem()).unwrap();
+            fs::write(
+                scratch.path().join(format!("{file}.crt")),
+                certificate.pem(),
+            )
+            .unwrap();
             let key_file = scratch.path().join(format!("{file}.key"));
             fs::write(&key_file, key.serialize_pem()).unwrap();
             fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -54,8 +61,14 @@ impl Certificates {
             .tcp()
             .password("pass word'\\")
             .setting("ssl", "on")
-            .setting("ssl_cert_file", self.path(&format!("{certificate}.crt")).display())
-            .setting("ssl_key_file", self.path(&format!("{certificate}.key")).display())
+            .setting(
+                "ssl_cert_file",
+                self.path(&format!("{certificate}.crt")).display(),
+            )
+            .setting(
+                "ssl_key_file",
+                self.path(&format!("{certificate}.key")).display(),
+            )
             .setting("ssl_ca_file", self.path("root.crt").display())
             .hba("hostssl all certified 127.0.0.1/32 cert")
             .hba("hostssl all needs_tls 127.0.0.1/32 trust")
@@ -70,7 +83,10 @@ impl Certificates {
 async fn connects(conninfo: &str) -> Client {
     match Client::connect(&config(conninfo)).await {
         Ok(mut client) => {
-            assert_eq!(client.simple_query("select 1").await.unwrap()[0].value(0, 0), Some("1"));
+            assert_eq!(
+                client.simple_query("select 1").await.unwrap()[0].value(0, 0),
+                Some("1")
+            );
             client
         }
         Err(error) => panic!("{error:?}"),
@@ -100,15 +116,36 @@ async fn every_method_that_servers_ask_for_is_answered() {
                 assert_eq!(error.kind(), ErrorKind::Authentication, "{error:?}");
             }
             let error = fails(&format!("{tcp} password=wrong")).await;
-            assert_eq!((error.kind(), error.sqlstate()), (ErrorKind::Authentication, Some("28P01")));
+            assert_eq!(
+                (error.kind(), error.sqlstate()),
+                (ErrorKind::Authentication, Some("28P01"))
+            );
             let error = fails(&format!("{tcp} channel_binding=require")).await;
             assert_eq!(error.kind(), ErrorKind::Authentication);
-            connects(&format!("{tcp} user=in_clear password=clear require_auth=password")).await;
+            connects(&format!(
+                "{tcp} user=in_clear password=clear require_auth=password"
+            ))
+            .await;
             connects(&format!("{} require_auth=none", cluster.conninfo())).await;
-            let error = fails(&format!("{} require_auth=scram-sha-256", cluster.conninfo())).await;
-            assert_eq!(error.kind(), ErrorKind::Authentication, "trust is not what was asked for");
-            let shown = format!("{:?} {:?}", config(&tcp), fails(&format!("{tcp} password=s3cret")).await);
-            assert!(!shown.contains("päss") && !shown.contains("s3cret"), "{shown}");
+            let error = fails(&format!(
+                "{} require_auth=scram-sha-256",
+                cluster.conninfo()
+            ))
+            .await;
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Authentication,
+                "trust is not what was asked for"
+            );
+            let shown = format!(
+                "{:?} {:?}",
+                config(&tcp),
+                fails(&format!("{tcp} password=s3cret")).await
+            );
+            assert!(
+                !shown.contains("päss") && !shown.contains("s3cret"),
+                "{shown}"
+            );
         }
     }
 }
@@ -124,7 +161,10 @@ async fn encryption_is_as_much_as_was_asked_for() {
             cluster.psql(&format!("create user {user}"));
         }
         let tcp = cluster.tcp_conninfo();
-        let verified = format!("{tcp} host=localhost hostaddr=127.0.0.1 sslrootcert={}", root.display());
+        let verified = format!(
+            "{tcp} host=localhost hostaddr=127.0.0.1 sslrootcert={}",
+            root.display()
+        );
         for (mode, encrypted) in [
             ("disable", false),
             ("allow", false),
@@ -137,32 +177,70 @@ async fn encryption_is_as_much_as_was_asked_for() {
             assert_eq!(client.is_encrypted(), encrypted, "{mode}");
         }
         // Binding the login to the connection works, and is refused where it cannot be.
-        connects(&format!("{verified} sslmode=require channel_binding=require")).await;
-        connects(&format!("{verified} sslmode=require channel_binding=disable")).await;
-        let error = fails(&format!("{verified} sslmode=disable channel_binding=require")).await;
+        connects(&format!(
+            "{verified} sslmode=require channel_binding=require"
+        ))
+        .await;
+        connects(&format!(
+            "{verified} sslmode=require channel_binding=disable"
+        ))
+        .await;
+        let error = fails(&format!(
+            "{verified} sslmode=disable channel_binding=require"
+        ))
+        .await;
         assert_eq!(error.kind(), ErrorKind::Authentication);
         // Falling back in both directions.
         let trusted = tcp.replace("user=postgres", "user=needs_tls");
-        assert!(connects(&format!("{trusted} sslmode=allow")).await.is_encrypted());
+        assert!(
+            connects(&format!("{trusted} sslmode=allow"))
+                .await
+                .is_encrypted()
+        );
         let plain = tcp.replace("user=postgres", "user=needs_plain");
-        assert!(!connects(&format!("{plain} sslmode=prefer")).await.is_encrypted());
+        assert!(
+            !connects(&format!("{plain} sslmode=prefer"))
+                .await
+                .is_encrypted()
+        );
         fails(&format!("{plain} sslmode=require")).await;
         fails(&format!("{trusted} sslmode=disable")).await;
         // The name is compared when it is asked for only.
         let by_address = format!("{tcp} sslrootcert={}", root.display());
         connects(&format!("{by_address} sslmode=verify-ca")).await;
-        assert_eq!(fails(&format!("{by_address} sslmode=verify-full")).await.kind(), ErrorKind::Tls);
+        assert_eq!(
+            fails(&format!("{by_address} sslmode=verify-full"))
+                .await
+                .kind(),
+            ErrorKind::Tls
+        );
         // An authority that is another's.
-        let other = format!("{tcp} sslrootcert={}", certificates.path("other.crt").display());
+        let other = format!(
+            "{tcp} sslrootcert={}",
+            certificates.path("other.crt").display()
+        );
         for mode in ["require", "verify-ca"] {
-            assert_eq!(fails(&format!("{other} sslmode={mode}")).await.kind(), ErrorKind::Tls, "{mode}");
+            assert_eq!(
+                fails(&format!("{other} sslmode={mode}")).await.kind(),
+                ErrorKind::Tls,
+                "{mode}"
+            );
         }
         // The certificate of the server may itself be what is trusted.
-        let itself = format!("{verified} sslrootcert={}", certificates.path("server.crt").display());
+        let itself = format!(
+            "{verified} sslrootcert={}",
+            certificates.path("server.crt").display()
+        );
         connects(&format!("{itself} sslmode=verify-full")).await;
         // The versions of TLS.
-        connects(&format!("{verified} sslmode=require ssl_max_protocol_version=TLSv1.2 channel_binding=require")).await;
-        connects(&format!("{verified} sslmode=require ssl_min_protocol_version=TLSv1.3")).await;
+        connects(&format!(
+            "{verified} sslmode=require ssl_max_protocol_version=TLSv1.2 channel_binding=require"
+        ))
+        .await;
+        connects(&format!(
+            "{verified} sslmode=require ssl_min_protocol_version=TLSv1.3"
+        ))
+        .await;
         // Client certificates.
         let cert = format!(
             "{} sslmode=require sslcert={} sslkey={}",
@@ -171,7 +249,11 @@ async fn encryption_is_as_much_as_was_asked_for() {
             certificates.path("client.key").display()
         );
         let wrong_name = fails(&cert).await;
-        assert_eq!(wrong_name.kind(), ErrorKind::Authentication, "{wrong_name:?}");
+        assert_eq!(
+            wrong_name.kind(),
+            ErrorKind::Authentication,
+            "{wrong_name:?}"
+        );
         fails(&format!("{cert} sslcertmode=disable")).await;
         let asked = format!("{cert} sslcertmode=require user=needs_tls");
         connects(&asked).await;
@@ -210,21 +292,38 @@ async fn newer_protocol_versions_are_negotiated() {
 
 #[tokio::test]
 async fn the_peer_behind_a_socket_is_who_it_must_be() {
-    let cluster = Cluster::builder(PgMajor::V15).hba("local all root peer").start();
+    let cluster = Cluster::builder(PgMajor::V15)
+        .hba("local all root peer")
+        .start();
     let passwd = cluster.scratch_dir().join("passwd");
     let server = OsUser::current().ids().map_or_else(
-        || fs::metadata(cluster.data_dir()).map(|data| std::os::unix::fs::MetadataExt::uid(&data)).unwrap(),
+        || {
+            fs::metadata(cluster.data_dir())
+                .map(|data| std::os::unix::fs::MetadataExt::uid(&data))
+                .unwrap()
+        },
         |(uid, _)| uid,
     );
-    fs::write(&passwd, format!("nobody_here:x:{}:1::/:/bin/sh\nserver:x:{server}:1::/:/bin/sh\n", server + 1)).unwrap();
+    fs::write(
+        &passwd,
+        format!(
+            "nobody_here:x:{}:1::/:/bin/sh\nserver:x:{server}:1::/:/bin/sh\n",
+            server + 1
+        ),
+    )
+    .unwrap();
     let mut surroundings = Surroundings::none();
     surroundings.user_database = Some(passwd);
     let resolve = |peer: &str| {
-        let params: Params = format!("{} requirepeer={peer}", cluster.conninfo()).parse().unwrap();
+        let params: Params = format!("{} requirepeer={peer}", cluster.conninfo())
+            .parse()
+            .unwrap();
         Config::resolve(&params, &surroundings)
     };
     Client::connect(&resolve("server").unwrap()).await.unwrap();
-    let error = Client::connect(&resolve("nobody_here").unwrap()).await.unwrap_err();
+    let error = Client::connect(&resolve("nobody_here").unwrap())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Authentication);
     assert_eq!(resolve("unknown").unwrap_err().kind(), ErrorKind::Config);
 }
@@ -239,7 +338,11 @@ async fn hosts_are_tried_in_order_and_all_failures_are_told() {
         cluster.port()
     );
     connects(&hosts).await;
-    let error = fails(&format!("host={0},{0} user=postgres", dead.path().display())).await;
+    let error = fails(&format!(
+        "host={0},{0} user=postgres",
+        dead.path().display()
+    ))
+    .await;
     assert!(error.to_string().contains("before that"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Io);
     // A wrong password ends the search.
@@ -253,20 +356,40 @@ async fn hosts_are_tried_in_order_and_all_failures_are_told() {
 
 #[tokio::test]
 async fn the_password_file_is_asked_when_the_server_asks() {
-    let cluster = Cluster::builder(PgMajor::V14).tcp().password("from the file").start();
+    let cluster = Cluster::builder(PgMajor::V14)
+        .tcp()
+        .password("from the file")
+        .start();
     let file = cluster.scratch_dir().join("pgpass");
     let write = |text: &str, mode: u32| {
         drop(fs::remove_file(&file));
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
     };
-    let conninfo = format!("host=127.0.0.1 port={} user=postgres passfile={}", cluster.port(), file.display());
-    write("127.0.0.1:*:postgres:postgres:wrong\n127.0.0.1:*:replication:postgres:from the file\n", 0o600);
-    Client::connect(&config(&format!("{conninfo} replication=true"))).await.unwrap().identify_system().await.unwrap();
+    let conninfo = format!(
+        "host=127.0.0.1 port={} user=postgres passfile={}",
+        cluster.port(),
+        file.display()
+    );
+    write(
+        "127.0.0.1:*:postgres:postgres:wrong\n127.0.0.1:*:replication:postgres:from the file\n",
+        0o600,
+    );
+    Client::connect(&config(&format!("{conninfo} replication=true")))
+        .await
+        .unwrap()
+        .identify_system()
+        .await
+        .unwrap();
     assert_eq!(fails(&conninfo).await.kind(), ErrorKind::Authentication);
     write("*:*:*:*:from the file\n", 0o644);
     assert_eq!(fails(&conninfo).await.kind(), ErrorKind::File);
     // Nobody asks on the socket, so nobody minds.
-    connects(&format!("{} passfile={}", cluster.conninfo(), file.display())).await;
+    connects(&format!(
+        "{} passfile={}",
+        cluster.conninfo(),
+        file.display()
+    ))
+    .await;
     assert!(Path::new(&file).exists());
 }

@@ -86,7 +86,10 @@ async fn say(access: Access, said: &[u8], hang_up: bool) -> (Vec<u8>, neon_pgwir
 }
 
 fn contains(answer: &[u8], text: &str) -> bool {
-    text.is_empty() || answer.windows(text.len()).any(|window| window == text.as_bytes())
+    text.is_empty()
+        || answer
+            .windows(text.len())
+            .any(|window| window == text.as_bytes())
 }
 
 #[tokio::test]
@@ -106,24 +109,57 @@ async fn what_is_no_login_ends_in_time() {
         (vec![0, 0, 0, 8, 0, 2, 0, 0], "0A000"),
         (startup(&[]), "28000"),
         (startup(&[("user", "me")]), "physical replication only"),
-        (startup(&[("user", "me"), ("replication", "database")]), "physical replication only"),
+        (
+            startup(&[("user", "me"), ("replication", "database")]),
+            "physical replication only",
+        ),
         (vec![0, 0, 0, 9, 0, 3, 0, 0, 1], "08P01"),
         (hello(), "SCRAM-SHA-256"),
-        ([hello(), message(b'Q', b"SHOW wal_segment_size\0")].concat(), "28P01"),
+        (
+            [hello(), message(b'Q', b"SHOW wal_segment_size\0")].concat(),
+            "28P01",
+        ),
         ([hello(), message(b'p', b"")].concat(), "28P01"),
-        ([hello(), message(b'p', b"SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abc")].concat(), "s="),
-        ([hello(), message(b'p', b"SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abc"), message(b'p', b"c=biws,r=x,p=AA==")].concat(), "28P01"),
+        (
+            [
+                hello(),
+                message(b'p', b"SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abc"),
+            ]
+            .concat(),
+            "s=",
+        ),
+        (
+            [
+                hello(),
+                message(b'p', b"SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abc"),
+                message(b'p', b"c=biws,r=x,p=AA=="),
+            ]
+            .concat(),
+            "28P01",
+        ),
         ([hello(), vec![b'p', 0x7F, 0, 0, 0]].concat(), ""),
     ] {
         for hang_up in [false, true] {
             let (answer, result) = say(users(), &said, hang_up).await;
             assert!(result.is_err(), "{said:?}");
-            assert!(contains(&answer, expected), "{expected}: {:?}", String::from_utf8_lossy(&answer));
-            assert!(!contains(&answer, "wal_segment_size"), "nothing is answered before the login");
+            assert!(
+                contains(&answer, expected),
+                "{expected}: {:?}",
+                String::from_utf8_lossy(&answer)
+            );
+            assert!(
+                !contains(&answer, "wal_segment_size"),
+                "nothing is answered before the login"
+            );
         }
     }
     // To cancel something means nothing here, and is no error either.
-    let (answer, result) = say(users(), &[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 0, 0, 0, 0, 0], false).await;
+    let (answer, result) = say(
+        users(),
+        &[0, 0, 0, 16, 4, 210, 22, 46, 0, 0, 0, 0, 0, 0, 0, 0],
+        false,
+    )
+    .await;
     assert!(answer.is_empty() && result.is_ok());
 }
 
@@ -136,10 +172,19 @@ async fn sessions_answer_what_they_know_and_refuse_the_rest() {
         (query("IDENTIFY_SYSTEM"), "0/2000000"),
         (query("SELECT 1"), "0A000"),
         (query("TIMELINE_HISTORY 7"), "58P01"),
-        (query("READ_REPLICATION_SLOT \"x\""), "READ_REPLICATION_SLOT"),
+        (
+            query("READ_REPLICATION_SLOT \"x\""),
+            "READ_REPLICATION_SLOT",
+        ),
         (query("START_REPLICATION SLOT \"x\" 0/1000000"), "42704"),
-        (query("START_REPLICATION 0/1000000 TIMELINE 9"), "not in this server's history"),
-        (query("START_REPLICATION 7/1000000 TIMELINE 1"), "ahead of the WAL flush position"),
+        (
+            query("START_REPLICATION 0/1000000 TIMELINE 9"),
+            "not in this server's history",
+        ),
+        (
+            query("START_REPLICATION 7/1000000 TIMELINE 1"),
+            "ahead of the WAL flush position",
+        ),
         (query("START_REPLICATION 0/1000000 TIMELINE 1"), "58P01"),
         (query("BASE_BACKUP"), "58030"),
         (message(b'Q', b"no end"), "08P01"),
@@ -147,12 +192,21 @@ async fn sessions_answer_what_they_know_and_refuse_the_rest() {
         (message(b'P', b"\0select 1\0\0\0"), "08P01"),
     ] {
         let (answer, _) = say(Access::Anybody, &[hello(), said].concat(), false).await;
-        assert!(contains(&answer, expected), "{expected}: {:?}", String::from_utf8_lossy(&answer));
+        assert!(
+            contains(&answer, expected),
+            "{expected}: {:?}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     let long = [hello(), vec![b'Q', 0x7F, 0xFF, 0xFF, 0xFF]].concat();
     let (_, result) = say(Access::Anybody, &long, false).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Protocol);
-    let (_, result) = say(Access::Anybody, &[hello(), vec![b'Q', 0, 0]].concat(), false).await;
+    let (_, result) = say(
+        Access::Anybody,
+        &[hello(), vec![b'Q', 0, 0]].concat(),
+        false,
+    )
+    .await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Timeout);
     let (_, result) = say(Access::Anybody, &hello(), true).await;
     result.unwrap();
@@ -170,7 +224,10 @@ async fn a_client_that_takes_nothing_is_let_go() {
         tokio::time::sleep(Duration::from_secs(3600)).await;
         drop(near);
     });
-    let result = tokio::time::timeout(Duration::from_secs(60), session).await.unwrap().unwrap();
+    let result = tokio::time::timeout(Duration::from_secs(60), session)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Timeout);
     flood.abort();
 }
@@ -189,8 +246,15 @@ async fn one_too_many_is_told_so() {
     third.write_all(&hello()).await.unwrap();
     let mut answer = Vec::new();
     third.read_to_end(&mut answer).await.unwrap();
-    assert!(contains(&answer, "53300"), "{:?}", String::from_utf8_lossy(&answer));
-    assert_eq!(session.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(
+        contains(&answer, "53300"),
+        "{:?}",
+        String::from_utf8_lossy(&answer)
+    );
+    assert_eq!(
+        session.await.unwrap().unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     // When one has gone there is room again.
     first.write_all(&message(b'X', b"")).await.unwrap();
     let mut rest = Vec::new();

@@ -12,7 +12,10 @@ use crate::support::{config, fast};
 /// What a server says before it is ready.
 pub(crate) fn greeting(version: &str) -> Vec<u8> {
     let mut bytes = message(b'R', &[0, 0, 0, 0]);
-    bytes.extend(message(b'S', format!("server_version\0{version}\0").as_bytes()));
+    bytes.extend(message(
+        b'S',
+        format!("server_version\0{version}\0").as_bytes(),
+    ));
     bytes.extend(message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]));
     bytes.extend(message(b'Z', b"I"));
     bytes
@@ -65,7 +68,11 @@ fn server(said: Vec<u8>, then: Then) -> (DuplexStream, JoinHandle<u64>) {
             Then::HangUp => {}
             Then::Silence => tokio::time::sleep(Duration::from_secs(3600)).await,
             Then::Dribble => {
-                while far.write_all(&[b'd', 0, 0, 255][(written % 4) as usize..][..1]).await.is_ok() {
+                while far
+                    .write_all(&[b'd', 0, 0, 255][(written % 4) as usize..][..1])
+                    .await
+                    .is_ok()
+                {
                     written += 1;
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -98,7 +105,9 @@ fn impatient() -> Config {
         .with_silence(Duration::from_millis(500))
         .with_message(64 << 10)
         .with_result(1 << 20);
-    config("user=me password=secret host=none").with_limits(limits).with_replication(Replication::Physical)
+    config("user=me password=secret host=none")
+        .with_limits(limits)
+        .with_replication(Replication::Physical)
 }
 
 /// An operation on a client of such a server must end in an error of this kind, and soon.
@@ -139,13 +148,25 @@ async fn logins_end_in_an_error_whatever_the_server_says() {
         (message(b'R', &[0, 0, 0, 7]), ErrorKind::Unsupported),
         (message(b'R', &[0, 0, 0, 11, b'x']), ErrorKind::Protocol),
         (message(b'R', &[0, 0, 0, 12, b'x']), ErrorKind::Protocol),
-        (message(b'R', b"\0\0\0\x0aNONSENSE\0\0"), ErrorKind::Unsupported),
-        (message(b'R', b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0\0"), ErrorKind::Protocol),
+        (
+            message(b'R', b"\0\0\0\x0aNONSENSE\0\0"),
+            ErrorKind::Unsupported,
+        ),
+        (
+            message(b'R', b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0\0"),
+            ErrorKind::Protocol,
+        ),
         (message(b'D', b"\0\0"), ErrorKind::Protocol),
         (message(b'Z', b"I"), ErrorKind::Protocol),
         (message(b'v', b"\0\0"), ErrorKind::Protocol),
-        (message(b'E', b"SFATAL\0C28000\0Mno\0\0"), ErrorKind::Authentication),
-        (message(b'E', b"SFATAL\0C53300\0Mfull\0\0"), ErrorKind::Server),
+        (
+            message(b'E', b"SFATAL\0C28000\0Mno\0\0"),
+            ErrorKind::Authentication,
+        ),
+        (
+            message(b'E', b"SFATAL\0C53300\0Mfull\0\0"),
+            ErrorKind::Server,
+        ),
         (message(b'E', b""), ErrorKind::Server),
     ] {
         let (stream, _server) = server(said, Then::Silence);
@@ -155,7 +176,11 @@ async fn logins_end_in_an_error_whatever_the_server_says() {
     let mut said = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
     said.extend(greeting("18.0"));
     let (stream, _server) = server(said, Then::Silence);
-    fails(Client::over(stream, &impatient()), &[ErrorKind::Authentication]).await;
+    fails(
+        Client::over(stream, &impatient()),
+        &[ErrorKind::Authentication],
+    )
+    .await;
     for then in [Then::HangUp, Then::Silence, Then::Dribble] {
         let whole = greeting("18.0");
         for length in [0, 3, 9, whole.len() - 2] {
@@ -189,7 +214,10 @@ async fn floods_are_not_held() {
     fails(client.simple_query("select"), &[ErrorKind::Protocol]).await;
     assert!(client.is_closed());
     let written = server.await.unwrap();
-    assert!(written < 4 << 20, "{written} bytes were taken, the limit is 1 MiB");
+    assert!(
+        written < 4 << 20,
+        "{written} bytes were taken, the limit is 1 MiB"
+    );
 }
 
 #[tokio::test]
@@ -208,7 +236,10 @@ async fn nobody_reads_what_nobody_asks_for() {
     drop(backup);
     let written = server.await.unwrap();
     // Ten pieces, one buffer of ours, and the pipe between.
-    assert!(written < 2 << 20, "{written} bytes were taken although nobody asked for them");
+    assert!(
+        written < 2 << 20,
+        "{written} bytes were taken although nobody asked for them"
+    );
 }
 
 #[tokio::test]
@@ -228,37 +259,92 @@ async fn base_backups_end_in_an_error_whatever_the_server_says() {
         [copy.clone(), message(b'd', b"n16384.tar\0/x\0")].concat(),
         [copy.clone(), message(b'd', b"nbase.tar")].concat(),
         [copy.clone(), base.clone(), base.clone()].concat(),
-        [copy.clone(), base.clone(), message(b'd', b"m"), message(b'd', b"m")].concat(),
+        [
+            copy.clone(),
+            base.clone(),
+            message(b'd', b"m"),
+            message(b'd', b"m"),
+        ]
+        .concat(),
         [copy.clone(), base.clone(), message(b'd', b"p1234")].concat(),
         // Everything ends well, but the manifest or the archive never came.
         [copy.clone(), base.clone(), done.clone(), stop.clone()].concat(),
-        [copy.clone(), message(b'd', b"m"), done.clone(), stop.clone()].concat(),
+        [
+            copy.clone(),
+            message(b'd', b"m"),
+            done.clone(),
+            stop.clone(),
+        ]
+        .concat(),
         [copy.clone(), done.clone(), stop.clone()].concat(),
         stop.clone(),
         done.clone(),
         message(b'W', &[0; 3]),
-        [copy.clone(), base.clone(), message(b'd', b"m"), done.clone(), message(b'T', &[0, 0]), row(&[Some("no"), Some("1")])].concat(),
-        [copy.clone(), base.clone(), message(b'd', b"m"), done.clone(), message(b'T', &[0, 0]), row(&[Some("0/1"), Some("0")])].concat(),
-        [copy.clone(), base.clone(), message(b'E', b"SERROR\0CXX000\0Mno\0\0"), message(b'Z', b"I")].concat(),
+        [
+            copy.clone(),
+            base.clone(),
+            message(b'd', b"m"),
+            done.clone(),
+            message(b'T', &[0, 0]),
+            row(&[Some("no"), Some("1")]),
+        ]
+        .concat(),
+        [
+            copy.clone(),
+            base.clone(),
+            message(b'd', b"m"),
+            done.clone(),
+            message(b'T', &[0, 0]),
+            row(&[Some("0/1"), Some("0")]),
+        ]
+        .concat(),
+        [
+            copy.clone(),
+            base.clone(),
+            message(b'E', b"SERROR\0CXX000\0Mno\0\0"),
+            message(b'Z', b"I"),
+        ]
+        .concat(),
     ];
     let old: Vec<Vec<u8>> = vec![
         [copy.clone(), done.clone(), stop.clone()].concat(),
-        [copy.clone(), done.clone(), copy.clone(), done.clone(), copy.clone()].concat(),
+        [
+            copy.clone(),
+            done.clone(),
+            copy.clone(),
+            done.clone(),
+            copy.clone(),
+        ]
+        .concat(),
         [copy.clone(), copy.clone()].concat(),
         [done.clone()].concat(),
     ];
     let heads = [
         result(&[]),
         [result(&[row(&[Some("0/1"), Some("1")])]), result(&[])].concat(),
-        [result(&[row(&[Some("0/1"), Some("1")])]), result(&[row(&[Some("1"), Some("/x"), None])])].concat(),
-        [result(&[row(&[Some("0/1"), Some("1")])]), result(&[row(&[Some("../x"), Some("/x"), None]), row(&[None, None, None])])].concat(),
+        [
+            result(&[row(&[Some("0/1"), Some("1")])]),
+            result(&[row(&[Some("1"), Some("/x"), None])]),
+        ]
+        .concat(),
+        [
+            result(&[row(&[Some("0/1"), Some("1")])]),
+            result(&[
+                row(&[Some("../x"), Some("/x"), None]),
+                row(&[None, None, None]),
+            ]),
+        ]
+        .concat(),
         message(b'T', &[0, 1]),
         message(b'D', &[0, 9]),
     ];
     let cases = new
         .into_iter()
         .map(|said| ("18.0", [head(), said].concat()))
-        .chain(old.into_iter().map(|said| ("13.0", [head(), said].concat())))
+        .chain(
+            old.into_iter()
+                .map(|said| ("13.0", [head(), said].concat())),
+        )
         .chain(heads.into_iter().map(|said| ("18.0", said)));
     for (index, (version, said)) in cases.enumerate() {
         for then in [Then::HangUp, Then::Silence] {
@@ -294,14 +380,22 @@ async fn streams_of_wal_end_in_an_error_whatever_the_server_says() {
         [both.clone(), wal(0x200_0000, b"a gap")].concat(),
         [both.clone(), [b'd', 0x7F, 0, 0, 0].to_vec()].concat(),
         [both.clone(), message(b'D', b"\0\0")].concat(),
-        [both.clone(), message(b'E', b"SERROR\0C58P01\0Mgone\0\0"), message(b'Z', b"I")].concat(),
+        [
+            both.clone(),
+            message(b'E', b"SERROR\0C58P01\0Mgone\0\0"),
+            message(b'Z', b"I"),
+        ]
+        .concat(),
         message(b'H', &[0; 3]),
         message(b'Z', b"I"),
     ] {
         for then in [Then::HangUp, Then::Silence] {
             let (stream, _server) = server([greeting("17.0"), said.clone()].concat(), then);
             let client = Client::over(stream, &impatient()).await.unwrap();
-            let mut options = StreamOptions::new(neon_pg_layout::Lsn(0x100_0000), neon_pg_layout::TimelineId::FIRST);
+            let mut options = StreamOptions::new(
+                neon_pg_layout::Lsn(0x100_0000),
+                neon_pg_layout::TimelineId::FIRST,
+            );
             options.receive_timeout = Duration::from_millis(400);
             let receive = async {
                 let mut stream = client.start_replication(options).await?;
@@ -320,6 +414,10 @@ async fn streams_of_wal_end_in_an_error_whatever_the_server_says() {
         drop(far);
     });
     let mut client = Client::over(near, &impatient()).await.unwrap();
-    fails(client.simple_query(&"x".repeat(10_000)), &[ErrorKind::Timeout]).await;
+    fails(
+        client.simple_query(&"x".repeat(10_000)),
+        &[ErrorKind::Timeout],
+    )
+    .await;
     stuck.abort();
 }

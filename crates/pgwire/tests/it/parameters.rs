@@ -22,17 +22,36 @@ fn both_forms_of_connection_strings_mean_the_same() {
     for (uri, words) in [
         ("postgresql://", ""),
         ("postgres://me@", "user=me"),
-        ("postgresql://localhost:1234/db", "host=localhost port=1234 dbname=db"),
-        ("basebackup://me:p%40ss@db/", "host=db user=me password=p@ss"),
-        ("postgresql://a:1,b:2,c/x?target_session_attrs=any", "host=a,b,c port=1,2, dbname=x target_session_attrs=any"),
+        (
+            "postgresql://localhost:1234/db",
+            "host=localhost port=1234 dbname=db",
+        ),
+        (
+            "basebackup://me:p%40ss@db/",
+            "host=db user=me password=p@ss",
+        ),
+        (
+            "postgresql://a:1,b:2,c/x?target_session_attrs=any",
+            "host=a,b,c port=1,2, dbname=x target_session_attrs=any",
+        ),
         ("postgresql://[::1]:5/x", "host=::1 port=5 dbname=x"),
         ("postgresql://%2Fvar%2Frun/x", "host=/var/run dbname=x"),
-        ("postgresql:///x?host=/tmp&port=1", "host=/tmp dbname=x port=1"),
+        (
+            "postgresql:///x?host=/tmp&port=1",
+            "host=/tmp dbname=x port=1",
+        ),
         ("postgres://h?ssl=true", "host=h sslmode=require"),
-        ("postgres://h/a%20b?application_name=it%27s", r"host = h dbname='a b' application_name=it\'s"),
+        (
+            "postgres://h/a%20b?application_name=it%27s",
+            r"host = h dbname='a b' application_name=it\'s",
+        ),
         ("postgres://h?options=-c%20x%3D1", "host=h options='-c x=1'"),
     ] {
-        assert_eq!(uri.parse::<Params>().unwrap(), words.parse::<Params>().unwrap(), "{uri}");
+        assert_eq!(
+            uri.parse::<Params>().unwrap(),
+            words.parse::<Params>().unwrap(),
+            "{uri}"
+        );
     }
 }
 
@@ -52,7 +71,11 @@ fn what_libpq_refuses_is_refused() {
         "postgresql://h%00",
         "postgresql://h?nonsense=1",
     ] {
-        assert_eq!(text.parse::<Params>().unwrap_err().kind(), ErrorKind::Config, "{text}");
+        assert_eq!(
+            text.parse::<Params>().unwrap_err().kind(),
+            ErrorKind::Config,
+            "{text}"
+        );
     }
     for text in [
         "port=0",
@@ -81,7 +104,13 @@ fn what_libpq_refuses_is_refused() {
         let error = resolve(text, &Surroundings::none()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{text}: {error}");
     }
-    for text in ["gssencmode=require", "sslpassword=x", "oauth_issuer=x", "scram_client_key=x", "sslkeylogfile=x"] {
+    for text in [
+        "gssencmode=require",
+        "sslpassword=x",
+        "oauth_issuer=x",
+        "scram_client_key=x",
+        "sslkeylogfile=x",
+    ] {
         let error = resolve(text, &Surroundings::none()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{text}");
     }
@@ -91,36 +120,73 @@ fn what_libpq_refuses_is_refused() {
 fn hosts_ports_and_sockets_stand_side_by_side() {
     assert_eq!(hosts(""), ["localhost:5432"]);
     assert_eq!(hosts("host=a,b port=1"), ["a:1", "b:1"]);
-    assert_eq!(hosts("host=a,,/tmp port=1,,3"), ["a:1", "localhost:5432", "/tmp/.s.PGSQL.3"]);
+    assert_eq!(
+        hosts("host=a,,/tmp port=1,,3"),
+        ["a:1", "localhost:5432", "/tmp/.s.PGSQL.3"]
+    );
     assert_eq!(hosts("host=@abstract"), ["@abstract/.s.PGSQL.5432"]);
-    assert_eq!(hosts("hostaddr=::1,10.0.0.1"), ["[::1]:5432", "10.0.0.1:5432"]);
+    assert_eq!(
+        hosts("hostaddr=::1,10.0.0.1"),
+        ["[::1]:5432", "10.0.0.1:5432"]
+    );
     let mut surroundings = Surroundings::none();
     surroundings.socket_directory = Some("/run/pg".into());
-    assert_eq!(resolve("", &surroundings).unwrap().hosts(), ["/run/pg/.s.PGSQL.5432"]);
+    assert_eq!(
+        resolve("", &surroundings).unwrap().hosts(),
+        ["/run/pg/.s.PGSQL.5432"]
+    );
 }
 
 #[test]
 fn the_environment_and_services_fill_what_is_not_given() {
     let scratch = Scratch::new();
     let home = scratch.path().to_owned();
-    fs::write(home.join(".pg_service.conf"), "[mine]\nhost=from-service\nport=7\n").unwrap();
+    fs::write(
+        home.join(".pg_service.conf"),
+        "[mine]\nhost=from-service\nport=7\n",
+    )
+    .unwrap();
     let mut surroundings = Surroundings::none();
-    for (name, value) in [("PGHOST", "from-environment"), ("PGPORT", "8"), ("PGUSER", "env"), ("PGAPPNAME", "")] {
-        surroundings.environment.insert(name.to_owned(), value.to_owned());
+    for (name, value) in [
+        ("PGHOST", "from-environment"),
+        ("PGPORT", "8"),
+        ("PGUSER", "env"),
+        ("PGAPPNAME", ""),
+    ] {
+        surroundings
+            .environment
+            .insert(name.to_owned(), value.to_owned());
     }
     surroundings.os_user = Some("somebody".to_owned());
     surroundings.home = Some(home.clone());
     let config = resolve("", &surroundings).unwrap();
-    assert_eq!((config.hosts(), config.user(), config.dbname()), (vec!["from-environment:8".to_owned()], "env", "env"));
+    assert_eq!(
+        (config.hosts(), config.user(), config.dbname()),
+        (vec!["from-environment:8".to_owned()], "env", "env")
+    );
     let config = resolve("service=mine port=9", &surroundings).unwrap();
     assert_eq!(config.hosts(), ["from-service:9"]);
-    surroundings.environment.insert("PGSERVICE".to_owned(), "mine".to_owned());
-    assert_eq!(resolve("", &surroundings).unwrap().hosts(), ["from-service:7"]);
-    assert_eq!(resolve("service=other", &surroundings).unwrap_err().kind(), ErrorKind::Config);
+    surroundings
+        .environment
+        .insert("PGSERVICE".to_owned(), "mine".to_owned());
+    assert_eq!(
+        resolve("", &surroundings).unwrap().hosts(),
+        ["from-service:7"]
+    );
+    assert_eq!(
+        resolve("service=other", &surroundings).unwrap_err().kind(),
+        ErrorKind::Config
+    );
     surroundings.environment.clear();
     let config = resolve("replication=yes", &surroundings).unwrap();
-    assert_eq!((config.user(), config.replication()), ("somebody", Replication::Physical));
-    assert!(Config::resolve(&Params::new(), &Surroundings::none()).is_err(), "nobody to log in as");
+    assert_eq!(
+        (config.user(), config.replication()),
+        ("somebody", Replication::Physical)
+    );
+    assert!(
+        Config::resolve(&Params::new(), &Surroundings::none()).is_err(),
+        "nobody to log in as"
+    );
 }
 
 #[test]
@@ -129,12 +195,19 @@ fn secrets_are_never_shown() {
     let params: Params = text.parse().unwrap();
     assert!(!format!("{params:?}").contains("s3cret"));
     assert!(format!("{params:?}").contains("me"));
-    for broken in ["password=s3 cret", "password='s3cret", "postgres://me:s3cret%zz@h", "password=s3cret nonsense=1"] {
+    for broken in [
+        "password=s3 cret",
+        "password='s3cret",
+        "postgres://me:s3cret%zz@h",
+        "password=s3cret nonsense=1",
+    ] {
         let shown = format!("{:?}", broken.parse::<Params>().unwrap_err());
         assert!(!shown.contains("s3") && !shown.contains("cret"), "{shown}");
     }
     let mut surroundings = Surroundings::none();
-    surroundings.environment.insert("PGPASSWORD".to_owned(), "s3cret".to_owned());
+    surroundings
+        .environment
+        .insert("PGPASSWORD".to_owned(), "s3cret".to_owned());
     let config = resolve("", &surroundings).unwrap();
     assert!(!format!("{surroundings:?} {config:?}").contains("s3cret"));
 }

@@ -13,7 +13,9 @@ fn messages(tags: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
         Just(vec![0, 0, 0]),
         Just(vec![0, 1, 0, 0, 0, 3, b'0', b'/', b'1']),
         Just(vec![0, 2, 0, 0, 0, 3, b'0', b'/', b'1', 0, 0, 0, 1, b'1']),
-        Just(vec![0, 3, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
+        Just(vec![
+            0, 3, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255
+        ]),
         Just(b"SELECT\0".to_vec()),
         Just(b"nbase.tar\0\0".to_vec()),
         Just(b"m".to_vec()),
@@ -25,10 +27,17 @@ fn messages(tags: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
         Just([b"w".as_slice(), &[0, 0, 0, 0, 1, 0, 0, 0], &[0; 16], b"wal"].concat()),
     ];
     let one = (proptest::sample::select(tags), body).prop_map(|(tag, body)| message(tag, &body));
-    (proptest::collection::vec(one, 0..14), any::<[u8; 2]>(), 0_usize..2000, any::<Option<(usize, u8)>>()).prop_map(
-        |(messages, choice, cut, damage)| {
+    (
+        proptest::collection::vec(one, 0..14),
+        any::<[u8; 2]>(),
+        0_usize..2000,
+        any::<Option<(usize, u8)>>(),
+    )
+        .prop_map(|(messages, choice, cut, damage)| {
             let mut bytes = choice.to_vec();
-            messages.iter().for_each(|message| bytes.extend_from_slice(message));
+            messages
+                .iter()
+                .for_each(|message| bytes.extend_from_slice(message));
             if cut < 200 {
                 bytes.truncate(bytes.len().saturating_sub(cut));
             }
@@ -39,8 +48,7 @@ fn messages(tags: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
                 }
             }
             bytes
-        },
-    )
+        })
 }
 
 proptest! {

@@ -12,7 +12,9 @@ use neon_pgwire::{
 };
 use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
 
-use crate::support::{ask_restored, capture, capture_wal, config, fast, replication, unpack, verify};
+use crate::support::{
+    ask_restored, capture, capture_wal, config, fast, replication, unpack, verify,
+};
 
 /// Runs the same test against each major, each with a name of its own.
 macro_rules! for_every_major {
@@ -46,8 +48,9 @@ async fn queries_identity_and_slots(major: PgMajor) {
     let cluster = Cluster::builder(major).start();
     let (seen, notices) = std::sync::mpsc::channel();
     let handler = NoticeHandler::new(move |notice| drop(seen.send(notice.message().to_owned())));
-    let mut client =
-        Client::connect(&config(&cluster.conninfo()).with_notices(handler)).await.unwrap();
+    let mut client = Client::connect(&config(&cluster.conninfo()).with_notices(handler))
+        .await
+        .unwrap();
     assert_eq!(client.major().unwrap(), major);
 
     let name = quote_identifier("odd \"name\"").unwrap();
@@ -64,13 +67,31 @@ async fn queries_identity_and_slots(major: PgMajor) {
     assert_eq!(notices.try_recv().unwrap(), "hear this");
 
     // An error has its fields, and the session goes on.
-    let error = client.simple_query("select 1; select * from nothing_here").await.unwrap_err();
-    assert_eq!((error.kind(), error.sqlstate()), (ErrorKind::Server, Some("42P01")));
-    let error = client.simple_query("do $$ begin raise exception 'a' using detail = 'b', hint = 'c'; end $$").await.unwrap_err();
+    let error = client
+        .simple_query("select 1; select * from nothing_here")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.sqlstate()),
+        (ErrorKind::Server, Some("42P01"))
+    );
+    let error = client
+        .simple_query("do $$ begin raise exception 'a' using detail = 'b', hint = 'c'; end $$")
+        .await
+        .unwrap_err();
     let server = error.server().unwrap();
-    assert_eq!((server.message(), server.detail(), server.hint()), ("a", Some("b"), Some("c")));
-    let mut rows = client.query("select generate_series(1, 100000)").await.unwrap();
-    assert!(matches!(rows.next().await.unwrap(), Some(QueryEvent::Columns(_))));
+    assert_eq!(
+        (server.message(), server.detail(), server.hint()),
+        ("a", Some("b"), Some("c"))
+    );
+    let mut rows = client
+        .query("select generate_series(1, 100000)")
+        .await
+        .unwrap();
+    assert!(matches!(
+        rows.next().await.unwrap(),
+        Some(QueryEvent::Columns(_))
+    ));
     let mut count = 0;
     while let Some(event) = rows.next().await.unwrap() {
         count += usize::from(matches!(event, QueryEvent::Row(_)));
@@ -94,9 +115,16 @@ async fn queries_identity_and_slots(major: PgMajor) {
     assert!(!client.is_closed());
 
     // A dropped operation closes the connection instead of leaving it out of step.
-    let dropped = tokio::time::timeout(Duration::from_millis(50), client.simple_query("select pg_sleep(600)")).await;
+    let dropped = tokio::time::timeout(
+        Duration::from_millis(50),
+        client.simple_query("select pg_sleep(600)"),
+    )
+    .await;
     assert!(dropped.is_err() && client.is_closed());
-    assert_eq!(client.simple_query("select 1").await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        client.simple_query("select 1").await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
 
     let mut client = replication(&cluster.conninfo()).await;
     let identity = client.identify_system().await.unwrap();
@@ -105,18 +133,38 @@ async fn queries_identity_and_slots(major: PgMajor) {
     assert_eq!((identity.timeline.get(), identity.dbname), (1, None));
     assert_eq!(client.wal_segment_size().await.unwrap(), 16 << 20);
     assert_eq!(client.show("data_directory_mode").await.unwrap(), "0700");
-    assert_eq!(client.show("nonsense").await.unwrap_err().sqlstate(), Some("42704"));
-    assert_eq!(client.show("a; drop").await.unwrap_err().kind(), ErrorKind::Config);
-    let error = client.timeline_history(neon_pg_layout::TimelineId::new(7).unwrap()).await.unwrap_err();
+    assert_eq!(
+        client.show("nonsense").await.unwrap_err().sqlstate(),
+        Some("42704")
+    );
+    assert_eq!(
+        client.show("a; drop").await.unwrap_err().kind(),
+        ErrorKind::Config
+    );
+    let error = client
+        .timeline_history(neon_pg_layout::TimelineId::new(7).unwrap())
+        .await
+        .unwrap_err();
     assert_eq!(error.sqlstate(), Some("58P01"));
     let error = client.simple_query("select 1").await.unwrap_err();
-    assert_eq!(error.sqlstate(), Some("0A000"), "a physical session takes no SQL");
+    assert_eq!(
+        error.sqlstate(),
+        Some("0A000"),
+        "a physical session takes no SQL"
+    );
 
     let slot: SlotName = "a_slot".parse().unwrap();
-    client.create_physical_slot(&slot, false, true).await.unwrap();
-    let kept = cluster.psql("select restart_lsn is not null and not temporary from pg_replication_slots");
+    client
+        .create_physical_slot(&slot, false, true)
+        .await
+        .unwrap();
+    let kept =
+        cluster.psql("select restart_lsn is not null and not temporary from pg_replication_slots");
     assert_eq!(kept.trim(), "t", "reserve_wal keeps WAL at once");
-    let again = client.create_physical_slot(&slot, false, false).await.unwrap_err();
+    let again = client
+        .create_physical_slot(&slot, false, false)
+        .await
+        .unwrap_err();
     assert_eq!(again.sqlstate(), Some("42710"));
     match client.read_slot(&slot).await {
         Ok(position) => assert!(position.unwrap().restart_lsn.is_some() && major >= PgMajor::V15),
@@ -124,10 +172,21 @@ async fn queries_identity_and_slots(major: PgMajor) {
     }
     client.drop_slot(&slot, true).await.unwrap();
     // An error takes the temporary slots of the session with it.
-    client.create_physical_slot(&slot, true, true).await.unwrap();
+    client
+        .create_physical_slot(&slot, true, true)
+        .await
+        .unwrap();
     client.show("nonsense").await.unwrap_err();
-    assert_eq!(cluster.psql("select count(*) from pg_replication_slots").trim(), "0");
-    assert_eq!(client.drop_slot(&slot, false).await.unwrap_err().sqlstate(), Some("42704"));
+    assert_eq!(
+        cluster
+            .psql("select count(*) from pg_replication_slots")
+            .trim(),
+        "0"
+    );
+    assert_eq!(
+        client.drop_slot(&slot, false).await.unwrap_err().sqlstate(),
+        Some("42704")
+    );
     if major >= PgMajor::V15 {
         assert_eq!(client.read_slot(&slot).await.unwrap(), None);
     }
@@ -135,12 +194,21 @@ async fn queries_identity_and_slots(major: PgMajor) {
     // A session of a database takes both.
     let both = config(&cluster.conninfo()).with_replication(Replication::Database);
     let mut client = Client::connect(&both).await.unwrap();
-    assert_eq!(client.identify_system().await.unwrap().dbname.as_deref(), Some("postgres"));
-    assert_eq!(client.simple_query("select 1").await.unwrap()[0].value(0, 0), Some("1"));
+    assert_eq!(
+        client.identify_system().await.unwrap().dbname.as_deref(),
+        Some("postgres")
+    );
+    assert_eq!(
+        client.simple_query("select 1").await.unwrap()[0].value(0, 0),
+        Some("1")
+    );
 }
 
 fn slot_is_active(cluster: &Cluster) -> String {
-    cluster.psql("select string_agg(slot_name || active::text, ',') from pg_replication_slots").trim().to_owned()
+    cluster
+        .psql("select string_agg(slot_name || active::text, ',') from pg_replication_slots")
+        .trim()
+        .to_owned()
 }
 
 pub(crate) async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
@@ -154,11 +222,16 @@ pub(crate) async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMajor) {
-    let mut cluster = Cluster::builder(major).setting("wal_sender_timeout", "4s").start();
+    let mut cluster = Cluster::builder(major)
+        .setting("wal_sender_timeout", "4s")
+        .start();
     let mut client = replication(&cluster.conninfo()).await;
     let identity = client.identify_system().await.unwrap();
     let slot: SlotName = "streamed".parse().unwrap();
-    client.create_physical_slot(&slot, false, true).await.unwrap();
+    client
+        .create_physical_slot(&slot, false, true)
+        .await
+        .unwrap();
     let start = identity.position.start_of(16 << 20);
     let mut options = StreamOptions::new(start, identity.timeline);
     options.slot = Some(slot.clone());
@@ -167,11 +240,19 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
     let mut stream = client.start_replication(options.clone()).await.unwrap();
 
     // A second user of the slot is refused.
-    let error = replication(&cluster.conninfo()).await.start_replication(options.clone()).await.unwrap_err();
+    let error = replication(&cluster.conninfo())
+        .await
+        .start_replication(options.clone())
+        .await
+        .unwrap_err();
     assert_eq!(error.sqlstate(), Some("55006"));
 
     cluster.psql("create table t as select generate_series(1, 100000) as i");
-    let target: Lsn = cluster.psql("select pg_current_wal_flush_lsn()").trim().parse().unwrap();
+    let target: Lsn = cluster
+        .psql("select pg_current_wal_flush_lsn()")
+        .trim()
+        .parse()
+        .unwrap();
     let mut first = Vec::new();
     while stream.position() < target {
         if let WalEvent::Data { start: at, data } = stream.next().await.unwrap().unwrap() {
@@ -179,7 +260,11 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
             first.extend_from_slice(&data);
         }
     }
-    let reported = Positions { write: target, flush: target, apply: Lsn::INVALID };
+    let reported = Positions {
+        write: target,
+        flush: target,
+        apply: Lsn::INVALID,
+    };
     stream.report(reported).await.unwrap();
     let sql = format!("select restart_lsn = '{target}' from pg_replication_slots");
     // The server is alive although nothing happens for longer than its timeout: keep-alives are
@@ -189,7 +274,8 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
         drop(tokio::time::timeout(Duration::from_millis(500), stream.next()).await);
     }
     eventually("the reported position", || cluster.psql(&sql).trim() == "t").await;
-    let sent = cluster.psql("select reply_time > now() - interval '1 hour' from pg_stat_replication");
+    let sent =
+        cluster.psql("select reply_time > now() - interval '1 hour' from pg_stat_replication");
     assert_eq!(sent.trim(), "t", "reports carry our clock");
 
     // The bytes are those of the server's own file.
@@ -203,13 +289,22 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
         panic!("nobody else ended it");
     };
     client.identify_system().await.unwrap();
-    eventually("the slot to be free", || slot_is_active(&cluster) == "streamedfalse").await;
+    eventually("the slot to be free", || {
+        slot_is_active(&cluster) == "streamedfalse"
+    })
+    .await;
 
     // Dropping a stream frees the slot as well.
     let stream = client.start_replication(options.clone()).await.unwrap();
-    eventually("the slot to be used", || slot_is_active(&cluster) == "streamedtrue").await;
+    eventually("the slot to be used", || {
+        slot_is_active(&cluster) == "streamedtrue"
+    })
+    .await;
     drop(stream);
-    eventually("the slot to be free", || slot_is_active(&cluster) == "streamedfalse").await;
+    eventually("the slot to be free", || {
+        slot_is_active(&cluster) == "streamedfalse"
+    })
+    .await;
 
     // Errors that come after the server has agreed to stream.
     let client = replication(&cluster.conninfo()).await;
@@ -226,11 +321,21 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
 
     // A server that shuts down sends everything and says so.
     let client = replication(&cluster.conninfo()).await;
-    let mut stream = client.start_replication(StreamOptions::new(target, identity.timeline)).await.unwrap();
+    let mut stream = client
+        .start_replication(StreamOptions::new(target, identity.timeline))
+        .await
+        .unwrap();
     let streaming = tokio::spawn(async move {
         while stream.next().await.unwrap().is_some() {
             let position = stream.position();
-            stream.report(Positions { write: position, flush: position, apply: position }).await.unwrap();
+            stream
+                .report(Positions {
+                    write: position,
+                    flush: position,
+                    apply: position,
+                })
+                .await
+                .unwrap();
         }
         let position = stream.position();
         (stream.finish().await.unwrap(), position)
@@ -253,7 +358,10 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
     neon_testkit::OsUser::current().own(&cluster.data_dir().join("recovery.signal"));
     cluster.set("restore_command", "false");
     cluster.start();
-    eventually("the promotion", || cluster.psql("select pg_is_in_recovery()").trim() == "f").await;
+    eventually("the promotion", || {
+        cluster.psql("select pg_is_in_recovery()").trim() == "f"
+    })
+    .await;
     let mut client = replication(&cluster.conninfo()).await;
     let now = client.identify_system().await.unwrap();
     assert_eq!(now.timeline.get(), 2);
@@ -261,7 +369,12 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
     let mut stream = client.start_replication(old).await.unwrap();
     while stream.next().await.unwrap().is_some() {}
     let received = stream.position();
-    let StreamEnd::Timeline { next, start: switch, mut client } = stream.finish().await.unwrap() else {
+    let StreamEnd::Timeline {
+        next,
+        start: switch,
+        mut client,
+    } = stream.finish().await.unwrap()
+    else {
         panic!("the timeline has ended");
     };
     assert_eq!(next.get(), 2);
@@ -270,12 +383,18 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
     assert_eq!(history.file_name, "00000002.history");
     assert!(String::from_utf8_lossy(&history.content).contains(&switch.to_string()));
     // Nothing to stream: the end comes at once.
-    let mut nothing = client.start_replication(StreamOptions::new(switch, identity.timeline)).await.unwrap();
+    let mut nothing = client
+        .start_replication(StreamOptions::new(switch, identity.timeline))
+        .await
+        .unwrap();
     assert_eq!(nothing.next().await.unwrap(), None);
     let StreamEnd::Timeline { client, .. } = nothing.finish().await.unwrap() else {
         panic!("the timeline has ended");
     };
-    let mut stream = client.start_replication(StreamOptions::new(switch.start_of(16 << 20), next)).await.unwrap();
+    let mut stream = client
+        .start_replication(StreamOptions::new(switch.start_of(16 << 20), next))
+        .await
+        .unwrap();
     while stream.position() < switch {
         stream.next().await.unwrap();
     }
@@ -284,7 +403,10 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
 async fn a_base_backup_with_streamed_wal_verifies_and_starts(major: PgMajor) {
     let cluster = Cluster::builder(major).checksums(true).start();
     let tablespace = cluster.tablespace_dir("space");
-    cluster.psql(&format!("create tablespace space location '{}'", tablespace.display()));
+    cluster.psql(&format!(
+        "create tablespace space location '{}'",
+        tablespace.display()
+    ));
     cluster.psql("create table t tablespace space as select generate_series(1, 10000) as i");
     let scratch = Scratch::new();
     let mut options = fast();
@@ -292,16 +414,28 @@ async fn a_base_backup_with_streamed_wal_verifies_and_starts(major: PgMajor) {
     options.label = "it's ours".to_owned();
     options.tablespace_map = true;
     options.manifest_checksums = Some(ManifestChecksum::Sha256);
-    let captured = capture(replication(&cluster.conninfo()).await, &options, &scratch.path().join("tar")).await;
+    let captured = capture(
+        replication(&cluster.conninfo()).await,
+        &options,
+        &scratch.path().join("tar"),
+    )
+    .await;
     assert_eq!(captured.end.suspect, None);
     assert_eq!(captured.archives.len(), 2);
     assert!(captured.archives[0].0.oid.is_some() && captured.archives[1].0.oid.is_none());
-    assert_eq!(captured.archives[0].0.location.as_deref(), tablespace.to_str());
+    assert_eq!(
+        captured.archives[0].0.location.as_deref(),
+        tablespace.to_str()
+    );
     assert_eq!(captured.progress > 0, major >= PgMajor::V15);
     for (archive, path) in &captured.archives {
         let tar = fs::read(path).unwrap();
         assert_eq!(tar.len() % 512, 0);
-        assert!(tar.ends_with(&[0; 1024]), "{} ends as a tar does", archive.name);
+        assert!(
+            tar.ends_with(&[0; 1024]),
+            "{} ends as a tar does",
+            archive.name
+        );
     }
     let data = scratch.path().join("data");
     unpack(&captured, &data);
@@ -320,14 +454,27 @@ async fn a_base_backup_with_streamed_wal_verifies_and_starts(major: PgMajor) {
     verify(major, &data, true);
     fs::remove_file(data.join("tablespace_map")).unwrap();
     fs::remove_file(data.join("backup_manifest")).unwrap();
-    assert_eq!(ask_restored(cluster.installation(), &data, "select count(*), max(i) from t"), "10000|10000");
+    assert_eq!(
+        ask_restored(
+            cluster.installation(),
+            &data,
+            "select count(*), max(i) from t"
+        ),
+        "10000|10000"
+    );
 }
 
 #[tokio::test]
 async fn a_tablespace_inside_the_data_directory_keeps_its_relative_location() {
-    let cluster = Cluster::builder(PgMajor::V16).setting("allow_in_place_tablespaces", "on").start();
+    let cluster = Cluster::builder(PgMajor::V16)
+        .setting("allow_in_place_tablespaces", "on")
+        .start();
     cluster.psql("create tablespace inside location ''");
-    let backup = replication(&cluster.conninfo()).await.base_backup(&fast()).await.unwrap();
+    let backup = replication(&cluster.conninfo())
+        .await
+        .base_backup(&fast())
+        .await
+        .unwrap();
     let location = backup.tablespaces()[0].location.clone().unwrap();
     assert!(location.starts_with("pg_tblspc/"), "{location}");
 }
@@ -337,11 +484,20 @@ async fn dropping_a_base_backup_ends_it_on_the_server() {
     let cluster = Cluster::builder(PgMajor::V15).start();
     let mut options = fast();
     options.max_rate = Some(32);
-    let mut backup = replication(&cluster.conninfo()).await.base_backup(&options).await.unwrap();
+    let mut backup = replication(&cluster.conninfo())
+        .await
+        .base_backup(&options)
+        .await
+        .unwrap();
     for _ in 0..3 {
         assert!(backup.next().await.unwrap().is_some());
     }
-    let running = || cluster.psql("select count(*) from pg_stat_progress_basebackup").trim().to_owned();
+    let running = || {
+        cluster
+            .psql("select count(*) from pg_stat_progress_basebackup")
+            .trim()
+            .to_owned()
+    };
     assert_eq!(running(), "1");
     assert_eq!(backup.finish().unwrap_err().kind(), ErrorKind::Closed);
     eventually("the backup to end", || running() == "0").await;
@@ -352,8 +508,18 @@ async fn a_base_backup_is_cancelled_from_elsewhere() {
     let cluster = Cluster::builder(PgMajor::V17).start();
     let mut options = fast();
     options.max_rate = Some(32);
-    let mut backup = replication(&cluster.conninfo()).await.base_backup(&options).await.unwrap();
-    backup.client().cancel_token().unwrap().cancel().await.unwrap();
+    let mut backup = replication(&cluster.conninfo())
+        .await
+        .base_backup(&options)
+        .await
+        .unwrap();
+    backup
+        .client()
+        .cancel_token()
+        .unwrap()
+        .cancel()
+        .await
+        .unwrap();
     let error = loop {
         match backup.next().await {
             Ok(Some(_)) => {}
@@ -401,12 +567,23 @@ async fn compression_targets_and_manifests_as_the_server_has_them() {
     let mut options = fast();
     options.target = BackupTarget::Blackhole;
     options.progress = true;
-    let captured = capture(replication(&cluster.conninfo()).await, &options, &scratch.path().join("none")).await;
+    let captured = capture(
+        replication(&cluster.conninfo()).await,
+        &options,
+        &scratch.path().join("none"),
+    )
+    .await;
     // What there is is announced, and nothing of it is sent.
     assert_eq!(captured.archives.len(), 1);
     assert_eq!(fs::metadata(&captured.archives[0].1).unwrap().len(), 0);
     assert!(captured.progress > 0);
-    options.target = BackupTarget::Server(cluster.scratch_dir().join("on-server").display().to_string());
+    options.target = BackupTarget::Server(
+        cluster
+            .scratch_dir()
+            .join("on-server")
+            .display()
+            .to_string(),
+    );
     options.manifest = neon_pgwire::ManifestOption::No;
     let captured = capture(captured.client, &options, &scratch.path().join("none")).await;
     assert_eq!(fs::metadata(&captured.archives[0].1).unwrap().len(), 0);
@@ -415,15 +592,27 @@ async fn compression_targets_and_manifests_as_the_server_has_them() {
 
 #[tokio::test]
 async fn an_incremental_backup_follows_an_uploaded_manifest() {
-    let cluster = Cluster::builder(PgMajor::V18).setting("summarize_wal", "on").start();
+    let cluster = Cluster::builder(PgMajor::V18)
+        .setting("summarize_wal", "on")
+        .start();
     cluster.psql("create table t as select generate_series(1, 10000) as i");
     let scratch = Scratch::new();
-    let full = capture(replication(&cluster.conninfo()).await, &fast(), &scratch.path().join("full")).await;
+    let full = capture(
+        replication(&cluster.conninfo()).await,
+        &fast(),
+        &scratch.path().join("full"),
+    )
+    .await;
     cluster.psql("insert into t select generate_series(1, 100); checkpoint");
     let manifest = fs::read(full.manifest.as_ref().unwrap()).unwrap();
     let mut client = full.client;
-    let pieces = manifest.chunks(1000).map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)));
-    client.upload_manifest(stream::iter(pieces.collect::<Vec<_>>())).await.unwrap();
+    let pieces = manifest
+        .chunks(1000)
+        .map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)));
+    client
+        .upload_manifest(stream::iter(pieces.collect::<Vec<_>>()))
+        .await
+        .unwrap();
     let mut options = fast();
     options.incremental = true;
     options.label = "second".to_owned();
@@ -459,8 +648,12 @@ async fn corrupt_pages_make_a_complete_backup_suspect() {
         fs::write(&path, bytes).unwrap();
         cluster.start();
         let scratch = Scratch::new();
-        let captured =
-            capture(replication(&cluster.conninfo()).await, &fast(), &scratch.path().join("tar")).await;
+        let captured = capture(
+            replication(&cluster.conninfo()).await,
+            &fast(),
+            &scratch.path().join("tar"),
+        )
+        .await;
         let suspect = captured.end.suspect.unwrap();
         assert_eq!(suspect.code(), "XX001");
         assert!(captured.manifest.is_some(), "everything was received");
@@ -496,16 +689,27 @@ async fn target_session_attributes_choose_between_primary_and_standby() {
         ("standby", true),
         ("prefer-standby", true),
     ] {
-        let mut client = Client::connect(&config(&hosts(&standby, attribute))).await.unwrap();
-        let results = client.simple_query("select pg_is_in_recovery()").await.unwrap();
+        let mut client = Client::connect(&config(&hosts(&standby, attribute)))
+            .await
+            .unwrap();
+        let results = client
+            .simple_query("select pg_is_in_recovery()")
+            .await
+            .unwrap();
         assert_eq!(results[0].value(0, 0) == Some("t"), expected, "{attribute}");
     }
     standby.stop(StopMode::Fast);
-    let error = Client::connect(&config(&hosts(&standby, "standby"))).await.unwrap_err();
+    let error = Client::connect(&config(&hosts(&standby, "standby")))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("before that"), "{error}");
-    let mut client = Client::connect(&config(&hosts(&standby, "prefer-standby"))).await.unwrap();
+    let mut client = Client::connect(&config(&hosts(&standby, "prefer-standby")))
+        .await
+        .unwrap();
     client.simple_query("select 1").await.unwrap();
-    let shuffled: Params = hosts(&standby, "any load_balance_hosts=random").parse().unwrap();
+    let shuffled: Params = hosts(&standby, "any load_balance_hosts=random")
+        .parse()
+        .unwrap();
     let shuffled = Config::resolve(&shuffled, &Surroundings::none()).unwrap();
     for _ in 0..4 {
         Client::connect(&shuffled).await.unwrap();

@@ -11,7 +11,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use neon_pg_layout::{ControlFile, Lsn, TimelineId};
-use neon_pgwire::{BackupRequest, BackupSource, ByteStream, SourceFacts, SourceTablespace, WalPiece};
+use neon_pgwire::{
+    BackupRequest, BackupSource, ByteStream, SourceFacts, SourceTablespace, WalPiece,
+};
 use neon_testkit::Cluster;
 use sha2::{Digest, Sha256};
 
@@ -49,7 +51,11 @@ impl BackupSource for Stored {
         Ok(self.facts.clone())
     }
 
-    async fn archive(&self, tablespace: Option<u32>, request: &BackupRequest) -> io::Result<ByteStream> {
+    async fn archive(
+        &self,
+        tablespace: Option<u32>,
+        request: &BackupRequest,
+    ) -> io::Result<ByteStream> {
         let name = match tablespace {
             Some(oid) => format!("{oid}.tar"),
             None if request.tablespace_map => "mapped.tar".to_owned(),
@@ -59,7 +65,11 @@ impl BackupSource for Stored {
     }
 
     async fn manifest(&self, request: &BackupRequest) -> io::Result<ByteStream> {
-        let name = if request.tablespace_map { "mapped_manifest" } else { "backup_manifest" };
+        let name = if request.tablespace_map {
+            "mapped_manifest"
+        } else {
+            "backup_manifest"
+        };
         pieces(&self.directory.join(name))
     }
 
@@ -80,7 +90,10 @@ impl BackupSource for Stored {
         }
         let size = self.facts.wal_segment_size;
         let start = from.start_of(size);
-        let path = self.directory.join("pg_wal").join(segment_name(timeline.get(), start.0, size));
+        let path = self
+            .directory
+            .join("pg_wal")
+            .join(segment_name(timeline.get(), start.0, size));
         let file = match fs::File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(WalPiece::Removed),
             other => other?,
@@ -92,7 +105,11 @@ impl BackupSource for Stored {
     }
 
     async fn timeline_history(&self, timeline: TimelineId) -> io::Result<Option<Bytes>> {
-        match fs::read(self.directory.join("pg_wal").join(format!("{:08X}.history", timeline.get()))) {
+        match fs::read(
+            self.directory
+                .join("pg_wal")
+                .join(format!("{:08X}.history", timeline.get())),
+        ) {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -112,7 +129,11 @@ impl Stored {
         let captured = capture(client, &options, directory).await;
         // A request with a map gets the same archive where there are no tablespaces to map.
         fs::hard_link(directory.join("base.tar"), directory.join("mapped.tar")).unwrap();
-        fs::hard_link(directory.join("backup_manifest"), directory.join("mapped_manifest")).unwrap();
+        fs::hard_link(
+            directory.join("backup_manifest"),
+            directory.join("mapped_manifest"),
+        )
+        .unwrap();
         let size = 16 << 20;
         let client = capture_wal(
             captured.client,
@@ -154,7 +175,8 @@ impl Stored {
     pub(crate) fn cold(cluster: &Cluster, directory: &Path) -> Self {
         let data = cluster.data_dir();
         fs::create_dir_all(directory.join("pg_wal")).unwrap();
-        let control = ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap();
+        let control =
+            ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap();
         let size = 16 << 20;
         let start = control.checkpoint.redo;
         let timeline = control.checkpoint.timeline;
@@ -178,13 +200,18 @@ impl Stored {
         );
         let sum = Sha256::digest(text.as_bytes());
         text.push_str("\"Manifest-Checksum\": \"");
-        sum.iter().for_each(|byte| text.push_str(&format!("{byte:02x}")));
+        sum.iter()
+            .for_each(|byte| text.push_str(&format!("{byte:02x}")));
         text.push_str("\"}\n");
         for (name, content) in [("base.tar", &tar), ("backup_manifest", &text.into_bytes())] {
             fs::write(directory.join(name), content).unwrap();
         }
         fs::hard_link(directory.join("base.tar"), directory.join("mapped.tar")).unwrap();
-        fs::hard_link(directory.join("backup_manifest"), directory.join("mapped_manifest")).unwrap();
+        fs::hard_link(
+            directory.join("backup_manifest"),
+            directory.join("mapped_manifest"),
+        )
+        .unwrap();
         Self {
             facts: SourceFacts {
                 system_identifier: control.system_identifier.get(),
@@ -207,12 +234,17 @@ impl Stored {
 
 /// Adds a directory, all but WAL and what is of the running server only.
 fn add(data: &Path, below: &str, tar: &mut Vec<u8>, manifest: &mut String) {
-    let mut entries: Vec<_> =
-        fs::read_dir(data.join(below)).unwrap().map(|entry| entry.unwrap()).collect();
+    let mut entries: Vec<_> = fs::read_dir(data.join(below))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .collect();
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let name = format!("{below}{}", entry.file_name().to_str().unwrap());
-        if matches!(name.as_str(), "postmaster.pid" | "postmaster.opts" | "global/pg_control") {
+        if matches!(
+            name.as_str(),
+            "postmaster.pid" | "postmaster.opts" | "global/pg_control"
+        ) {
             continue;
         }
         if !entry.file_type().unwrap().is_dir() {
@@ -235,7 +267,10 @@ fn member(tar: &mut Vec<u8>, manifest: &mut String, data: &Path, name: &str) {
     header(tar, name, content.len(), mode, b'0');
     tar.extend_from_slice(&content);
     tar.resize(tar.len().next_multiple_of(512), 0);
-    let sum: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sum: String = Sha256::digest(&content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     manifest.push_str(&format!(
         "{{ \"Path\": \"{name}\", \"Size\": {}, \"Last-Modified\": \"2026-11-20 00:00:00 GMT\", \
          \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{sum}\" }},\n",

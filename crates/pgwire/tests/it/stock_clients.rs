@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_pgwire::{
-    Access, Client, Listener, OneTimeToken, Replication, ScramVerifier, Secret, Server, ServerOptions,
-    ServerTls,
+    Access, Client, Listener, OneTimeToken, Replication, ScramVerifier, Secret, Server,
+    ServerOptions, ServerTls,
 };
 use neon_testkit::{Cluster, Installation, OsUser, PgMajor, Scratch, StopMode};
 use tokio::task::JoinHandle;
@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 use crate::real_servers::eventually;
 use crate::source::Stored;
 use crate::support::{
-    ask_restored, capture, capture_wal, config, fast, give_to_server, replication, segment_name, verify,
+    ask_restored, capture, capture_wal, config, fast, give_to_server, replication, segment_name,
+    verify,
 };
 
 /// A stock client: the number of its major, and where its programs are.
@@ -32,8 +33,12 @@ pub(crate) struct Stock {
 pub(crate) fn installed(what: &str) -> PathBuf {
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.postgres/clients/installed");
     let list = fs::read_to_string(list).expect("run scripts/stock-clients first");
-    let line = list.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
-    line.and_then(|line| line.split(' ').next()).expect("run scripts/stock-clients again").into()
+    let line = list
+        .lines()
+        .find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+    line.and_then(|line| line.split(' ').next())
+        .expect("run scripts/stock-clients again")
+        .into()
 }
 
 impl Stock {
@@ -42,10 +47,22 @@ impl Stock {
         let mut found: Vec<Self> = Installation::all()
             .iter()
             .filter(|one| one.full_tools())
-            .map(|one| Self { major: one.major().number(), bin: one.bin_dir().to_owned() })
+            .map(|one| Self {
+                major: one.major().number(),
+                bin: one.bin_dir().to_owned(),
+            })
             .collect();
-        found.insert(0, Self { major: 13, bin: installed("13") });
-        assert!(found.len() >= 4, "clients of 13, 15, 16 and 18 are needed: {found:?}");
+        found.insert(
+            0,
+            Self {
+                major: 13,
+                bin: installed("13"),
+            },
+        );
+        assert!(
+            found.len() >= 4,
+            "clients of 13, 15, 16 and 18 are needed: {found:?}"
+        );
         found
     }
 
@@ -79,27 +96,42 @@ pub(crate) fn on_socket(source: Stored, options: ServerOptions, directory: &Path
     let server = Server::new(Arc::new(source), options).unwrap();
     let listener = Listener::unix(directory, 5432).unwrap();
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(directory.join(".s.PGSQL.5432"), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(
+        directory.join(".s.PGSQL.5432"),
+        fs::Permissions::from_mode(0o777),
+    )
+    .unwrap();
     let task = tokio::spawn(async move { listener.run(&server).await });
-    Running { address: None, task }
+    Running {
+        address: None,
+        task,
+    }
 }
 
 pub(crate) async fn on_tcp(source: Stored, options: ServerOptions) -> Running {
     let server = Server::new(Arc::new(source), options).unwrap();
-    let listener = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let listener = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .await
+        .unwrap();
     let address = listener.address();
     let task = tokio::spawn(async move { listener.run(&server).await });
     Running { address, task }
 }
 
 pub(crate) async fn run(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
 }
 
 async fn succeeds(command: Command) -> Output {
     let shown = format!("{command:?}");
     let output = run(command).await;
-    assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{shown}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
@@ -114,7 +146,11 @@ fn own_dir(path: PathBuf) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stock_client_takes_an_online_backup_in_every_form() {
-    for (major, advertise) in [(PgMajor::V13, PgMajor::V13), (PgMajor::V15, PgMajor::V15), (PgMajor::V18, PgMajor::V13)] {
+    for (major, advertise) in [
+        (PgMajor::V13, PgMajor::V13),
+        (PgMajor::V15, PgMajor::V15),
+        (PgMajor::V18, PgMajor::V13),
+    ] {
         let mut cluster = Cluster::builder(major).checksums(true).start();
         cluster.psql("create table t as select generate_series(1, 10000) as i");
         let scratch = Scratch::new();
@@ -142,11 +178,31 @@ async fn every_stock_client_takes_an_online_backup_in_every_form() {
                 ("-Ftz", "none"),
             ];
             // The forms are a matter of the client; that of 18 is there for its control file.
-            let forms = if major == PgMajor::V18 { &every[..2] } else { &every[..] };
+            let forms = if major == PgMajor::V18 {
+                &every[..2]
+            } else {
+                &every[..]
+            };
             for (form, wal_method) in forms.iter().copied() {
-                let into = scratch.path().join(format!("{}{form}{wal_method}", client.major));
+                let into = scratch
+                    .path()
+                    .join(format!("{}{form}{wal_method}", client.major));
                 let mut command = client.command("pg_basebackup");
-                command.arg("-D").arg(&into).args([form.get(..3).unwrap(), "-X", wal_method, "-c", "fast", "-P", "-U", "me", "-h"]).arg(&socket);
+                command
+                    .arg("-D")
+                    .arg(&into)
+                    .args([
+                        form.get(..3).unwrap(),
+                        "-X",
+                        wal_method,
+                        "-c",
+                        "fast",
+                        "-P",
+                        "-U",
+                        "me",
+                        "-h",
+                    ])
+                    .arg(&socket);
                 if form == "-Ftz" {
                     command.arg("-z");
                 }
@@ -158,19 +214,28 @@ async fn every_stock_client_takes_an_online_backup_in_every_form() {
                         if wal_method == "none" {
                             for segment in fs::read_dir(&wal).unwrap() {
                                 let segment = segment.unwrap();
-                                fs::copy(segment.path(), into.join("pg_wal").join(segment.file_name())).unwrap();
+                                fs::copy(
+                                    segment.path(),
+                                    into.join("pg_wal").join(segment.file_name()),
+                                )
+                                .unwrap();
                             }
                         }
                         assert!(into.join("backup_label").is_file());
                         give_to_server(&into);
-                        let answer = ask_restored(cluster.installation(), &into, "select count(*) from t");
+                        let answer =
+                            ask_restored(cluster.installation(), &into, "select count(*) from t");
                         assert_eq!(answer, "10000", "{major} {wal_method}");
                     }
                 } else {
                     let suffix = if form == "-Ftz" { ".gz" } else { "" };
                     let tar = into.join(format!("base.tar{suffix}"));
                     let listed = Command::new("tar").arg("-tf").arg(&tar).output().unwrap();
-                    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+                    assert!(
+                        listed.status.success(),
+                        "{}",
+                        String::from_utf8_lossy(&listed.stderr)
+                    );
                     let names = String::from_utf8(listed.stdout).unwrap();
                     assert!(names.contains("global/pg_control") && names.contains("backup_label"));
                     assert_eq!(wal_method == "fetch", names.contains(".done"), "{names}");
@@ -195,13 +260,18 @@ async fn a_cleanly_stopped_cluster_is_served_without_a_label() {
         for wal_method in ["stream", "fetch"] {
             let into = scratch.path().join(format!("{}{wal_method}", client.major));
             let mut command = client.command("pg_basebackup");
-            command.arg("-D").arg(&into).args(["-X", wal_method, "-U", "me", "-h"]).arg(&socket);
+            command
+                .arg("-D")
+                .arg(&into)
+                .args(["-X", wal_method, "-U", "me", "-h"])
+                .arg(&socket);
             succeeds(command).await;
             verifies(&cluster, &into, true);
             assert!(!into.join("backup_label").exists());
             if client.major == 16 {
                 give_to_server(&into);
-                let answer = ask_restored(cluster.installation(), &into, "select count(*) from t, u");
+                let answer =
+                    ask_restored(cluster.installation(), &into, "select count(*) from t, u");
                 assert_eq!(answer, "1000", "unlogged tables are kept");
             }
             fs::remove_dir_all(&into).unwrap();
@@ -213,7 +283,10 @@ async fn a_cleanly_stopped_cluster_is_served_without_a_label() {
 async fn tablespaces_are_mapped_by_the_client() {
     let mut cluster = Cluster::builder(PgMajor::V15).start();
     let space = cluster.tablespace_dir("space");
-    cluster.psql(&format!("create tablespace space location '{}'", space.display()));
+    cluster.psql(&format!(
+        "create tablespace space location '{}'",
+        space.display()
+    ));
     cluster.psql("create table t tablespace space as select generate_series(1, 1000) as i");
     for mapped in [false, true] {
         let scratch = Scratch::new();
@@ -225,23 +298,40 @@ async fn tablespaces_are_mapped_by_the_client() {
             let into = scratch.path().join(client.major.to_string());
             let elsewhere = scratch.path().join(format!("{}-space", client.major));
             let mut command = client.command("pg_basebackup");
-            command.arg("-D").arg(&into).args(["-X", "stream", "-U", "me", "-h"]).arg(&socket);
+            command
+                .arg("-D")
+                .arg(&into)
+                .args(["-X", "stream", "-U", "me", "-h"])
+                .arg(&socket);
             if mapped {
                 command.arg("-Ft");
             } else {
-                command.arg("-T").arg(format!("{}={}", space.display(), elsewhere.display()));
+                command
+                    .arg("-T")
+                    .arg(format!("{}={}", space.display(), elsewhere.display()));
             }
             succeeds(command).await;
             if mapped {
                 assert!(into.join(format!("{oid}.tar")).is_file());
-                let out = Command::new("tar").args(["-xOf"]).arg(into.join("base.tar")).arg("tablespace_map").output().unwrap();
+                let out = Command::new("tar")
+                    .args(["-xOf"])
+                    .arg(into.join("base.tar"))
+                    .arg("tablespace_map")
+                    .output()
+                    .unwrap();
                 assert!(String::from_utf8_lossy(&out.stdout).contains(&oid.to_string()));
                 continue;
             }
-            assert_eq!(fs::read_link(into.join(format!("pg_tblspc/{oid}"))).unwrap(), elsewhere);
+            assert_eq!(
+                fs::read_link(into.join(format!("pg_tblspc/{oid}"))).unwrap(),
+                elsewhere
+            );
             verifies(&cluster, &into, true);
             if client.major == 13 {
-                assert_eq!(ask_restored(cluster.installation(), &into, "select count(*) from t"), "1000");
+                assert_eq!(
+                    ask_restored(cluster.installation(), &into, "select count(*) from t"),
+                    "1000"
+                );
             }
         }
     }
@@ -255,13 +345,16 @@ async fn a_one_time_token_is_good_for_one_backup_over_tls() {
     let stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
     let direct = stored.clone();
     let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let params =
+        rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
+            .unwrap();
     let pem = params.self_signed(&key).unwrap().pem();
     let root = scratch.path().join("root.crt");
     fs::write(&root, &pem).unwrap();
     let token = OneTimeToken::new(&Secret::new("once only")).unwrap();
     let mut options = ServerOptions::new(Access::Token(token.clone()));
-    options.tls = Some(ServerTls::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap());
+    options.tls =
+        Some(ServerTls::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap());
     options.require_tls = true;
     let server = on_tcp(stored, options).await;
     let port = server.address.unwrap().port();
@@ -271,15 +364,32 @@ async fn a_one_time_token_is_good_for_one_backup_over_tls() {
             "host=127.0.0.1 port={port} user=anybody channel_binding=require sslmode=verify-full sslrootcert={} {extra}",
             root.display()
         );
-        command.arg("-D").arg(scratch.path().join(name)).arg("-d").arg(conninfo).env("PGPASSWORD", password);
+        command
+            .arg("-D")
+            .arg(scratch.path().join(name))
+            .arg("-d")
+            .arg(conninfo)
+            .env("PGPASSWORD", password);
         command
     };
     let clients = Stock::all();
     // Neither wrong passwords nor refusals for want of TLS spend it.
     let wrong = run(take(&clients[0], "wrong", "", "guessed")).await;
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("password authentication failed"), "{wrong:?}");
-    let plain = run(take(&clients[1], "plain", "sslmode=disable channel_binding=prefer", "once only")).await;
-    assert!(String::from_utf8_lossy(&plain.stderr).contains("over TLS only"), "{plain:?}");
+    assert!(
+        String::from_utf8_lossy(&wrong.stderr).contains("password authentication failed"),
+        "{wrong:?}"
+    );
+    let plain = run(take(
+        &clients[1],
+        "plain",
+        "sslmode=disable channel_binding=prefer",
+        "once only",
+    ))
+    .await;
+    assert!(
+        String::from_utf8_lossy(&plain.stderr).contains("over TLS only"),
+        "{plain:?}"
+    );
     assert_eq!(token.sessions_left(), 2);
     // The packaged clients of 16 and 18 have no TLS.
     let newest = clients.iter().find(|client| client.major == 15).unwrap();
@@ -293,7 +403,8 @@ async fn a_one_time_token_is_good_for_one_backup_over_tls() {
     let password = Secret::new("of me");
     let verifier = ScramVerifier::from_password(&password).unwrap();
     let mut options = ServerOptions::new(Access::Users([("me".to_owned(), verifier)].into()));
-    options.tls = Some(ServerTls::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap());
+    options.tls =
+        Some(ServerTls::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap());
     options.require_tls = true;
     let server = on_tcp(direct, options).await;
     let conninfo = format!(
@@ -302,7 +413,9 @@ async fn a_one_time_token_is_good_for_one_backup_over_tls() {
         server.address.unwrap().port(),
         root.display()
     );
-    let config = config(&conninfo).with_replication(Replication::Physical).with_password(password);
+    let config = config(&conninfo)
+        .with_replication(Replication::Physical)
+        .with_password(password);
     let mut ours = Client::connect(&config).await.unwrap();
     assert!(ours.is_encrypted());
     ours.identify_system().await.unwrap();
@@ -320,7 +433,11 @@ async fn many_clients_are_served_at_once() {
     let clients: Vec<Stock> = Stock::all().into_iter().cycle().take(8).collect();
     let running = clients.iter().enumerate().map(|(index, client)| {
         let mut command = client.command("pg_basebackup");
-        command.arg("-D").arg(scratch.path().join(index.to_string())).args(["-U", "me", "-h"]).arg(&socket);
+        command
+            .arg("-D")
+            .arg(scratch.path().join(index.to_string()))
+            .args(["-U", "me", "-h"])
+            .arg(&socket);
         succeeds(command)
     });
     futures_util::future::join_all(running).await;
@@ -332,20 +449,31 @@ async fn many_clients_are_served_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pg_receivewal_follows_to_the_next_timeline() {
     // One timeline of 1 MiB beyond its start, then the next; made from WAL of a real server.
-    let mut cluster = Cluster::builder(PgMajor::V16).setting("wal_keep_size", "1GB").start();
+    let mut cluster = Cluster::builder(PgMajor::V16)
+        .setting("wal_keep_size", "1GB")
+        .start();
     let scratch = Scratch::new();
     let mut stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
     let first = stored.facts.start.start_of(16 << 20);
-    cluster.psql("select pg_switch_wal(); create table t as select generate_series(1, 100000) as i");
+    cluster
+        .psql("select pg_switch_wal(); create table t as select generate_series(1, 100000) as i");
     cluster.stop(StopMode::Fast);
     fs::write(cluster.data_dir().join("recovery.signal"), "").unwrap();
     cluster.set("restore_command", "false");
     cluster.start();
-    eventually("the promotion", || cluster.psql("select pg_is_in_recovery()").trim() == "f").await;
+    eventually("the promotion", || {
+        cluster.psql("select pg_is_in_recovery()").trim() == "f"
+    })
+    .await;
     let mut client = replication(&cluster.conninfo()).await;
     let now = client.identify_system().await.unwrap();
     let history = client.timeline_history(now.timeline).await.unwrap();
-    let switch: Lsn = String::from_utf8_lossy(&history.content).split('\t').nth(1).unwrap().parse().unwrap();
+    let switch: Lsn = String::from_utf8_lossy(&history.content)
+        .split('\t')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let old = TimelineId::FIRST;
     let wal = stored.directory.join("pg_wal");
     let size = 16 << 20;
@@ -363,9 +491,16 @@ async fn pg_receivewal_follows_to_the_next_timeline() {
     }
     fs::write(wal.join(&history.file_name), &history.content).unwrap();
     cluster.psql("insert into t select 1; select pg_switch_wal()");
-    let end: Lsn = cluster.psql("select pg_current_wal_flush_lsn()").trim().parse().unwrap();
+    let end: Lsn = cluster
+        .psql("select pg_current_wal_flush_lsn()")
+        .trim()
+        .parse()
+        .unwrap();
     let end = end.start_of(size);
-    capture_wal(client, now.timeline, switch, end, size, &wal).await.close().await;
+    capture_wal(client, now.timeline, switch, end, size, &wal)
+        .await
+        .close()
+        .await;
     assert_eq!(old.get() + 1, now.timeline.get());
     stored.switch = Some((now.timeline, switch));
     stored.facts.timeline = now.timeline;
@@ -379,14 +514,32 @@ async fn pg_receivewal_follows_to_the_next_timeline() {
         fs::copy(wal.join(&complete), into.join(&complete)).unwrap();
         OsUser::current().own(&into.join(&complete));
         let mut command = client.command("pg_receivewal");
-        command.arg("-D").arg(&into).args(["-U", "me", "--no-loop", "-h"]).arg(&socket);
+        command
+            .arg("-D")
+            .arg(&into)
+            .args(["-U", "me", "--no-loop", "-h"])
+            .arg(&socket);
         command.arg(format!("--endpos={}", Lsn(end.0 - 1)));
-        let output = tokio::time::timeout(Duration::from_secs(120), run(command)).await.unwrap();
-        assert!(output.status.success(), "{}: {}", client.major, String::from_utf8_lossy(&output.stderr));
+        let output = tokio::time::timeout(Duration::from_secs(120), run(command))
+            .await
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            client.major,
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(into.join(&history.file_name).is_file(), "{}", client.major);
         let next = segment_name(2, switch.start_of(size).0, size);
         let received = fs::read(into.join(&next));
-        let names: Vec<_> = fs::read_dir(&into).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(received.unwrap_or_default() == fs::read(wal.join(&next)).unwrap(), "{} has {names:?}", client.major);
+        let names: Vec<_> = fs::read_dir(&into)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert!(
+            received.unwrap_or_default() == fs::read(wal.join(&next)).unwrap(),
+            "{} has {names:?}",
+            client.major
+        );
     }
 }

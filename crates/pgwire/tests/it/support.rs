@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neon_pgwire::{
-    Archive, BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, Params, Replication,
-    StreamEnd, StreamOptions, Surroundings, WalEvent,
+    Archive, BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, Params,
+    Replication, StreamEnd, StreamOptions, Surroundings, WalEvent,
 };
 use neon_testkit::{Installation, OsUser, PgMajor};
 
@@ -21,7 +21,9 @@ pub(crate) fn config(conninfo: &str) -> Config {
 }
 
 pub(crate) async fn replication(conninfo: &str) -> Client {
-    Client::connect(&config(conninfo).with_replication(Replication::Physical)).await.unwrap()
+    Client::connect(&config(conninfo).with_replication(Replication::Physical))
+        .await
+        .unwrap()
 }
 
 pub(crate) fn fast() -> BaseBackupOptions {
@@ -92,7 +94,10 @@ pub(crate) async fn capture_wal(
 ) -> Client {
     fs::create_dir_all(into).unwrap();
     let begin = from.start_of(segment);
-    let mut stream = client.start_replication(StreamOptions::new(begin, timeline)).await.unwrap();
+    let mut stream = client
+        .start_replication(StreamOptions::new(begin, timeline))
+        .await
+        .unwrap();
     let mut bytes = Vec::new();
     while stream.position() < to {
         if let WalEvent::Data { data, .. } = stream.next().await.unwrap().unwrap() {
@@ -112,7 +117,11 @@ pub(crate) async fn capture_wal(
 
 pub(crate) fn segment_name(timeline: u32, at: u64, size: u64) -> String {
     let (number, per_log) = (at / size, (1 << 32) / size);
-    format!("{timeline:08X}{:08X}{:08X}", number / per_log, number % per_log)
+    format!(
+        "{timeline:08X}{:08X}{:08X}",
+        number / per_log,
+        number % per_log
+    )
 }
 
 /// Unpacks a captured backup with the system's tar into a data directory that a server may use.
@@ -131,7 +140,13 @@ pub(crate) fn unpack(captured: &Captured, data: &Path) {
             _ => "--no-same-owner",
         };
         let status = std::process::Command::new("tar")
-            .args(["--extract", "--no-same-owner", "--preserve-permissions", decompress, "--directory"])
+            .args([
+                "--extract",
+                "--no-same-owner",
+                "--preserve-permissions",
+                decompress,
+                "--directory",
+            ])
             .arg(&target)
             .arg("--file")
             .arg(path)
@@ -162,7 +177,11 @@ fn own(path: &Path) {
 }
 
 /// Runs a server of this installation on a data directory, asks it something, and stops it.
-pub(crate) fn ask_restored(installation: &neon_testkit::Installation, data: &Path, sql: &str) -> String {
+pub(crate) fn ask_restored(
+    installation: &neon_testkit::Installation,
+    data: &Path,
+    sql: &str,
+) -> String {
     let scratch = neon_testkit::Scratch::new();
     let log = scratch.path().join("log");
     let options = format!(
@@ -171,11 +190,25 @@ pub(crate) fn ask_restored(installation: &neon_testkit::Installation, data: &Pat
     );
     let ctl = |verb: &[&str]| {
         let mut command = installation.command("pg_ctl");
-        command.arg("-D").arg(data).arg("-w").args(["-t", "120", "-l"]).arg(&log).args(verb);
-        command.stdout(std::process::Stdio::null()).status().unwrap().success()
+        command
+            .arg("-D")
+            .arg(data)
+            .arg("-w")
+            .args(["-t", "120", "-l"])
+            .arg(&log)
+            .args(verb);
+        command
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap()
+            .success()
     };
     let started = ctl(&["-o", &options, "start"]);
-    assert!(started, "the restored server does not start:\n{}", fs::read_to_string(&log).unwrap_or_default());
+    assert!(
+        started,
+        "the restored server does not start:\n{}",
+        fs::read_to_string(&log).unwrap_or_default()
+    );
     let answer = installation
         .with_client("psql")
         .command("psql")
@@ -185,7 +218,11 @@ pub(crate) fn ask_restored(installation: &neon_testkit::Installation, data: &Pat
         .output()
         .unwrap();
     assert!(ctl(&["-m", "fast", "stop"]));
-    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    assert!(
+        answer.status.success(),
+        "{}",
+        String::from_utf8_lossy(&answer.stderr)
+    );
     String::from_utf8(answer.stdout).unwrap().trim().to_owned()
 }
 
@@ -210,12 +247,17 @@ pub(crate) fn verify(major: PgMajor, data: &Path, with_wal: bool) {
         command.arg("--no-parse-wal");
     }
     let output = command.arg(data).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn compare_with_manifest(data: &Path) {
     use sha2::Digest;
-    let manifest = neon_pg_layout::Manifest::parse(&fs::read(data.join("backup_manifest")).unwrap()).unwrap();
+    let manifest =
+        neon_pg_layout::Manifest::parse(&fs::read(data.join("backup_manifest")).unwrap()).unwrap();
     assert!(!manifest.files.is_empty());
     for file in &manifest.files {
         let path = String::from_utf8(file.path.clone()).unwrap();
@@ -223,7 +265,8 @@ fn compare_with_manifest(data: &Path) {
         assert_eq!(content.len() as u64, file.size, "{path}");
         if let Some(sum) = &file.checksum {
             let algorithm = neon_pg_layout::ChecksumAlgorithm::Sha256;
-            let computed = neon_pg_layout::FileChecksum::new(algorithm, &sha2::Sha256::digest(&content));
+            let computed =
+                neon_pg_layout::FileChecksum::new(algorithm, &sha2::Sha256::digest(&content));
             assert_eq!(&computed.unwrap(), sum, "{path}");
         }
     }

@@ -2,6 +2,7 @@
 //! harnesses.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -85,6 +86,17 @@ pub(super) fn refused<T: fmt::Debug>(
 
 /// Bytes that show any misplacement: no two aligned words are equal.
 pub(super) fn pattern(length: usize) -> bytes::Bytes {
-    let words = (0u64..).flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    words.take(length).collect()
+    // Made once: the suite asks for many of the same.
+    static LONGEST: OnceLock<bytes::Bytes> = OnceLock::new();
+    let longest = LONGEST.get_or_init(|| {
+        let mut bytes = bytes::BytesMut::with_capacity(super::put::LARGE.saturating_add(8));
+        for word in 0u64.. {
+            if bytes.len() >= super::put::LARGE {
+                break;
+            }
+            bytes.extend_from_slice(&word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        }
+        bytes.freeze()
+    });
+    longest.slice(..length.min(longest.len()))
 }

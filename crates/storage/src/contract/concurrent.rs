@@ -55,7 +55,13 @@ async fn no_increment_is_lost_to_a_race(s: Subject) -> Result<(), Failure> {
                     let Some(version) = got.meta.version.clone() else {
                         return Err(Failure::new("no version"));
                     };
-                    let count: u64 = String::from_utf8(got.bytes().await?.to_vec())?.parse()?;
+                    let content = match got.bytes().await {
+                        Ok(content) => content.to_vec(),
+                        // It changed while it was read, and the reader was told.
+                        Err(error) if error.is_retryable() => continue,
+                        Err(error) => return Err(Failure::from(error)),
+                    };
+                    let count: u64 = String::from_utf8(content)?.parse()?;
                     let next = count.saturating_add(1).to_string().into_bytes();
                     match storage.replace(key, &version, next).await {
                         Ok(_) => break,

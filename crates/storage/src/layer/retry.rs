@@ -34,7 +34,8 @@ pub struct RetryPolicy {
     /// The longest pause of all, doubled towards from the first; 20 s.
     pub longest_pause: Duration,
     /// From the first attempt of an operation to giving up, also on an attempt that hangs; 3 min.
-    /// A body being read or a listing has it anew after every answer.
+    /// A body being read or a listing has it anew after every answer; a put has a second more for
+    /// every 128 KiB, and a put of unknown length as long as it takes.
     pub deadline: Duration,
 }
 
@@ -47,6 +48,9 @@ impl Default for RetryPolicy {
         }
     }
 }
+
+/// A put that sends fewer bytes per second than this counts as hanging.
+const SLOWEST: u64 = 128 * 1024;
 
 /// Retries the operations of a storage.
 #[derive(Debug, Clone)]
@@ -190,6 +194,12 @@ impl Resumed {
             let again = self.layer.inner.get(&self.meta.key, rest);
             self.body = match attempts.attempt(Operation::Get, &subject, again).await {
                 Ok(got) => got.body,
+                Err(error) if error.kind() == ErrorKind::Precondition => {
+                    self.left = 0..0;
+                    return Some(Err(error
+                        .detail("the object changed while it was read")
+                        .retry(Retry::MayHelp)));
+                }
                 Err(error) => stream::iter([Err(error)]).boxed(),
             };
         }
@@ -225,6 +235,12 @@ impl Storage for RetryLayer {
         let mut options = options;
         options.token.get_or_insert_with(PutToken::random);
         let mut attempts = Attempts::new(&self.policy);
+        let length = body.length();
+        let sending = Duration::from_secs(length.unwrap_or(0) / SLOWEST);
+        attempts.deadline = attempts
+            .deadline
+            .checked_add(sending)
+            .unwrap_or(attempts.deadline);
         let mut body = body;
         loop {
             let next = body.try_clone();

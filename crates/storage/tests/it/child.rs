@@ -5,16 +5,19 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use neon_storage::{
-    ErrorKind, GetOptions, Key, Native, NativeOptions, Storage, StorageExt,
-};
+use neon_storage::{ErrorKind, GetOptions, Key, Native, NativeOptions, Storage, StorageExt};
 
 const TASK: &str = "NEON_STORAGE_CHILD";
 
 /// Starts a process that does one task; its output is a pipe.
 pub fn start(task: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child::does_its_task", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "child::does_its_task",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(TASK, task)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -41,7 +44,12 @@ pub fn say(text: &str) {
 /// The content of a numbered object: length and bytes follow from the number.
 pub fn content(number: u64) -> Vec<u8> {
     let length = usize::try_from(number % 7 * 50_000 + number % 1000).unwrap();
-    number.to_le_bytes().into_iter().cycle().take(length).collect()
+    number
+        .to_le_bytes()
+        .into_iter()
+        .cycle()
+        .take(length)
+        .collect()
 }
 
 pub fn key(text: &str) -> Key {
@@ -79,7 +87,10 @@ async fn write(root: &Path, from: u64) {
         storage.create(&name, content(number)).await.unwrap();
         say(&format!("wrote {number}"));
         if number % 3 == 0 {
-            storage.overwrite(&key("latest"), content(number)).await.unwrap();
+            storage
+                .overwrite(&key("latest"), content(number))
+                .await
+                .unwrap();
             say(&format!("latest {number}"));
         }
     }
@@ -90,7 +101,10 @@ async fn claim(root: &Path, count: u64) {
     let storage = open(root);
     for number in 0..count {
         let pid = std::process::id().to_string();
-        match storage.create(&key(&format!("claims/{number}")), pid.into_bytes()).await {
+        match storage
+            .create(&key(&format!("claims/{number}")), pid.into_bytes())
+            .await
+        {
             Ok(_) => say(&format!("won {number}")),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Exists, "{error:?}"),
         }
@@ -102,11 +116,17 @@ async fn increment(root: &Path, count: u64) {
     let storage = open(root);
     for _ in 0..count {
         loop {
-            let got = storage.get(&key("counter"), GetOptions::new()).await.unwrap();
+            let got = storage
+                .get(&key("counter"), GetOptions::new())
+                .await
+                .unwrap();
             let version = got.meta.version.clone().unwrap();
             let text = String::from_utf8(got.bytes().await.unwrap().to_vec()).unwrap();
             let next = (text.parse::<u64>().unwrap() + 1).to_string();
-            match storage.replace(&key("counter"), &version, next.into_bytes()).await {
+            match storage
+                .replace(&key("counter"), &version, next.into_bytes())
+                .await
+            {
                 Ok(_) => break,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Precondition, "{error:?}"),
             }

@@ -43,7 +43,9 @@ type Talk = Arc<Mutex<Vec<Question>>>;
 
 /// A service that answers every question by a function, and what it was asked.
 async fn service(answer: fn(&Question) -> (u16, String)) -> (String, Talk) {
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let talk = Talk::default();
     let asked = Arc::clone(&talk);
@@ -80,18 +82,41 @@ async fn a_profile_is_found_in_the_given_files() {
     let dir = tempfile::tempdir().unwrap();
     let (credentials, config) = (dir.path().join("credentials"), dir.path().join("config"));
     let options = server.options();
-    std::fs::write(&credentials, format!(
-        "[default]\naws_access_key_id = nobody\naws_secret_access_key = nothing\n\n\
+    std::fs::write(
+        &credentials,
+        format!(
+            "[default]\naws_access_key_id = nobody\naws_secret_access_key = nothing\n\n\
          [work]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
-        options.access_key, options.secret_key
-    )).unwrap();
-    std::fs::write(&config, "[profile broken]\ncredential_process = /bin/true\n").unwrap();
+            options.access_key, options.secret_key
+        ),
+    )
+    .unwrap();
+    std::fs::write(
+        &config,
+        "[profile broken]\ncredential_process = /bin/true\n",
+    )
+    .unwrap();
     let files = vec![credentials, config, dir.path().join("missing")];
-    let profile = |name: &str| S3Credentials::Profile { files: files.clone(), name: name.to_owned() };
-    open(&server, profile("work")).await.create(&key("k"), "x").await.unwrap();
+    let profile = |name: &str| S3Credentials::Profile {
+        files: files.clone(),
+        name: name.to_owned(),
+    };
+    open(&server, profile("work"))
+        .await
+        .create(&key("k"), "x")
+        .await
+        .unwrap();
     for name in ["default", "none", "broken"] {
-        let error = open(&server, profile(name)).await.read(&key("k")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{name}: {error:?}");
+        let error = open(&server, profile(name))
+            .await
+            .read(&key("k"))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.kind(),
+            ErrorKind::Unauthenticated,
+            "{name}: {error:?}"
+        );
     }
     let variables: Variables = [
         ("AWS_PROFILE", "work"),
@@ -100,7 +125,10 @@ async fn a_profile_is_found_in_the_given_files() {
     .into_iter()
     .collect();
     let found = S3Credentials::from_variables(&variables, None);
-    assert_eq!(open(&server, found).await.read(&key("k")).await.unwrap(), "x");
+    assert_eq!(
+        open(&server, found).await.read(&key("k")).await.unwrap(),
+        "x"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,13 +149,29 @@ async fn the_machines_role_is_asked_for_with_a_session() {
         }
     })
     .await;
-    let storage = open(&server, S3Credentials::Instance { endpoint: Some(address) }).await;
+    let storage = open(
+        &server,
+        S3Credentials::Instance {
+            endpoint: Some(address),
+        },
+    )
+    .await;
     for name in ["a", "b", "c"] {
         storage.create(&key(name), "x").await.unwrap();
     }
-    assert_eq!(talk.lock().unwrap().len(), 3, "keys are kept until they end");
-    let nowhere = S3Credentials::Instance { endpoint: Some("http://127.0.0.1:1".to_owned()) };
-    let error = open(&server, nowhere).await.read(&key("a")).await.unwrap_err();
+    assert_eq!(
+        talk.lock().unwrap().len(),
+        3,
+        "keys are kept until they end"
+    );
+    let nowhere = S3Credentials::Instance {
+        endpoint: Some("http://127.0.0.1:1".to_owned()),
+    };
+    let error = open(&server, nowhere)
+        .await
+        .read(&key("a"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
 }
 
@@ -140,16 +184,20 @@ async fn a_role_is_taken_by_a_token_in_a_file() {
     let (address, talk) = service(|(_, _, _, form)| {
         let options = S3ServerOptions::default();
         if !form.contains("WebIdentityToken=WEB-TOKEN") {
-            let refusal = "<ErrorResponse><Error><Code>InvalidIdentityToken</Code></Error></ErrorResponse>";
+            let refusal =
+                "<ErrorResponse><Error><Code>InvalidIdentityToken</Code></Error></ErrorResponse>";
             return (400, refusal.to_owned());
         }
-        (200, format!(
-            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
+        (
+            200,
+            format!(
+                "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>\
              <AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}</SecretAccessKey>\
              <SessionToken>TOKEN</SessionToken><Expiration>2199-01-01T00:00:00Z</Expiration>\
              </Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
-            options.access_key, options.secret_key
-        ))
+                options.access_key, options.secret_key
+            ),
+        )
     })
     .await;
     let variables: Variables = [
@@ -161,13 +209,29 @@ async fn a_role_is_taken_by_a_token_in_a_file() {
     .into_iter()
     .collect();
     let credentials = S3Credentials::from_variables(&variables, Some(&[]));
-    open(&server, credentials.clone()).await.create(&key("k"), "x").await.unwrap();
+    open(&server, credentials.clone())
+        .await
+        .create(&key("k"), "x")
+        .await
+        .unwrap();
     let asked = talk.lock().unwrap()[0].clone();
-    assert_eq!((asked.0.as_str(), asked.1.as_str()), ("POST", "/"), "no token in the address");
-    assert!(asked.3.contains("RoleArn=arn%3Aaws%3Aiam%3A%3A1%3Arole%2Fr"));
+    assert_eq!(
+        (asked.0.as_str(), asked.1.as_str()),
+        ("POST", "/"),
+        "no token in the address"
+    );
+    assert!(
+        asked
+            .3
+            .contains("RoleArn=arn%3Aaws%3Aiam%3A%3A1%3Arole%2Fr")
+    );
     assert!(asked.3.contains("RoleSessionName=session"));
     std::fs::write(&token_file, "ANOTHER").unwrap();
-    let error = open(&server, credentials).await.read(&key("k")).await.unwrap_err();
+    let error = open(&server, credentials)
+        .await
+        .read(&key("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
 }
 
@@ -200,16 +264,30 @@ async fn the_callers_source_is_asked_again_before_keys_end() {
     for _ in 0..3 {
         storage.overwrite(&key("k"), "x").await.unwrap();
     }
-    assert!(vault.asked.load(Ordering::SeqCst) >= 4, "keys that end soon are fetched anew");
+    assert!(
+        vault.asked.load(Ordering::SeqCst) >= 4,
+        "keys that end soon are fetched anew"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_source_that_has_keys_is_used() {
     let server = server();
-    let nothing = S3Credentials::Profile { files: Vec::new(), name: "none".to_owned() };
+    let nothing = S3Credentials::Profile {
+        files: Vec::new(),
+        name: "none".to_owned(),
+    };
     let chain = S3Credentials::FirstOf(vec![nothing.clone(), S3Credentials::Static(keys())]);
-    open(&server, chain).await.create(&key("k"), "x").await.unwrap();
+    open(&server, chain)
+        .await
+        .create(&key("k"), "x")
+        .await
+        .unwrap();
     let chain = S3Credentials::FirstOf(vec![nothing]);
-    let error = open(&server, chain).await.read(&key("k")).await.unwrap_err();
+    let error = open(&server, chain)
+        .await
+        .read(&key("k"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use neon_storage::{Disk, RealDisk};
 
@@ -34,6 +34,7 @@ impl Step {
 pub struct Recorder {
     steps: Arc<Mutex<Vec<Step>>>,
     count: Arc<AtomicU64>,
+    failed: Arc<Mutex<Option<Step>>>,
     fail: u64,
 }
 
@@ -43,11 +44,21 @@ impl Recorder {
     }
 
     pub fn failing(step: u64) -> Self {
-        Self { steps: Arc::default(), count: Arc::default(), fail: step }
+        Self {
+            steps: Arc::default(),
+            count: Arc::default(),
+            failed: Arc::default(),
+            fail: step,
+        }
     }
 
     pub fn steps(&self) -> Vec<Step> {
         self.steps.lock().unwrap().clone()
+    }
+
+    /// The step that was made to fail, once it was reached.
+    pub fn failed(&self) -> Option<Step> {
+        self.failed.lock().unwrap().clone()
     }
 
     pub fn len(&self) -> usize {
@@ -56,7 +67,7 @@ impl Recorder {
 
     fn step<T>(&self, step: Step, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.count.fetch_add(1, Ordering::SeqCst) == self.fail {
-            self.steps.lock().unwrap().push(step);
+            *self.failed.lock().unwrap() = Some(step);
             return Err(io::Error::from_raw_os_error(5));
         }
         let done = work()?;
@@ -70,16 +81,24 @@ impl Disk for Recorder {
         self.step(Step::Create(path.into()), || RealDisk.create(path, mode))
     }
     fn write(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        self.step(Step::Write(path.into(), bytes.into()), || RealDisk.write(file, path, bytes))
+        self.step(Step::Write(path.into(), bytes.into()), || {
+            RealDisk.write(file, path, bytes)
+        })
     }
     fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
-        self.step(Step::SyncFile(path.into()), || RealDisk.sync_file(file, path))
+        self.step(Step::SyncFile(path.into()), || {
+            RealDisk.sync_file(file, path)
+        })
     }
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step(Step::Link(from.into(), to.into()), || RealDisk.link(from, to))
+        self.step(Step::Link(from.into(), to.into()), || {
+            RealDisk.link(from, to)
+        })
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step(Step::Rename(from.into(), to.into()), || RealDisk.rename(from, to))
+        self.step(Step::Rename(from.into(), to.into()), || {
+            RealDisk.rename(from, to)
+        })
     }
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.step(Step::Unlink(path.into()), || RealDisk.unlink(path))
@@ -146,7 +165,11 @@ pub fn power_loss(steps: &[Step], root: &Path, fate: Fate, image: &Path) {
                 inodes.push(Inode::default());
                 now.insert(path.clone(), inodes.len() - 1);
                 let add = Some((path.clone(), Entry::File(inodes.len() - 1)));
-                pending.push(Change { dir: parent(path), remove: None, add });
+                pending.push(Change {
+                    dir: parent(path),
+                    remove: None,
+                    add,
+                });
             }
             Step::Write(path, bytes) => inodes[now[path]].bytes.extend_from_slice(bytes),
             Step::SyncFile(path) => {
@@ -157,27 +180,45 @@ pub fn power_loss(steps: &[Step], root: &Path, fate: Fate, image: &Path) {
                 let inode = now[from];
                 now.insert(to.clone(), inode);
                 let add = Some((to.clone(), Entry::File(inode)));
-                pending.push(Change { dir: parent(to), remove: None, add });
+                pending.push(Change {
+                    dir: parent(to),
+                    remove: None,
+                    add,
+                });
             }
             Step::Rename(from, to) => {
                 let inode = now.remove(from).unwrap();
                 now.insert(to.clone(), inode);
                 let add = Some((to.clone(), Entry::File(inode)));
-                pending.push(Change { dir: parent(to), remove: Some(from.clone()), add });
+                pending.push(Change {
+                    dir: parent(to),
+                    remove: Some(from.clone()),
+                    add,
+                });
             }
             Step::Unlink(path) => {
                 now.remove(path);
-                pending.push(Change { dir: parent(path), remove: Some(path.clone()), add: None });
+                pending.push(Change {
+                    dir: parent(path),
+                    remove: Some(path.clone()),
+                    add: None,
+                });
             }
             Step::MakeDir(path) => {
                 let add = Some((path.clone(), Entry::Dir));
-                pending.push(Change { dir: parent(path), remove: None, add });
+                pending.push(Change {
+                    dir: parent(path),
+                    remove: None,
+                    add,
+                });
             }
             Step::SyncDir(dir) => {
                 let (synced, rest) = pending.into_iter().partition(|change| change.dir == *dir);
                 pending = rest;
                 let synced: Vec<Change> = synced;
-                synced.into_iter().for_each(|change| apply(&mut durable, change));
+                synced
+                    .into_iter()
+                    .for_each(|change| apply(&mut durable, change));
             }
         }
     }

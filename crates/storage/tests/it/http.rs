@@ -27,7 +27,12 @@ async fn served() -> Served {
     let native = Arc::new(Native::open(dir.path(), NativeOptions::default()).unwrap());
     let web = Web::start(dir.path().to_owned()).await;
     let http = Http::new(HttpConfig::new(format!("http://{}/", web.address))).unwrap();
-    Served { _dir: dir, native, web, http }
+    Served {
+        _dir: dir,
+        native,
+        web,
+        http,
+    }
 }
 
 fn content() -> Bytes {
@@ -37,7 +42,8 @@ fn content() -> Bytes {
 #[tokio::test(flavor = "multi_thread")]
 async fn http_keeps_the_contract_of_a_reader() {
     let served = served().await;
-    let report = contract::run_read_only(Arc::new(served.http.clone()), served.native.clone()).await;
+    let report =
+        contract::run_read_only(Arc::new(served.http.clone()), served.native.clone()).await;
     assert!(report.held() > 8, "{report:#?}");
     report.into_result().unwrap();
 }
@@ -55,10 +61,21 @@ async fn a_body_that_breaks_is_resumed_where_it_broke() {
         assert!(served.http.read(&key("k")).await.unwrap() == content());
         let seen = served.web.seen.lock().unwrap().clone();
         assert_eq!(seen.len(), 8);
-        assert!(seen[1..].iter().all(|headers| headers.contains_key("if-range")));
+        assert!(
+            seen[1..]
+                .iter()
+                .all(|headers| headers.contains_key("if-range"))
+        );
         let range = GetOptions::new().range(GetRange::Bounded(1000..900_000));
         served.web.set(|manners| manners.cut = Some((100_000, 3)));
-        let got = served.http.get(&key("k"), range).await.unwrap().bytes().await.unwrap();
+        let got = served
+            .http
+            .get(&key("k"), range)
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap();
         assert!(got == content().slice(1000..900_000));
     }
 }
@@ -70,7 +87,13 @@ async fn a_body_that_always_breaks_at_once_is_given_up() {
     served.web.set(|manners| manners.cut = Some((0, 1000)));
     let error = served.http.read(&key("k")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(served.web.requests.load(std::sync::atomic::Ordering::SeqCst) < 10);
+    assert!(
+        served
+            .web
+            .requests
+            .load(std::sync::atomic::Ordering::SeqCst)
+            < 10
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +102,11 @@ async fn two_versions_are_never_joined() {
     served.native.create(&key("k"), content()).await.unwrap();
     served.web.set(|manners| manners.cut = Some((100_000, 1)));
     let got = served.http.get(&key("k"), GetOptions::new()).await.unwrap();
-    served.native.overwrite(&key("k"), vec![0u8; content().len()]).await.unwrap();
+    served
+        .native
+        .overwrite(&key("k"), vec![0u8; content().len()])
+        .await
+        .unwrap();
     let error = got.bytes().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition);
     assert!(error.is_retryable());
@@ -89,7 +116,14 @@ async fn two_versions_are_never_joined() {
 async fn a_server_that_ignores_if_match_is_not_believed() {
     let served = served().await;
     served.native.create(&key("k"), "old").await.unwrap();
-    let version = served.http.head(&key("k")).await.unwrap().meta.version.unwrap();
+    let version = served
+        .http
+        .head(&key("k"))
+        .await
+        .unwrap()
+        .meta
+        .version
+        .unwrap();
     served.native.overwrite(&key("k"), "new").await.unwrap();
     served.web.set(|manners| manners.no_if_match = true);
     let bound = GetOptions::new().if_version(version);
@@ -121,8 +155,16 @@ async fn statuses_become_kinds() {
         (400, ErrorKind::Invalid),
     ] {
         served.web.set(|manners| manners.status = Some(status));
-        assert_eq!(served.http.read(&key("k")).await.unwrap_err().kind(), kind, "{status}");
-        assert_eq!(served.http.head(&key("k")).await.unwrap_err().kind(), kind, "{status}");
+        assert_eq!(
+            served.http.read(&key("k")).await.unwrap_err().kind(),
+            kind,
+            "{status}"
+        );
+        assert_eq!(
+            served.http.head(&key("k")).await.unwrap_err().kind(),
+            kind,
+            "{status}"
+        );
     }
     let nowhere = Http::new(HttpConfig::new("http://127.0.0.1:1/")).unwrap();
     let error = nowhere.read(&key("k")).await.unwrap_err();
@@ -142,22 +184,35 @@ async fn redirections_are_followed_without_the_credentials() {
     assert!(!back.web.seen.lock().unwrap()[0].contains_key("authorization"));
     let circle = format!("http://{}", front.web.address);
     front.web.set(|manners| manners.redirect = Some(circle));
-    assert_eq!(http.read(&key("k")).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        http.read(&key("k")).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn user_and_password_are_sent_as_basic_authentication() {
     let served = served().await;
     served.native.create(&key("k"), "x").await.unwrap();
-    served.web.set(|manners| manners.authorization = Some("Basic bWU6c2VjcmV0".to_owned()));
+    served
+        .web
+        .set(|manners| manners.authorization = Some("Basic bWU6c2VjcmV0".to_owned()));
     assert_eq!(
         served.http.read(&key("k")).await.unwrap_err().kind(),
         ErrorKind::Unauthenticated
     );
     let config = HttpConfig::new(format!("http://me:secret@{}/", served.web.address));
-    assert_eq!(Http::new(config).unwrap().read(&key("k")).await.unwrap(), "x");
+    assert_eq!(
+        Http::new(config).unwrap().read(&key("k")).await.unwrap(),
+        "x"
+    );
     let mut config = HttpConfig::new(format!("http://{}/", served.web.address));
-    config.headers.push(("authorization".to_owned(), "Basic bWU6c2VjcmV0".into()));
+    config
+        .headers
+        .push(("authorization".to_owned(), "Basic bWU6c2VjcmV0".into()));
     config.read_timeout = Duration::from_secs(5);
-    assert_eq!(Http::new(config).unwrap().read(&key("k")).await.unwrap(), "x");
+    assert_eq!(
+        Http::new(config).unwrap().read(&key("k")).await.unwrap(),
+        "x"
+    );
 }

@@ -11,22 +11,22 @@
     reason = "tests panic on failure"
 )]
 
+mod child;
+#[cfg(feature = "s3")]
+mod credentials;
+mod disks;
 #[cfg(feature = "http")]
 mod http;
-mod child;
-mod disks;
 mod layers;
 mod locators;
 mod memory;
 mod native;
 #[cfg(feature = "s3")]
 mod s3;
+mod scale;
 #[cfg(all(feature = "s3", feature = "http"))]
 mod secrets;
 #[cfg(feature = "ssh")]
 mod ssh;
 #[cfg(feature = "http")]
 mod web;
-#[cfg(feature = "s3")]
-mod credentials;
-mod scale;

@@ -28,7 +28,11 @@ async fn native_keeps_the_contract() {
     assert!(report.held() > 30, "{report:#?}");
     report.into_result().unwrap();
     let temps = dir.path().join("root/.neon-storage/tmp");
-    assert_eq!(std::fs::read_dir(temps).unwrap().count(), 0, "temporaries are left");
+    assert_eq!(
+        std::fs::read_dir(temps).unwrap().count(),
+        0,
+        "temporaries are left"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,8 +55,10 @@ struct Done {
 async fn script(storage: &Native, disk: &Recorder) -> Vec<Done> {
     let mut done = Vec::new();
     let chunked = |content: Vec<u8>| {
-        let chunks: Vec<_> =
-            content.chunks(1_500_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
+        let chunks: Vec<_> = content
+            .chunks(1_500_000)
+            .map(|c| Ok(Bytes::copy_from_slice(c)))
+            .collect();
         Body::stream(stream::iter(chunks))
     };
     let puts: Vec<(&str, Vec<u8>, bool)> = vec![
@@ -66,26 +72,59 @@ async fn script(storage: &Native, disk: &Recorder) -> Vec<Done> {
     ];
     for (name, content, overwrite) in puts {
         let (began, key) = (disk.len(), key(name));
-        let options = if overwrite { PutOptions::overwrite() } else { PutOptions::create() };
-        storage.put(&key, chunked(content.clone()), options).await.unwrap();
-        done.push(Done { began, acknowledged: disk.len(), key, content: Some(content) });
+        let options = if overwrite {
+            PutOptions::overwrite()
+        } else {
+            PutOptions::create()
+        };
+        storage
+            .put(&key, chunked(content.clone()), options)
+            .await
+            .unwrap();
+        done.push(Done {
+            began,
+            acknowledged: disk.len(),
+            key,
+            content: Some(content),
+        });
     }
     let (began, name) = (disk.len(), key("c"));
     let version = storage.head(&name).await.unwrap().meta.version.unwrap();
-    storage.replace(&name, &version, vec![7; 300]).await.unwrap();
+    storage
+        .replace(&name, &version, vec![7; 300])
+        .await
+        .unwrap();
     let content = Some(vec![7; 300]);
-    done.push(Done { began, acknowledged: disk.len(), key: name, content });
+    done.push(Done {
+        began,
+        acknowledged: disk.len(),
+        key: name,
+        content,
+    });
     let began = disk.len();
     let keys = ["a/b/two", "e/f/g/h", "none"].map(|name| Ok(key(name)));
-    let deleted: Vec<_> = storage.delete_many(stream::iter(keys).boxed()).collect().await;
+    let deleted: Vec<_> = storage
+        .delete_many(stream::iter(keys).boxed())
+        .collect()
+        .await;
     assert!(deleted.iter().all(Result::is_ok));
     for name in ["a/b/two", "e/f/g/h"] {
-        done.push(Done { began, acknowledged: disk.len(), key: key(name), content: None });
+        done.push(Done {
+            began,
+            acknowledged: disk.len(),
+            key: key(name),
+            content: None,
+        });
     }
     let (began, name) = (disk.len(), key("a/b/two"));
     storage.create(&name, vec![8; 50]).await.unwrap();
     let content = Some(vec![8; 50]);
-    done.push(Done { began, acknowledged: disk.len(), key: name, content });
+    done.push(Done {
+        began,
+        acknowledged: disk.len(),
+        key: name,
+        content,
+    });
     done
 }
 
@@ -94,7 +133,9 @@ async fn script(storage: &Native, disk: &Recorder) -> Vec<Done> {
 fn allowed(done: &[Done], steps: usize) -> BTreeMap<Key, Vec<Option<Vec<u8>>>> {
     let mut allowed: BTreeMap<Key, Vec<Option<Vec<u8>>>> = BTreeMap::new();
     for operation in done {
-        let states = allowed.entry(operation.key.clone()).or_insert_with(|| vec![None]);
+        let states = allowed
+            .entry(operation.key.clone())
+            .or_insert_with(|| vec![None]);
         if operation.acknowledged <= steps {
             *states = vec![operation.content.clone()];
         } else if operation.began < steps {
@@ -108,20 +149,27 @@ fn allowed(done: &[Done], steps: usize) -> BTreeMap<Key, Vec<Option<Vec<u8>>>> {
 async fn a_loss_of_power_at_any_step_loses_nothing_acknowledged_and_shows_nothing_half() {
     let dir = tempfile::tempdir().unwrap();
     let (root, disk) = (dir.path().join("root"), Recorder::new());
-    let storage =
-        Native::open_on(Arc::new(disk.clone()), &root, NativeOptions::default()).unwrap();
+    let storage = Native::open_on(Arc::new(disk.clone()), &root, NativeOptions::default()).unwrap();
     let done = script(&storage, &disk).await;
     let steps = disk.steps();
     assert!(steps.len() > 50);
     let mut images = 0u64;
     for count in 0..=steps.len() {
         let seeds = (0..4).map(|seed| Fate::Chance(seed + 100 * count as u64));
-        for fate in [Fate::Lost, Fate::Kept, Fate::NamesWithoutBytes].into_iter().chain(seeds) {
+        for fate in [Fate::Lost, Fate::Kept, Fate::NamesWithoutBytes]
+            .into_iter()
+            .chain(seeds)
+        {
             let image = dir.path().join("image");
             std::fs::create_dir(&image).unwrap();
             power_loss(&steps[..count], &root, fate, &image);
             let after = open(&image);
-            let what = || format!("after {count} steps, {fate:?}, last {:?}", steps[..count].last());
+            let what = || {
+                format!(
+                    "after {count} steps, {fate:?}, last {:?}",
+                    steps[..count].last()
+                )
+            };
             let expected = allowed(&done, count);
             for (key, states) in &expected {
                 let found = match after.read(key).await {
@@ -132,7 +180,12 @@ async fn a_loss_of_power_at_any_step_loses_nothing_acknowledged_and_shows_nothin
                 assert!(states.contains(&found), "{}: {key}", what());
             }
             for object in after.list_all("").await.unwrap() {
-                assert!(expected.contains_key(&object.key), "{}: {}", what(), object.key);
+                assert!(
+                    expected.contains_key(&object.key),
+                    "{}: {}",
+                    what(),
+                    object.key
+                );
             }
             std::fs::remove_dir_all(&image).unwrap();
             images += 1;
@@ -174,16 +227,25 @@ async fn a_failure_of_any_step_leaves_the_object_whole_or_absent() {
             Native::open_on(Arc::new(disk.clone()), &root, NativeOptions::default()).unwrap();
         let put = storage.create(&key("dir/new"), "new").await;
         let overwritten = storage.overwrite(&key("old"), "newer").await;
-        let failed = disk.steps().into_iter().nth(usize::try_from(step).unwrap());
-        let Some(failed) = failed else {
+        let Some(failed) = disk.failed() else {
             assert!(put.is_ok() && overwritten.is_ok());
             break;
         };
         // Removing a temporary may fail unnoticed: it is swept later.
         let unnoticed = matches!(&failed, Step::Unlink(_));
-        assert!(unnoticed || put.is_err() || overwritten.is_err(), "step {step}: {failed:?}");
-        for error in [&put, &overwritten].into_iter().flat_map(|result| result.as_ref().err()) {
-            assert_eq!(error.kind(), ErrorKind::Unavailable, "{failed:?}: {error:?}");
+        assert!(
+            unnoticed || put.is_err() || overwritten.is_err(),
+            "step {step}: {failed:?}"
+        );
+        for error in [&put, &overwritten]
+            .into_iter()
+            .flat_map(|result| result.as_ref().err())
+        {
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Unavailable,
+                "{failed:?}: {error:?}"
+            );
         }
         if failed.is_sync() {
             poisoned += 1;
@@ -261,12 +323,17 @@ fn a_writer_that_is_killed_leaves_whole_objects_only() {
     let long_ago = SystemTime::now() - Duration::from_secs(7200);
     std::fs::write(temps.join("999999-dead"), "half").unwrap();
     for temp in std::fs::read_dir(&temps).unwrap() {
-        std::fs::File::open(temp.unwrap().path()).unwrap().set_modified(long_ago).unwrap();
+        std::fs::File::open(temp.unwrap().path())
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
     }
     std::fs::write(temps.join("999999-young"), "half").unwrap();
     runtime.block_on(async { open(&root).create(&key("sweep"), "x").await.unwrap() });
-    let left: Vec<_> =
-        std::fs::read_dir(&temps).unwrap().map(|temp| temp.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&temps)
+        .unwrap()
+        .map(|temp| temp.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["999999-young"]);
 }
 
@@ -292,7 +359,9 @@ fn no_increment_of_several_processes_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let storage = open(dir.path());
-    runtime.block_on(storage.create(&key("counter"), "0")).unwrap();
+    runtime
+        .block_on(storage.create(&key("counter"), "0"))
+        .unwrap();
     let mut racers: Vec<_> = (0..3)
         .map(|_| child::start(&format!("count|{}|15", dir.path().display())))
         .collect();
@@ -300,7 +369,10 @@ fn no_increment_of_several_processes_is_lost() {
         assert_eq!(child::lines(racer), ["done"]);
         assert!(racer.wait().unwrap().success());
     }
-    assert_eq!(runtime.block_on(storage.read(&key("counter"))).unwrap(), "45");
+    assert_eq!(
+        runtime.block_on(storage.read(&key("counter"))).unwrap(),
+        "45"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,11 +410,19 @@ async fn what_is_no_object_is_not_shown() {
     std::fs::create_dir_all(dir.path().join("deep/.neon-storage")).unwrap();
     std::fs::write(dir.path().join("deep/.neon-storage/x"), "x").unwrap();
     std::fs::write(dir.path().join("con\ntrol"), "x").unwrap();
-    let names: Vec<_> =
-        storage.list_all("").await.unwrap().into_iter().map(|object| object.key).collect();
+    let names: Vec<_> = storage
+        .list_all("")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|object| object.key)
+        .collect();
     assert_eq!(names, [key("real")]);
     for name in ["link", "linked", "deep"] {
-        assert_eq!(storage.read(&key(name)).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(
+            storage.read(&key(name)).await.unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
     }
 }
 

@@ -40,16 +40,26 @@ fn measured(what: &str, at: &str, size: u64) {
     let mut client = child::start(&format!("soak|{what}|{at}|{size}"));
     let said = child::lines(&mut client);
     assert!(client.wait().unwrap().success(), "{what}: {said:?}");
-    let grown = said.iter().find_map(|line| line.strip_prefix("grown ")).unwrap();
+    let grown = said
+        .iter()
+        .find_map(|line| line.strip_prefix("grown "))
+        .unwrap();
     let grown: u64 = grown.parse().unwrap();
-    eprintln!("{what} {size}: grew {} MiB in {:?}", grown / 1024, began.elapsed());
+    eprintln!(
+        "{what} {size}: grew {} MiB in {:?}",
+        grown / 1024,
+        began.elapsed()
+    );
     assert!(grown < MOST, "{what} grew by {grown} KiB");
 }
 
 #[test]
 fn names_in_s3_are_listed_and_deleted_in_bounded_memory() {
     let server = S3Server::start(S3ServerOptions::default());
-    server.preload("bucket", (0..names()).map(|number| format!("names/{number:09}/of-an-object")));
+    server.preload(
+        "bucket",
+        (0..names()).map(|number| format!("names/{number:09}/of-an-object")),
+    );
     measured("names", &server.endpoint(), names());
     assert_eq!(server.objects("bucket"), []);
 }
@@ -77,14 +87,24 @@ fn a_long_stream_is_put_to_s3_and_read_back_in_bounded_memory() {
 fn a_long_stream_is_put_to_native_and_read_back_in_bounded_memory() {
     let dir = tempfile::tempdir().unwrap();
     measured("stream", dir.path().to_str().unwrap(), mebibytes());
-    assert_eq!(dir.path().join("long").metadata().unwrap().len(), mebibytes() << 20);
+    assert_eq!(
+        dir.path().join("long").metadata().unwrap().len(),
+        mebibytes() << 20
+    );
 }
 
 /// A line of `/proc/self/status` in KiB.
 fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap();
+    line.trim_start_matches(':')
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
 }
 
 /// The client's part, in its own process.
@@ -120,7 +140,9 @@ async fn names_task(storage: &dyn Storage, count: u64) {
         .unwrap();
     assert_eq!(listed, count);
     let middle = last.unwrap().as_str().replace("999/", "/").to_string();
-    let some = storage.list(ListOptions::prefix("names/").after(middle)).take(3);
+    let some = storage
+        .list(ListOptions::prefix("names/").after(middle))
+        .take(3);
     assert!(some.count().await <= 3);
     assert_eq!(storage.delete_prefix("names/").await.unwrap(), count);
     assert_eq!(storage.list_all("").await.unwrap().len(), 0);
@@ -129,7 +151,10 @@ async fn names_task(storage: &dyn Storage, count: u64) {
 async fn stream_task(storage: &dyn Storage, mebibytes: u64) {
     let chunk = Bytes::from(vec![0x5a_u8; 1 << 18]);
     let chunks = (0..mebibytes * 4).map(move |_| Ok(Bytes::copy_from_slice(&chunk)));
-    let put = storage.create(&key("long"), Body::stream(stream::iter(chunks))).await.unwrap();
+    let put = storage
+        .create(&key("long"), Body::stream(stream::iter(chunks)))
+        .await
+        .unwrap();
     assert_eq!(put.size, mebibytes << 20);
     let mut got = storage.get(&key("long"), GetOptions::new()).await.unwrap();
     let mut seen = 0u64;

@@ -19,11 +19,15 @@ fn key(text: &str) -> Key {
 
 /// The server that `ssh -s sftp` would start on the far side.
 fn sftp_server() -> String {
-    ["/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/libexec/sftp-server"]
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .expect("sftp-server is not installed: apt-get install openssh-sftp-server")
-        .to_owned()
+    [
+        "/usr/lib/openssh/sftp-server",
+        "/usr/libexec/openssh/sftp-server",
+        "/usr/libexec/sftp-server",
+    ]
+    .into_iter()
+    .find(|path| Path::new(path).exists())
+    .expect("sftp-server is not installed: apt-get install openssh-sftp-server")
+    .to_owned()
 }
 
 async fn open(root: &Path) -> Ssh {
@@ -34,12 +38,12 @@ async fn open(root: &Path) -> Ssh {
 #[tokio::test(flavor = "multi_thread")]
 async fn sftp_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
-    let ssh = open(&dir.path().join("not/yet/there")).await;
+    let ssh = open(&dir.path().join("root")).await;
     assert_eq!(ssh.capabilities().durability, Durability::ContentSynced);
     let report = contract::run(Arc::new(ssh)).await;
     assert!(report.held() > 25, "{report:#?}");
     report.into_result().unwrap();
-    let temps = dir.path().join("not/yet/there/.neon-storage/tmp");
+    let temps = dir.path().join("root/.neon-storage/tmp");
     let left: Vec<_> = std::fs::read_dir(temps).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -50,7 +54,14 @@ async fn files_and_directories_are_closed_to_others() {
     let ssh = open(&dir.path().join("root")).await;
     ssh.create(&key("a/b"), "x").await.unwrap();
     let mode = |path: &str| {
-        dir.path().join("root").join(path).metadata().unwrap().permissions().mode() & 0o777
+        dir.path()
+            .join("root")
+            .join(path)
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
     };
     assert_eq!((mode("a/b"), mode("a"), mode("")), (0o600, 0o700, 0o700));
 }
@@ -63,13 +74,21 @@ async fn a_connection_that_breaks_is_made_again() {
     let script = format!("echo $$ > {}; exec {}", pid_file.display(), sftp_server());
     let command = vec!["sh".to_owned(), "-c".to_owned(), script];
     let root = dir.path().join("root");
-    let ssh = Ssh::open(SshConfig::by_command(command, root.to_str().unwrap())).await.unwrap();
+    let ssh = Ssh::open(SshConfig::by_command(command, root.to_str().unwrap()))
+        .await
+        .unwrap();
     ssh.create(&key("k"), vec![1u8; 3_000_000]).await.unwrap();
-    let kill = || {
+    let kill = move || {
         let pid = std::fs::read_to_string(&pid_file).unwrap();
-        assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-9", pid.trim()])
+                .status()
+                .unwrap()
+                .success()
+        );
     };
-    kill();
+    kill.clone()();
     let retry = RetryLayer::new(Arc::new(ssh.clone()), RetryPolicy::default());
     assert_eq!(retry.read(&key("k")).await.unwrap().len(), 3_000_000);
     // In the middle of a put.
@@ -92,21 +111,37 @@ async fn what_does_not_speak_sftp_is_told_apart() {
     let root = dir.path().to_str().unwrap();
     for (script, kind) in [
         ("exit 1", ErrorKind::Unavailable),
-        ("echo Welcome to this machine; cat >/dev/null", ErrorKind::Unavailable),
-        ("echo 'u@h: Permission denied (publickey).' >&2; exit 255", ErrorKind::Unauthenticated),
-        ("echo 'Host key verification failed.' >&2; exit 255", ErrorKind::Unauthenticated),
+        (
+            "echo Welcome to this machine; cat >/dev/null",
+            ErrorKind::Unavailable,
+        ),
+        (
+            "echo 'u@h: Permission denied (publickey).' >&2; exit 255",
+            ErrorKind::Unauthenticated,
+        ),
+        (
+            "echo 'Host key verification failed.' >&2; exit 255",
+            ErrorKind::Unauthenticated,
+        ),
     ] {
         let command = ["sh", "-c", script].map(str::to_owned).to_vec();
-        let error = Ssh::open(SshConfig::by_command(command, root)).await.unwrap_err();
+        let error = Ssh::open(SshConfig::by_command(command, root))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), kind, "{script}: {error:?}");
     }
     let command = vec!["/nonexistent/program".to_owned()];
-    let error = Ssh::open(SshConfig::by_command(command, root)).await.unwrap_err();
+    let error = Ssh::open(SshConfig::by_command(command, root))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let command = vec!["sleep".to_owned(), "1000".to_owned()];
     let mut config = SshConfig::by_command(command, root);
     config.connect_timeout = Duration::from_millis(300);
-    assert_eq!(Ssh::open(config).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        Ssh::open(config).await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
 }
 
 /// An `sshd` of this user on loopback, with keys of its own; gone with the handle.
@@ -181,7 +216,11 @@ impl Sshd {
     fn ssh(&self, known: bool) -> PathBuf {
         let path = |name: &str| self.dir.path().join(name);
         let host_key = std::fs::read_to_string(path("host_key.pub")).unwrap();
-        let known_hosts = if known { format!("backups {host_key}") } else { String::new() };
+        let known_hosts = if known {
+            format!("backups {host_key}")
+        } else {
+            String::new()
+        };
         std::fs::write(path("known_hosts"), known_hosts).unwrap();
         let config = format!(
             "Host backups\n  HostName 127.0.0.1\n  Port {}\n  HostKeyAlias backups\n  IdentityFile {}\n  \
@@ -191,7 +230,10 @@ impl Sshd {
             path("known_hosts").display(),
         );
         std::fs::write(path("ssh_config"), config).unwrap();
-        let script = format!("#!/bin/sh\nexec ssh -F {} \"$@\"\n", path("ssh_config").display());
+        let script = format!(
+            "#!/bin/sh\nexec ssh -F {} \"$@\"\n",
+            path("ssh_config").display()
+        );
         let program = path("ssh");
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
@@ -200,7 +242,11 @@ impl Sshd {
 }
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,13 +52,18 @@ impl Drop for Web {
 
 impl Web {
     pub async fn start(root: PathBuf) -> Self {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
         let address = listener.local_addr().unwrap();
         let manners = Arc::new(Mutex::new(Manners::default()));
         let requests = Arc::new(AtomicU64::new(0));
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (shared, counter, headers) =
-            (Arc::clone(&manners), Arc::clone(&requests), Arc::clone(&seen));
+        let (shared, counter, headers) = (
+            Arc::clone(&manners),
+            Arc::clone(&requests),
+            Arc::clone(&seen),
+        );
         let serving = tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
                 let (root, shared) = (root.clone(), Arc::clone(&shared));
@@ -76,7 +81,13 @@ impl Web {
                 });
             }
         });
-        Self { address, manners, requests, seen, serving }
+        Self {
+            address,
+            manners,
+            requests,
+            seen,
+            serving,
+        }
     }
 
     pub fn set(&self, change: impl FnOnce(&mut Manners)) {
@@ -87,7 +98,9 @@ impl Web {
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
 fn bare(status: u16) -> Answer {
-    let body = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
+    let body = Full::new(Bytes::new())
+        .map_err(|never| match never {})
+        .boxed_unsync();
     Response::builder().status(status).body(body).unwrap()
 }
 
@@ -108,30 +121,42 @@ fn decode(path: &str) -> String {
 fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<Incoming>) -> Answer {
     let mut manners = manners.lock().unwrap();
     let headers = request.headers();
-    let given = |name: header::HeaderName| headers.get(name).map(|v| v.to_str().unwrap().to_owned());
+    let given =
+        |name: header::HeaderName| headers.get(name).map(|v| v.to_str().unwrap().to_owned());
     if let Some(status) = manners.status {
         return bare(status);
     }
     if let Some(target) = &manners.redirect {
         let mut answer = bare(302);
         let to = format!("{target}{}", request.uri().path());
-        answer.headers_mut().insert(header::LOCATION, to.parse().unwrap());
+        answer
+            .headers_mut()
+            .insert(header::LOCATION, to.parse().unwrap());
         return answer;
     }
     if manners.authorization.is_some() && manners.authorization != given(header::AUTHORIZATION) {
         return bare(401);
     }
     let path = root.join(decode(request.uri().path()).trim_start_matches('/'));
-    let Ok(file) = std::fs::File::open(&path) else { return bare(404) };
+    let Ok(file) = std::fs::File::open(&path) else {
+        return bare(404);
+    };
     let meta = file.metadata().unwrap();
     if meta.is_dir() {
         let mut answer = bare(301);
         let to = format!("{}/", request.uri().path());
-        answer.headers_mut().insert(header::LOCATION, to.parse().unwrap());
+        answer
+            .headers_mut()
+            .insert(header::LOCATION, to.parse().unwrap());
         return answer;
     }
     let size = meta.len();
-    let etag = format!("\"{:x}-{:x}.{:x}\"", meta.ino(), meta.mtime(), meta.mtime_nsec());
+    let etag = format!(
+        "\"{:x}-{:x}.{:x}\"",
+        meta.ino(),
+        meta.mtime(),
+        meta.mtime_nsec()
+    );
     let etag = (!manners.no_etag).then_some(etag);
     let modified = httpdate::fmt_http_date(meta.modified().unwrap());
     if let Some(wanted) = given(header::IF_MATCH)
@@ -141,9 +166,13 @@ fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<In
         return bare(412);
     }
     let if_range = given(header::IF_RANGE);
-    let same = if_range.is_none_or(|validator| Some(&validator) == etag.as_ref() || validator == modified);
+    let same =
+        if_range.is_none_or(|validator| Some(&validator) == etag.as_ref() || validator == modified);
     let range = given(header::RANGE).filter(|_| same && !manners.no_ranges);
-    let (status, from, to) = match range.as_deref().and_then(|range| range.strip_prefix("bytes=")) {
+    let (status, from, to) = match range
+        .as_deref()
+        .and_then(|range| range.strip_prefix("bytes="))
+    {
         None => (StatusCode::OK, 0, size),
         Some(range) => {
             let (first, last) = range.split_once('-').unwrap();
@@ -168,10 +197,15 @@ fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<In
         response = response.header(header::ETAG, etag);
     }
     if status == StatusCode::PARTIAL_CONTENT {
-        response = response.header(header::CONTENT_RANGE, format!("bytes {from}-{}/{size}", to - 1));
+        response = response.header(
+            header::CONTENT_RANGE,
+            format!("bytes {from}-{}/{size}", to - 1),
+        );
     }
     if request.method() == Method::HEAD {
-        let body = Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync();
+        let body = Full::new(Bytes::new())
+            .map_err(|never| match never {})
+            .boxed_unsync();
         return response.body(body).unwrap();
     }
     let mut content = vec![0u8; usize::try_from(to - from).unwrap()];
@@ -185,7 +219,9 @@ fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<In
     };
     let content = Bytes::from(content);
     let body = match cut {
-        None => Full::new(content).map_err(|never| match never {}).boxed_unsync(),
+        None => Full::new(content)
+            .map_err(|never| match never {})
+            .boxed_unsync(),
         Some(after) => {
             let part = stream::iter([Ok(Frame::data(content.slice(..after)))]);
             let broken = stream::once(async {

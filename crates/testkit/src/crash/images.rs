@@ -181,13 +181,24 @@ impl<'a> Images<'a> {
         }
     }
 
-    /// Makes durable, in order, what `which` picks, and what that needs.
+    /// Makes durable, in order, what `which` picks, what that needs, and what was done to the same names
+    /// before: a name that is durable in its new state has no older state left to come.
     fn settle(&mut self, which: impl Fn(&Kind) -> bool) {
         let mut settled: HashSet<usize> = HashSet::new();
-        for effect in &self.pending {
-            if which(&effect.kind) {
+        let mut names: HashSet<(Inode, String)> = HashSet::new();
+        // From the newest on: what an effect needs, and older effects on its names, come before it.
+        for effect in self.pending.iter().rev() {
+            let own = match &effect.kind {
+                Kind::Names(own) => own.as_slice(),
+                Kind::Write { .. } | Kind::SetLen { .. } => &[],
+            };
+            let overtaken = own
+                .iter()
+                .any(|(dir, name, _)| names.contains(&(*dir, name.clone())));
+            if overtaken || settled.contains(&effect.number) || which(&effect.kind) {
                 settled.extend(effect.needs);
                 settled.insert(effect.number);
+                names.extend(own.iter().map(|(dir, name, _)| (*dir, name.clone())));
             }
         }
         let (now, still) = self

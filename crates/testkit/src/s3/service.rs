@@ -136,6 +136,9 @@ impl S3 for Service {
             None => (0..size, None),
             Some(range) => {
                 let range = range.check(size)?;
+                if range.is_empty() {
+                    return Err(s3_error!(InvalidRange));
+                }
                 let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
                 (range, Some(text))
             }

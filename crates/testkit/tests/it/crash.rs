@@ -124,11 +124,14 @@ struct ModelFile {
 
 impl ModelFile {
     fn write(&mut self, offset: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let end = offset + bytes.len();
-        if !bytes.is_empty() && self.now.len() < end {
+        if self.now.len() < end {
             self.now.resize(end, 0);
         }
-        self.now[offset.min(end)..end].copy_from_slice(bytes);
+        self.now[offset..end].copy_from_slice(bytes);
         self.maybe
             .resize(self.maybe.len().max(end), BTreeSet::new());
         for (at, byte) in (offset..).zip(bytes) {
@@ -294,7 +297,7 @@ proptest! {
         }
         prop_assert_eq!(points.len(), log.len() + 1);
         // The first image of each point is what the file system really has.
-        let last = log.images(seed, 0).filter(|image| image.operations() == log.len()).next().unwrap();
+        let last = log.images(seed, 0).find(|image| image.operations() == log.len()).unwrap();
         prop_assert_eq!(last.listing(), listing(&scratch.path().join("live")));
     }
 

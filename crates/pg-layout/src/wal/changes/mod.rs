@@ -9,7 +9,8 @@
 //! maps; visibility maps of every relation that has changed blocks (a map grows without a record,
 //! and a repaired one is not logged); unlogged relations; files that are not of relations, for which
 //! [`Change::SlruPages`] and others are hints; hint bits where neither checksums nor
-//! `wal_log_hints` are on; anything written under `wal_level = minimal`.
+//! `wal_log_hints` are on; the cache of recently used pages in the metapage (block 0) of an SP-GiST
+//! index, with checksums too; anything written under `wal_level = minimal`.
 
 mod heap;
 mod slru;

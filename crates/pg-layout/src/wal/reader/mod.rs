@@ -365,13 +365,18 @@ mod tests {
     fn memory_follows_the_bytes_that_arrive_not_the_length_a_record_claims() {
         let format = WalFormat::new(PgMajor::V18, WalSegmentSize::DEFAULT);
         let mut reader = WalReader::resume(format, Lsn(0x100_0028), None);
+        assert!(matches!(
+            reader.read(&mut [].as_slice()),
+            Ok(Step::NeedMore)
+        ));
+        assert_eq!(reader.pending(), None);
         let mut claim = [0; 24];
         claim[..4].copy_from_slice(&(1020_u32 << 20).to_le_bytes());
         claim[17] = 21;
         for mut piece in claim.chunks(5) {
             assert!(matches!(reader.read(&mut piece), Ok(Step::NeedMore)));
+            assert_eq!(reader.pending(), Some(Lsn(0x100_0028)));
         }
-        assert_eq!(reader.pending(), Some(Lsn(0x100_0028)));
         let rest = vec![1; 7000];
         assert!(matches!(
             reader.read(&mut rest.as_slice()),

@@ -29,6 +29,9 @@ impl WalReader {
             self.state = State::Page;
             return Ok(None);
         }
+        if input.is_empty() {
+            return Ok(Some(Found::NeedMore));
+        }
         let lsn = Lsn(self.at);
         if !lsn.0.is_multiple_of(ALIGNMENT) {
             return Err(record_error(

@@ -9,9 +9,11 @@ use neon_pg_layout::{
 };
 use neon_testkit::Cluster;
 
-use super::{for_every_major, furnished, own_tool, run};
+use super::{for_every_major, for_majors_with_tools, furnished, own_tool, run};
 
 for_every_major!(manifests_of_base_backups_are_rewritten_byte_for_byte);
+
+for_majors_with_tools!(pg_verifybackup_accepts_our_manifests_and_rejects_what_they_do_not_say);
 
 /// Takes a base backup with the major's own client or, for bare servers, the newest there is.
 fn base_backup(
@@ -112,18 +114,7 @@ fn manifest_of(target: &Path, theirs: &Manifest, algorithm: ChecksumAlgorithm) -
     }
 }
 
-#[test]
-fn pg_verifybackup_of_15_accepts_our_manifests_and_rejects_what_they_do_not_say() {
-    pg_verifybackup_judges(PgMajor::V15);
-}
-
-#[test]
-fn pg_verifybackup_of_16_accepts_our_manifests_and_rejects_what_they_do_not_say() {
-    pg_verifybackup_judges(PgMajor::V16);
-}
-
-/// The substitute where `pg_verifybackup` of 18 cannot run (the packaged one is damaged): it reads the
-/// manifests of its inputs, with their checksums and system identifiers, by the same code.
+/// A second judge of version 2: it reads the manifests of its inputs and carries their checksums over.
 #[test]
 fn pg_combinebackup_of_18_accepts_our_manifests_and_rejects_damaged_ones() {
     let cluster = furnished(Cluster::builder(PgMajor::V18));
@@ -180,7 +171,7 @@ fn pg_combinebackup_of_18_accepts_our_manifests_and_rejects_damaged_ones() {
     assert!(!combine(&bytes).0);
 }
 
-fn pg_verifybackup_judges(major: PgMajor) {
+fn pg_verifybackup_accepts_our_manifests_and_rejects_what_they_do_not_say(major: PgMajor) {
     let cluster = furnished(Cluster::builder(major));
     let target = base_backup(
         &cluster,
@@ -190,6 +181,11 @@ fn pg_verifybackup_judges(major: PgMajor) {
     );
     let path = target.join("backup_manifest");
     let theirs = Manifest::parse(&std::fs::read(&path).unwrap()).unwrap();
+    let (starts, _) = run(own_tool(major, "pg_verifybackup").arg("--version"));
+    assert!(
+        starts,
+        "pg_verifybackup of {major} is broken; scripts/postgres repairs it"
+    );
     let verify = || run(own_tool(major, "pg_verifybackup").arg(&target));
     for algorithm in ChecksumAlgorithm::ALL {
         let ours = manifest_of(&target, &theirs, algorithm);

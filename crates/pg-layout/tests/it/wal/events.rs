@@ -1,6 +1,7 @@
 //! Each kind of change is told by the log of a real server.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use neon_pg_layout::wal::changes::{Change, Slru};
 use neon_pg_layout::{
@@ -439,9 +440,11 @@ fn the_cluster_says_what_it_does(log: &mut Observed) {
     log.cluster.set("full_page_writes", "off");
     log.cluster.reload();
     // The checkpointer logs it in its own time.
-    while log.number("show full_page_writes") == "on" {}
-    let mut seen = log.run("checkpoint");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let mut seen = log.look();
     while seen.named("FullPageWritesChanged").next().is_none() {
+        assert!(Instant::now() < deadline, "{}", log.cluster.log_tail());
+        std::thread::sleep(Duration::from_millis(50));
         seen = log.look();
     }
     seen.expect(Change::FullPageWritesChanged { on: false });

@@ -411,3 +411,29 @@ fn bits_and_ids_mean_what_the_major_says() {
         }
     }
 }
+
+#[test]
+fn the_end_of_all_positions_is_an_error_and_no_panic() {
+    let mut forge = Forge::new(PgMajor::V17);
+    forge.record(21, 0, &main_data(&[1; 100_000]));
+    let last = Lsn(u64::MAX).start_of(PAGE);
+    // A page that says it is the last there can be, and what would come behind it.
+    let mut log = forge.bytes[usize::try_from(PAGE).unwrap()..].to_vec();
+    log[8..16].copy_from_slice(&last.0.to_le_bytes());
+    for flags in [0, 1, 8] {
+        log[2] = flags;
+        for lsn in [Lsn::MAX, Lsn(u64::MAX - 7), Lsn(u64::MAX - 100), last] {
+            for log in [&log[..], &[0; 9000]] {
+                for piece in [1, 24, usize::MAX] {
+                    for reader in [
+                        WalReader::at_record(format(PgMajor::V17), lsn),
+                        WalReader::first_after(format(PgMajor::V17), lsn),
+                        WalReader::resume(format(PgMajor::V17), lsn, None),
+                    ] {
+                        let _outcome = read(reader, log, piece, |_| {});
+                    }
+                }
+            }
+        }
+    }
+}

@@ -8,5 +8,6 @@ mod forge;
 mod forged;
 mod judges;
 mod page_lsns;
+mod summaries;
 pub(crate) mod walk;
 mod workload;

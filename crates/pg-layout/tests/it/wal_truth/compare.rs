@@ -48,8 +48,6 @@ pub(crate) struct Verdict {
     pub(crate) unexplained: Vec<String>,
     /// Pages of which only hints differ: relation file and block.
     pub(crate) hints: Vec<(RelationPath, u32)>,
-    /// SP-GiST indexes of which only the cache in the metapage differs.
-    pub(crate) spgist_caches: Vec<RelFileLocator>,
 }
 
 const PAGE: usize = 8192;
@@ -212,7 +210,6 @@ impl Comparison<'_> {
             } else if before.is_none() && zero {
                 Rule::ZeroBeyondParent
             } else if before.is_some_and(|before| same_but_for_spgist_cache(before, page)) {
-                self.verdict.spgist_caches.push(locator);
                 Rule::SpGistCache
             } else if self.hints_are_free
                 && before.is_some_and(|before| without_hints(before) == without_hints(page))

@@ -26,6 +26,15 @@ pub(super) fn build(config: &S3Config) -> Result<aws_sdk_s3::Client> {
             .subject(format!("s3://{}", config.bucket))
             .detail(detail)
     };
+    if let Some(endpoint) = &config.endpoint {
+        let url =
+            url::Url::parse(endpoint).map_err(|_| invalid("an unreadable endpoint".into()))?;
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+            return Err(invalid(
+                "an endpoint has neither user nor password nor query".into(),
+            ));
+        }
+    }
     let mut trust = TrustStore::empty().with_native_roots(true);
     if let Some(pem) = &config.ca_certificate {
         trust = trust.with_pem_certificate(pem.clone());

@@ -1,9 +1,11 @@
 //! Everything that can be said about a bucket and the way to it.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::credentials::S3Credentials;
 use super::probe::Conditional;
+use crate::locator::without_secrets;
 use crate::secret::Secret;
 
 /// Server-side encryption to ask for.
@@ -19,8 +21,8 @@ pub enum Encryption {
     Customer(Secret),
 }
 
-/// A bucket and how to reach it.
-#[derive(Debug, Clone)]
+/// A bucket and how to reach it. Debug leaves out what an endpoint may hide.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct S3Config {
     /// The bucket.
@@ -60,6 +62,24 @@ pub struct S3Config {
     pub read_timeout: Duration,
     /// Whether conditional writes are taken on trust, tried first, or not used.
     pub conditional: Conditional,
+}
+
+impl fmt::Debug for S3Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Config")
+            .field("bucket", &self.bucket)
+            .field("endpoint", &self.endpoint.as_deref().map(without_secrets))
+            .field("region", &self.region)
+            .field("path_style", &self.path_style)
+            .field("credentials", &self.credentials)
+            .field("storage_class", &self.storage_class)
+            .field("encryption", &self.encryption)
+            .field("part_size", &self.part_size)
+            .field("max_part_size", &self.max_part_size)
+            .field("upload_concurrency", &self.upload_concurrency)
+            .field("conditional", &self.conditional)
+            .finish_non_exhaustive()
+    }
 }
 
 impl S3Config {

@@ -103,6 +103,7 @@ fn kind(status: u16, code: &str) -> ErrorKind {
         "NoSuchKey" | "NotFound" | "NoSuchUpload" => return ErrorKind::NotFound,
         "NoSuchBucket" | "InvalidBucketName" | "PermanentRedirect" => return ErrorKind::Invalid,
         "InvalidAccessKeyId"
+        | "NotSignedUp"
         | "SignatureDoesNotMatch"
         | "ExpiredToken"
         | "InvalidToken"

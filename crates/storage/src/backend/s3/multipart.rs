@@ -116,15 +116,24 @@ impl Put<'_> {
             };
             let bytes = match ready.pop() {
                 Some(bytes) => bytes,
-                None => cutter.next(self.key, length).await?,
+                None => {
+                    // Parts in flight move on while the next one is gathered.
+                    let gather = cutter.next(self.key, length);
+                    tokio::pin!(gather);
+                    loop {
+                        tokio::select! {
+                            Some(part) = flying.next(), if !flying.is_empty() => done.push(part?),
+                            bytes = &mut gather => break bytes?,
+                        }
+                    }
+                }
             };
             if bytes.is_empty() {
                 break;
             }
             size = size.saturating_add(bytes.len() as u64);
             flying.push(self.part(&upload.id, number, bytes));
-            // Parts move on while the next is gathered only as far as they are polled here; what
-            // is in memory is bounded by the parts in flight and the one being gathered.
+            // What is in memory is bounded by the parts in flight and the one being gathered.
             if flying.len() >= concurrency {
                 done.extend(flying.try_next().await?);
             }
@@ -134,11 +143,7 @@ impl Put<'_> {
         }
         drop(flying);
         done.sort_by_key(CompletedPart::part_number);
-        let made = self.complete(&upload.id, done, size).await;
-        // A failed one is aborted by the drop, also if it was completed and only the answer lost:
-        // then there is nothing to abort.
-        upload.armed = made.is_err();
-        made
+        self.complete(&mut upload, done, size).await
     }
 
     async fn begin(&self) -> Result<Upload> {
@@ -191,6 +196,7 @@ impl Put<'_> {
     async fn part(&self, id: &str, number: u32, bytes: Bytes) -> Result<CompletedPart> {
         let number = i32::try_from(number).unwrap_or(i32::MAX);
         let (algorithm, key, digest) = self.s3.customer_key();
+        let patience = self.s3.patience(bytes.len());
         let answer = self
             .s3
             .shared
@@ -204,6 +210,8 @@ impl Put<'_> {
             .set_sse_customer_key(key)
             .set_sse_customer_key_md5(digest)
             .body(ByteStream::from(bytes))
+            .customize()
+            .config_override(patience)
             .send()
             .await
             .map_err(|error| self.lost_upload(lower(Operation::Put, self.key.as_str(), &error)))?;
@@ -213,7 +221,14 @@ impl Put<'_> {
             .build())
     }
 
-    async fn complete(&self, id: &str, parts: Vec<CompletedPart>, size: u64) -> Result<ObjectMeta> {
+    /// Only a plain success disarms the upload. Aborting one that was completed after all does no
+    /// harm; keeping one because an earlier attempt's object was met would.
+    async fn complete(
+        &self,
+        pending: &mut Upload,
+        parts: Vec<CompletedPart>,
+        size: u64,
+    ) -> Result<ObjectMeta> {
         let (any, etag) = self.condition();
         let (algorithm, key, digest) = self.s3.customer_key();
         let upload = CompletedMultipartUpload::builder()
@@ -228,7 +243,7 @@ impl Put<'_> {
                 .complete_multipart_upload()
                 .bucket(self.s3.bucket())
                 .key(self.key.as_str())
-                .upload_id(id)
+                .upload_id(&pending.id)
                 .multipart_upload(upload.clone())
                 .set_if_none_match(any.clone())
                 .set_if_match(etag.clone())
@@ -240,7 +255,10 @@ impl Put<'_> {
                 .send()
                 .await;
             let error = match answer {
-                Ok(answer) => return Ok(self.made(size, answer.e_tag(), &clock)),
+                Ok(answer) => {
+                    pending.armed = false;
+                    return Ok(self.made(size, answer.e_tag(), &clock));
+                }
                 Err(error) => error,
             };
             let lowered = lower(Operation::Put, self.key.as_str(), &error);

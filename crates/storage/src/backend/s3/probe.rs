@@ -47,7 +47,7 @@ pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
             let key = probe_key(&prefix, round)?;
             let (a, b) = future::join(one.create(&key, "1"), two.create(&key, "2")).await;
             let again = one.create(&key, "3").await;
-            found.create_only &= one_won(&one.read(&key).await?, &a, &b)? && refused(again)?;
+            found.create_only &= one_won(one, &key, a, b).await? && refused(again)?;
             if !found.create_only {
                 break;
             }
@@ -66,7 +66,7 @@ pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
             let (a, b) = swaps.await;
             let never = Version::new("\"00000000000000000000000000000000\"");
             let stale = one.replace(&key, &never, "3").await;
-            found.compare_and_swap &= one_won(&one.read(&key).await?, &a, &b)? && refused(stale)?;
+            found.compare_and_swap &= one_won(one, &key, a, b).await? && refused(stale)?;
             if !found.compare_and_swap {
                 break;
             }
@@ -86,17 +86,18 @@ fn probe_key(prefix: &str, round: u32) -> Result<Key> {
 }
 
 /// Whether exactly one succeeded, the other was refused, and the winner's content is there.
-fn one_won(content: &[u8], a: &Result<ObjectMeta>, b: &Result<ObjectMeta>) -> Result<bool> {
-    let winner: &[u8] = match (a, b) {
-        (Ok(_), Err(_)) => b"1",
-        (Err(_), Ok(_)) => b"2",
-        _ => return Ok(false),
+async fn one_won(s3: &S3, key: &Key, a: Result<ObjectMeta>, b: Result<ObjectMeta>) -> Result<bool> {
+    let (winner, loser): (&[u8], _) = match (a, b) {
+        (Ok(_), Err(loser)) => (b"1", loser),
+        (Err(loser), Ok(_)) => (b"2", loser),
+        (Ok(_), Ok(_)) => return Ok(false),
+        (Err(one), Err(two)) => {
+            // Nobody won; unless they failed for another reason, that is the answer.
+            let (_one, _two) = (refused(Err(one))?, refused(Err(two))?);
+            return Ok(false);
+        }
     };
-    let loser_was_refused = [a, b]
-        .into_iter()
-        .flat_map(|side| side.as_ref().err())
-        .all(|error| matches!(error.kind(), ErrorKind::Exists | ErrorKind::Precondition));
-    Ok(loser_was_refused && content == winner)
+    Ok(refused(Err(loser))? && s3.read(key).await? == winner)
 }
 
 /// Whether a write was refused by its condition. A failure of another kind is one.

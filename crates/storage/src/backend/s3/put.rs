@@ -88,7 +88,13 @@ impl Put<'_> {
                     .key(self.key.as_str())
                     .body(ByteStream::from(bytes.clone())),
             );
-            let error = match request.customize().interceptor(clock.clone()).send().await {
+            let error = match request
+                .customize()
+                .interceptor(clock.clone())
+                .config_override(self.s3.patience(bytes.len()))
+                .send()
+                .await
+            {
                 Ok(answer) => {
                     return Ok(self.made(size, answer.e_tag(), &clock));
                 }

@@ -3,10 +3,14 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 
 use super::client;
 use super::config::{Encryption, S3Config};
@@ -111,6 +115,30 @@ impl S3 {
         }
     }
 
+    /// Time for an upload: the SDK counts sending the body as waiting for the answer, so a large
+    /// part on a slow line needs more of it. A transfer that stands still ends earlier all the same.
+    pub(super) fn patience(&self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        const SLOWEST: u64 = 32 * 1024;
+        let config = &self.shared.config;
+        let sending = Duration::from_secs(bytes as u64 / SLOWEST);
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(config.connect_timeout)
+            .read_timeout(config.read_timeout.saturating_add(sending))
+            .build();
+        aws_sdk_s3::config::Builder::new().timeout_config(timeouts)
+    }
+
+    /// Runs requests that carry a customer's key where nothing traces: the SDK would show the key
+    /// at its finest level.
+    async fn unseen<T>(&self, requests: impl Future<Output = T> + Send) -> T {
+        match &self.shared.config.encryption {
+            Some(Encryption::Customer(_)) => {
+                requests.with_subscriber(NoSubscriber::default()).await
+            }
+            _ => requests.await,
+        }
+    }
+
     /// Refuses a condition that the provider doesn't enforce: silence would be believed.
     pub(super) fn check_condition(&self, key: &Key, mode: &PutMode) -> Result<()> {
         let enforced = match mode {
@@ -170,11 +198,11 @@ impl Storage for S3 {
     }
 
     async fn put(&self, key: &Key, body: Body, options: PutOptions) -> Result<ObjectMeta> {
-        self.put_body(key, body, options).await
+        self.unseen(self.put_body(key, body, options)).await
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<GetResult> {
-        self.open_object(key, options).await
+        self.unseen(self.open_object(key, options)).await
     }
 
     async fn get_ranges(
@@ -187,7 +215,7 @@ impl Storage for S3 {
     }
 
     async fn head(&self, key: &Key) -> Result<Head> {
-        Ok(self.head_with_token(key).await?.0)
+        Ok(self.unseen(self.head_with_token(key)).await?.0)
     }
 
     fn list(&self, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -24,7 +24,6 @@ const DATA: u8 = 103;
 const NAME: u8 = 104;
 const ATTRS: u8 = 105;
 pub(super) const EXTENDED: u8 = 200;
-pub(super) const RENAME: u8 = 18;
 
 pub(super) const OPEN_READ: u32 = 0x01;
 pub(super) const OPEN_WRITE: u32 = 0x02;

@@ -23,6 +23,7 @@ pub fn of_this_process() -> Surroundings {
 }
 
 /// Prints an error and its causes.
+#[allow(clippy::print_stderr, reason = "programs end with it")]
 pub fn failed(error: &(dyn Error + 'static)) -> ExitCode {
     eprintln!("error: {error}");
     let mut cause = error.source();

@@ -65,6 +65,7 @@ impl Written {
 }
 
 /// Where the next bytes of an archive belong.
+#[derive(Debug)]
 enum State {
     Header(Vec<u8>),
     File { file: File, left: u64, padding: u64 },
@@ -72,6 +73,7 @@ enum State {
 }
 
 /// One archive that is being unpacked.
+#[derive(Debug)]
 pub struct Unpacker<'a> {
     root: PathBuf,
     mappings: &'a [Mapping],

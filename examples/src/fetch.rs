@@ -48,6 +48,11 @@ pub struct Plan {
 }
 
 /// Fetches a backup. What is there when this fails is not a backup: it has no `backup_manifest`.
+///
+/// Dropping the future closes the connections; what was written stays.
+///
+/// # Errors
+/// What the server says, and what the file system says.
 pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let config = config.clone().with_replication(Replication::Physical);
     let mut client = Client::connect(&config).await?;
@@ -68,10 +73,10 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     }
     let mut backup = client.base_backup(&plan.options).await?;
     for tablespace in backup.tablespaces() {
-        if let Some(location) = tablespace.location.as_deref().map(Path::new) {
-            if location.is_absolute() {
-                create_empty(&mapped(&plan.mappings, location), &mut written)?;
-            }
+        if let Some(location) = tablespace.location.as_deref().map(Path::new)
+            && location.is_absolute()
+        {
+            create_empty(&mapped(&plan.mappings, location), &mut written)?;
         }
     }
     // The slot is made before anything is copied, so nothing can be missing later.

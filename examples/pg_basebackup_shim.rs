@@ -1,0 +1,363 @@
+//! Our client behind the options of `pg_basebackup`, as far as PostgreSQL's own tests use them: what
+//! `scripts/tap` puts first in PATH. Not a replacement; what it does not know it refuses.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to who runs it"
+)]
+
+use std::error::Error;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use neon_examples::fetch::{Plan, Wal, fetch};
+use neon_examples::surroundings;
+use neon_examples::unpack::Mapping;
+use neon_pgwire::{
+    BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ManifestChecksum,
+    ManifestOption, Params, Replication, SlotName,
+};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct Options {
+    params: Params,
+    target: Option<PathBuf>,
+    tar: bool,
+    wal: Option<String>,
+    slot: Option<String>,
+    create_slot: bool,
+    without_slot: bool,
+    backup: BaseBackupOptions,
+    mappings: Vec<Mapping>,
+    wal_directory: Option<PathBuf>,
+    recovery_conf: bool,
+    no_clean: bool,
+    no_sync: bool,
+    incremental: Option<PathBuf>,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(code) => code,
+        Err(error) => surroundings::failed(error.as_ref()),
+    }
+}
+
+async fn run() -> Result<ExitCode, Failure> {
+    let Some(options) = parse(std::env::args().skip(1))? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let target = options
+        .target
+        .clone()
+        .ok_or("no target directory specified")?;
+    let existed = target.exists();
+    let elsewhere = options
+        .wal_directory
+        .clone()
+        .map(|path| (path.exists(), path));
+    let no_clean = options.no_clean;
+    let result = take(options, &target).await;
+    if result.is_err() && !no_clean {
+        // What is no backup is not left lying around, as the original does it.
+        for (existed, path) in [(existed, target)].into_iter().chain(elsewhere) {
+            clean(&path, existed);
+        }
+    }
+    let end = result?;
+    match end.suspect {
+        None => Ok(ExitCode::SUCCESS),
+        Some(error) => {
+            eprintln!("pg_basebackup: error: checksum error occurred: {error}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn clean(path: &Path, existed: bool) {
+    if !existed {
+        drop(fs::remove_dir_all(path));
+        return;
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            drop(fs::remove_dir_all(path));
+        } else {
+            drop(fs::remove_file(path));
+        }
+    }
+}
+
+async fn take(mut options: Options, target: &Path) -> Result<BackupEnd, Failure> {
+    let wal = options.wal.clone().unwrap_or_else(|| "stream".to_owned());
+    options.backup.wal = wal == "fetch";
+    options.backup.wait = wal == "none";
+    options.backup.tablespace_map = options.tar;
+    let config = Config::resolve(&options.params, &surroundings::of_this_process())?;
+    let slot: Option<SlotName> = match &options.slot {
+        Some(name) => Some(name.parse()?),
+        None => None,
+    };
+    if options.create_slot {
+        let slot = slot
+            .as_ref()
+            .ok_or("--create-slot needs a slot to be specified using --slot")?;
+        if options.without_slot {
+            return Err("--create-slot and --no-slot are incompatible options".into());
+        }
+        let physical = config.clone().with_replication(Replication::Physical);
+        let mut client = Client::connect(&physical).await?;
+        client.create_physical_slot(slot, false, true).await?;
+        client.close().await;
+    }
+    if wal != "stream" && slot.is_some() {
+        return Err("replication slots can only be used with WAL streaming".into());
+    }
+    let end = if options.tar {
+        if wal == "stream" {
+            return Err("this stand-in streams WAL into plain backups only".into());
+        }
+        archives(&config, &options, target).await?
+    } else {
+        let plan = Plan {
+            target: target.to_owned(),
+            options: options.backup.clone(),
+            wal: match wal.as_str() {
+                "stream" => Wal::Stream(slot.clone()),
+                "fetch" => Wal::Fetch,
+                _ => Wal::None,
+            },
+            mappings: options.mappings.clone(),
+            wal_directory: options.wal_directory.clone(),
+            sync: !options.no_sync,
+            earlier_manifest: options.incremental.clone(),
+        };
+        fetch(&config, plan).await?
+    };
+    if options.recovery_conf {
+        write_recovery_conf(&options, target)?;
+    }
+    Ok(end)
+}
+
+/// Archives as they are, in files.
+async fn archives(config: &Config, options: &Options, target: &Path) -> Result<BackupEnd, Failure> {
+    fs::create_dir_all(target)?;
+    if fs::read_dir(target)?.next().is_some() {
+        return Err(format!("directory \"{}\" exists but is not empty", target.display()).into());
+    }
+    let client = Client::connect(&config.clone().with_replication(Replication::Physical)).await?;
+    let mut backup = client.base_backup(&options.backup).await?;
+    let mut file = None;
+    while let Some(event) = backup.next().await? {
+        match event {
+            BackupEvent::Archive(archive) => {
+                file = Some(File::create_new(target.join(archive.name))?)
+            }
+            BackupEvent::Manifest => file = Some(File::create_new(target.join("backup_manifest"))?),
+            BackupEvent::Data(bytes) => {
+                if let Some(file) = &mut file {
+                    file.write_all(&bytes)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    let (end, client) = backup.finish()?;
+    client.close().await;
+    Ok(end)
+}
+
+/// What a standby needs to follow the server.
+fn write_recovery_conf(options: &Options, target: &Path) -> io::Result<()> {
+    let mut conninfo = String::new();
+    for (name, value) in options.params.iter() {
+        if !matches!(name, "dbname" | "replication") {
+            let value = value.replace('\\', "\\\\").replace('\'', "\\'");
+            conninfo.push_str(&format!("{name}='{value}' "));
+        }
+    }
+    let quoted = conninfo.trim_end().replace('\'', "''");
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(target.join("postgresql.auto.conf"))?;
+    writeln!(file, "primary_conninfo = '{quoted}'")?;
+    if let Some(slot) = &options.slot {
+        writeln!(file, "primary_slot_name = '{slot}'")?;
+    }
+    File::create(target.join("standby.signal")).map(drop)
+}
+
+/// `-x value`, `-xvalue`, `--name value`, `--name=value`. Nothing for `--version`.
+fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>, Failure> {
+    let mut options = Options::default();
+    options.backup.label = "pg_basebackup base backup".to_owned();
+    options.backup.progress = true;
+    options
+        .params
+        .set("fallback_application_name", "pg_basebackup")?;
+    let mut arguments = arguments.peekable();
+    while let Some(argument) = arguments.next() {
+        let (name, inline) = match argument.strip_prefix("--") {
+            Some(long) => match long.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => (long.to_owned(), None),
+            },
+            None => match argument
+                .strip_prefix('-')
+                .and_then(|short| short.split_at_checked(1))
+            {
+                Some((name, "")) => (name.to_owned(), None),
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => {
+                    return Err(format!(
+                        "too many command-line arguments (first is \"{argument}\")"
+                    )
+                    .into());
+                }
+            },
+        };
+        let mut value = || {
+            inline
+                .clone()
+                .or_else(|| arguments.next())
+                .ok_or_else(|| format!("option {name} requires an argument"))
+        };
+        match name.as_str() {
+            "version" | "V" => {
+                println!("pg_basebackup (PostgreSQL) 15 stand-in");
+                return Ok(None);
+            }
+            "help" | "?" => {
+                println!(
+                    "pg_basebackup takes a base backup of a running PostgreSQL server.\n\nUsage:\n  pg_basebackup [OPTION]..."
+                );
+                return Ok(None);
+            }
+            "D" | "pgdata" => options.target = Some(value()?.into()),
+            "F" | "format" => match value()?.as_str() {
+                "p" | "plain" => options.tar = false,
+                "t" | "tar" => options.tar = true,
+                other => {
+                    return Err(format!(
+                        "invalid output format \"{other}\", must be \"plain\" or \"tar\""
+                    )
+                    .into());
+                }
+            },
+            "X" | "wal-method" => {
+                options.wal = Some(match value()?.as_str() {
+                    "n" | "none" => "none".to_owned(),
+                    "f" | "fetch" => "fetch".to_owned(),
+                    "s" | "stream" => "stream".to_owned(),
+                    other => return Err(format!("invalid wal-method option \"{other}\"").into()),
+                });
+            }
+            "c" | "checkpoint" => match value()?.as_str() {
+                "fast" => options.backup.checkpoint = Checkpoint::Fast,
+                "spread" => options.backup.checkpoint = Checkpoint::Spread,
+                other => return Err(format!("invalid checkpoint argument \"{other}\"").into()),
+            },
+            "d" | "dbname" => {
+                let given: Params = value()?.parse()?;
+                for (name, value) in given.iter() {
+                    options.params.set(name, value)?;
+                }
+            }
+            "h" | "host" => drop(options.params.set("host", value()?)?),
+            "p" | "port" => drop(options.params.set("port", value()?)?),
+            "U" | "username" => drop(options.params.set("user", value()?)?),
+            "l" | "label" => options.backup.label = value()?,
+            "S" | "slot" => options.slot = Some(value()?),
+            "C" | "create-slot" => options.create_slot = true,
+            "no-slot" => options.without_slot = true,
+            "T" | "tablespace-mapping" => options.mappings.push(mapping(&value()?)?),
+            "waldir" => {
+                let path = PathBuf::from(value()?);
+                if !path.is_absolute() {
+                    return Err("WAL directory location must be an absolute path".into());
+                }
+                options.wal_directory = Some(path);
+            }
+            "R" | "write-recovery-conf" => options.recovery_conf = true,
+            "n" | "no-clean" => options.no_clean = true,
+            "N" | "no-sync" => options.no_sync = true,
+            "k" | "no-verify-checksums" => options.backup.verify_checksums = false,
+            "no-manifest" => options.backup.manifest = ManifestOption::No,
+            "manifest-force-encode" => options.backup.manifest = ManifestOption::ForceEncode,
+            "manifest-checksums" => options.backup.manifest_checksums = Some(checksums(&value()?)?),
+            "no-estimate-size" => options.backup.progress = false,
+            "r" | "max-rate" => options.backup.max_rate = Some(rate(&value()?)?),
+            "i" | "incremental" => {
+                options.backup.incremental = true;
+                options.incremental = Some(value()?.into());
+            }
+            "s" | "status-interval" => drop(value()?),
+            "P" | "progress" | "v" | "verbose" | "w" | "no-password" => {}
+            _ => return Err(format!("unrecognized option '{argument}'").into()),
+        }
+    }
+    Ok(Some(options))
+}
+
+fn mapping(text: &str) -> Result<Mapping, Failure> {
+    // A backslash protects an equals sign in a name.
+    let (mut parts, mut escaped) = (vec![String::new()], false);
+    for c in text.chars() {
+        match c {
+            '\\' if !escaped => escaped = true,
+            '=' if !escaped => parts.push(String::new()),
+            c => {
+                if escaped && c != '=' {
+                    parts.last_mut().ok_or("empty")?.push('\\');
+                }
+                parts.last_mut().ok_or("empty")?.push(c);
+                escaped = false;
+            }
+        }
+    }
+    match parts.as_slice() {
+        [from, to] if from.starts_with('/') && to.starts_with('/') => {
+            let plain = |path: &str| PathBuf::from(path.trim_end_matches('/'));
+            Ok(Mapping {
+                from: plain(from),
+                to: plain(to),
+            })
+        }
+        _ => Err(format!(
+            "invalid tablespace mapping format \"{text}\", must be \"OLDDIR=NEWDIR\""
+        )
+        .into()),
+    }
+}
+
+fn checksums(text: &str) -> Result<ManifestChecksum, Failure> {
+    Ok(match text.to_ascii_uppercase().as_str() {
+        "NONE" => ManifestChecksum::None,
+        "CRC32C" => ManifestChecksum::Crc32c,
+        "SHA224" => ManifestChecksum::Sha224,
+        "SHA256" => ManifestChecksum::Sha256,
+        "SHA384" => ManifestChecksum::Sha384,
+        "SHA512" => ManifestChecksum::Sha512,
+        _ => return Err(format!("unrecognized checksum algorithm: \"{text}\"").into()),
+    })
+}
+
+fn rate(text: &str) -> Result<u32, Failure> {
+    let (digits, factor) = match text.strip_suffix('M') {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix('k').unwrap_or(text), 1),
+    };
+    let rate = digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|rate| rate.checked_mul(factor));
+    rate.ok_or_else(|| format!("transfer rate \"{text}\" is not a valid value").into())
+}

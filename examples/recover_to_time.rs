@@ -1,0 +1,172 @@
+//! Takes a copy of a cluster to a point in time.
+//!
+//! ```text
+//! recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME
+//! ```
+//!
+//! BASE is a data directory: a base backup with its `backup_label`, or a copy of a stopped cluster. It is
+//! changed in place, promoted to a new timeline and left stopped, ready for `pg_ctl start`. TIME has an offset:
+//! `2026-11-20T10:01:31+00:00`. When nothing was committed after TIME, all there is is what was there at that
+//! time, and the base is taken to the end of WAL.
+//!
+//! Exit codes: 0 done; 1 failed; 2 usage; 4 the time lies before the base; 5 WAL is missing or damaged.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use neon_pgctl::{
+    Discovery, Error, ErrorKind, Installation, Instance, OsUser, Recovered, RecoveryEnd,
+    RecoveryEvent, RecoveryPlan, RecoveryTarget, WalSource,
+};
+
+fn main() -> ExitCode {
+    let mut out = io::stdout().lock();
+    let outcome =
+        Options::parse(std::env::args().skip(1)).and_then(|options| run(&options, &mut out));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            drop(writeln!(io::stderr(), "{}", failure.text));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Why it was not done, and the exit code that says so.
+struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let mut text = format!("error: {error}");
+        let mut cause = std::error::Error::source(&error);
+        while let Some(next) = cause {
+            text.push_str(&format!("\ncaused by: {next}"));
+            cause = next.source();
+        }
+        if let Some(hint) = error.hint() {
+            text.push_str(&format!("\nhint: {hint}"));
+        }
+        for line in error.log() {
+            text.push_str(&format!("\nlog: {line}"));
+        }
+        let code = match error.kind() {
+            ErrorKind::Invalid => 2,
+            ErrorKind::TargetTooEarly => 4,
+            ErrorKind::MissingWal | ErrorKind::Corrupt | ErrorKind::WalLevelMinimal => 5,
+            _ => 1,
+        };
+        Self { code, text }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self {
+            code: 1,
+            text: format!("error: {error}"),
+        }
+    }
+}
+
+struct Options {
+    bin_dir: Option<PathBuf>,
+    base: PathBuf,
+    wal: PathBuf,
+    target: RecoveryTarget,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Failure> {
+        let usage = || Failure {
+            code: 2,
+            text: "usage: recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME".to_owned(),
+        };
+        let (mut bin_dir, mut words) = (None, Vec::new());
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bin" => bin_dir = Some(args.next().ok_or_else(usage)?.into()),
+                other if other.starts_with("--") => return Err(usage()),
+                _ => words.push(arg),
+            }
+        }
+        let [base, wal, time] = <[String; 3]>::try_from(words).map_err(|_| usage())?;
+        Ok(Self {
+            bin_dir,
+            base: base.into(),
+            wal: std::path::absolute(wal)?,
+            target: RecoveryTarget::at_time(&time)?,
+        })
+    }
+}
+
+fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
+    let installation = match &options.bin_dir {
+        Some(bin_dir) => Installation::at(bin_dir)?,
+        None => installation_for(&options.base)?,
+    };
+    // A short private folder for the log and the socket, the server's own.
+    let private = private_folder(&options.base)?;
+    let instance = Instance::at(
+        &installation,
+        &options.base,
+        private.join("log"),
+        private.join("run"),
+    )?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let recover = |target: &RecoveryTarget| -> Result<Recovered, Error> {
+        let source = WalSource::Directory(options.wal.clone());
+        let plan = RecoveryPlan::new(source, target.clone()).with_end(RecoveryEnd::Promoted);
+        runtime.block_on(instance.recover(&plan, |event| {
+            if let RecoveryEvent::Replayed(lsn) = event {
+                drop(writeln!(io::stderr(), "replayed up to {lsn}"));
+            }
+        }))
+    };
+    let outcome = match recover(&options.target) {
+        // The server cannot know that it is there when nothing comes after.
+        Err(error) if error.kind() == ErrorKind::NoLaterTransaction => {
+            writeln!(out, "{error}; going to the end of WAL")?;
+            recover(&RecoveryTarget::Latest)
+        }
+        outcome => outcome,
+    };
+    std::fs::remove_dir_all(&private)?;
+    let recovered = outcome?;
+    writeln!(
+        out,
+        "{} is on timeline {} now",
+        options.base.display(),
+        recovered.timeline
+    )?;
+    Ok(())
+}
+
+/// The programs of the major version that the base belongs to, from the places where they are usually found.
+fn installation_for(base: &Path) -> Result<Installation, Failure> {
+    let version = std::fs::read_to_string(base.join("PG_VERSION"))?;
+    let major = version
+        .trim()
+        .parse()
+        .map_err(|error: neon_pg_layout::Error| Failure {
+            code: 1,
+            text: format!("error: {error}"),
+        })?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = Discovery::new().with_path(path).run();
+    Ok(found.of(major)?.clone())
+}
+
+fn private_folder(base: &Path) -> Result<PathBuf, Failure> {
+    let owner = OsUser::owner_of(base)?;
+    let folder = std::env::temp_dir().join(format!("recover-{}", std::process::id()));
+    std::fs::create_dir(&folder)?;
+    std::os::unix::fs::lchown(&folder, Some(owner.uid()), Some(owner.gid()))?;
+    Ok(folder)
+}

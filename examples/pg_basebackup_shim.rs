@@ -6,21 +6,19 @@
     reason = "a program talks to who runs it"
 )]
 
-use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use neon_examples::fetch::{Plan, Wal, fetch};
+use neon_examples::fetch::{Failure, Plan, Range, Wal, fetch, receive_wal};
 use neon_examples::surroundings;
 use neon_examples::unpack::Mapping;
 use neon_pgwire::{
     BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ManifestChecksum,
     ManifestOption, Params, Replication, SlotName,
 };
-
-type Failure = Box<dyn Error + Send + Sync>;
+use tokio::sync::watch;
 
 #[derive(Debug, Default)]
 struct Options {
@@ -120,10 +118,7 @@ async fn take(mut options: Options, target: &Path) -> Result<BackupEnd, Failure>
         return Err("replication slots can only be used with WAL streaming".into());
     }
     let end = if options.tar {
-        if wal == "stream" {
-            return Err("this stand-in streams WAL into plain backups only".into());
-        }
-        archives(&config, &options, target).await?
+        archives(&config, &options, target, (wal == "stream").then_some(slot)).await?
     } else {
         let plan = Plan {
             target: target.to_owned(),
@@ -146,19 +141,46 @@ async fn take(mut options: Options, target: &Path) -> Result<BackupEnd, Failure>
     Ok(end)
 }
 
-/// Archives as they are, in files.
-async fn archives(config: &Config, options: &Options, target: &Path) -> Result<BackupEnd, Failure> {
+/// Archives as they are, in files, and the WAL that was streamed beside them in one more.
+async fn archives(
+    config: &Config,
+    options: &Options,
+    target: &Path,
+    streamed: Option<Option<SlotName>>,
+) -> Result<BackupEnd, Failure> {
     fs::create_dir_all(target)?;
     if fs::read_dir(target)?.next().is_some() {
         return Err(format!("directory \"{}\" exists but is not empty", target.display()).into());
     }
-    let client = Client::connect(&config.clone().with_replication(Replication::Physical)).await?;
+    let physical = config.clone().with_replication(Replication::Physical);
+    let mut client = Client::connect(&physical).await?;
+    let segment = client.wal_segment_size().await?;
+    let system = client.identify_system().await?.system_identifier;
     let mut backup = client.base_backup(&options.backup).await?;
+    let (stop_known, stop) = watch::channel(None);
+    let wal = target.join("pg_wal.tmp");
+    let streaming = match streamed {
+        Some(slot) => {
+            fs::create_dir(&wal)?;
+            let range = Range {
+                from: backup.start().start_of(segment),
+                timeline: backup.timeline(),
+                segment,
+                system,
+                slot,
+            };
+            let wal = wal.clone();
+            Some(tokio::spawn(async move {
+                receive_wal(&physical, range, &wal, stop).await
+            }))
+        }
+        None => None,
+    };
     let mut file = None;
     while let Some(event) = backup.next().await? {
         match event {
             BackupEvent::Archive(archive) => {
-                file = Some(File::create_new(target.join(archive.name))?)
+                file = Some(File::create_new(target.join(archive.name))?);
             }
             BackupEvent::Manifest => file = Some(File::create_new(target.join("backup_manifest"))?),
             BackupEvent::Data(bytes) => {
@@ -171,6 +193,18 @@ async fn archives(config: &Config, options: &Options, target: &Path) -> Result<B
     }
     let (end, client) = backup.finish()?;
     client.close().await;
+    if let Some(streaming) = streaming {
+        stop_known.send(Some(end.stop))?;
+        let files = streaming.await??;
+        let names = files.iter().filter_map(|file| file.file_name());
+        let mut tar = std::process::Command::new("tar");
+        tar.args(["--format=ustar", "-cf"])
+            .arg(target.join("pg_wal.tar"));
+        if !tar.arg("-C").arg(&wal).args(names).status()?.success() {
+            return Err("tar failed".into());
+        }
+        fs::remove_dir_all(&wal)?;
+    }
     Ok(end)
 }
 

@@ -30,12 +30,11 @@ fn main() {
             let scratch = Scratch::new();
             let bin_dir = neon_testkit::Installation::of(major).bin_dir();
             let installation = Installation::at(bin_dir).unwrap();
-            let instance = Instance::create(
-                &installation,
-                scratch.path().join("pg"),
-                &CreateOptions::new(),
-            );
-            let instance = instance.await.unwrap();
+            let options = CreateOptions::new();
+            let dir = scratch.path().join("pg");
+            let instance = Instance::create(&installation, dir, &options)
+                .await
+                .unwrap();
             let (mut ours, mut theirs) = (Vec::new(), Vec::new());
             for round in 0..=ROUNDS {
                 let mine = time(&instance, async || {

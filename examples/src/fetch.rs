@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::unpack::{Mapping, Unpacker, Written, create_empty, mapped};
 
-type Failure = Box<dyn Error + Send + Sync>;
+/// Why a backup failed.
+pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Where the WAL of a backup comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +82,7 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     }
     // The slot is made before anything is copied, so nothing can be missing later.
     let (stop_known, stop) = watch::channel(None);
-    let streaming = match &plan.wal {
+    let mut streaming = match &plan.wal {
         Wal::Stream(slot) => {
             fs::create_dir_all(pg_wal.join("archive_status"))?;
             let range = Range {
@@ -101,9 +102,20 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let (target, mappings) = (plan.target.clone(), plan.mappings.clone());
     let (pieces, received) = mpsc::channel::<BackupEvent>(64);
     let writer = tokio::task::spawn_blocking(move || write(&target, &mappings, written, received));
-    let sent = pass_on(&mut backup, pieces).await;
-    let (mut written, manifest) = writer.await??;
+    let sent = match &mut streaming {
+        // Without its WAL the rest of the backup is worth nothing.
+        Some(streaming) => tokio::select! {
+            sent = pass_on(&mut backup, pieces) => sent,
+            ended = streaming => match ended? {
+                Err(error) => Err(error),
+                Ok(_) => Err("the stream of WAL ended before the backup was complete".into()),
+            },
+        },
+        None => pass_on(&mut backup, pieces).await,
+    };
+    let unpacked = writer.await?;
     sent?;
+    let (mut written, manifest) = unpacked?;
     let (end, client) = backup.finish()?;
     if let Some(streaming) = streaming {
         stop_known.send(Some(end.stop))?;
@@ -207,16 +219,28 @@ fn finish(target: &Path, written: &Written, manifest: Option<&[u8]>, sync: bool)
     Ok(())
 }
 
-struct Range {
-    from: Lsn,
-    timeline: TimelineId,
-    segment: u64,
-    system: u64,
-    slot: Option<SlotName>,
+/// The WAL that belongs to a backup.
+#[derive(Debug, Clone)]
+pub struct Range {
+    /// The beginning of the segment in which the backup starts.
+    pub from: Lsn,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// The size of a segment.
+    pub segment: u64,
+    /// The cluster that it must come from.
+    pub system: u64,
+    /// The slot that holds it; without one, a temporary one.
+    pub slot: Option<SlotName>,
 }
 
-/// Streams WAL into whole segments until the stop position is known and reached.
-async fn receive_wal(
+/// Streams WAL into whole segments until the stop position is known and reached. Gives the files.
+///
+/// Dropping the future closes the connection; what was written stays.
+///
+/// # Errors
+/// What the server says, and what the file system says.
+pub async fn receive_wal(
     config: &Config,
     range: Range,
     directory: &Path,

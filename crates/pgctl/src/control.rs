@@ -10,6 +10,7 @@ use crate::command::POLL;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
+use crate::process;
 use crate::start::{StartOptions, Started};
 use crate::stop::StopOptions;
 
@@ -58,6 +59,7 @@ impl Instance {
                 "its server is no standby",
             ));
         }
+        let startup = process::startup_process(server.pid());
         let file = self.data_dir.join(PROMOTE_FILE);
         match durable::write_new(&file, b"", 0o600, &self.user) {
             Ok(()) => {}
@@ -73,7 +75,10 @@ impl Instance {
         loop {
             // In this order: it may end right after it was promoted.
             let alive = server.is_alive();
-            if self.control_file()?.state == ClusterState::InProduction {
+            // The main process must have noticed too: a smart stop that reaches it before that is never
+            // finished (seen with 15.18).
+            let noticed = startup.is_none_or(|pid| !process::is_child(pid, server.pid()));
+            if noticed && self.control_file()?.state == ClusterState::InProduction {
                 return Ok(());
             }
             if !alive {

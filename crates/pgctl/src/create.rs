@@ -1,6 +1,7 @@
 //! A new instance: `initdb` with what matters, our settings, a password, and its folder as a whole.
 
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -8,6 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use neon_pg_layout::PgMajor;
+use neon_pgwire::Secret;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::command::{self, Running};
 use crate::durable::{self, Scrap};
@@ -38,7 +41,7 @@ pub enum Locale {
 #[must_use]
 pub struct CreateOptions {
     superuser: String,
-    password: Option<String>,
+    password: Option<Secret>,
     locale: Locale,
     checksums: bool,
     wal_segment_mib: Option<u32>,
@@ -81,7 +84,7 @@ impl CreateOptions {
 
     /// A password of your own instead of 32 random digits.
     pub fn with_password(mut self, password: impl Into<String>) -> Self {
-        self.password = Some(password.into());
+        self.password = Some(Secret::new(password.into()));
         self
     }
 
@@ -157,38 +160,44 @@ impl Instance {
         let user = user_for(options)?;
         refuse_existing(&dir)?;
         let staging = stage(&dir, &user)?;
-        check_reachable(&staging.0, &user).await?;
+        check_reachable(staging.path(), &user).await?;
 
         let password = match &options.password {
-            Some(password) => password.clone(),
+            Some(password) => password.expose().to_owned(),
             None => durable::random_hex(16)?,
         };
-        run_initdb(installation, options, &user, &staging.0, &password).await?;
+        run_initdb(installation, options, &user, staging.path(), &password).await?;
 
-        let data = staging.0.join(DATA);
+        let data = staging.path().join(DATA);
         let socket_dir = dir.join(RUN);
         own_settings(installation.major(), options).write(&data)?;
         append(&data.join("postgresql.conf"), INCLUDE)?;
         for folder in [LOG, RUN] {
-            durable::create_dir(&staging.0.join(folder), 0o700, &user)?;
+            durable::create_dir(&staging.path().join(folder), 0o700, &user)?;
         }
         let line = pass_line(&options.superuser, &password);
-        durable::write_new(&staging.0.join(PASS_FILE), line.as_bytes(), 0o600, &user)?;
+        durable::write_new(
+            &staging.path().join(PASS_FILE),
+            line.as_bytes(),
+            0o600,
+            &user,
+        )?;
         if options.group_access {
-            fs::set_permissions(&staging.0, fs::Permissions::from_mode(0o750))
-                .map_err(|error| Error::io(&staging.0, "cannot be opened to the group", error))?;
+            fs::set_permissions(staging.path(), fs::Permissions::from_mode(0o750)).map_err(
+                |error| Error::io(staging.path(), "cannot be opened to the group", error),
+            )?;
         }
         durable::sync_dir(&data)?;
-        durable::sync_dir(&staging.0)?;
+        durable::sync_dir(staging.path())?;
         tracing::debug!(dir = %dir.display(), socket = %socket_dir.display(), "publishing an instance");
         // Replaces an empty folder and nothing else.
-        fs::rename(&staging.0, &dir).map_err(|error| match error.kind() {
+        fs::rename(staging.path(), &dir).map_err(|error| match error.kind() {
             std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
                 exists(&dir)
             }
             _ => Error::io(&dir, "cannot be put in place", error),
         })?;
-        staging.keep();
+        staging.scrap.keep();
         if let Some(parent) = dir.parent() {
             durable::sync_dir(parent)?;
         }
@@ -242,43 +251,58 @@ fn refuse_existing(dir: &Path) -> Result<()> {
 /// Folders beside the one that is to be, in which nobody works any more, go at the next creation.
 const STAGING: &str = ".neon-new-";
 
-fn stage(dir: &Path, user: &OsUser) -> Result<Scrap> {
+/// A folder that becomes the instance, or goes. As long as somebody works in it, it is locked: a lock is seen
+/// from other containers too, and ends with its process.
+struct Staging {
+    scrap: Scrap,
+    _lock: File,
+}
+
+impl Staging {
+    fn path(&self) -> &Path {
+        &self.scrap.0
+    }
+}
+
+fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(exists(dir));
     };
     sweep(parent);
-    let mut file_name = std::ffi::OsString::from(format!(
-        "{STAGING}{}-{}-",
-        std::process::id(),
-        durable::random_hex(4)?
-    ));
-    file_name.push(name);
-    let staging = Scrap(parent.join(file_name));
-    durable::create_dir(&staging.0, 0o700, user).map_err(|error| {
-        if error.kind() == ErrorKind::Io && !parent.exists() {
-            return Error::path(
-                ErrorKind::Io,
-                parent,
-                "the folder to create it in is not there",
-            );
+    loop {
+        let mut file_name = OsString::from(format!("{STAGING}{}-", durable::random_hex(6)?));
+        file_name.push(name);
+        let path = parent.join(file_name);
+        durable::create_dir(&path, 0o700, user).map_err(|error| {
+            if error.kind() == ErrorKind::Io && !parent.exists() {
+                let reason = "the folder to create it in is not there";
+                return Error::path(ErrorKind::Io, parent, reason);
+            }
+            error
+        })?;
+        let scrap = Scrap(path);
+        let lock = match File::open(&scrap.0) {
+            Ok(lock) => lock,
+            // Swept between the two lines above: another one.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io(&scrap.0, "cannot be opened", error)),
+        };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && scrap.0.exists() {
+            return Ok(Staging { scrap, _lock: lock });
         }
-        error
-    })?;
-    Ok(staging)
+    }
 }
 
-/// Removes what killed creations left in a folder: those whose process is gone.
+/// Removes what killed creations left in a folder: what nobody has locked.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(STAGING)) else {
+        if !entry.file_name().to_string_lossy().starts_with(STAGING) {
+            continue;
+        }
+        let Ok(folder) = File::open(entry.path()) else {
             continue;
         };
-        let pid = rest
-            .split('-')
-            .next()
-            .and_then(|pid| pid.parse::<i32>().ok());
-        if pid.is_some_and(|pid| !crate::process::number_is_taken(pid)) {
+        if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
             drop(Scrap(entry.path()));
         }
     }

@@ -1,7 +1,8 @@
 //! Why a server did not start: the lines of its log that matter, and the cause they tell.
 //!
 //! The log of a start is what the server wrote to our file, and after its own collector took over, what it
-//! wrote there. Both are read from where they ended before the start.
+//! wrote there. Both are read from where they ended before the start. Messages are known in English: of a
+//! server that logs in another language (`lc_messages`) the lines are given, and the cause mostly is not.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! Runs stock PostgreSQL.
+#![doc = include_str!("../README.md")]
 
 mod adopt;
 pub mod blocking;

@@ -55,29 +55,43 @@ pub(crate) async fn ping(address: &Address) -> Answer {
 
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<Answer> {
     stream.write_all(STARTUP).await?;
-    let mut answer = [0; 5];
-    stream.read_exact(&mut answer).await?;
-    let [kind, length @ ..] = answer;
-    if kind != b'E' {
-        return Ok(if kind == b'R' {
-            Answer::Accepting
-        } else {
-            Answer::Silent
-        });
+    let (kind, body) = message(&mut stream).await?;
+    match kind {
+        // An error other than "not now" (unknown user, no entry in pg_hba, too many clients) comes from a
+        // server that serves.
+        b'E' if holds(&body, CANNOT_CONNECT_NOW) => Ok(Answer::Rejecting),
+        b'E' => Ok(Answer::Accepting),
+        b'R' => {
+            // Nothing it says may stay unread, or it logs a connection that was reset.
+            if body == AUTHENTICATED {
+                while message(&mut stream).await?.0 != b'Z' {}
+                stream.write_all(TERMINATE).await?;
+            }
+            Ok(Answer::Accepting)
+        }
+        _ => Ok(Answer::Silent),
     }
-    // An error other than "not now" (unknown user, no entry in pg_hba, too many clients) comes from a
-    // server that serves.
+}
+
+/// `AuthenticationOk`, of a server that asks for no password.
+const AUTHENTICATED: [u8; 4] = [0; 4];
+
+/// `Terminate`.
+const TERMINATE: &[u8] = b"X\x00\x00\x00\x04";
+
+/// A message of the server: its kind, and what follows the length.
+async fn message(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<(u8, Vec<u8>)> {
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).await?;
+    let [kind, length @ ..] = head;
     let length = u64::from(u32::from_be_bytes(length)).clamp(4, 65_536) - 4;
-    let mut fields = Vec::new();
-    stream.take(length).read_to_end(&mut fields).await?;
-    let not_now = fields
-        .windows(CANNOT_CONNECT_NOW.len())
-        .any(|window| window == CANNOT_CONNECT_NOW);
-    Ok(if not_now {
-        Answer::Rejecting
-    } else {
-        Answer::Accepting
-    })
+    let mut body = Vec::new();
+    stream.take(length).read_to_end(&mut body).await?;
+    Ok((kind, body))
+}
+
+fn holds(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
 #[cfg(test)]

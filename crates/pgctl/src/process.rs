@@ -157,6 +157,29 @@ pub(crate) fn postgres_processes() -> Vec<i32> {
         .collect()
 }
 
+/// The child of a server's main process that recovers, as long as there is one.
+pub(crate) fn startup_process(server: i32) -> Option<i32> {
+    postgres_processes().into_iter().find(|pid| {
+        is_child(*pid, server)
+            && command_line(*pid)
+                .and_then(|line| line.into_iter().next())
+                .is_some_and(|title| title.contains(": startup"))
+    })
+}
+
+/// Whether a process with this number, a zombie included, is the child of another.
+pub(crate) fn is_child(pid: i32, parent: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((_, after)) = stat.rsplit_once(')') else {
+        return false;
+    };
+    let number = after
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok());
+    number == Some(parent)
+}
+
 /// The program that a process runs.
 pub(crate) fn program(pid: i32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/exe")).ok()

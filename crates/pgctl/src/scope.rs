@@ -105,7 +105,7 @@ impl ScopedServer {
     /// Ends the server in this mode ([`Smart`](StopMode::Smart) counts as fast) and starts it again, also
     /// after it has ended by itself.
     ///
-    /// Dropping the future leaves the server ended.
+    /// Holds up the thread until the old server is gone. Dropping the future leaves the server ended.
     ///
     /// # Errors
     /// As [`Instance::start`].
@@ -120,7 +120,7 @@ impl ScopedServer {
         Ok(())
     }
 
-    /// Ends the server and gives the instance back; a temporary one is removed.
+    /// Ends the server in this mode and waits until it is gone; a temporary instance is removed.
     pub fn stop(mut self, mode: StopMode) {
         if let Some(mut launched) = self.launched.take() {
             launched.end(mode != StopMode::Immediate);

@@ -2,6 +2,7 @@
 //! and what went wrong is read from its log.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -26,8 +27,20 @@ pub struct StartOptions {
     pub(crate) deadline: Duration,
     pub(crate) port: PortChoice,
     pub(crate) settings: Vec<(String, String)>,
-    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) environment: Variables,
     pub(crate) isolation: Isolation,
+}
+
+/// Variables of a server. Their values may be secrets.
+#[derive(Clone, Default)]
+pub(crate) struct Variables(Vec<(String, String)>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
 }
 
 /// Whether a start is a quarantined one.
@@ -53,7 +66,7 @@ impl StartOptions {
             deadline: Duration::from_secs(300),
             port: PortChoice::default(),
             settings: Vec::new(),
-            environment: Vec::new(),
+            environment: Variables::default(),
             isolation: Isolation::Inherited,
         }
     }
@@ -91,7 +104,7 @@ impl StartOptions {
 
     /// A variable of the server's environment, for the commands it runs. It inherits none of ours.
     pub fn with_variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.environment.push((name.into(), value.into()));
+        self.environment.0.push((name.into(), value.into()));
         self
     }
 }
@@ -186,18 +199,20 @@ impl Instance {
                 .launch_once(options, arguments, begin, scrap.clone())
                 .await;
             let failure = match outcome {
-                Ok((launched, started)) => match diagnosis::half_bound(&mark) {
-                    None => {
-                        if let Some(own) = own.filter(|_| homeless) {
-                            own.with("port", started.port).write(&self.data_dir)?;
+                Ok((launched, started)) => {
+                    match own.as_ref().and_then(|_| diagnosis::half_bound(&mark)) {
+                        None => {
+                            if let Some(own) = own.filter(|_| homeless) {
+                                own.with("port", started.port).write(&self.data_dir)?;
+                            }
+                            return Ok((launched, started));
                         }
-                        return Ok((launched, started));
+                        Some(lines) => {
+                            drop(launched);
+                            diagnosis::port_in_use(started.port, lines)
+                        }
                     }
-                    Some(lines) => {
-                        drop(launched);
-                        diagnosis::port_in_use(started.port, lines)
-                    }
-                },
+                }
                 Err(error) => diagnosis::explain(error, &mark),
             };
             let again = homeless && matches!(options.port, PortChoice::Free { .. });
@@ -312,7 +327,7 @@ impl Instance {
             data_dir: &self.data_dir,
             log: &log,
             arguments,
-            environment: &options.environment,
+            environment: &options.environment.0,
             scrap,
         })?;
         let started = self.wait_ready(&launched, begin, options.deadline).await?;

@@ -178,6 +178,7 @@ impl Error {
     }
 
     /// Moves the error to another verb, for a layer that implements one verb by another.
+    #[cfg(any(feature = "s3", feature = "ssh"))]
     #[must_use]
     pub(crate) fn during(mut self, operation: Operation) -> Self {
         self.0.operation = operation;

@@ -3,6 +3,8 @@
 mod backend;
 mod body;
 mod capabilities;
+#[cfg(any(feature = "http", feature = "s3"))]
+mod coalesce;
 #[cfg(feature = "testing")]
 pub mod contract;
 mod error;

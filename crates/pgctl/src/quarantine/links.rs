@@ -20,7 +20,7 @@ use crate::instance::{self, Instance};
 ///
 /// # Errors
 /// [`OutsideClone`](ErrorKind::OutsideClone) with one line for each link that leads out; nothing is changed then.
-pub(super) fn settle(
+pub(crate) fn settle(
     instance: &Instance,
     remapped: &BTreeMap<u32, PathBuf>,
 ) -> Result<Vec<Change>> {

@@ -7,7 +7,7 @@
 //! (`postgresql.auto.conf`) would win. No file of the user's is changed, so a later start as it is finds
 //! everything as it was.
 
-mod links;
+pub(crate) mod links;
 pub(crate) mod machine;
 mod preload;
 mod rules;

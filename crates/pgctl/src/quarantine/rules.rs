@@ -175,7 +175,13 @@ impl Rules {
     fn change(&mut self, what: &str, was: Option<&str>, now: Option<&str>, why: Why) {
         self.changes.push(Change {
             what: what.to_owned(),
-            was: was.map(str::to_owned),
+            was: was.map(|was| {
+                if what == "primary_conninfo" {
+                    without_password(was)
+                } else {
+                    was.to_owned()
+                }
+            }),
             now: now.map(str::to_owned),
             why,
         });
@@ -313,4 +319,53 @@ fn uses(files: &FileSettings, library: &str) -> bool {
     preload::SETTINGS
         .iter()
         .any(|name| files.value(name).is_some_and(|list| list.contains(library)))
+}
+
+/// A connection string whose password is not shown, in either of its two forms.
+fn without_password(conninfo: &str) -> String {
+    let mut shown = conninfo.to_owned();
+    // `password = secret` or `password = 'sec ret'`; also `?password=` of a URI.
+    if let Some(at) = shown.find("password")
+        && let Some(equals) = shown.get(at..).and_then(|rest| rest.find('='))
+    {
+        let start = at + equals + 1;
+        let value = shown.get(start..).unwrap_or_default();
+        let blank = value.len() - value.trim_start().len();
+        let value = value.trim_start();
+        let length = match value.strip_prefix('\'') {
+            Some(quoted) => quoted.find('\'').map_or(value.len(), |end| end + 2),
+            None => value.find([' ', '&']).unwrap_or(value.len()),
+        };
+        shown.replace_range(start + blank..start + blank + length, "…");
+    }
+    // `//user:secret@host`.
+    if let Some((before, after)) = shown.split_once("://")
+        && let Some((login, host)) = after.split_once('@')
+        && let Some((user, _)) = login.split_once(':')
+    {
+        shown = format!("{before}://{user}:…@{host}");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_connection_strings_are_not_shown() {
+        for (given, shown) in [
+            ("host=a password=secret user=b", "host=a password=… user=b"),
+            ("password = 'sec ret' host=a", "password = … host=a"),
+            ("host=a password=secret", "host=a password=…"),
+            ("postgresql://me:secret@a/b", "postgresql://me:…@a/b"),
+            (
+                "postgresql://a/b?password=secret&x=y",
+                "postgresql://a/b?password=…&x=y",
+            ),
+            ("host=a passfile=/x", "host=a passfile=/x"),
+        ] {
+            assert_eq!(without_password(given), shown);
+        }
+    }
 }

@@ -19,13 +19,21 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates it where the instance has its socket, or its log when the path would be too long there.
+    /// Creates it where the instance has its socket, or in `/tmp` when the path is too long or not plain there.
     pub(crate) fn create(instance: &Instance) -> Result<Self> {
         instance.ensure_socket_dir()?;
         instance.ensure_log()?;
         let name = format!("r{}", durable::random_hex(6)?);
         let mut path = instance.socket_dir().join(&name);
-        if !fits_a_socket(&path) {
+        // It becomes part of commands, as the server's own relative paths do, without any quoting.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+        if !fits_a_socket(&path)
+            || !path
+                .as_os_str()
+                .as_encoded_bytes()
+                .iter()
+                .all(|b| plain(*b))
+        {
             path = Path::new("/tmp").join(format!("neon-{name}"));
         }
         durable::create_dir(&path, 0o700, instance.os_user())?;

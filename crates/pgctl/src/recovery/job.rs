@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use neon_pg_layout::{ControlFile, SegmentName, TimelineId, WalFileName};
+use neon_pg_layout::wal::WalPageHeader;
+use neon_pg_layout::{ControlFile, SegmentName, TimelineId, WalFileName, WalSegmentSize};
 
 use crate::command::{self, Running};
 use crate::durable::Scrap;
@@ -136,12 +138,17 @@ impl Job<'_> {
 
     /// Whether the source has a file.
     async fn source_has(&self, file: &str) -> Result<bool> {
+        Ok(self.ask(file).await?.is_some())
+    }
+
+    /// A file of the source, as long as the value is kept.
+    async fn ask(&self, file: &str) -> Result<Option<Scrap>> {
         let to = Scrap(self.folder.path().join("asked"));
         let text = self.plan.source.ask(file, &to.0)?;
         let finished = self.shell(&["-c", &text]).await?;
         match finished.status.code() {
-            Some(0) => Ok(to.0.exists()),
-            Some(1..=125) => Ok(false),
+            Some(0) => Ok(to.0.exists().then_some(to)),
+            Some(1..=125) => Ok(None),
             _ => Err(Error::new(
                 ErrorKind::WalSource,
                 file.to_owned(),
@@ -165,34 +172,48 @@ impl Job<'_> {
         Running::spawn(&mut command)?.wait(ASK_LIMIT).await
     }
 
-    /// A segment the source has although it comes after one it has not.
+    /// A segment the source has although it comes after the place where WAL ended.
     pub(crate) async fn later_segment(&self, findings: &Findings) -> Result<Option<SegmentName>> {
         let size = self.control.build.wal_segment_size;
-        let Some(missing) = verdict::missing_segment(findings, &self.folder.misses()) else {
+        let Some(end) = verdict::wal_end(findings, &self.folder.misses(), size) else {
             return Ok(None);
         };
-        let number = missing.number(size).unwrap_or(u64::MAX);
+        let end = end.segment();
+        let number = end.number(size).unwrap_or(u64::MAX);
         match &self.plan.source {
             WalSource::Directory(path) => {
-                let later = files_in(path)?.into_iter().filter_map(|file| match file {
-                    WalFileName::Segment(name) if name.timeline() == missing.timeline() => name
-                        .number(size)
-                        .ok()
-                        .filter(|at| *at > number)
-                        .map(|at| (at, name)),
-                    _ => None,
-                });
-                Ok(later.min_by_key(|(at, _)| *at).map(|(_, name)| name))
+                let mut later: Vec<(u64, SegmentName)> = files_in(path)?
+                    .into_iter()
+                    .filter_map(|file| match file {
+                        WalFileName::Segment(name) if name.timeline() == end.timeline() => {
+                            Some((name.number(size).ok().filter(|at| *at > number)?, name))
+                        }
+                        _ => None,
+                    })
+                    .collect();
+                later.sort_unstable();
+                let mut found = later.into_iter().map(|(_, name)| name);
+                Ok(found.find(|name| holds_its_name(&path.join(name.to_string()), *name, size)))
             }
             WalSource::Command(_) => {
-                let Ok(Some(next)) = missing.next(size) else {
+                let Ok(Some(next)) = end.next(size) else {
                     return Ok(None);
                 };
-                let has = self.source_has(&next.to_string()).await?;
-                Ok(has.then_some(next))
+                let file = self.ask(&next.to_string()).await?;
+                let holds = file.is_some_and(|file| holds_its_name(&file.0, next, size));
+                Ok(holds.then_some(next))
             }
         }
     }
+}
+
+/// Whether a file is the segment its name says: a `pg_wal` also has old ones that wait to be written again under
+/// names that are still to come.
+fn holds_its_name(path: &Path, name: SegmentName, size: WalSegmentSize) -> bool {
+    let mut header = [0; WalPageHeader::LONG];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    let header = read.ok().and_then(|()| WalPageHeader::decode(&header).ok());
+    header.is_some_and(|header| name.start(size).is_ok_and(|start| header.address == start))
 }
 
 /// How many entries a folder has.

@@ -1,6 +1,7 @@
 //! What a recovery is to do, what it tells on the way, and what came of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use neon_pg_layout::{ClusterState, Lsn, SegmentName, TimelineId};
@@ -33,6 +34,8 @@ pub struct RecoveryPlan {
     pub(crate) shared_buffers_kib: u64,
     pub(crate) preload: String,
     pub(crate) durable: bool,
+    /// None: links may lead anywhere.
+    pub(crate) tablespaces: Option<BTreeMap<u32, PathBuf>>,
 }
 
 impl RecoveryPlan {
@@ -49,6 +52,7 @@ impl RecoveryPlan {
             shared_buffers_kib: 128 << 10,
             preload: String::new(),
             durable: true,
+            tablespaces: Some(BTreeMap::new()),
         }
     }
 
@@ -87,6 +91,21 @@ impl RecoveryPlan {
     /// so for a copy that is looked at and thrown away.
     pub fn with_durability(mut self, durable: bool) -> Self {
         self.durable = durable;
+        self
+    }
+
+    /// The place that a tablespace was copied to: its link is turned there before the server starts. Links that lead
+    /// out of the copy otherwise are refused, since replay would write to the tablespaces of the origin.
+    pub fn with_tablespace(mut self, oid: u32, place: impl Into<PathBuf>) -> Self {
+        self.tablespaces
+            .get_or_insert_default()
+            .insert(oid, place.into());
+        self
+    }
+
+    /// The links are right wherever they lead: this is no copy, or one that took the place of its origin.
+    pub fn in_place(mut self) -> Self {
+        self.tablespaces = None;
         self
     }
 

@@ -10,6 +10,7 @@ use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
 use crate::launch::{Launch, Launched};
+use crate::quarantine::links;
 use crate::recovery::folder::{RunFolder, Signals};
 use crate::recovery::job::Job;
 use crate::recovery::log::Failure;
@@ -35,6 +36,8 @@ impl Instance {
     /// [`RecoveryTarget::Latest`] ends where the source has no more. A source that fails for a moment must exit
     /// with more than 125, or that moment is the end.
     ///
+    /// A tablespace that was created after the base was taken is replayed to where its path leads on this machine.
+    ///
     /// Dropping the future ends the server at once and removes what belongs to the run; the data directory
     /// is then as after an error. If it was just promoted it is a primary that crashed.
     ///
@@ -45,7 +48,8 @@ impl Instance {
     /// [`UnknownRestorePoint`](ErrorKind::UnknownRestorePoint), [`WrongTimeline`](ErrorKind::WrongTimeline),
     /// [`MissingWal`](ErrorKind::MissingWal), [`WalSource`](ErrorKind::WalSource),
     /// [`WalLevelMinimal`](ErrorKind::WalLevelMinimal). [`Invalid`](ErrorKind::Invalid) for a target no server
-    /// can be told, [`AlreadyRunning`](ErrorKind::AlreadyRunning), and why a server does not start.
+    /// can be told, [`OutsideClone`](ErrorKind::OutsideClone) for links that lead out of a copy,
+    /// [`AlreadyRunning`](ErrorKind::AlreadyRunning), and why a server does not start.
     pub async fn recover(
         &self,
         plan: &RecoveryPlan,
@@ -105,6 +109,9 @@ impl Instance {
                 "was written with wal_level=minimal, no WAL can take it further",
             )
             .with_hint(verdict::MINIMAL_HINT));
+        }
+        if let Some(places) = &plan.tablespaces {
+            links::settle(self, places)?;
         }
         verdict::check_not_before(target, &control, label.as_ref())?;
 

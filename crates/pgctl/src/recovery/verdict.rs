@@ -3,7 +3,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use neon_pg_layout::{BackupLabel, ClusterState, ControlFile, SegmentName, WalFileName};
+use neon_pg_layout::{
+    BackupLabel, ClusterState, ControlFile, SegmentName, WalFileName, WalSegmentSize,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::recovery::log::{Failure, Findings, StopPoint};
@@ -31,13 +33,39 @@ pub(crate) struct Evidence<'a> {
     pub(crate) at_end: bool,
 }
 
-/// The segment that was asked for last and was not there.
-pub(crate) fn missing_segment(findings: &Findings, misses: &[Miss]) -> Option<SegmentName> {
+/// Where WAL ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WalEnd {
+    /// This segment was not there.
+    Missing(SegmentName),
+    /// What is in this segment breaks off.
+    Inside(SegmentName),
+}
+
+impl WalEnd {
+    pub(crate) fn segment(self) -> SegmentName {
+        match self {
+            Self::Missing(name) | Self::Inside(name) => name,
+        }
+    }
+}
+
+/// Where the server came to a stand: before a segment that was not there, or in the one it got last.
+pub(crate) fn wal_end(
+    findings: &Findings,
+    misses: &[Miss],
+    size: WalSegmentSize,
+) -> Option<WalEnd> {
     let missing = misses.iter().rev().find_map(|miss| segment(&miss.file));
-    match (missing, findings.restored) {
-        // Read to its end and not to the end of what is in it.
-        (Some(missing), Some((restored, _))) if missing == restored => None,
-        (missing, _) => missing,
+    let restored = findings.restored.map(|(name, _)| name);
+    let number = |name: SegmentName| name.number(size).unwrap_or(u64::MAX);
+    match (missing, restored) {
+        (Some(missing), Some(restored)) if number(missing) <= number(restored) => {
+            Some(WalEnd::Inside(restored))
+        }
+        (Some(missing), _) => Some(WalEnd::Missing(missing)),
+        (None, Some(restored)) => Some(WalEnd::Inside(restored)),
+        (None, None) => None,
     }
 }
 
@@ -241,17 +269,21 @@ fn ended_before_target(evidence: &Evidence<'_>) -> Error {
 
 /// WAL that must be there is not.
 pub(crate) fn missing(evidence: &Evidence<'_>) -> Error {
-    let what = match missing_segment(evidence.findings, evidence.misses) {
-        Some(segment) => format!("WAL segment {segment} is missing"),
+    let size = evidence.control.build.wal_segment_size;
+    let end = wal_end(evidence.findings, evidence.misses, size);
+    let what = match end {
+        Some(WalEnd::Missing(segment)) => format!("WAL segment {segment} is missing"),
+        Some(WalEnd::Inside(segment)) => format!("WAL breaks off in segment {segment}"),
         None => "WAL is missing".to_owned(),
     };
     let why = match evidence.later_segment {
         Some(later) => format!("although {later} is there"),
         None => "before the data is consistent".to_owned(),
     };
-    Error::new(
-        ErrorKind::MissingWal,
-        evidence.target.to_string(),
-        format!("was not reached: {what}, {why}"),
-    )
+    let kind = match end {
+        Some(WalEnd::Inside(_)) if evidence.later_segment.is_some() => ErrorKind::Corrupt,
+        _ => ErrorKind::MissingWal,
+    };
+    let reason = format!("was not reached: {what}, {why}");
+    Error::new(kind, evidence.target.to_string(), reason)
 }

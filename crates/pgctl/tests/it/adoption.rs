@@ -34,7 +34,7 @@ fn a_cluster_in_debians_layout_is_described_and_not_touched() {
             fs::create_dir(&tablespace).unwrap();
             let user = ours.os_user().clone();
             let own = |path: &Path| {
-                std::os::unix::fs::chown(path, Some(user.uid()), Some(user.gid())).unwrap()
+                std::os::unix::fs::chown(path, Some(user.uid()), Some(user.gid())).unwrap();
             };
             own(&tablespace);
             ours.start(&start_options()).await.unwrap();

@@ -102,6 +102,8 @@ fn a_bracket_gives_both_files_and_keeps_the_wal(major: PgMajor) {
     server_is_free(&cluster);
     cluster.psql("drop tablespace ts");
     a_lost_session_is_noticed_at_once(&cluster);
+    a_lost_slot_ends_the_backup(&cluster);
+    a_checkpoint_can_be_spread_and_given_up(&cluster);
     every_await_point_can_be_the_last(&cluster);
     what_cannot_be_backed_up_is_refused(&mut cluster);
 }
@@ -132,6 +134,45 @@ fn a_lost_session_is_noticed_at_once(cluster: &Cluster) {
         }
     });
     server_is_free(cluster);
+}
+
+/// A slot that keeps more WAL than it may is taken away, with the session that has it.
+fn a_lost_slot_ends_the_backup(cluster: &Cluster) {
+    cluster.psql("alter system set max_slot_wal_keep_size = '1MB'; select pg_reload_conf()");
+    until("the limit to be known", || {
+        cluster.psql("show max_slot_wal_keep_size") == "1MB"
+    });
+    let error = runtime().block_on(async {
+        let client = connect(cluster).await;
+        let options = BracketOptions::new("x");
+        let mut bracket = BackupBracket::start(client, &options).await.unwrap();
+        for _ in 0..4 {
+            cluster.psql("insert into t select generate_series(1, 5000); select pg_switch_wal()");
+        }
+        cluster.psql("checkpoint");
+        bracket.lost().await
+    });
+    assert_eq!(error.kind(), ErrorKind::BackupLost);
+    cluster.psql("alter system reset max_slot_wal_keep_size; select pg_reload_conf()");
+    server_is_free(cluster);
+}
+
+/// A spread checkpoint of many pages takes minutes; a server that waits for one notices that we are gone.
+fn a_checkpoint_can_be_spread_and_given_up(cluster: &Cluster) {
+    cluster.psql("insert into t select generate_series(1, 100000)");
+    let options = BracketOptions::new("slow").with_fast_checkpoint(false);
+    runtime().block_on(async {
+        let client = connect(cluster).await;
+        let start = BackupBracket::start(client, &options);
+        let waited = tokio::time::timeout(Duration::from_millis(1500), start).await;
+        assert!(waited.is_err(), "it was not spread");
+    });
+    if cluster.major() == PgMajor::V13 {
+        // Not before the checkpoint is done, which another one makes hurry.
+        cluster.psql("checkpoint");
+    }
+    server_is_free(cluster);
+    cluster.psql("checkpoint");
 }
 
 fn every_await_point_can_be_the_last(cluster: &Cluster) {

@@ -134,14 +134,15 @@ fn stop_all(folder: &Path) {
 fn threads_create_and_start_instances_side_by_side_without_a_runtime() {
     let scratch = Scratch::new();
     std::thread::scope(|scope| {
-        for n in 0..4 {
+        for n in 0..4_u16 {
             let dir = scratch.path().join(format!("pg{n}"));
             scope.spawn(move || {
                 let installation = installation(PgMajor::V18);
                 let instance =
                     blocking::Instance::create(&installation, dir, &create_options()).unwrap();
                 let ports = PortChoice::Free {
-                    range: 9_200..=9_399,
+                    // A stopped one must find its port free again.
+                    range: 9_200 + n * 50..=9_249 + n * 50,
                     avoid: Vec::new(),
                 };
                 let started = instance

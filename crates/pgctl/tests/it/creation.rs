@@ -189,8 +189,8 @@ fn an_initdb_that_is_killed_leaves_nothing() {
         outcome.unwrap_err();
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
         // A process that was killed itself leaves a folder, which the next creation removes.
-        let left = scratch.path().join(".neon-new-999999999-00000000-pg");
-        fs::create_dir(&left).unwrap();
+        let left = scratch.path().join(".neon-new-000000000000-pg");
+        fs::create_dir_all(left.join("data")).unwrap();
         Instance::create(&installation, &dir, &create_options())
             .await
             .unwrap();

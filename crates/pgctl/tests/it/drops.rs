@@ -193,3 +193,24 @@ fn status_settings_and_stop_given_up_anywhere_leave_what_they_say() {
         instance.stop(&StopOptions::default()).await.unwrap();
     });
 }
+
+/// A promotion cannot be taken back: it happens, and nothing of the request stays.
+#[test]
+fn a_promotion_given_up_happens_all_the_same() {
+    run(async {
+        for count in [1, 2, 4] {
+            let fixture = Fixture::new(PgMajor::V18).await;
+            let instance = &fixture.instance;
+            let signal = instance.data_dir().join("standby.signal");
+            std::fs::write(&signal, "").unwrap();
+            let user = instance.os_user();
+            std::os::unix::fs::chown(&signal, Some(user.uid()), Some(user.gid())).unwrap();
+            instance.start(&start_options()).await.unwrap();
+            drop(poll_times(instance.promote(PATIENCE), count).await);
+            until("it is promoted", || !signal.exists()).await;
+            assert!(!instance.data_dir().join("promote").exists());
+            let quick = StopOptions::new(StopMode::Immediate);
+            instance.stop(&quick).await.unwrap();
+        }
+    });
+}

@@ -64,7 +64,7 @@ fn a_wrong_mode_and_a_wrong_owner_are_told_before_anything_runs() {
         let fixture = Fixture::new(PgMajor::V13).await;
         let instance = &fixture.instance;
         let mode = |mode| {
-            fs::set_permissions(instance.data_dir(), fs::Permissions::from_mode(mode)).unwrap()
+            fs::set_permissions(instance.data_dir(), fs::Permissions::from_mode(mode)).unwrap();
         };
         mode(0o755);
         let error = refused(instance, ErrorKind::Permissions).await;

@@ -96,7 +96,7 @@ async fn life(major: PgMajor) {
 
     // The log is found, whoever writes it.
     assert!(instance.log_files().collected.is_some());
-    let tail = instance.log_tail(500).join("\n");
+    let tail = instance.log_tail(5000).join("\n");
     assert!(
         tail.contains("database system is ready to accept connections"),
         "{tail}"
@@ -214,4 +214,36 @@ pub(crate) fn kill(pid: i32) {
         .args(["-KILL", &pid.to_string()])
         .status();
     assert!(status.unwrap().success());
+}
+
+/// The server has all groups of its user: a key may be readable for one of them only.
+#[test]
+fn a_server_has_the_groups_of_its_user() {
+    run(async {
+        let fixture = Fixture::new(PgMajor::V15).await;
+        let started = fixture.instance.start(&start_options()).await.unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", started.pid)).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Groups:"))
+            .unwrap();
+        let mut groups: Vec<u32> = line
+            .split_whitespace()
+            .map(|gid| gid.parse().unwrap())
+            .collect();
+        let user = fixture.instance.os_user();
+        groups.push(user.gid());
+        let told = succeed(std::process::Command::new("id").args(["-G", user.name().unwrap()]));
+        for gid in told.split_whitespace() {
+            assert!(
+                groups.contains(&gid.parse().unwrap()),
+                "{gid} is missing in {groups:?}"
+            );
+        }
+        fixture
+            .instance
+            .stop(&StopOptions::default())
+            .await
+            .unwrap();
+    });
 }

@@ -286,6 +286,12 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
         RecoveryTarget::Latest,
     );
     assert_eq!(kind(&garbled).0, ErrorKind::Invalid);
+    // Replay would write to the tablespaces of the origin.
+    let link = instance.data_dir().join("pg_tblspc/99999");
+    std::os::unix::fs::symlink("/var/lib/origin", &link).unwrap();
+    let (found, message) = kind(&plan(archive, RecoveryTarget::Latest));
+    assert_eq!(found, ErrorKind::OutsideClone, "{message}");
+    fs::remove_file(link).unwrap();
     assert_eq!(control(), untouched);
     assert!(!instance.data_dir().join("recovery.signal").exists());
 
@@ -329,6 +335,18 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
             assert!(message.contains(&segment.to_string()), "{message}");
         }
     }
+    // The same segment with its second half lost.
+    let mut broken = fs::read(&away).unwrap();
+    let half = broken.len() / 2;
+    let torn = usize::try_from(history.lsn_after_2.0).unwrap() % broken.len();
+    broken[torn.min(half)..].fill(0);
+    fs::write(&hidden, broken).unwrap();
+    for target in [late.clone(), RecoveryTarget::Latest] {
+        let (found, message) = kind(&plan(archive, target));
+        assert_eq!(found, ErrorKind::Corrupt, "{message}");
+        assert!(message.contains(&segment.to_string()), "{message}");
+    }
+    fs::remove_file(&hidden).unwrap();
     let command = format!("cp '{}/%f' '%p'", archive.display());
     let by_command = RecoveryPlan::new(WalSource::Command(command.clone()), late.clone());
     assert_eq!(kind(&by_command).0, ErrorKind::MissingWal);
@@ -452,6 +470,99 @@ fn every_await_point_can_be_the_last(major: PgMajor) {
     }
 }
 
+/// The whole way with this crate alone, by whoever runs it: an instance, a base, a recovery of it.
+fn a_copy_of_an_instance_recovers(major: PgMajor) {
+    run(async {
+        let fixture = Fixture::new(major).await;
+        let instance = &fixture.instance;
+        instance.start(&start_options()).await.unwrap();
+        query(instance, "create table t as select 1 as i").await;
+        let client = instance.connect("postgres").await.unwrap();
+        let options = BracketOptions::new("base");
+        let mut bracket = BackupBracket::start(client, &options).await.unwrap();
+        let folder = fixture.scratch.path().join("copy");
+        let copied = async { copy_files(instance.data_dir(), &folder.join("data")) };
+        std::fs::create_dir(&folder).unwrap();
+        let user = OsUser::owner_of(fixture.scratch.path()).unwrap();
+        std::os::unix::fs::chown(&folder, Some(user.uid()), Some(user.gid())).unwrap();
+        bracket.during(copied).await.unwrap();
+        let backup = bracket.stop().await.unwrap();
+        let label = folder.join("data/backup_label");
+        fs::write(&label, &backup.label_file).unwrap();
+        std::os::unix::fs::chown(label, Some(user.uid()), Some(user.gid())).unwrap();
+        query(instance, "insert into t values (2)").await;
+        query(instance, "select pg_create_restore_point('here')").await;
+        query(instance, "insert into t values (3)").await;
+        instance.stop(&StopOptions::default()).await.unwrap();
+        let wal = WalSource::Directory(instance.data_dir().join("pg_wal"));
+        let plan = RecoveryPlan::new(wal, RecoveryTarget::RestorePoint("here".to_owned()))
+            .with_end(RecoveryEnd::Promoted)
+            .with_durability(false);
+        let installation = installation(major);
+        let at = |name| folder.join(name);
+        let copy = Instance::at(&installation, at("data"), at("log"), at("run")).unwrap();
+        copy.recover(&plan, |_| {}).await.unwrap();
+        copy.start(
+            &start_options()
+                .with_setting("port", "5432")
+                .with_setting("listen_addresses", ""),
+        )
+        .await
+        .unwrap();
+        let copy = copy.with_pass_file(instance.pass_file().unwrap());
+        assert_eq!(
+            query(&copy, "select string_agg(i::text, ' ') from t").await,
+            "1 2"
+        );
+        copy.stop(&StopOptions::default()).await.unwrap();
+    });
+}
+
+const RECOVERING: &str = "NEON_TEST_RECOVERING";
+
+/// What [`a_recovery_ends_when_its_host_is_killed`] kills.
+#[test]
+fn a_process_that_recovers() {
+    let Some(folder) = std::env::var_os(RECOVERING).map(PathBuf::from) else {
+        return;
+    };
+    let installation = installation(PgMajor::V16);
+    let at = |name| folder.join(name);
+    let instance =
+        Instance::at(&installation, at("stuck"), at("stuck.log"), at("stuck.run")).unwrap();
+    let source = WalSource::Command("echo >begun; sleep 600".to_owned());
+    let plan = RecoveryPlan::new(source, RecoveryTarget::Immediate).with_durability(false);
+    drop(recover(&instance, &plan));
+}
+
+#[test]
+fn a_recovery_ends_when_its_host_is_killed() {
+    let history = History::write(PgMajor::V16);
+    let instance = history.fresh("stuck");
+    let folder = history.cluster.scratch_dir();
+    let mut host = this_program("recovery::a_process_that_recovers")
+        .env(RECOVERING, folder)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    run(until("the command runs", || {
+        instance.data_dir().join("begun").exists()
+    }));
+    host.kill().unwrap();
+    host.wait().unwrap();
+    run(until("the server is gone", || {
+        postgres_in(instance.data_dir()).is_empty()
+    }));
+    run(until("the folder is gone", || {
+        fs::read_dir(instance.socket_dir()).unwrap().count() == 0
+    }));
+    recover(
+        &instance,
+        &plan(&history.archive, RecoveryTarget::Immediate),
+    )
+    .unwrap();
+}
+
 macro_rules! per_major {
     ($($module:ident $major:ident)*) => {$(
         mod $module {
@@ -470,6 +581,11 @@ macro_rules! per_major {
             #[test]
             fn wal_of_level_minimal_is_not_recovered_over() {
                 super::wal_of_level_minimal_is_not_recovered_over(PgMajor::$major);
+            }
+
+            #[test]
+            fn a_copy_of_an_instance_recovers() {
+                super::a_copy_of_an_instance_recovers(PgMajor::$major);
             }
 
             #[test]

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use neon_pgwire::{Client, Config, ErrorKind, Params, Surroundings};
 use neon_testkit::{Cluster, OsUser, PgMajor, Scratch};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
 
 use crate::support::config;
 
@@ -22,6 +25,7 @@ impl Certificates {
         ca.distinguished_name
             .push(DnType::CommonName, "an authority");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let root = ca.self_signed(&key).unwrap();
         fs::write(scratch.path().join("root.crt"), root.pem()).unwrap();
@@ -29,13 +33,14 @@ impl Certificates {
         // The server is named by its common name alone, as the documentation's recipe does it.
         for (file, common_name, names) in [
             ("server", "localhost", Vec::new()),
-            ("client", "postgres", Vec::new()),
+            ("client", "certified", Vec::new()),
             ("other", "db.example.org", vec!["db.example.org".to_owned()]),
         ] {
             let mut params = CertificateParams::new(names).unwrap();
             params
                 .distinguished_name
                 .push(DnType::CommonName, common_name);
+            params.serial_number = Some(SerialNumber::from(file.as_bytes().to_vec()));
             let key = KeyPair::generate().unwrap();
             let certificate = params.signed_by(&key, &issuer).unwrap();
             fs::write(
@@ -47,6 +52,28 @@ impl Certificates {
             fs::write(&key_file, key.serialize_pem()).unwrap();
             fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
             OsUser::current().own(&key_file);
+        }
+        for (file, revoked) in [("none", "nothing"), ("server", "server")] {
+            let revoked = RevokedCertParams {
+                serial_number: SerialNumber::from(revoked.as_bytes().to_vec()),
+                revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            };
+            let list = CertificateRevocationListParams {
+                this_update: rcgen::date_time_ymd(2020, 1, 1),
+                next_update: rcgen::date_time_ymd(2100, 1, 1),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: vec![revoked],
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            let list = list.signed_by(&issuer).unwrap();
+            fs::write(
+                scratch.path().join(format!("{file}.crl")),
+                list.pem().unwrap(),
+            )
+            .unwrap();
         }
         Self { scratch }
     }
@@ -241,20 +268,41 @@ async fn encryption_is_as_much_as_was_asked_for() {
             "{verified} sslmode=require ssl_min_protocol_version=TLSv1.3"
         ))
         .await;
-        // Client certificates.
-        let cert = format!(
-            "{} sslmode=require sslcert={} sslkey={}",
-            tcp.replace("user=postgres", "user=certified"),
-            certificates.path("client.crt").display(),
-            certificates.path("client.key").display()
-        );
-        let wrong_name = fails(&cert).await;
+        // Client certificates: one that names the user, one that names another, none.
+        let with_certificate = |name: &str| {
+            format!(
+                "{} sslmode=require sslcert={} sslkey={}",
+                tcp.replace("user=postgres", "user=certified"),
+                certificates.path(&format!("{name}.crt")).display(),
+                certificates.path(&format!("{name}.key")).display()
+            )
+        };
+        let cert = with_certificate("client");
+        connects(&cert).await;
+        let wrong_name = fails(&with_certificate("other")).await;
         assert_eq!(
             wrong_name.kind(),
             ErrorKind::Authentication,
             "{wrong_name:?}"
         );
         fails(&format!("{cert} sslcertmode=disable")).await;
+        // A certificate that its authority has revoked, and one that it has not.
+        let unrevoked = format!(
+            "{verified} sslmode=verify-ca sslcrl={}",
+            certificates.path("none.crl").display()
+        );
+        connects(&unrevoked).await;
+        let revoked = format!(
+            "{verified} sslmode=verify-ca sslcrl={}",
+            certificates.path("server.crl").display()
+        );
+        assert_eq!(fails(&revoked).await.kind(), ErrorKind::Tls);
+        // The system's authorities.
+        let mut surroundings = Surroundings::none();
+        surroundings.system_roots = Some(root.clone());
+        let system: Params = format!("{verified} sslrootcert=system").parse().unwrap();
+        let system = Config::resolve(&system, &surroundings).unwrap();
+        assert!(Client::connect(&system).await.unwrap().is_encrypted());
         let asked = format!("{cert} sslcertmode=require user=needs_tls");
         connects(&asked).await;
         // Cancelling goes over TLS as well.
@@ -392,4 +440,23 @@ async fn the_password_file_is_asked_when_the_server_asks() {
     ))
     .await;
     assert!(Path::new(&file).exists());
+}
+
+#[tokio::test]
+async fn abstract_sockets_are_sockets_as_well() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let name = format!("neon-pgwire-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(format!("{name}/.s.PGSQL.5432")).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut stream, &crate::hostile_servers::greeting("18.0")).unwrap();
+        stream
+    });
+    let client = Client::connect(&config(&format!("host=@{name} user=me")))
+        .await
+        .unwrap();
+    assert_eq!(client.major().unwrap(), PgMajor::V18);
+    drop(server.join().unwrap());
 }

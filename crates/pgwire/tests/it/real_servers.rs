@@ -114,7 +114,9 @@ async fn queries_identity_and_slots(major: PgMajor) {
     assert_eq!(error.sqlstate(), Some("57014"));
     assert!(!client.is_closed());
 
-    // A dropped operation closes the connection instead of leaving it out of step.
+    // A dropped operation closes the connection instead of leaving it out of step. (Another session:
+    // one more request to cancel may still be on its way to the first.)
+    let mut client = Client::connect(&config(&cluster.conninfo())).await.unwrap();
     let dropped = tokio::time::timeout(
         Duration::from_millis(50),
         client.simple_query("select pg_sleep(600)"),

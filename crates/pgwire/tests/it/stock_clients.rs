@@ -145,104 +145,112 @@ fn own_dir(path: PathBuf) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_stock_client_takes_an_online_backup_in_every_form() {
-    for (major, advertise) in [
-        (PgMajor::V13, PgMajor::V13),
-        (PgMajor::V15, PgMajor::V15),
-        (PgMajor::V18, PgMajor::V13),
-    ] {
-        let mut cluster = Cluster::builder(major).checksums(true).start();
-        cluster.psql("create table t as select generate_series(1, 10000) as i");
-        let scratch = Scratch::new();
-        let stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
-        cluster.stop(StopMode::Fast);
-        let wal = stored.directory.join("pg_wal");
-        let socket = own_dir(scratch.path().join("s"));
-        let mut options = ServerOptions::new(Access::Anybody);
-        options.advertise = advertise;
-        let _server = on_socket(stored, options, &socket);
-        for client in Stock::all() {
-            // A client takes no server newer than itself.
-            if client.major < advertise.number() {
-                let mut command = client.command("pg_basebackup");
-                command.args(["-D", "/nonexistent/x", "-h"]).arg(&socket);
-                assert!(!run(command).await.status.success());
-                continue;
+async fn every_stock_client_takes_an_online_backup_of_13_in_every_form() {
+    takes_every_form(PgMajor::V13, PgMajor::V13).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_clients_from_15_on_take_the_form_of_15() {
+    takes_every_form(PgMajor::V15, PgMajor::V15).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_18_is_served_to_clients_of_13() {
+    takes_every_form(PgMajor::V18, PgMajor::V13).await;
+}
+
+async fn takes_every_form(major: PgMajor, advertise: PgMajor) {
+    let mut cluster = Cluster::builder(major).checksums(true).start();
+    cluster.psql("create table t as select generate_series(1, 10000) as i");
+    let scratch = Scratch::new();
+    let stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
+    cluster.stop(StopMode::Fast);
+    let wal = stored.directory.join("pg_wal");
+    let socket = own_dir(scratch.path().join("s"));
+    let mut options = ServerOptions::new(Access::Anybody);
+    options.advertise = advertise;
+    let _server = on_socket(stored, options, &socket);
+    for client in Stock::all() {
+        // A client takes no server newer than itself.
+        if client.major < advertise.number() {
+            let mut command = client.command("pg_basebackup");
+            command.args(["-D", "/nonexistent/x", "-h"]).arg(&socket);
+            assert!(!run(command).await.status.success());
+            continue;
+        }
+        let every = [
+            ("-Fp", "stream"),
+            ("-Fp", "fetch"),
+            ("-Fp", "none"),
+            ("-Ft", "stream"),
+            ("-Ft", "fetch"),
+            ("-Ftz", "none"),
+        ];
+        // The forms are a matter of the client; that of 18 is there for its control file.
+        let forms = if major == PgMajor::V18 {
+            &every[..2]
+        } else {
+            &every[..]
+        };
+        for (form, wal_method) in forms.iter().copied() {
+            let into = scratch
+                .path()
+                .join(format!("{}{form}{wal_method}", client.major));
+            let mut command = client.command("pg_basebackup");
+            command
+                .arg("-D")
+                .arg(&into)
+                .args([
+                    form.get(..3).unwrap(),
+                    "-X",
+                    wal_method,
+                    "-c",
+                    "fast",
+                    "-P",
+                    "-U",
+                    "me",
+                    "-h",
+                ])
+                .arg(&socket);
+            if form == "-Ftz" {
+                command.arg("-z");
             }
-            let every = [
-                ("-Fp", "stream"),
-                ("-Fp", "fetch"),
-                ("-Fp", "none"),
-                ("-Ft", "stream"),
-                ("-Ft", "fetch"),
-                ("-Ftz", "none"),
-            ];
-            // The forms are a matter of the client; that of 18 is there for its control file.
-            let forms = if major == PgMajor::V18 {
-                &every[..2]
-            } else {
-                &every[..]
-            };
-            for (form, wal_method) in forms.iter().copied() {
-                let into = scratch
-                    .path()
-                    .join(format!("{}{form}{wal_method}", client.major));
-                let mut command = client.command("pg_basebackup");
-                command
-                    .arg("-D")
-                    .arg(&into)
-                    .args([
-                        form.get(..3).unwrap(),
-                        "-X",
-                        wal_method,
-                        "-c",
-                        "fast",
-                        "-P",
-                        "-U",
-                        "me",
-                        "-h",
-                    ])
-                    .arg(&socket);
-                if form == "-Ftz" {
-                    command.arg("-z");
-                }
-                succeeds(command).await;
-                if form == "-Fp" {
-                    verifies(&cluster, &into, wal_method != "none");
-                    // One server start per major says what the others would.
-                    if client.major == 16 {
-                        if wal_method == "none" {
-                            for segment in fs::read_dir(&wal).unwrap() {
-                                let segment = segment.unwrap();
-                                fs::copy(
-                                    segment.path(),
-                                    into.join("pg_wal").join(segment.file_name()),
-                                )
-                                .unwrap();
-                            }
+            succeeds(command).await;
+            if form == "-Fp" {
+                verifies(&cluster, &into, wal_method != "none");
+                // One server start per major says what the others would.
+                if client.major == 16 {
+                    if wal_method == "none" {
+                        for segment in fs::read_dir(&wal).unwrap() {
+                            let segment = segment.unwrap();
+                            fs::copy(
+                                segment.path(),
+                                into.join("pg_wal").join(segment.file_name()),
+                            )
+                            .unwrap();
                         }
-                        assert!(into.join("backup_label").is_file());
-                        give_to_server(&into);
-                        let answer =
-                            ask_restored(cluster.installation(), &into, "select count(*) from t");
-                        assert_eq!(answer, "10000", "{major} {wal_method}");
                     }
-                } else {
-                    let suffix = if form == "-Ftz" { ".gz" } else { "" };
-                    let tar = into.join(format!("base.tar{suffix}"));
-                    let listed = Command::new("tar").arg("-tf").arg(&tar).output().unwrap();
-                    assert!(
-                        listed.status.success(),
-                        "{}",
-                        String::from_utf8_lossy(&listed.stderr)
-                    );
-                    let names = String::from_utf8(listed.stdout).unwrap();
-                    assert!(names.contains("global/pg_control") && names.contains("backup_label"));
-                    assert_eq!(wal_method == "fetch", names.contains(".done"), "{names}");
-                    assert_eq!(wal_method == "stream", into.join("pg_wal.tar").is_file());
+                    assert!(into.join("backup_label").is_file());
+                    give_to_server(&into);
+                    let answer =
+                        ask_restored(cluster.installation(), &into, "select count(*) from t");
+                    assert_eq!(answer, "10000", "{major} {wal_method}");
                 }
-                fs::remove_dir_all(&into).unwrap();
+            } else {
+                let suffix = if form == "-Ftz" { ".gz" } else { "" };
+                let tar = into.join(format!("base.tar{suffix}"));
+                let listed = Command::new("tar").arg("-tf").arg(&tar).output().unwrap();
+                assert!(
+                    listed.status.success(),
+                    "{}",
+                    String::from_utf8_lossy(&listed.stderr)
+                );
+                let names = String::from_utf8(listed.stdout).unwrap();
+                assert!(names.contains("global/pg_control") && names.contains("backup_label"));
+                assert_eq!(wal_method == "fetch", names.contains(".done"), "{names}");
+                assert_eq!(wal_method == "stream", into.join("pg_wal.tar").is_file());
             }
+            fs::remove_dir_all(&into).unwrap();
         }
     }
 }

@@ -45,7 +45,7 @@ async fn of_many_creates_one_wins(s: Subject) -> Result<(), Failure> {
 
 async fn no_increment_is_lost_to_a_race(s: Subject) -> Result<(), Failure> {
     let key = s.key("counter")?;
-    s.reader.create(&key, "0").await?;
+    s.put(&key, "0").await?;
     let increments = (0..6).map(|_| {
         let (storage, key) = (&s.reader, &key);
         async move {
@@ -88,7 +88,7 @@ async fn many_objects_are_put_at_once(s: Subject) -> Result<(), Failure> {
             let s = s.clone();
             async move {
                 let key = s.key(&format!("parallel/{}/{number}", number % 4))?;
-                s.reader.create(&key, vec![number; 10_000]).await?;
+                s.put(&key, vec![number; 10_000]).await?;
                 Ok::<_, Failure>(())
             }
         })

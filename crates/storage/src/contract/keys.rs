@@ -56,8 +56,7 @@ async fn every_valid_key_names_its_own_object(s: Subject) -> Result<(), Failure>
         &longest,
     ];
     for name in names {
-        s.writer
-            .create(&s.key(name)?, name.to_owned().into_bytes())
+        s.prepare(&s.key(name)?, name.to_owned().into_bytes())
             .await?;
     }
     for name in names {
@@ -93,20 +92,17 @@ async fn every_valid_key_names_its_own_object(s: Subject) -> Result<(), Failure>
 async fn a_key_below_another_key_is_stored_or_refused(s: Subject) -> Result<(), Failure> {
     let (above, below) = (s.key("node")?, s.key("node/leaf")?);
     let (dir, leaf) = (s.key("dir")?, s.key("dir/leaf")?);
-    s.reader.create(&above, "above").await?;
-    s.reader.create(&leaf, "leaf").await?;
+    s.put(&above, "above").await?;
+    s.put(&leaf, "leaf").await?;
     if s.capabilities().keys_below_keys {
-        s.reader.create(&below, "below").await?;
-        s.reader.create(&dir, "dir").await?;
+        s.put(&below, "below").await?;
+        s.put(&dir, "dir").await?;
         ensure_eq!(s.reader.list_all(&s.prefix).await?.len(), 4, "objects");
         ensure_eq!(s.reader.read(&below).await?, "below", "content");
     } else {
-        let (put, kind) = (
-            s.reader.create(&below, "below").await,
-            ErrorKind::Unsupported,
-        );
+        let (put, kind) = (s.put(&below, "below").await, ErrorKind::Unsupported);
         refused("below a key", put, kind)?;
-        refused("above a key", s.reader.create(&dir, "dir").await, kind)?;
+        refused("above a key", s.put(&dir, "dir").await, kind)?;
         refused(
             "over a directory",
             s.reader.overwrite(&dir, "dir").await,

@@ -32,7 +32,7 @@ async fn prepare(s: &Subject) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
     names.extend((0..25).map(|number| format!("many/{number}")));
     for name in &names {
-        s.writer.create(&s.key(name)?, "x").await?;
+        s.prepare(&s.key(name)?, "x").await?;
     }
     names.sort();
     Ok(names)
@@ -91,8 +91,7 @@ async fn a_listing_begins_at_prefix_and_offset(s: Subject) -> Result<(), Failure
 
 async fn a_listing_says_what_head_says(s: Subject) -> Result<(), Failure> {
     for length in [0usize, 7, 100_000] {
-        s.writer
-            .create(&s.key(&format!("of-{length}"))?, vec![1u8; length])
+        s.prepare(&s.key(&format!("of-{length}"))?, vec![1u8; length])
             .await?;
     }
     for object in s.reader.list_all(&s.prefix).await? {

@@ -19,9 +19,12 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use crate::body::Body;
 use crate::capabilities::Capabilities;
 use crate::ext::StorageExt;
 use crate::key::Key;
+use crate::object::ObjectMeta;
+use crate::options::PutOptions;
 use crate::storage::Storage;
 
 pub use check::Failure;
@@ -43,9 +46,27 @@ impl Subject {
         self.reader.capabilities()
     }
 
+    /// Puts through the storage under test: a create where those are enforced.
+    async fn put(&self, key: &Key, body: impl Into<Body>) -> crate::Result<ObjectMeta> {
+        put_new(&*self.reader, key, body.into()).await
+    }
+
+    /// Puts through the storage that prepares.
+    async fn prepare(&self, key: &Key, body: impl Into<Body>) -> crate::Result<ObjectMeta> {
+        put_new(&*self.writer, key, body.into()).await
+    }
+
     fn key(&self, rest: &str) -> Result<Key, Failure> {
         Ok(Key::new(format!("{}{rest}", self.prefix))?)
     }
+}
+
+async fn put_new(storage: &dyn Storage, key: &Key, body: Body) -> crate::Result<ObjectMeta> {
+    let options = match storage.capabilities().create_only {
+        true => PutOptions::create(),
+        false => PutOptions::overwrite(),
+    };
+    storage.put(key, body, options).await
 }
 
 /// One promise.

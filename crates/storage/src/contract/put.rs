@@ -49,7 +49,7 @@ fn chunked(bytes: Bytes, size: usize) -> Body {
 async fn what_is_put_is_read_back(s: Subject) -> Result<(), Failure> {
     for length in [0usize, 1, 8192, 1_000_003] {
         let (key, content) = (s.key(&format!("object-{length}"))?, pattern(length));
-        let put = s.reader.create(&key, content.clone()).await?;
+        let put = s.put(&key, content.clone()).await?;
         ensure_eq!(put.key, key, "key of the put");
         ensure_eq!(put.size, length as u64, "size of the put");
         ensure!(
@@ -107,7 +107,7 @@ async fn an_overwrite_replaces_the_whole_object(s: Subject) -> Result<(), Failur
 
 async fn a_put_under_a_version_needs_that_version(s: Subject) -> Result<(), Failure> {
     let key = s.key("swap")?;
-    let first = s.reader.create(&key, "1").await?;
+    let first = s.put(&key, "1").await?;
     let Some(v1) = first.version else {
         return Err(Failure::new("compare-and-swap without versions"));
     };
@@ -183,10 +183,7 @@ async fn a_repeated_put_recognises_its_own_object(s: Subject) -> Result<(), Fail
 async fn a_stream_of_unknown_length_is_stored_whole(s: Subject) -> Result<(), Failure> {
     for (length, size) in [(0usize, 1usize), (70_001, 977), (LARGE, 1_000_003)] {
         let (key, content) = (s.key(&format!("stream-{length}"))?, pattern(length));
-        let put = s
-            .reader
-            .create(&key, chunked(content.clone(), size))
-            .await?;
+        let put = s.put(&key, chunked(content.clone(), size)).await?;
         ensure_eq!(put.size, length as u64, "size of the put");
         ensure!(
             s.reader.read(&key).await? == content,
@@ -207,7 +204,7 @@ async fn a_replayable_body_is_stored_whole(s: Subject) -> Result<(), Failure> {
         let content = content.clone();
         Body::replayable(move || chunked(content.clone(), 10_000).into_stream())
     };
-    s.reader.create(&key, body.with_length(300_000)).await?;
+    s.put(&key, body.with_length(300_000)).await?;
     ensure!(s.reader.read(&key).await? == content, "content differs");
     Ok(())
 }
@@ -241,17 +238,13 @@ async fn nothing_is_there(s: &Subject, name: &str) -> Result<(), Failure> {
 async fn a_body_that_fails_leaves_nothing(s: Subject) -> Result<(), Failure> {
     for (name, good) in [("at-once", 0usize), ("early", 150_000), ("late", LARGE)] {
         let key = s.key(name)?;
-        let error = refused(
-            name,
-            s.reader.create(&key, failing(good)).await,
-            ErrorKind::Body,
-        )?;
+        let error = refused(name, s.put(&key, failing(good)).await, ErrorKind::Body)?;
         ensure!(
             !error.is_retryable(),
             "a broken source is the caller's matter"
         );
         nothing_is_there(&s, name).await?;
-        s.reader.create(&key, "whole").await?;
+        s.put(&key, "whole").await?;
     }
     Ok(())
 }
@@ -259,11 +252,7 @@ async fn a_body_that_fails_leaves_nothing(s: Subject) -> Result<(), Failure> {
 async fn a_body_of_another_length_than_stated_leaves_nothing(s: Subject) -> Result<(), Failure> {
     for (name, stated) in [("short", 100_001u64), ("long", 99_999)] {
         let body = chunked(pattern(100_000), 10_000).with_length(stated);
-        refused(
-            name,
-            s.reader.create(&s.key(name)?, body).await,
-            ErrorKind::Body,
-        )?;
+        refused(name, s.put(&s.key(name)?, body).await, ErrorKind::Body)?;
         nothing_is_there(&s, name).await?;
     }
     Ok(())
@@ -282,7 +271,7 @@ async fn a_dropped_put_leaves_nothing(s: Subject) -> Result<(), Failure> {
                 }
                 std::task::Poll::Pending
             }));
-        let put = s.reader.create(&key, Body::stream(endless));
+        let put = s.put(&key, Body::stream(endless));
         tokio::pin!(put);
         tokio::select! {
             put = &mut put => {
@@ -293,7 +282,7 @@ async fn a_dropped_put_leaves_nothing(s: Subject) -> Result<(), Failure> {
         // A little longer, so that what is in flight arrives.
         let _pending = tokio::time::timeout(Duration::from_millis(20), put).await;
         nothing_is_there(&s, name).await?;
-        s.reader.create(&key, "whole").await?;
+        s.put(&key, "whole").await?;
         ensure_eq!(s.reader.read(&key).await?, "whole", "{name}: content");
     }
     Ok(())
@@ -301,7 +290,7 @@ async fn a_dropped_put_leaves_nothing(s: Subject) -> Result<(), Failure> {
 
 async fn an_overwrite_that_fails_keeps_the_old_object(s: Subject) -> Result<(), Failure> {
     let key = s.key("kept")?;
-    s.reader.create(&key, "old").await?;
+    s.put(&key, "old").await?;
     refused(
         "overwrite",
         s.reader.overwrite(&key, failing(200_000)).await,
@@ -320,12 +309,12 @@ async fn deleted_objects_are_gone_and_missing_ones_are_deleted(s: Subject) -> Re
     for number in 0..30 {
         let key = s.key(&format!("d{}/object {number}", number % 3))?;
         if number % 5 != 0 {
-            s.reader.create(&key, "x").await?;
+            s.put(&key, "x").await?;
         }
         keys.push(key);
     }
     let keep = s.key("d0/kept")?;
-    s.reader.create(&keep, "kept").await?;
+    s.put(&keep, "kept").await?;
     let deleted: Vec<Result<_>> = s
         .reader
         .delete_many(stream::iter(keys.clone().into_iter().map(Ok)).boxed())
@@ -339,7 +328,7 @@ async fn deleted_objects_are_gone_and_missing_ones_are_deleted(s: Subject) -> Re
         refused("get", s.reader.read(key).await, ErrorKind::NotFound)?;
     }
     ensure_eq!(s.reader.read(&keep).await?, "kept", "another object");
-    s.reader.create(s.reader_key(&keys)?, "again").await?;
+    s.put(s.reader_key(&keys)?, "again").await?;
     Ok(())
 }
 
@@ -351,8 +340,8 @@ impl Subject {
 
 async fn an_error_among_the_keys_to_delete_is_passed_on(s: Subject) -> Result<(), Failure> {
     let (one, two) = (s.key("one")?, s.key("two")?);
-    s.reader.create(&one, "1").await?;
-    s.reader.create(&two, "2").await?;
+    s.put(&one, "1").await?;
+    s.put(&two, "2").await?;
     let broken = Error::new(ErrorKind::Corrupt, Operation::List).retry(crate::Retry::Never);
     let keys = stream::iter([Ok(one.clone()), Err(broken), Ok(two.clone())]).boxed();
     let outcomes: Vec<_> = s.reader.delete_many(keys).collect().await;
@@ -367,7 +356,7 @@ async fn an_error_among_the_keys_to_delete_is_passed_on(s: Subject) -> Result<()
 
 async fn a_storage_that_cannot_write_says_so(s: Subject) -> Result<(), Failure> {
     let key = s.key("unwritten")?;
-    s.writer.create(&key, "there").await?;
+    s.prepare(&key, "there").await?;
     for options in [PutOptions::create(), PutOptions::overwrite()] {
         let put = s.reader.put(&s.key("new")?, "x".into(), options).await;
         refused("put", put, ErrorKind::Unsupported)?;

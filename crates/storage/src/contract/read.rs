@@ -24,7 +24,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 async fn a_missing_object_is_reported_with_its_key(s: Subject) -> Result<(), Failure> {
-    s.writer.create(&s.key("dir/present")?, "x").await?;
+    s.prepare(&s.key("dir/present")?, "x").await?;
     for name in ["missing", "dir", "dir/present/below", "no/such/dir"] {
         let key = s.key(name)?;
         let get = refused(name, s.reader.read(&key).await, ErrorKind::NotFound)?;
@@ -48,7 +48,7 @@ async fn a_missing_object_is_reported_with_its_key(s: Subject) -> Result<(), Fai
 
 async fn a_range_is_read_exactly(s: Subject) -> Result<(), Failure> {
     let (key, content) = (s.key("ranged")?, pattern(100_000));
-    s.writer.create(&key, content.clone()).await?;
+    s.prepare(&key, content.clone()).await?;
     for (range, expected) in [
         (GetRange::Bounded(0..1), 0..1),
         (GetRange::Bounded(0..100_000), 0..100_000),
@@ -82,8 +82,8 @@ async fn a_range_is_read_exactly(s: Subject) -> Result<(), Failure> {
 #[expect(clippy::reversed_empty_ranges, reason = "they must be refused")]
 async fn a_range_that_begins_outside_is_invalid(s: Subject) -> Result<(), Failure> {
     let (key, empty) = (s.key("short")?, s.key("empty")?);
-    s.writer.create(&key, "0123456789").await?;
-    s.writer.create(&empty, "").await?;
+    s.prepare(&key, "0123456789").await?;
+    s.prepare(&empty, "").await?;
     for (key, range) in [
         (&key, GetRange::Bounded(10..11)),
         (&key, GetRange::Bounded(5..5)),
@@ -110,7 +110,7 @@ async fn a_range_that_begins_outside_is_invalid(s: Subject) -> Result<(), Failur
 
 async fn several_ranges_come_in_their_order(s: Subject) -> Result<(), Failure> {
     let (key, content) = (s.key("many")?, pattern(3_000_000));
-    let meta = s.writer.create(&key, content.clone()).await?;
+    let meta = s.prepare(&key, content.clone()).await?;
     let ranges = [
         2_999_990u64..3_000_000,
         0..10,
@@ -138,7 +138,7 @@ async fn several_ranges_come_in_their_order(s: Subject) -> Result<(), Failure> {
 #[expect(clippy::single_range_in_vec_init, reason = "several ranges may be one")]
 async fn several_ranges_must_lie_inside(s: Subject) -> Result<(), Failure> {
     let key = s.key("ten")?;
-    s.writer.create(&key, "0123456789").await?;
+    s.prepare(&key, "0123456789").await?;
     for ranges in [&[0u64..11][..], &[0..1, 10..11], &[3..3], &[0..1, 5..2]] {
         let got = s.reader.get_ranges(&key, ranges, GetOptions::new()).await;
         refused(&format!("{ranges:?}"), got, ErrorKind::Invalid)?;
@@ -148,7 +148,7 @@ async fn several_ranges_must_lie_inside(s: Subject) -> Result<(), Failure> {
 
 async fn a_read_can_be_bound_to_a_version(s: Subject) -> Result<(), Failure> {
     let key = s.key("versioned")?;
-    s.writer.create(&key, "first").await?;
+    s.prepare(&key, "first").await?;
     let Some(first) = s.reader.head(&key).await?.meta.version else {
         return Err(Failure::new("versions are claimed and head has none"));
     };
@@ -212,7 +212,7 @@ async fn a_reader_never_sees_two_versions(s: Subject) -> Result<(), Failure> {
 
 async fn a_large_object_is_read_in_pieces(s: Subject) -> Result<(), Failure> {
     let (key, content) = (s.key("large")?, pattern(LARGE));
-    s.writer.create(&key, content.clone()).await?;
+    s.prepare(&key, content.clone()).await?;
     let mut got = s.reader.get(&key, GetOptions::new()).await?;
     let (mut seen, mut pieces) = (0usize, 0usize);
     while let Some(chunk) = got.body.next().await {
@@ -231,7 +231,7 @@ async fn a_large_object_is_read_in_pieces(s: Subject) -> Result<(), Failure> {
 
 async fn a_dropped_read_disturbs_nothing(s: Subject) -> Result<(), Failure> {
     let (key, content) = (s.key("dropped")?, pattern(2_000_000));
-    s.writer.create(&key, content.clone()).await?;
+    s.prepare(&key, content.clone()).await?;
     for _ in 0..5 {
         let mut got = s.reader.get(&key, GetOptions::new()).await?;
         let _first = got.body.next().await;
@@ -248,7 +248,7 @@ async fn a_dropped_read_disturbs_nothing(s: Subject) -> Result<(), Failure> {
 
 async fn the_age_is_judged_by_the_storages_clock(s: Subject) -> Result<(), Failure> {
     let key = s.key("aged")?;
-    s.writer.create(&key, "x").await?;
+    s.prepare(&key, "x").await?;
     let head = s.reader.head(&key).await?;
     let Some(clock) = head.clock else {
         return Err(Failure::new("no clock"));

@@ -116,7 +116,9 @@ impl Storage for RateLimit {
 
     async fn put(&self, key: &Key, body: Body, options: PutOptions) -> Result<ObjectMeta> {
         let body = match self.up.clone() {
-            Some(up) => body.map_stream(move |chunks: ByteStream| throttled(chunks, up.clone())),
+            Some(up) => {
+                body.map_stream(move |chunks: ByteStream| throttled(chunks, Arc::clone(&up)))
+            }
             None => body,
         };
         self.inner.put(key, body, options).await

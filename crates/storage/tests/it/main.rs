@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::clone_on_ref_ptr,
     clippy::print_stderr,
     missing_docs,
     unreachable_pub,

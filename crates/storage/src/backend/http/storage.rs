@@ -17,6 +17,7 @@ use super::address::Base;
 use super::client::{date, meta, text, version};
 use crate::body::Body;
 use crate::capabilities::{Capabilities, Durability};
+use crate::coalesce;
 use crate::error::{Error, ErrorKind, Operation, Result, Retry};
 use crate::key::Key;
 use crate::layer::{refusal, refuse_all};
@@ -24,7 +25,6 @@ use crate::locator::Locator;
 use crate::net::{HttpClient, NetError, Timeouts};
 use crate::object::{GetResult, Head, ObjectMeta};
 use crate::options::{GetOptions, ListOptions, PutOptions};
-use crate::ranges;
 use crate::registry::{Context, Factory};
 use crate::secret::Secret;
 use crate::storage::Storage;
@@ -324,7 +324,7 @@ impl Storage for Http {
         ranges: &[Range<u64>],
         options: GetOptions,
     ) -> Result<Vec<Bytes>> {
-        ranges::by_get(self, key, ranges, options).await
+        coalesce::by_get(self, key, ranges, options).await
     }
 
     async fn head(&self, key: &Key) -> Result<Head> {

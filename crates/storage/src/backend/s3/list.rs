@@ -23,7 +23,18 @@ enum Next {
 
 impl S3 {
     pub(super) fn pages(&self, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
-        let state = (self.clone(), options, Next::First);
+        let mut options = options;
+        // Providers differ about an offset outside of the prefix (Garage then lists nothing), so it
+        // is never sent: before the prefix it changes nothing, after it nothing is left.
+        let first = match &options.after {
+            Some(after) if after.starts_with(&options.prefix) => Next::First,
+            Some(after) if *after > options.prefix => Next::End,
+            _ => {
+                options.after = None;
+                Next::First
+            }
+        };
+        let state = (self.clone(), options, first);
         stream::unfold(state, |(s3, options, next)| async move {
             let token = match next {
                 Next::End => return None,

@@ -29,6 +29,11 @@ fn length(count: Option<i64>) -> Option<u64> {
 impl S3 {
     pub(super) async fn open_object(&self, key: &Key, options: GetOptions) -> Result<GetResult> {
         options.check(key)?;
+        let outside = || {
+            Error::new(ErrorKind::Invalid, Operation::Get)
+                .subject(key.as_str())
+                .detail("the range begins outside of the object")
+        };
         let (algorithm, customer_key, digest) = self.customer_key();
         let answer = self
             .shared
@@ -51,9 +56,7 @@ impl S3 {
             .map_err(|error| {
                 let lowered = lower(Operation::Get, key.as_str(), &error);
                 match status(&error) {
-                    416 => Error::new(ErrorKind::Invalid, Operation::Get)
-                        .subject(key.as_str())
-                        .detail("the range begins outside of the object"),
+                    416 => outside(),
                     _ => lowered,
                 }
             })?;
@@ -63,6 +66,8 @@ impl S3 {
                 .detail(detail)
         };
         let (range, size) = match (answer.content_range(), &options.range) {
+            // Some providers answer a range of an empty object with a range of no bytes.
+            (Some(text), Some(_)) if text.ends_with("/0") => return Err(outside()),
             (Some(text), _) => content_range(text).ok_or_else(|| corrupt("unreadable range"))?,
             (None, None) => {
                 let size = length(answer.content_length())

@@ -18,11 +18,11 @@ use super::parts::Sizes;
 use super::probe::{self, Conditional, Found};
 use crate::body::Body;
 use crate::capabilities::{Capabilities, Durability};
+use crate::coalesce;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::key::Key;
 use crate::object::{GetResult, Head, ObjectMeta};
 use crate::options::{GetOptions, ListOptions, PutMode, PutOptions};
-use crate::ranges;
 use crate::storage::Storage;
 
 /// A bucket. Clones share their connections.
@@ -211,7 +211,7 @@ impl Storage for S3 {
         ranges: &[Range<u64>],
         options: GetOptions,
     ) -> Result<Vec<Bytes>> {
-        ranges::by_get(self, key, ranges, options).await
+        coalesce::by_get(self, key, ranges, options).await
     }
 
     async fn head(&self, key: &Key) -> Result<Head> {

@@ -189,7 +189,7 @@ impl Ssh {
                 Ok(())
             })
             .await
-            .map(|()| ())
+            .copied()
     }
 
     async fn sweep(

@@ -138,7 +138,7 @@ async fn tour(installation: &Installation, folder: &Path) -> Result<()> {
         mb(file.metadata()?.len())
     ))?;
 
-    let mut neon = NeonFile::open(File::open(&file)?, None)?;
+    let neon = NeonFile::open(File::open(&file)?, None)?;
     let page = neon.read(&SnapshotPath::new(relation.as_str())?, 8192 * 100, 8192)?;
     let lsn = PageHeader::decode(&page)?.lsn;
     story.tell(&format!(

@@ -17,6 +17,8 @@ mod inspect_pgdata;
 mod recover_to_time;
 #[path = "run/single_file.rs"]
 mod single_file;
+#[path = "run/tour.rs"]
+mod tour;
 #[path = "run/wal_changes.rs"]
 mod wal_changes;
 

@@ -3,7 +3,7 @@
 //! Facts are taken of a machine and its programs ([`Installation::platform_facts`](crate::Installation::platform_facts)), of a
 //! data directory without a server ([`Instance::offline_facts`](crate::Instance::offline_facts)), or, with the databases, of a
 //! running server ([`Instance::online_facts`](crate::Instance::online_facts)). They are plain values to be kept beside a
-//! snapshot; [`compare`] tells what is different elsewhere, and what repairs it.
+//! snapshot; [`compare()`] tells what is different elsewhere, and what repairs it.
 
 mod compare;
 mod offline;

@@ -38,7 +38,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use file_checksum::{ChecksumAlgorithm, FileChecksum, FileHasher};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestFile, ManifestItem, ManifestReader, ManifestWriter, gmt};
-pub use page::{BlockSize, PageCheck, PageHeader, PageVerdict};
+pub use page::{BlockSize, PageCheck, PageHeader, PageVerdict, ReplayedLog};
 pub use postmaster_pid::{PostmasterPid, PostmasterStatus};
 pub use relation::{BlockNumber, DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, Oid, RelFileLocator};
 pub use relation_map::RelationMap;

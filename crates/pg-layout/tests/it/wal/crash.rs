@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use neon_pg_layout::wal::changes::Change;
-use neon_pg_layout::wal::{EndOfWal, EndReason, Step, WalReader};
+use neon_pg_layout::wal::{EndOfWal, EndReason, Step, WalReader, end_of_log};
 use neon_pg_layout::{ErrorKind, Lsn, PgMajor, SegmentName, TimelineId};
 use neon_testkit::{Cluster, StopMode};
 
 use super::judges;
-use super::walk::{Seen, Stop, changes, format_of, records, start_of};
+use super::walk::{Seen, Stop, changes, format_of, records, segments, start_of};
 
 fn cluster(major: PgMajor) -> Cluster {
     Cluster::builder(major)
@@ -69,6 +69,14 @@ fn opened_at(dir: &Path, lsn: Lsn) -> Seen {
     }
 }
 
+/// Where the log in `dir` ends for one who has only its files.
+fn end_from(dir: &Path, start: Lsn) -> Lsn {
+    end_of_log(format_of(dir), start, &segments(dir), |name| {
+        fs::File::open(dir.join(name.to_string()))
+    })
+    .unwrap()
+}
+
 fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.write_all_at(bytes, offset).unwrap();
@@ -119,6 +127,7 @@ fn a_cut_record_is_passed_over(major: PgMajor) {
     assert_eq!(redo.0 / 8192, after[0].lsn.0 / 8192);
     for seen in &after[..2] {
         assert_eq!(&opened_at(&dir, seen.lsn), seen);
+        assert_eq!(end_from(&dir, seen.lsn), end.lsn);
     }
     if cluster.installation().tool("pg_waldump").is_some() {
         let (theirs, said) = judges::pg_waldump(&cluster, 1, start_of(&dir));
@@ -160,6 +169,8 @@ fn a_torn_record_ends_the_log_where_the_server_says(major: PgMajor) {
         Stop::NoMoreFiles(_) => panic!("{stop:?}"),
     }
     assert_eq!(ours.last().unwrap().lsn, before.lsn);
+    assert_eq!(end_from(&dir, ours[0].lsn), torn.lsn);
+    assert_eq!(end_from(&dir, torn.lsn), torn.lsn);
     cluster.start();
     let log = cluster.log();
     assert!(
@@ -198,6 +209,7 @@ fn a_recycled_file_ends_the_log(major: PgMajor) {
     };
     // What is left of the page is zeros, written with the records on it.
     assert_eq!((end.cut, end.reason), (false, EndReason::Zeros));
+    assert_eq!(end_from(&dir, seen[0].lsn), end.lsn);
     let page = Lsn(end.lsn.0.next_multiple_of(8192));
     let bytes = fs::read(segment(&dir, page)).unwrap();
     let mut reader = WalReader::resume(format_of(&dir), page, Some(seen.last().unwrap().lsn));

@@ -2,8 +2,9 @@
 //!
 //! Reads the control file, walks the files of the cluster, and judges each page by its header and, if
 //! the cluster has them, by its checksum. Memory stays small whatever the size of the cluster. For a
-//! stopped cluster; beside a running server pages that were changed since its last checkpoint are not
-//! judged. Exit code 1 when a page is bad or something cannot be read.
+//! stopped cluster. After a crash, or beside a running server, pages may be torn: one that fails is excused
+//! if its position lies between the last checkpoint and the end of the log in `pg_wal`, which is then read,
+//! because replaying that log restores it. Exit code 1 when a page is bad or something cannot be read.
 
 #![allow(
     clippy::print_stdout,
@@ -17,8 +18,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_pg_layout::wal::{WalFormat, end_of_log};
 use neon_pg_layout::{
-    ControlFile, DataFile, PageCheck, PageVerdict, RelationPath, VersionLayout, gmt,
+    ControlFile, DataFile, Lsn, PageCheck, PageVerdict, RelationPath, ReplayedLog, SegmentName,
+    VersionLayout, gmt,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -58,9 +61,20 @@ struct Counts {
 fn inspect(directory: &Path) -> Result<Counts> {
     let control = read_control(directory)?;
     print_facts(&control);
+    // The end of the log is looked for when a page needs it.
+    let any = ReplayedLog {
+        start: control.checkpoint.redo,
+        end: Lsn::MAX,
+    };
     let check = PageCheck {
         checksums: control.data_checksums,
-        unsettled_from: (!control.state.is_clean()).then_some(control.checkpoint.redo),
+        replayed: (!control.state.is_clean()).then_some(any),
+    };
+    let mut log = Log {
+        folder: directory.join("pg_wal"),
+        format: WalFormat::of_control(&control)?,
+        end: control.checkpoint.redo,
+        standby: control.min_recovery_point,
     };
     let layout = control.major.layout();
     let mut counts = Counts::default();
@@ -74,18 +88,61 @@ fn inspect(directory: &Path) -> Result<Counts> {
             if directory.join(&name).is_dir() {
                 folders.push(name);
             } else if let Some(relation) = relation(&name, layout) {
-                check_file(directory, &name, &relation, &control, check, &mut counts)?;
+                let pages = Pages {
+                    control: &control,
+                    check,
+                    log: &mut log,
+                };
+                check_file(directory, &name, &relation, pages, &mut counts)?;
             }
         }
     }
     println!(
-        "{} relation files: {} pages good, {} new, {} changed since the checkpoint, {} bad",
+        "{} relation files: {} pages good, {} new, {} torn but restored by the log, {} bad",
         counts.relations, counts.good, counts.new, counts.unsettled, counts.bad
     );
     if !control.data_checksums {
         println!("page checksums are off: only headers were checked");
     }
     Ok(counts)
+}
+
+/// The log that goes with the pages.
+struct Log {
+    folder: PathBuf,
+    format: WalFormat,
+    /// How far it was read.
+    end: Lsn,
+    /// How far a standby had replayed its log, which it may not have kept.
+    standby: Lsn,
+}
+
+impl Log {
+    /// Whether the log reaches this far. A running server may have written more since it was last read.
+    fn reaches(&mut self, lsn: Lsn) -> Result<bool> {
+        if lsn > self.end.max(self.standby) {
+            let mut segments = Vec::new();
+            for entry in std::fs::read_dir(&self.folder).map_err(|error| at(&self.folder, error))? {
+                let name = entry.map_err(|error| at(&self.folder, error))?.file_name();
+                segments.extend(
+                    name.to_str()
+                        .and_then(|name| name.parse::<SegmentName>().ok()),
+                );
+            }
+            self.end = end_of_log(self.format.clone(), self.end, &segments, |name| {
+                File::open(self.folder.join(name.to_string()))
+            })
+            .map_err(|error| at(&self.folder, error))?;
+        }
+        Ok(lsn <= self.end.max(self.standby))
+    }
+}
+
+/// What pages are judged by.
+struct Pages<'a> {
+    control: &'a ControlFile,
+    check: PageCheck,
+    log: &'a mut Log,
 }
 
 fn read_control(directory: &Path) -> Result<ControlFile> {
@@ -133,10 +190,14 @@ fn check_file(
     directory: &Path,
     name: &Path,
     relation: &RelationPath,
-    control: &ControlFile,
-    check: PageCheck,
+    pages_of: Pages<'_>,
     counts: &mut Counts,
 ) -> Result<()> {
+    let Pages {
+        control,
+        check,
+        log,
+    } = pages_of;
     let path = directory.join(name);
     let size = control.build.block_size.bytes();
     let mut block = relation
@@ -169,7 +230,7 @@ fn check_file(
             match check.judge(page, block)? {
                 PageVerdict::Good => counts.good += 1,
                 PageVerdict::New => counts.new += 1,
-                PageVerdict::Unsettled { .. } => counts.unsettled += 1,
+                PageVerdict::Unsettled { lsn } if log.reaches(lsn)? => counts.unsettled += 1,
                 verdict => {
                     println!("bad: {} block {block}: {verdict:?}", name.display());
                     counts.bad += 1;

@@ -39,9 +39,10 @@ pub struct BackupLabel {
     pub from: BackupSource,
     /// When it was begun, in the server's `log_timezone` and words.
     pub start_time: String,
-    /// The name the backup was given, in the encoding of whoever gave it.
-    pub label: Vec<u8>,
-    /// The timeline it was begun on; not recorded by old servers.
+    /// The name the backup was given, in the encoding of whoever gave it; `pg_rewind` gives none.
+    pub label: Option<Vec<u8>>,
+    /// The timeline it was begun on; not recorded by old servers and `pg_rewind`, for which it is that of
+    /// `start_segment`.
     pub start_timeline: Option<TimelineId>,
     /// For an incremental backup, the start of the backup it builds on. The server refuses to start
     /// from such a label; the backups must be combined first.
@@ -131,7 +132,7 @@ impl BackupLabel {
     fn head(&self, stop: String) -> Vec<u8> {
         let mut content = format!(
             "START WAL LOCATION: {} (file {})\n{stop}CHECKPOINT LOCATION: {}\nBACKUP METHOD: {}\n\
-             BACKUP FROM: {}\nSTART TIME: {}\nLABEL: ",
+             BACKUP FROM: {}\nSTART TIME: {}\n",
             self.start,
             self.start_segment,
             self.checkpoint,
@@ -140,8 +141,11 @@ impl BackupLabel {
             self.start_time
         )
         .into_bytes();
-        content.extend_from_slice(&self.label);
-        content.push(b'\n');
+        if let Some(label) = &self.label {
+            content.extend_from_slice(b"LABEL: ");
+            content.extend_from_slice(label);
+            content.push(b'\n');
+        }
         if let Some(timeline) = self.start_timeline {
             content.extend_from_slice(format!("START TIMELINE: {timeline}\n").as_bytes());
         }
@@ -308,22 +312,25 @@ impl<'a> Lines<'a> {
         })
     }
 
-    /// The label and the start timeline. The server puts whatever it was given into the file, newlines
-    /// too: the label ends where the last `START TIMELINE` line begins.
-    fn label(&mut self) -> Result<(Vec<u8>, Option<TimelineId>)> {
+    /// The label and the start timeline; either may be missing. The server puts whatever it was given into
+    /// the file, newlines too: the label ends where the last `START TIMELINE` line begins.
+    fn label(&mut self) -> Result<(Option<Vec<u8>>, Option<TimelineId>)> {
         const NEXT: &[u8] = b"\nSTART TIMELINE: ";
-        let missing = self.error("no line \"LABEL: \"".to_owned());
-        let Some(text) = self.rest.strip_prefix(b"LABEL: ") else {
-            return Err(missing);
-        };
-        let end = text.windows(NEXT.len()).rposition(|found| found == NEXT);
-        let Some((label, rest)) = end.and_then(|end| text.split_at_checked(end)) else {
-            let label = self.optional("LABEL: ").ok_or(missing)?;
-            return Ok((label.to_vec(), None));
-        };
-        self.rest = rest.strip_prefix(b"\n").unwrap_or(rest);
-        let timeline = self.timeline("START TIMELINE: ")?;
-        Ok((label.to_vec(), Some(timeline)))
+        let mut label = None;
+        if let Some(text) = self.rest.strip_prefix(b"LABEL: ") {
+            let end = text.windows(NEXT.len()).rposition(|found| found == NEXT);
+            let Some((found, rest)) = end.and_then(|end| text.split_at_checked(end)) else {
+                let missing = self.error("the line \"LABEL: \" has no end".to_owned());
+                let label = self.optional("LABEL: ").ok_or(missing)?;
+                return Ok((Some(label.to_vec()), None));
+            };
+            self.rest = rest.strip_prefix(b"\n").unwrap_or(rest);
+            label = Some(found.to_vec());
+        }
+        if !self.rest.starts_with(b"START TIMELINE: ") {
+            return Ok((label, None));
+        }
+        Ok((label, Some(self.timeline("START TIMELINE: ")?)))
     }
 
     fn incremental(&mut self) -> Result<Option<(Lsn, TimelineId)>> {
@@ -370,6 +377,12 @@ mod tests {
             PRIMARY.replace("primary", "standby"),
             PRIMARY.replace("streamed", "pg_rewind"),
             PRIMARY.replace("START TIMELINE: 1\n", ""),
+            PRIMARY.replace("LABEL: lbl\n", ""),
+            // As `pg_rewind` writes it.
+            PRIMARY
+                .replace("streamed", "pg_rewind")
+                .replace("primary", "standby")
+                .replace("LABEL: lbl\nSTART TIMELINE: 1\n", ""),
             PRIMARY.replace("lbl", ""),
             PRIMARY.replace("lbl", "two\nlines"),
             PRIMARY.replace("lbl", "a trap\nSTART TIMELINE: 9\nand more"),
@@ -384,8 +397,8 @@ mod tests {
         bytes[at] = 0xE9;
         let label = BackupLabel::parse(&bytes).unwrap();
         assert_eq!(
-            (label.label.as_slice(), label.to_bytes()),
-            (&b"caf\xE9"[..], bytes)
+            (label.label.as_deref(), label.to_bytes()),
+            (Some(&b"caf\xE9"[..]), bytes)
         );
     }
 
@@ -400,7 +413,7 @@ mod tests {
             ("START TIMELINE: 1\n", "START TIMELINE: 1\nmore\n"),
             ("START TIMELINE: 1\n", "START TIMELINE: 1"),
             ("START TIMELINE: 1\n", "START TIMELINE: 01\n"),
-            ("LABEL: lbl\n", ""),
+            ("LABEL: lbl\n", "LABEL lbl\n"),
             ("\n", "\r\n"),
         ] {
             let error = BackupLabel::parse(PRIMARY.replace(from, to).as_bytes()).unwrap_err();

@@ -4,9 +4,12 @@
 //! what to do with it (leave out, copy last, never copy) is the caller's policy. Sources: the directory
 //! map of the server's documentation, `backup/basebackup.c`, `access/slru.c`, `access/twophase.c`.
 
+use std::ops::RangeInclusive;
+
 use crate::relation::Oid;
 use crate::relation_path::{RelationPath, number, parse_directory};
 use crate::segment::WalFileName;
+use crate::slru::Slru;
 use crate::version::VersionLayout;
 use crate::wal_summary::WalSummaryName;
 
@@ -99,52 +102,6 @@ pub enum DataFile {
     Other,
 }
 
-/// The files that hold "simple least-recently-used" pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Slru {
-    /// `pg_xact`: the outcome of transactions.
-    Transactions,
-    /// `pg_multixact/offsets`
-    MultiXactOffsets,
-    /// `pg_multixact/members`
-    MultiXactMembers,
-    /// `pg_commit_ts`
-    CommitTimestamps,
-    /// `pg_subtrans`: rebuilt at start.
-    Subtransactions,
-    /// `pg_serial`: rebuilt at start.
-    Serializable,
-    /// `pg_notify`: emptied at start.
-    Notifications,
-}
-
-impl Slru {
-    /// Every one.
-    pub const ALL: [Self; 7] = [
-        Self::Transactions,
-        Self::MultiXactOffsets,
-        Self::MultiXactMembers,
-        Self::CommitTimestamps,
-        Self::Subtransactions,
-        Self::Serializable,
-        Self::Notifications,
-    ];
-
-    /// The directory below the data directory.
-    #[must_use]
-    pub const fn directory(self) -> &'static str {
-        match self {
-            Self::Transactions => "pg_xact",
-            Self::MultiXactOffsets => "pg_multixact/offsets",
-            Self::MultiXactMembers => "pg_multixact/members",
-            Self::CommitTimestamps => "pg_commit_ts",
-            Self::Subtransactions => "pg_subtrans",
-            Self::Serializable => "pg_serial",
-            Self::Notifications => "pg_notify",
-        }
-    }
-}
-
 impl DataFile {
     /// What the file at this path is. The path is relative to the data directory, in the server's own
     /// form: separated by single slashes, without `./`. A path that is not UTF-8 is
@@ -157,7 +114,10 @@ impl DataFile {
         let found = match path.split_once('/') {
             None => Some(in_root(path)),
             Some(("pg_wal", rest)) => in_wal(rest),
-            Some(("pg_twophase", name)) => hexadecimal(name, 8).map(|xid| Self::TwoPhase { xid }),
+            Some(("pg_twophase", name)) => {
+                let digits = layout.twophase_name_digits;
+                hexadecimal(name, digits..=digits).map(|xid| Self::TwoPhase { xid })
+            }
             Some(("pg_logical", _)) => Some(Self::Logical),
             Some(("pg_replslot", _)) => Some(Self::ReplicationSlot),
             Some(("pg_stat", _)) => Some(Self::Statistics),
@@ -222,7 +182,7 @@ fn in_slru(path: &str) -> Option<DataFile> {
     let area = Slru::ALL
         .into_iter()
         .find(|area| area.directory() == directory)?;
-    let segment = hexadecimal(name, 4)?;
+    let segment = hexadecimal(name, 4..=16)?;
     Some(DataFile::Slru { area, segment })
 }
 
@@ -244,10 +204,10 @@ fn in_database(path: &str, layout: &VersionLayout) -> Option<DataFile> {
     })
 }
 
-/// At least `digits` and at most 16 upper-case hexadecimal digits.
-fn hexadecimal(name: &str, digits: usize) -> Option<u64> {
+/// So many upper-case hexadecimal digits.
+fn hexadecimal(name: &str, digits: RangeInclusive<usize>) -> Option<u64> {
     let plain = |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'F');
-    ((digits..=16).contains(&name.len()) && name.bytes().all(plain))
+    (digits.contains(&name.len()) && name.bytes().all(plain))
         .then(|| u64::from_str_radix(name, 16).ok())
         .flatten()
 }
@@ -332,6 +292,8 @@ mod tests {
             "base/5/core",
             "pg_xact/0",
             "pg_xact/zzzz",
+            "pg_twophase/00000000000002F1",
+            "pg_twophase/2F1",
             "pg_wal/notes",
             "pg_wal/a/b",
             "pg_wal/archive_status/notes.done",

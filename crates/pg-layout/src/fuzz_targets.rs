@@ -6,10 +6,10 @@
 
 use crate::{
     BackupHistory, BackupLabel, BlockRefTable, BlockSize, CheckPoint, ControlFile, DataFile, Error,
-    FileHasher, Lsn, Manifest, ManifestReader, ManifestWriter, PageCheck, PageHeader, PgMajor,
-    PostmasterPid, RelationMap, RelationPath, SegmentName, SystemIdentifier, TablespaceMap,
-    TimelineHistory, TimelineId, WalFileName, WalSegmentSize, WalSummaryName, WalSummaryReader,
-    page_checksums,
+    FileHasher, Lsn, Manifest, ManifestReader, ManifestWriter, PageCheck, PageHeader, PageVerdict,
+    PgMajor, PostmasterPid, RelationMap, RelationPath, ReplayedLog, SegmentName, SystemIdentifier,
+    TablespaceMap, TimelineHistory, TimelineId, WalFileName, WalSegmentSize, WalSummaryName,
+    WalSummaryReader, page_checksums,
 };
 
 /// One fuzz target: its name and its body.
@@ -122,18 +122,30 @@ pub fn page(bytes: &[u8]) {
         };
         let mut page = bytes.to_vec();
         page.resize(size.bytes(), 0);
-        for (checksums, unsettled_from) in [(true, None), (false, Some(Lsn(1 << 32)))] {
-            let check = PageCheck {
+        let log = ReplayedLog {
+            start: Lsn(1 << 32),
+            end: Lsn(1 << 40),
+        };
+        for checksums in [true, false] {
+            let check = |replayed| PageCheck {
                 checksums,
-                unsettled_from,
+                replayed,
             };
-            assert!(check.judge(&page, 7).is_ok());
+            let strict = check(None).judge(&page, 7);
+            let lenient = check(Some(log)).judge(&page, 7);
+            assert!(strict.is_ok());
+            match lenient {
+                Ok(PageVerdict::Unsettled { lsn }) => {
+                    assert!(strict.is_ok_and(PageVerdict::is_bad) && log.restores(lsn));
+                }
+                other => assert_eq!(other, strict),
+            }
         }
         let _checksums = page_checksums(bytes, size, u32::MAX).count();
     }
     let check = PageCheck {
         checksums: true,
-        unsettled_from: None,
+        replayed: None,
     };
     assert_eq!(check.judge(bytes, 0).is_ok(), BlockSize::of(bytes).is_ok());
 }

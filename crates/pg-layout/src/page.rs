@@ -160,8 +160,8 @@ pub enum PageVerdict {
     Good,
     /// All zero: allocated, never written.
     New,
-    /// Changed since the copy began; the log that goes with the copy restores it, whatever its bytes
-    /// are. The position should not lie beyond the end of that log.
+    /// Torn or damaged, but changed within [`PageCheck::replayed`]: the first record of that log about
+    /// the page holds it whole, so replay restores it whatever its bytes are.
     Unsettled {
         /// The page's own position.
         lsn: Lsn,
@@ -185,23 +185,42 @@ impl PageVerdict {
     }
 }
 
+/// The log that will be replayed over pages, from its first to its last position, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplayedLog {
+    /// Where replay starts: the redo position of the checkpoint.
+    pub start: Lsn,
+    /// Where it ends at the least: how far a server had written its log when the page was read, or where
+    /// the log that goes with a copy ends. No page can have a position beyond it but a damaged one.
+    pub end: Lsn,
+}
+
+impl ReplayedLog {
+    /// Whether a page with this position is restored by the log.
+    #[must_use]
+    pub fn restores(self, lsn: Lsn) -> bool {
+        self.start <= lsn && lsn <= self.end
+    }
+}
+
 /// How to judge the pages of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageCheck {
     /// Whether the cluster has page checksums (`data_checksum_version` of its control file).
     pub checksums: bool,
-    /// For pages read while the server runs: where the copy's log starts. Pages at or beyond it are
-    /// restored from the log and may be torn.
-    pub unsettled_from: Option<Lsn>,
+    /// For pages read while the server runs, or after a crash: the log that will be replayed over them.
+    /// Pages with positions within it may be torn. None where every page must be whole.
+    pub replayed: Option<ReplayedLog>,
 }
 
 impl PageCheck {
     /// Judges one page at `block` of its fork, counted over all segment files.
     ///
-    /// The order is the server's: a page without any byte set is new; one at or beyond
-    /// `unsettled_from` is not judged; then checksum, then header. A page whose `upper` is zero though
-    /// others of its bytes are not is a wrong header, which `pg_checksums` passes over and the server
-    /// refuses to read.
+    /// A page without any byte set is new. Of others the checksum is looked at first, then the header:
+    /// the page's position is believed only to excuse what fails, and only within the log that is
+    /// replayed. A header that is wrong under a right checksum was written so and is never excused. A
+    /// page whose `upper` is zero though others of its bytes are not is a wrong header, which
+    /// `pg_checksums` passes over and the server refuses to read.
     ///
     /// # Errors
     /// [`OutOfRange`](ErrorKind::OutOfRange) unless the page's length is a [`BlockSize`].
@@ -211,24 +230,24 @@ impl PageCheck {
         if header.is_new() && page.iter().all(|byte| *byte == 0) {
             return Ok(PageVerdict::New);
         }
-        if self.unsettled_from.is_some_and(|start| header.lsn >= start) {
-            return Ok(PageVerdict::Unsettled { lsn: header.lsn });
-        }
-        if header.is_new() {
-            return Ok(PageVerdict::WrongHeader);
-        }
+        let mut whole = false;
+        let mut verdict = PageVerdict::Good;
         if self.checksums {
-            let computed = page_checksum(page, block)?;
-            if computed != header.checksum {
-                return Ok(PageVerdict::WrongChecksum {
-                    stored: header.checksum,
-                    computed,
-                });
+            let (stored, computed) = (header.checksum, page_checksum(page, block)?);
+            whole = stored == computed;
+            if !whole {
+                verdict = PageVerdict::WrongChecksum { stored, computed };
             }
         }
-        Ok(match header.check(size) {
-            Ok(()) => PageVerdict::Good,
-            Err(_) => PageVerdict::WrongHeader,
+        if header.is_new() || verdict == PageVerdict::Good && header.check(size).is_err() {
+            verdict = PageVerdict::WrongHeader;
+        }
+        let lsn = header.lsn;
+        let excused = !whole && self.replayed.is_some_and(|log| log.restores(lsn));
+        Ok(if verdict.is_bad() && excused {
+            PageVerdict::Unsettled { lsn }
+        } else {
+            verdict
         })
     }
 }
@@ -239,7 +258,7 @@ mod tests {
 
     const CHECK: PageCheck = PageCheck {
         checksums: true,
-        unsettled_from: None,
+        replayed: None,
     };
 
     /// An empty heap page at LSN 1/2 with its checksum for block 5.
@@ -285,19 +304,61 @@ mod tests {
     }
 
     #[test]
-    fn a_page_changed_since_the_start_of_a_copy_is_not_judged() {
+    fn a_torn_page_is_excused_only_within_the_log_that_restores_it() {
         let mut torn = page();
         torn[5000] ^= 1;
-        let from = |lsn| PageCheck {
-            unsettled_from: Some(Lsn(lsn)),
+        let lsn = Lsn(0x1_0000_0002);
+        let within = |start, end| PageCheck {
+            replayed: Some(ReplayedLog {
+                start: Lsn(start),
+                end: Lsn(end),
+            }),
             ..CHECK
         };
-        let lsn = Lsn(0x1_0000_0002);
-        assert_eq!(
-            from(lsn.0).judge(&torn, 5).unwrap(),
-            PageVerdict::Unsettled { lsn }
-        );
-        assert!(from(lsn.0 + 1).judge(&torn, 5).unwrap().is_bad());
+        let unsettled = PageVerdict::Unsettled { lsn };
+        for (start, end) in [(lsn.0, lsn.0), (lsn.0 - 9, lsn.0 + 9), (0, u64::MAX)] {
+            let check = within(start, end);
+            assert_eq!(check.judge(&torn, 5).unwrap(), unsettled);
+            assert_eq!(check.judge(&page(), 5).unwrap(), PageVerdict::Good);
+        }
+        for (start, end) in [(lsn.0 + 1, lsn.0 + 9), (lsn.0 - 9, lsn.0 - 1), (0, 0)] {
+            assert!(within(start, end).judge(&torn, 5).unwrap().is_bad());
+        }
+        let mut half_header = page();
+        half_header[14] = 0;
+        half_header[15] = 0;
+        let check = within(lsn.0, lsn.0);
+        assert_eq!(check.judge(&half_header, 5).unwrap(), unsettled);
+        let unchecked = PageCheck {
+            checksums: false,
+            ..check
+        };
+        assert_eq!(unchecked.judge(&half_header, 5).unwrap(), unsettled);
+        assert_eq!(unchecked.judge(&torn, 5).unwrap(), PageVerdict::Good);
+    }
+
+    #[test]
+    fn no_position_excuses_a_page_that_no_server_wrote() {
+        let log = ReplayedLog {
+            start: Lsn(0x1_0000_0000),
+            end: Lsn(0x2_0000_0000),
+        };
+        for checksums in [true, false] {
+            let check = PageCheck {
+                checksums,
+                replayed: Some(log),
+            };
+            assert!(check.judge(&[0xFF; 8192], 5).unwrap().is_bad());
+        }
+        let mut sealed = page();
+        sealed[10] = 8;
+        let checksum = page_checksum(&sealed, 5).unwrap();
+        sealed[8..10].copy_from_slice(&checksum.to_le_bytes());
+        let check = PageCheck {
+            replayed: Some(log),
+            ..CHECK
+        };
+        assert_eq!(check.judge(&sealed, 5).unwrap(), PageVerdict::WrongHeader);
     }
 
     #[test]

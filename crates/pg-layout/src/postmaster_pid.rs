@@ -16,14 +16,14 @@ pub struct PostmasterPid {
     pub pid: u32,
     /// Whether it is a single-user server, whose id is written as a negative number.
     pub single_user: bool,
-    /// The data directory, as the server was given it.
-    pub data_dir: Option<String>,
+    /// The data directory, as the server was given it: a path, in no encoding.
+    pub data_dir: Option<Vec<u8>>,
     /// When the server started, in seconds since 1970.
     pub start_time: Option<i64>,
     /// Its port.
     pub port: Option<u16>,
-    /// Its first socket directory; `None` also when it has none.
-    pub socket_dir: Option<String>,
+    /// Its first socket directory, a path; `None` also when it has none.
+    pub socket_dir: Option<Vec<u8>>,
     /// The first address it listens on; `None` also when it listens on none.
     pub listen_address: Option<String>,
     /// Key and id of its shared memory segment.
@@ -55,9 +55,9 @@ impl PostmasterPid {
     /// [`Malformed`](crate::ErrorKind::Malformed) when the first line is no process id: the file was
     /// just created, is empty after a crash of the machine, or is another file.
     pub fn parse(content: &[u8]) -> Result<Self> {
-        let text = String::from_utf8_lossy(content);
-        let mut lines = text.lines();
-        let first = lines.next().unwrap_or_default().trim();
+        let mut lines = content.split(|&byte| byte == b'\n');
+        let first = String::from_utf8_lossy(lines.next().unwrap_or_default());
+        let first = first.trim();
         let (single_user, digits) = match first.strip_prefix('-') {
             Some(digits) => (true, digits),
             None => (false, first),
@@ -65,23 +65,25 @@ impl PostmasterPid {
         let pid = digits.parse().ok().filter(|pid| *pid != 0);
         let pid =
             pid.ok_or_else(|| Error::malformed(SUBJECT, "no process id in the first line"))?;
-        let mut next = || {
-            let line = lines.next().map(str::trim);
-            line.filter(|line| !line.is_empty()).map(ToOwned::to_owned)
+        let mut next = || lines.next().filter(|line| !line.is_empty());
+        let text = |line: Option<&[u8]>| {
+            let line = line.map(String::from_utf8_lossy)?;
+            let word = line.trim();
+            (!word.is_empty()).then(|| word.to_owned())
         };
         Ok(Self {
             pid,
             single_user,
-            data_dir: next(),
-            start_time: next().and_then(|line| line.parse().ok()),
-            port: next().and_then(|line| line.parse().ok()),
-            socket_dir: next(),
-            listen_address: next(),
-            shared_memory: next().and_then(|line| {
+            data_dir: next().map(ToOwned::to_owned),
+            start_time: text(next()).and_then(|line| line.parse().ok()),
+            port: text(next()).and_then(|line| line.parse().ok()),
+            socket_dir: next().map(ToOwned::to_owned),
+            listen_address: text(next()),
+            shared_memory: text(next()).and_then(|line| {
                 let (key, id) = line.split_once(char::is_whitespace)?;
                 Some((key.parse().ok()?, id.trim_start().parse().ok()?))
             }),
-            status: next().map(|word| match word.as_str() {
+            status: text(next()).map(|word| match word.as_str() {
                 "starting" => PostmasterStatus::Starting,
                 "stopping" => PostmasterStatus::Stopping,
                 "ready" => PostmasterStatus::Ready,
@@ -106,10 +108,18 @@ mod tests {
             (read.pid, read.single_user, read.port),
             (1234, false, Some(5432))
         );
-        assert_eq!(read.data_dir.as_deref(), Some("/srv/data"));
+        assert_eq!(read.data_dir.as_deref(), Some(&b"/srv/data"[..]));
         assert_eq!(read.listen_address.as_deref(), Some("*"));
         assert_eq!(read.shared_memory, Some((10_111_248, 65_566)));
         assert_eq!(read.status, Some(PostmasterStatus::Ready));
+    }
+
+    #[test]
+    fn paths_are_taken_to_the_byte() {
+        let read = PostmasterPid::parse(b"1\n/srv/ caf\xE9 \n1\n5432\n /run\t\n").unwrap();
+        assert_eq!(read.data_dir.as_deref(), Some(&b"/srv/ caf\xE9 "[..]));
+        assert_eq!(read.socket_dir.as_deref(), Some(&b" /run\t"[..]));
+        assert_eq!(read.port, Some(5432));
     }
 
     #[test]

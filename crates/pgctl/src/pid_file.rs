@@ -1,7 +1,9 @@
 //! `postmaster.pid` of a data directory: what a running server says about itself, and what a dead one left
 //! behind.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -49,7 +51,7 @@ impl PidFile {
             single_user: file.single_user,
             started: started.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since)),
             port: file.port,
-            socket_dir: file.socket_dir.map(PathBuf::from),
+            socket_dir: file.socket_dir.map(OsString::from_vec).map(PathBuf::from),
             listen: file.listen_address,
             shmid: file.shared_memory.map(|(_, id)| id),
             status: file.status,

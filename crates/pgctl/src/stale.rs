@@ -5,7 +5,9 @@
 //! keeps it; both make PostgreSQL refuse. The file is removed here in these cases, and only once no process
 //! of the old server is left that could write to the data directory.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -88,7 +90,7 @@ fn clear_socket_locks(data_dir: &Path, dir: &Path) -> Result<()> {
             .and_then(|bytes| PostmasterPid::parse(&bytes).ok());
         let Some(lock) = lock else { continue };
         let ours = lock.data_dir.is_some_and(|named| {
-            Path::new(&named)
+            Path::new(OsStr::from_bytes(&named))
                 .canonicalize()
                 .is_ok_and(|named| named == data_dir)
         });

@@ -94,6 +94,48 @@ fn a_cluster_of_18_is_described_and_damage_is_found() {
 }
 
 #[test]
+fn after_a_crash_a_torn_page_is_excused_and_a_page_of_no_server_is_not() {
+    let (mut cluster, path) = cluster(PgMajor::V15, true);
+    cluster.psql("update t set filler = 'y' where i < 100");
+    cluster.psql("select count(*) from t; insert into t values (9000, 'z')");
+    cluster.kill9();
+    let file = cluster.data_dir().join(&path);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let control = std::fs::read(cluster.data_dir().join("global/pg_control")).unwrap();
+    let redo = neon_pg_layout::ControlFile::decode(&control)
+        .unwrap()
+        .checkpoint
+        .redo;
+    let stamp = |page: &mut [u8], lsn: u64| {
+        page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
+        page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
+    };
+    stamp(&mut bytes[2 * 8192..], redo.0 + 8);
+    std::fs::write(&file, &bytes).unwrap();
+    let torn = inspect(&cluster.data_dir());
+    assert_eq!(torn.code, Some(0), "{}", torn.stdout);
+    assert!(
+        torn.stdout
+            .contains(" 1 torn but restored by the log, 0 bad"),
+        "{}",
+        torn.stdout
+    );
+    bytes[3 * 8192..4 * 8192].fill(0xFF);
+    stamp(&mut bytes[4 * 8192..], redo.0 + (1 << 30));
+    stamp(&mut bytes[5 * 8192..], redo.0 - 8);
+    std::fs::write(&file, &bytes).unwrap();
+    let damaged = inspect(&cluster.data_dir());
+    assert_eq!(damaged.code, Some(1), "{}", damaged.stdout);
+    assert!(
+        damaged
+            .stdout
+            .contains(" 1 torn but restored by the log, 3 bad"),
+        "{}",
+        damaged.stdout
+    );
+}
+
+#[test]
 fn without_checksums_only_headers_are_checked_and_it_says_so() {
     let (mut cluster, path) = cluster(PgMajor::V14, false);
     cluster.stop(StopMode::Fast);

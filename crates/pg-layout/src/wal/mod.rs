@@ -5,6 +5,7 @@
 //! PostgreSQL checks it (`xlogreader.c`), and what stock tools leave as comments is checked too.
 
 pub mod changes;
+mod end;
 mod format;
 pub(crate) mod fuzz;
 mod page;
@@ -13,6 +14,7 @@ mod record;
 mod rmgr;
 
 pub use changes::Change;
+pub use end::end_of_log;
 pub use format::WalFormat;
 pub use page::{LongWalPageHeader, PageFlags, WalPageHeader};
 pub use reader::{EndOfWal, EndReason, Step, WalReader};

@@ -69,7 +69,7 @@ fn a_bracket_gives_both_files_and_keeps_the_wal(major: PgMajor) {
             .await
             .unwrap();
         let (backup, hold) = bracket.stop_with().await.unwrap();
-        assert_eq!(backup.label.label, label.as_bytes());
+        assert_eq!(backup.label.label.as_deref(), Some(label.as_bytes()));
         assert_eq!(backup.label.to_bytes(), backup.label_file);
         assert_eq!(backup.label.start, started.start);
         let source = if major < PgMajor::V14 { BackupSource::Master } else { BackupSource::Primary };

@@ -4,9 +4,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use neon_pg_layout::{ClusterState, ControlFile, DataFile, Fork, Lsn};
+use neon_pg_layout::wal::{WalFormat, end_of_log};
+use neon_pg_layout::{ClusterState, ControlFile, DataFile, Fork, Lsn, ReplayedLog, SegmentName};
 use rustix::fs::{AtFlags, statat};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -39,6 +40,7 @@ pub struct PgData {
     bracket: Option<Bracket>,
     control: ControlFile,
     control_bytes: Vec<u8>,
+    crash_log_end: OnceLock<Lsn>,
     allow_bad_pages: bool,
     extent: u64,
 }
@@ -128,6 +130,7 @@ impl PgData {
             bracket,
             control,
             control_bytes,
+            crash_log_end: OnceLock::new(),
             allow_bad_pages: false,
             extent: DEFAULT_EXTENT,
         })
@@ -509,7 +512,7 @@ impl PgData {
     }
 
     /// The log that recovery replays over the copy, as far as it is known. None where none is replayed.
-    pub(crate) fn replayed_log(&self) -> Result<Option<(Lsn, Lsn)>> {
+    pub(crate) fn replayed_log(&self) -> Result<Option<ReplayedLog>> {
         match (&self.bracket, self.kind) {
             (Some(bracket), _) => {
                 let end = (bracket.insert_position)().map_err(|error| {
@@ -520,12 +523,43 @@ impl PgData {
                     )
                     .caused_by(error)
                 })?;
-                Ok(Some((bracket.start, end)))
+                Ok(Some(ReplayedLog {
+                    start: bracket.start,
+                    end,
+                }))
             }
-            // Where the log of a crash ends is known only after it has been read.
-            (None, SnapshotKind::Crashed) => Ok(Some((self.control.checkpoint.redo, Lsn::MAX))),
+            (None, SnapshotKind::Crashed) => Ok(Some(ReplayedLog {
+                start: self.control.checkpoint.redo,
+                end: self.crash_log_end()?,
+            })),
             (None, _) => Ok(None),
         }
+    }
+    /// Where the log of a crash ends, read once when the first page needs an excuse. A standby may have
+    /// had more of the log than it kept.
+    fn crash_log_end(&self) -> Result<Lsn> {
+        if let Some(end) = self.crash_log_end.get() {
+            return Ok(*end);
+        }
+        let folder = self.root.path.join("pg_wal");
+        let failed = |error| Error::io("pg_wal", "cannot be read", error);
+        let format =
+            WalFormat::of_control(&self.control).map_err(|error| Error::layout(CONTROL, error))?;
+        let mut segments: Vec<SegmentName> = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            segments.extend(
+                name.to_str()
+                    .and_then(|name| name.parse::<SegmentName>().ok()),
+            );
+        }
+        let redo = self.control.checkpoint.redo;
+        let end = end_of_log(format, redo, &segments, |name| {
+            File::open(folder.join(name.to_string()))
+        })
+        .map_err(failed)?;
+        let end = end.max(self.control.min_recovery_point);
+        Ok(*self.crash_log_end.get_or_init(|| end))
     }
 }
 

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use neon_pg_layout::{DataFile, Lsn, PageCheck, PageHeader, PageVerdict};
+use neon_pg_layout::{DataFile, PageCheck, PageVerdict};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pgdata::read::PgData;
@@ -52,7 +52,7 @@ impl<'a> RelationPages<'a> {
         let size = control.build.block_size.bytes();
         let check = PageCheck {
             checksums: control.data_checksums,
-            unsettled_from: None,
+            replayed: None,
         };
         let mut settled_by_log = 0;
         let first = offset / size as u64;
@@ -70,19 +70,19 @@ impl<'a> RelationPages<'a> {
                 bad.push(self.bad(index, "no relation has so many pages".to_owned()));
                 continue;
             };
-            let judged = |page: &[u8]| {
+            let judged = |check: PageCheck, page: &[u8]| {
                 check
                     .judge(page, block)
                     .map_err(|error| Error::layout(self.entry.path.to_string(), error))
             };
-            let mut verdict = judged(page)?;
+            let mut verdict = judged(check, page)?;
             let mut attempts = 0;
             while verdict.is_bad() && self.source.kind().is_bracketed() && attempts < ATTEMPTS {
                 attempts += 1;
                 std::thread::sleep(PAUSE);
                 let again = file.read_exact_at(page, index * size as u64);
                 match again {
-                    Ok(()) => verdict = judged(page)?,
+                    Ok(()) => verdict = judged(check, page)?,
                     // Truncated meanwhile; the log knows.
                     Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                         page.fill(0);
@@ -98,22 +98,14 @@ impl<'a> RelationPages<'a> {
                 }
             }
             if verdict.is_bad() {
-                if self.in_the_log(page)? {
-                    settled_by_log += 1;
-                } else {
-                    bad.push(self.bad(index, describe(verdict)));
+                let replayed = self.source.replayed_log()?;
+                match judged(PageCheck { replayed, ..check }, page)? {
+                    PageVerdict::Unsettled { .. } => settled_by_log += 1,
+                    verdict => bad.push(self.bad(index, describe(verdict))),
                 }
             }
         }
         Ok(settled_by_log)
-    }
-
-    fn in_the_log(&self, page: &[u8]) -> Result<bool> {
-        let Some((start, end)) = self.source.replayed_log()? else {
-            return Ok(false);
-        };
-        let lsn = PageHeader::decode(page).map_or(Lsn::INVALID, |header| header.lsn);
-        Ok(start <= lsn && lsn <= end)
     }
 
     fn bad(&self, block: u64, reason: String) -> BadPage {

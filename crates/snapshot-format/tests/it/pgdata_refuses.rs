@@ -66,6 +66,40 @@ fn small(major: PgMajor) -> Cluster {
 }
 
 #[test]
+fn after_a_crash_only_pages_within_its_log_are_excused() {
+    let mut cluster = small(PgMajor::V15);
+    cluster.start();
+    cluster.psql("create table later as select generate_series(1, 5000) i");
+    let path = cluster.psql("select pg_relation_filepath('t')");
+    cluster.kill9();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(cluster.data_dir().join(&path))
+        .unwrap();
+    let open = || PgData::crashed(&cluster.data_dir()).unwrap();
+    let redo = open().control().checkpoint.redo.0;
+    // Of a position only the low half: the log of a small cluster is short.
+    let low = |lsn: u64| u32::try_from(lsn).unwrap().to_le_bytes();
+    file.write_all_at(&low(redo + 8), 8192 + 4).unwrap();
+    open().send(&mut Nothing).unwrap();
+    for damage in [
+        vec![0xFF; 8192],
+        low(redo + (1 << 30)).to_vec(),
+        low(redo - 8).to_vec(),
+    ] {
+        let at = if damage.len() == 4 { 4 } else { 0 };
+        let sound = fs::read(cluster.data_dir().join(&path)).unwrap();
+        file.write_all_at(&damage, 5 * 8192 + at).unwrap();
+        let error = open().send(&mut Nothing).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert_eq!(error.subject(), format!("{path}, page 5"));
+        file.write_all_at(&sound[5 * 8192..6 * 8192], 5 * 8192)
+            .unwrap();
+    }
+    open().send(&mut Nothing).unwrap();
+}
+
+#[test]
 fn a_damaged_page_is_named_and_copied_only_when_allowed() {
     let cluster = small(PgMajor::V15);
     let path = {

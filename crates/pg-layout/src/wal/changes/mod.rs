@@ -5,27 +5,25 @@
 //! `storage_xlog.h`, `dbcommands_xlog.h`, `heapam_xlog.h` of each major, and `walsummarizer.c` and
 //! `pg_rewind` for which of them matter to a copy.
 //!
-//! What no record tells, and what a list of changed pages must therefore take whole: free space
-//! maps; visibility maps of every relation that has changed blocks (a map grows without a record,
-//! and a repaired one is not logged); unlogged relations; files that are not of relations, for which
-//! [`Change::SlruPages`] and others are hints; hint bits where neither checksums nor
-//! `wal_log_hints` are on; the cache of recently used pages in the metapage (block 0) of an SP-GiST
-//! index, with checksums too; anything written under `wal_level = minimal`.
+//! What no record tells is listed by [`UnloggedChange`]; a list of changed pages must take that as well.
+//! Nothing holds of what was written under `wal_level = minimal`.
 
 mod heap;
 mod slru;
 mod storage;
 mod transaction;
+mod unlogged;
 mod xlog;
 
-pub use slru::Slru;
 pub use transaction::{Origin, Prepared, TransactionEnd, Xids};
+pub use unlogged::{UnloggedChange, may_be_spgist_metapage};
 pub use xlog::Parameters;
 
 use crate::checkpoint::{CheckPoint, WalLevel};
 use crate::error::{ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::relation::{BlockNumber, Fork, Oid, RelFileLocator};
+use crate::slru::Slru;
 use crate::timeline::TimelineId;
 use crate::timestamp::Timestamp;
 use crate::wal::record::{BlockRef, Record};
@@ -112,7 +110,8 @@ pub enum Change<'a> {
         /// The new content of the file.
         map: &'a [u8],
     },
-    /// Pages of a log of transaction states may have been written.
+    /// Pages of a log of transaction states may have been written: no others were, in those that
+    /// [outlive a start](Slru::outlives_a_start).
     SlruPages {
         /// Which one.
         slru: Slru,

@@ -5,54 +5,25 @@ use super::{Change, Known};
 use crate::cursor::Cursor;
 use crate::error::{ErrorKind, Result};
 use crate::page::BlockSize;
+use crate::slru::Slru;
 use crate::version::VersionLayout;
 use crate::wal::record::Record;
 
-/// A log of transaction states that is part of a copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Slru {
-    /// Whether transactions were committed: `pg_xact`.
-    Transactions,
-    /// Where the members of a multixact begin: `pg_multixact/offsets`.
-    MultixactOffsets,
-    /// Members of multixacts: `pg_multixact/members`.
-    MultixactMembers,
-    /// When transactions were committed: `pg_commit_ts`. Whether `track_commit_timestamp` is on the
-    /// log does not say at each commit; assume it unless [`Parameters`](super::Parameters) or
-    /// `pg_control` say otherwise.
-    CommitTimestamps,
-}
-
-impl Slru {
-    /// The directory, below the data directory.
-    #[must_use]
-    pub const fn directory(self) -> &'static str {
-        match self {
-            Self::Transactions => "pg_xact",
-            Self::MultixactOffsets => "pg_multixact/offsets",
-            Self::MultixactMembers => "pg_multixact/members",
-            Self::CommitTimestamps => "pg_commit_ts",
-        }
-    }
-
-    /// Pages of one file.
-    pub const PAGES_PER_FILE: u64 = 32;
-
-    /// The page that holds the entry of a transaction, multixact or member.
-    pub(super) const fn page_of(self, entry: u32, block_size: BlockSize) -> u64 {
-        let size = block_size.bytes32();
-        let per_page = match self {
-            // Two bits each.
-            Self::Transactions => size * 4,
-            Self::MultixactOffsets => size / 4,
-            // Groups of four: four bytes of flags, four transaction ids.
-            Self::MultixactMembers => size / 20 * 4,
-            // A timestamp and an origin.
-            Self::CommitTimestamps => size / 10,
-        };
-        entry as u64 / per_page as u64
-    }
+/// The page that holds the entry of a transaction, multixact or member; none in those of which the log
+/// says nothing.
+pub(super) const fn page_of(slru: Slru, entry: u32, block_size: BlockSize) -> Option<u64> {
+    let size = block_size.bytes32();
+    let per_page = match slru {
+        // Two bits each.
+        Slru::Transactions => size * 4,
+        Slru::MultiXactOffsets => size / 4,
+        // Groups of four: four bytes of flags, four transaction ids.
+        Slru::MultiXactMembers => size / 20 * 4,
+        // A timestamp and an origin.
+        Slru::CommitTimestamps => size / 10,
+        Slru::Subtransactions | Slru::Serializable | Slru::Notifications => return None,
+    };
+    Some(entry as u64 / per_page as u64)
 }
 
 const ZERO_PAGE: u8 = 0x00;
@@ -101,11 +72,11 @@ pub(super) fn multixact<'a>(
     match record.header().code() {
         ZERO_PAGE => {
             let page = page_number(&mut at, record.layout())?;
-            visit(pages(Slru::MultixactOffsets, page, page));
+            visit(pages(Slru::MultiXactOffsets, page, page));
         }
         ZERO_MEMBERS_PAGE => {
             let page = page_number(&mut at, record.layout())?;
-            visit(pages(Slru::MultixactMembers, page, page));
+            visit(pages(Slru::MultiXactMembers, page, page));
         }
         CREATE => {
             let multi = at.u32()?;
@@ -118,8 +89,8 @@ pub(super) fn multixact<'a>(
                 return Err(at.error(ErrorKind::Malformed, format!("{count} members")));
             };
             // Newer minors write where the next one begins as well.
-            visit_entries(Slru::MultixactOffsets, multi, 1, block_size, visit);
-            visit_entries(Slru::MultixactMembers, offset, last, block_size, visit);
+            visit_entries(Slru::MultiXactOffsets, multi, 1, block_size, visit);
+            visit_entries(Slru::MultiXactMembers, offset, last, block_size, visit);
         }
         TRUNCATE => {
             at.skip(8)?;
@@ -127,11 +98,12 @@ pub(super) fn multixact<'a>(
             at.skip(4)?;
             let first_member = at.u32()?;
             for (slru, entry) in [
-                (Slru::MultixactOffsets, first_offset),
-                (Slru::MultixactMembers, first_member),
+                (Slru::MultiXactOffsets, first_offset),
+                (Slru::MultiXactMembers, first_member),
             ] {
-                let first_kept = slru.page_of(entry, block_size);
-                visit(Change::SlruTruncated { slru, first_kept });
+                if let Some(first_kept) = page_of(slru, entry, block_size) {
+                    visit(Change::SlruTruncated { slru, first_kept });
+                }
             }
         }
         _ => return Ok(Known::No),
@@ -147,13 +119,17 @@ fn visit_entries<'a>(
     block_size: BlockSize,
     visit: &mut impl FnMut(Change<'a>),
 ) {
-    let start = slru.page_of(first, block_size);
+    let mut visit_range = |from, to| {
+        let page = |entry| page_of(slru, entry, block_size);
+        if let (Some(from), Some(to)) = (page(from), page(to)) {
+            visit(pages(slru, from, to));
+        }
+    };
     match first.checked_add(more) {
-        Some(last) => visit(pages(slru, start, slru.page_of(last, block_size))),
+        Some(last) => visit_range(first, last),
         None => {
-            visit(pages(slru, start, slru.page_of(u32::MAX, block_size)));
-            let last = first.wrapping_add(more);
-            visit(pages(slru, 0, slru.page_of(last, block_size)));
+            visit_range(first, u32::MAX);
+            visit_range(0, first.wrapping_add(more));
         }
     }
 }
@@ -177,19 +153,20 @@ mod tests {
 
     #[test]
     fn entries_stand_on_the_pages_that_the_headers_of_postgresql_compute() {
-        assert_eq!(Slru::Transactions.page_of(32_767, BlockSize::DEFAULT), 0);
-        assert_eq!(Slru::Transactions.page_of(32_768, BlockSize::DEFAULT), 1);
-        assert_eq!(Slru::MultixactOffsets.page_of(2048, BlockSize::DEFAULT), 1);
-        assert_eq!(Slru::MultixactMembers.page_of(1635, BlockSize::DEFAULT), 0);
-        assert_eq!(Slru::MultixactMembers.page_of(1636, BlockSize::DEFAULT), 1);
-        assert_eq!(Slru::CommitTimestamps.page_of(819, BlockSize::DEFAULT), 1);
+        let page = |slru, entry| page_of(slru, entry, BlockSize::DEFAULT);
+        assert_eq!(page(Slru::Transactions, 32_767), Some(0));
+        assert_eq!(page(Slru::Transactions, 32_768), Some(1));
+        assert_eq!(page(Slru::MultiXactOffsets, 2048), Some(1));
+        assert_eq!(page(Slru::MultiXactMembers, 1635), Some(0));
+        assert_eq!(page(Slru::MultiXactMembers, 1636), Some(1));
+        assert_eq!(page(Slru::CommitTimestamps, 819), Some(1));
     }
 
     #[test]
     fn entries_that_wrap_touch_both_ends() {
         let mut seen = Vec::new();
         visit_entries(
-            Slru::MultixactOffsets,
+            Slru::MultiXactOffsets,
             u32::MAX,
             1,
             BlockSize::DEFAULT,
@@ -201,8 +178,8 @@ mod tests {
         assert_eq!(
             seen,
             [
-                pages(Slru::MultixactOffsets, end, end),
-                pages(Slru::MultixactOffsets, 0, 0)
+                pages(Slru::MultiXactOffsets, end, end),
+                pages(Slru::MultiXactOffsets, 0, 0)
             ]
         );
     }

@@ -1,12 +1,13 @@
 //! Ends of transactions: when, which, and the relations that go with them.
 
-use super::slru::{Slru, pages};
+use super::slru::{page_of, pages};
 use super::storage::{relation, until_nul};
 use super::{Change, Known};
 use crate::cursor::Cursor;
 use crate::error::{ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::relation::Oid;
+use crate::slru::Slru;
 use crate::timestamp::Timestamp;
 use crate::wal::record::Record;
 
@@ -238,10 +239,10 @@ fn visit_states<'a>(
     visit: &mut impl FnMut(Change<'a>),
 ) {
     const FIRST_NORMAL: u32 = 3;
-    let page_of = |xid| slru.page_of(xid, record.block_size());
+    let page = |xid| page_of(slru, xid, record.block_size());
     let mut range: Option<(u64, u64)> = None;
     let xids = std::iter::once(end.xid).chain(end.subxids.iter());
-    for page in xids.filter(|&xid| xid >= FIRST_NORMAL).map(page_of) {
+    for page in xids.filter(|&xid| xid >= FIRST_NORMAL).filter_map(page) {
         range = match range {
             Some((first, last)) if (first..=last.saturating_add(1)).contains(&page) => {
                 Some((first, last.max(page)))

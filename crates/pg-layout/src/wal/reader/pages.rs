@@ -84,7 +84,9 @@ impl WalReader {
                     "it overwrites the rest of a record, but none is cut here".into(),
                 ));
             }
-            self.cut.expected = true;
+            // A reader that passes over the page's first record never meets the one that says so.
+            self.cut.expected =
+                !(matches!(self.previous, Previous::Unknown) && first && self.from > self.at);
         }
         self.state = match self.previous {
             Previous::Search if continues => {

@@ -5,12 +5,14 @@ use neon_pg_layout::{
 };
 use neon_testkit::{Cluster, StopMode};
 
-use super::{for_every_major, make_standby};
+use super::{for_every_major, for_majors_with_tools, make_standby, own_tool, run};
 
 for_every_major!(
     labels_maps_and_history_files_are_rewritten_byte_for_byte,
     a_label_from_a_standby_says_so,
 );
+
+for_majors_with_tools!(a_label_of_pg_rewind_is_rewritten_byte_for_byte);
 
 /// Brackets nothing; returns what the server gives for the copy, and where it says it stopped.
 fn bracket(cluster: &Cluster, name: &str) -> (Vec<u8>, Vec<u8>, String) {
@@ -74,8 +76,8 @@ fn labels_maps_and_history_files_are_rewritten_byte_for_byte(major: PgMajor) {
         let read = BackupLabel::parse(&label).unwrap();
         assert_eq!(read.to_bytes(), label);
         assert_eq!(
-            (read.label.as_slice(), &read.method),
-            (name.as_bytes(), &BackupMethod::Streamed)
+            (read.label.as_deref(), &read.method),
+            (Some(name.as_bytes()), &BackupMethod::Streamed)
         );
         assert_eq!(read.from.word(), major.layout().backup_from_primary);
         assert_eq!(read.start_timeline.unwrap().get(), 1);
@@ -103,4 +105,33 @@ fn a_label_from_a_standby_says_so(major: PgMajor) {
     let read = BackupLabel::parse(&label).unwrap();
     assert_eq!((read.from, read.to_bytes()), (BackupSource::Standby, label));
     assert_eq!(TablespaceMap::parse(&map).unwrap().entries, []);
+}
+
+fn a_label_of_pg_rewind_is_rewritten_byte_for_byte(major: PgMajor) {
+    let mut old = Cluster::builder(major)
+        .checksums(true)
+        .setting("wal_keep_size", "1GB")
+        .start();
+    old.psql("create table t (i int)");
+    old.stop(StopMode::Fast);
+    let mut new = Cluster::builder(major).on_copy(old.copy_cold());
+    make_standby(&new);
+    new.start();
+    new.psql("select pg_promote(true, 300)");
+    new.psql("insert into t values (2); checkpoint");
+    new.stop(StopMode::Fast);
+    old.start();
+    old.psql("insert into t values (1)");
+    old.stop(StopMode::Fast);
+    let (done, said) = run(own_tool(major, "pg_rewind")
+        .arg("--target-pgdata")
+        .arg(old.data_dir())
+        .arg("--source-pgdata")
+        .arg(new.data_dir()));
+    assert!(done, "{said}");
+    let label = std::fs::read(old.data_dir().join("backup_label")).unwrap();
+    let read = BackupLabel::parse(&label).unwrap();
+    assert_eq!(read.to_bytes(), label);
+    assert_eq!(read.method, BackupMethod::Other("pg_rewind".to_owned()));
+    assert_eq!((read.label, read.start_timeline), (None, None));
 }

@@ -1,5 +1,7 @@
 //! `postmaster.pid` of running servers.
 
+use std::os::unix::ffi::OsStrExt;
+
 use neon_pg_layout::{PgMajor, PostmasterPid, PostmasterStatus};
 use neon_testkit::Cluster;
 
@@ -19,8 +21,14 @@ fn the_pid_file_of_a_running_server_is_understood(major: PgMajor) {
         let read = PostmasterPid::parse(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(Some(read.pid), cluster.pid());
         assert!(!read.single_user);
-        assert_eq!(read.data_dir.as_deref(), cluster.data_dir().to_str());
-        assert_eq!(read.socket_dir.as_deref(), cluster.socket_dir().to_str());
+        assert_eq!(
+            read.data_dir.as_deref(),
+            Some(cluster.data_dir().as_os_str().as_bytes())
+        );
+        assert_eq!(
+            read.socket_dir.as_deref(),
+            Some(cluster.socket_dir().as_os_str().as_bytes())
+        );
         assert_eq!(
             (read.port, read.listen_address.as_deref()),
             (Some(cluster.port()), None)

@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use neon_pg_layout::wal::changes::Change;
-use neon_pg_layout::wal::{EndOfWal, EndReason, Step, WalReader};
+use neon_pg_layout::wal::{EndOfWal, EndReason, Step, WalReader, end_of_log};
 use neon_pg_layout::{ErrorKind, Lsn, PgMajor, SegmentName, TimelineId};
 use neon_testkit::{Cluster, StopMode};
 
 use super::judges;
-use super::walk::{Stop, changes, format_of, records, start_of};
+use super::walk::{Seen, Stop, changes, format_of, records, segments, start_of};
 
 fn cluster(major: PgMajor) -> Cluster {
     Cluster::builder(major)
@@ -56,6 +56,27 @@ fn remove_segments_after(dir: &Path, lsn: Lsn) {
     }
 }
 
+/// The record at `lsn`, opened as one opens the redo position that `pg_control` names.
+fn opened_at(dir: &Path, lsn: Lsn) -> Seen {
+    let format = format_of(dir);
+    let bytes = fs::read(segment(dir, lsn)).unwrap();
+    let page = lsn.0 - lsn.0 % 8192;
+    let offset = usize::try_from(page % format.segment_size().bytes()).unwrap();
+    let mut reader = WalReader::at_record(format, lsn);
+    match reader.read(&mut &bytes[offset..]).unwrap() {
+        Step::Record(record) => Seen::of(&record),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Where the log in `dir` ends for one who has only its files.
+fn end_from(dir: &Path, start: Lsn) -> Lsn {
+    end_of_log(format_of(dir), start, &segments(dir), |name| {
+        fs::File::open(dir.join(name.to_string()))
+    })
+    .unwrap()
+}
+
 fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.write_all_at(bytes, offset).unwrap();
@@ -82,6 +103,8 @@ fn a_cut_record_is_passed_over(major: PgMajor) {
     fs::remove_file(&next).unwrap();
 
     cluster.start();
+    let redo = cluster.psql("select redo_lsn from pg_control_checkpoint()");
+    let redo: Lsn = redo.parse().unwrap();
     cluster.psql("create table after (i int); insert into after values (1)");
     cluster.stop(StopMode::Fast);
     let mut replaced = Vec::new();
@@ -98,6 +121,14 @@ fn a_cut_record_is_passed_over(major: PgMajor) {
     let (after, stop) = records(&dir, 1, Some(Lsn(long.0 + 8)));
     assert_eq!(stop, Stop::End(end));
     assert_eq!(after[0].rmgr, "XLOG");
+    // The checkpoint that ended recovery stands on the same page, behind the record that says what was
+    // cut, and is where the next recovery or a backup begins.
+    assert_eq!((after[1].lsn, after[1].previous), (redo, after[0].lsn));
+    assert_eq!(redo.0 / 8192, after[0].lsn.0 / 8192);
+    for seen in &after[..2] {
+        assert_eq!(&opened_at(&dir, seen.lsn), seen);
+        assert_eq!(end_from(&dir, seen.lsn), end.lsn);
+    }
     if cluster.installation().tool("pg_waldump").is_some() {
         let (theirs, said) = judges::pg_waldump(&cluster, 1, start_of(&dir));
         assert_eq!(records(&dir, 1, None).0, theirs);
@@ -138,6 +169,8 @@ fn a_torn_record_ends_the_log_where_the_server_says(major: PgMajor) {
         Stop::NoMoreFiles(_) => panic!("{stop:?}"),
     }
     assert_eq!(ours.last().unwrap().lsn, before.lsn);
+    assert_eq!(end_from(&dir, ours[0].lsn), torn.lsn);
+    assert_eq!(end_from(&dir, torn.lsn), torn.lsn);
     cluster.start();
     let log = cluster.log();
     assert!(
@@ -176,6 +209,7 @@ fn a_recycled_file_ends_the_log(major: PgMajor) {
     };
     // What is left of the page is zeros, written with the records on it.
     assert_eq!((end.cut, end.reason), (false, EndReason::Zeros));
+    assert_eq!(end_from(&dir, seen[0].lsn), end.lsn);
     let page = Lsn(end.lsn.0.next_multiple_of(8192));
     let bytes = fs::read(segment(&dir, page)).unwrap();
     let mut reader = WalReader::resume(format_of(&dir), page, Some(seen.last().unwrap().lsn));

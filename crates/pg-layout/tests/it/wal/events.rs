@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use neon_pg_layout::wal::changes::{Change, Slru};
+use neon_pg_layout::Slru;
+use neon_pg_layout::wal::changes::Change;
 use neon_pg_layout::{
     DEFAULT_TABLESPACE, Fork, Lsn, PgMajor, RelFileLocator, TimelineId, WalLevel,
 };
@@ -360,7 +361,7 @@ fn transactions_end(log: &mut Observed) {
     one.run("begin; select * from later for share");
     let seen = log.run("begin; select * from later for share; commit");
     one.run("commit");
-    for slru in [Slru::MultixactOffsets, Slru::MultixactMembers] {
+    for slru in [Slru::MultiXactOffsets, Slru::MultiXactMembers] {
         seen.expect_like("SlruPages", &[&format!("{slru:?}"), "first: 0, last: 0"]);
     }
 }

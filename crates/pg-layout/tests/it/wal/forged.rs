@@ -1,6 +1,7 @@
 //! Logs made to order, for what real servers write too rarely.
 
-use neon_pg_layout::wal::changes::{Change, Slru};
+use neon_pg_layout::Slru;
+use neon_pg_layout::wal::changes::Change;
 use neon_pg_layout::wal::{ResourceManager, Step, WalReader};
 use neon_pg_layout::{Error, ErrorKind, Lsn, PgMajor};
 
@@ -71,11 +72,11 @@ fn multixacts_are_cut_in_both_of_their_files() {
     }
     let expected = [
         Change::SlruTruncated {
-            slru: Slru::MultixactOffsets,
+            slru: Slru::MultiXactOffsets,
             first_kept: 5,
         },
         Change::SlruTruncated {
-            slru: Slru::MultixactMembers,
+            slru: Slru::MultiXactMembers,
             first_kept: 9,
         },
     ];
@@ -88,7 +89,7 @@ fn multixacts_are_cut_in_both_of_their_files() {
         &3_i64.to_le_bytes(),
     );
     let zeroed = Change::SlruPages {
-        slru: Slru::MultixactMembers,
+        slru: Slru::MultiXactMembers,
         first: 3,
         last: 3,
     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use neon_pg_layout::wal::Change;
-use neon_pg_layout::{BlockRefTable, ControlFile, Fork, Lsn, Oid, RelFileLocator};
+use neon_pg_layout::{BlockRefTable, ControlFile, Fork, Lsn, Oid, RelFileLocator, Slru};
 
 use crate::wal::walk::{Stop, changes};
 
@@ -20,6 +20,10 @@ pub(crate) struct Changed {
     pub(crate) copied: BTreeSet<(Oid, Oid)>,
     /// Relation maps (tablespace, database) that were replaced, with their last content.
     pub(crate) maps: BTreeMap<(Oid, Oid), Vec<u8>>,
+    /// Pages of logs of transaction states.
+    pub(crate) states: BTreeSet<(Slru, u64)>,
+    /// The first page still needed of each, where files before it may be gone.
+    pub(crate) states_kept: BTreeMap<Slru, u64>,
     /// How many of each kind of event there were.
     pub(crate) kinds: BTreeMap<&'static str, usize>,
     /// Where the last shutdown checkpoint is.
@@ -124,6 +128,13 @@ impl Changed {
             } => {
                 self.maps.insert((*tablespace, *database), map.to_vec());
             }
+            Change::SlruPages { slru, first, last } => {
+                self.states
+                    .extend((*first..=*last).map(|page| (*slru, page)));
+            }
+            Change::SlruTruncated { slru, first_kept } => {
+                self.states_kept.insert(*slru, *first_kept);
+            }
             Change::Checkpoint { shutdown, .. } => self.shutdown = shutdown.then_some(lsn),
             _ => {}
         }
@@ -144,6 +155,8 @@ fn kind(lsn: Lsn, change: &Change<'_>) -> &'static str {
         Change::TablespaceCreated { .. } => "tablespace created",
         Change::TablespaceDropped { .. } => "tablespace dropped",
         Change::RelationMapUpdated { .. } => "relation map updated",
+        Change::SlruPages { .. } => "states written",
+        Change::SlruTruncated { .. } => "states removed",
         Change::Checkpoint { .. } => "checkpoint",
         Change::Prepared(_) => "prepared",
         Change::Committed(_) => "committed",

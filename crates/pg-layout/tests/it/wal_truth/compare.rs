@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use neon_pg_layout::{ControlFile, DataFile, Fork, RelFileLocator, RelationPath, VersionLayout};
+use neon_pg_layout::wal::changes::UnloggedChange;
+use neon_pg_layout::{
+    ControlFile, DataFile, Fork, RelFileLocator, RelationPath, Slru, VersionLayout,
+};
 use neon_testkit::DataDirCopy;
 
 use super::changed::Changed;
@@ -14,30 +17,18 @@ use super::mask::{without_hints, without_spgist_cache};
 pub(crate) enum Rule {
     /// A record names the block.
     Named,
-    /// The file was created or cut and grew again, and the page is all zeros.
-    ZeroBeyondLimit,
-    /// As before, but something is on the page that no record named.
-    BeyondLimit,
     /// A record says that bits of this block of a visibility map were cleared.
     VisibilityMapCleared,
-    /// The visibility map of a relation that the log mentions.
-    VisibilityMapFork,
-    /// A free space map.
-    FreeSpaceMapFork,
-    /// A fork of an unlogged relation.
-    Unlogged,
-    /// In a database that was made by copying files.
-    DatabaseCopied,
-    /// Only hints differ.
-    HintsOnly,
-    /// Only the cache in the metapage of an SP-GiST index differs, which is never logged.
-    SpGistCache,
-    /// A zero page behind the end of what was there.
-    ZeroBeyondParent,
-    /// No file of a relation.
-    NotRelation,
+    /// A record names the page of a log of transaction states.
+    State(Slru),
     /// The file is gone or shorter, and the log says so.
     Removed,
+    /// A relation map is what the log says it is.
+    RelationMap,
+    /// Something is on a page behind the limit block that no record named.
+    BeyondLimit,
+    /// No record names it, and it is known that none does.
+    Unlogged(UnloggedChange),
 }
 
 #[derive(Debug, Default)]
@@ -107,7 +98,10 @@ pub(crate) fn compare(
             DataFile::Temporary | DataFile::Other => {
                 comparison.unexplained(format!("{}", path.display()));
             }
-            _ => comparison.count(Rule::NotRelation),
+            DataFile::Slru { area, segment } => {
+                comparison.states(area, segment, old.as_deref(), new.as_deref());
+            }
+            _ => comparison.count(Rule::Unlogged(UnloggedChange::NotRelation)),
         }
     }
     comparison.verdict
@@ -127,9 +121,9 @@ impl Comparison<'_> {
         let logged = self.changed.maps.get(&place).map(Vec::as_slice);
         let replaced = self.changed.blocks.database_replaced(place.0, place.1);
         match new {
-            Some(new) if logged == Some(new) => self.count(Rule::NotRelation),
+            Some(new) if logged == Some(new) => self.count(Rule::RelationMap),
             Some(_) if logged.is_none() && self.changed.copied.contains(&place) => {
-                self.count(Rule::DatabaseCopied);
+                self.count(Rule::Unlogged(UnloggedChange::DatabaseCopied));
             }
             None if replaced => self.count(Rule::Removed),
             _ => self.unexplained(format!(
@@ -198,24 +192,24 @@ impl Comparison<'_> {
             {
                 Rule::VisibilityMapCleared
             } else if in_copied {
-                Rule::DatabaseCopied
+                Rule::Unlogged(UnloggedChange::DatabaseCopied)
             } else if let Some(rule) = loose {
                 rule
             } else if limit.is_some_and(|limit| limit <= block) {
                 if zero {
-                    Rule::ZeroBeyondLimit
+                    Rule::Unlogged(UnloggedChange::BehindLimit)
                 } else {
                     Rule::BeyondLimit
                 }
             } else if before.is_none() && zero {
-                Rule::ZeroBeyondParent
+                Rule::Unlogged(UnloggedChange::Extended)
             } else if before.is_some_and(|before| same_but_for_spgist_cache(before, page)) {
-                Rule::SpGistCache
+                Rule::Unlogged(UnloggedChange::SpGistCache)
             } else if self.hints_are_free
                 && before.is_some_and(|before| without_hints(before) == without_hints(page))
             {
                 self.verdict.hints.push((path, block));
-                Rule::HintsOnly
+                Rule::Unlogged(UnloggedChange::Hints)
             } else {
                 let differing = before.map(|before| {
                     let at = |(at, (a, b)): (usize, (&u8, &u8))| (a != b).then_some(at);
@@ -238,14 +232,41 @@ impl Comparison<'_> {
 
     /// The rule under which a fork is taken whole, if there is one.
     fn whole_fork(&self, path: RelationPath) -> Option<Rule> {
-        if path.fork == Fork::FreeSpaceMap {
-            return Some(Rule::FreeSpaceMapFork);
-        }
-        if self.unlogged.contains(&path.locator) && path.fork != Fork::Init {
-            return Some(Rule::Unlogged);
-        }
+        let unlogged = self.unlogged.contains(&path.locator);
         let touched = self.changed.touched.contains(&path.locator);
-        (path.fork == Fork::VisibilityMap && touched).then_some(Rule::VisibilityMapFork)
+        UnloggedChange::of_fork(path.fork, unlogged, touched).map(Rule::Unlogged)
+    }
+
+    /// Pages of transaction states change only where the log says so, hints there are none.
+    fn states(&mut self, area: Slru, segment: u64, old: Option<&[u8]>, new: Option<&[u8]>) {
+        if let Some(rule) = UnloggedChange::of_slru(area) {
+            return self.count(Rule::Unlogged(rule));
+        }
+        let first = segment * Slru::PAGES_PER_FILE;
+        let Some(new) = new else {
+            let kept = self.changed.states_kept.get(&area);
+            if kept.is_some_and(|kept| first + Slru::PAGES_PER_FILE <= *kept) {
+                self.count(Rule::Removed);
+            } else {
+                self.unexplained(format!("{area:?} segment {segment} is gone"));
+            }
+            return;
+        };
+        let old = old.unwrap_or_default();
+        if new.len() < old.len() {
+            self.unexplained(format!("{area:?} segment {segment} is shorter"));
+        }
+        for (number, page) in new.chunks(PAGE).enumerate() {
+            if old.get(number * PAGE..(number + 1) * PAGE) == Some(page) {
+                continue;
+            }
+            let page = first + u64::try_from(number).unwrap();
+            if self.changed.states.contains(&(area, page)) {
+                self.count(Rule::State(area));
+            } else {
+                self.unexplained(format!("{area:?} page {page}"));
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! `access/htup_details.h`, `access/common/bufmask.c`, `nbtree.h`, `hash.h`, `gist.h`.
 
 use neon_pg_layout::PageHeader;
+use neon_pg_layout::wal::changes::may_be_spgist_metapage;
 
 /// `HEAP_XMIN_COMMITTED | HEAP_XMIN_INVALID | HEAP_XMAX_COMMITTED | HEAP_XMAX_INVALID`
 const INFOMASK_HINTS: u16 = 0x0F00;
@@ -67,16 +68,7 @@ pub(crate) fn without_hints(page: &[u8]) -> Vec<u8> {
 /// Inserts and vacuums write that cache back whenever they get the lock on the page, and never log
 /// it (`SpGistUpdateMetaPage` in `spgutils.c`), with checksums or without.
 pub(crate) fn without_spgist_cache(page: &[u8]) -> Option<Vec<u8>> {
-    const META: u16 = 1;
-    const MAGIC: u32 = 0xBA0B_ABEE;
-    let header = PageHeader::decode(page).unwrap();
-    let special = usize::from(header.special);
-    let magic = u32::from_le_bytes(page[24..28].try_into().unwrap());
-    let is_meta = page.len() - special == 8
-        && u16_at(page, page.len() - 2) == 0xFF82
-        && u16_at(page, special) & META != 0
-        && magic == MAGIC;
-    is_meta.then(|| {
+    may_be_spgist_metapage(page, 0).then(|| {
         let mut masked = page.to_vec();
         masked[8..10].fill(0);
         // Eight pages, each with its number and its free space.

@@ -8,12 +8,13 @@
 //! `FOLDER` (default `/tmp`), once without a runtime and once with one, and asks it something. The server
 //! and its files are gone when the guard is dropped, and also when this program is killed.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program talks")]
-
 use std::error::Error;
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::program;
 use neon_pgctl::{
     CreateOptions, Discovery, Installation, Instance, ScopedServer, StartOptions, blocking,
 };
@@ -21,28 +22,30 @@ use neon_pgctl::{
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    match run() {
+    let usage = "embedded_postgres [BIN_DIR] [FOLDER]";
+    let words = match program::arguments(usage) {
+        Ok(words) if words.len() <= 2 => words,
+        Ok(_) => return program::wrong_usage("too many words", usage),
+        Err(code) => return code,
+    };
+    match run(words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("caused by: {error}");
-                cause = error.source();
-            }
+            let code = program::failed(error.as_ref());
             if let Some(hint) = error
                 .downcast_ref::<neon_pgctl::Error>()
                 .and_then(|e| e.hint())
             {
-                eprintln!("hint: {hint}");
+                program::complain(format_args!("hint: {hint}"));
             }
-            ExitCode::FAILURE
+            code
         }
     }
 }
 
-fn run() -> Result<(), Failure> {
-    let mut arguments = std::env::args_os().skip(1);
+fn run(words: Vec<OsString>) -> Result<(), Failure> {
+    let mut arguments = words.into_iter();
+    let mut out = program::stdout();
     // The library looks at no variable of the environment: what it shall know it is told.
     let mut discovery = Discovery::new().with_path(std::env::var_os("PATH").unwrap_or_default());
     if let Some(bin_dir) = arguments.next() {
@@ -53,11 +56,12 @@ fn run() -> Result<(), Failure> {
         .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
     let found = discovery.run();
     let installation = found.newest()?;
-    println!(
+    writeln!(
+        out,
         "PostgreSQL {} in {}",
         installation.version(),
         installation.bin_dir().display()
-    );
+    )?;
 
     without_a_runtime(installation, &folder)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -76,12 +80,14 @@ fn without_a_runtime(installation: &Installation, folder: &Path) -> Result<(), F
     )?;
     // Give this to the client library of your choice.
     let uri = server.instance().uri("postgres")?;
-    println!(
+    let mut out = program::stdout();
+    writeln!(
+        out,
         "blocking: {}",
         uri.replace(&server.password().unwrap_or_default(), "…")
-    );
+    )?;
     let answer = blocking::wait(ask(server.instance()))??;
-    println!("blocking: {answer}");
+    writeln!(out, "blocking: {answer}")?;
     Ok(())
 }
 
@@ -98,7 +104,7 @@ async fn with_a_runtime(installation: &Installation, folder: &PathBuf) -> Result
     )
     .await?;
     let answer = ask(server.instance()).await?;
-    println!("async: {answer}");
+    writeln!(program::stdout(), "async: {answer}")?;
     Ok(())
 }
 

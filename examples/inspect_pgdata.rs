@@ -4,20 +4,17 @@
 //! the cluster has them, by its checksum. Memory stays small whatever the size of the cluster. For a
 //! stopped cluster. After a crash, or beside a running server, pages may be torn: one that fails is excused
 //! if its position lies between the last checkpoint and the end of the log in `pg_wal`, which is then read,
-//! because replaying that log restores it. Exit code 1 when a page is bad or something cannot be read.
-
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program of the command line"
-)]
+//! because replaying that log restores it. Exit code 0 when all is well, 1 when something cannot be read,
+//! 2 for wrong usage, 3 when there is no cluster, 5 when a page or the control file is bad.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::program;
 use neon_pg_layout::wal::{WalFormat, end_of_log};
 use neon_pg_layout::{
     ControlFile, DataFile, Lsn, PageCheck, PageVerdict, RelationPath, ReplayedLog, SegmentName,
@@ -29,22 +26,32 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// How much of a file is in memory at a time.
 const PIECE: usize = 1 << 20;
 
+/// What the exit code says.
+const NOT_FOUND: u8 = 3;
+const INTEGRITY: u8 = 5;
+
 fn main() -> ExitCode {
-    let Some(directory) = std::env::args_os().nth(1) else {
-        eprintln!("usage: inspect_pgdata <data directory>");
-        return ExitCode::from(2);
+    let usage = "inspect_pgdata DATA_DIRECTORY";
+    let words = match program::arguments(usage) {
+        Ok(words) => words,
+        Err(code) => return code,
     };
-    match inspect(Path::new(&directory)) {
+    let [directory] = words.as_slice() else {
+        return program::wrong_usage("", usage);
+    };
+    let mut out = io::BufWriter::new(program::stdout());
+    let outcome = inspect(Path::new(directory), &mut out);
+    let outcome = outcome.and_then(|counts| Ok(out.flush().map(|()| counts)?));
+    match outcome {
         Ok(counts) if counts.bad == 0 => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+        Ok(_) => ExitCode::from(INTEGRITY),
         Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("caused by: {error}");
-                cause = error.source();
+            let failed = program::failed(error.as_ref());
+            match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+                Some(io::ErrorKind::NotFound) => ExitCode::from(NOT_FOUND),
+                None if error.is::<neon_pg_layout::Error>() => ExitCode::from(INTEGRITY),
+                _ => failed,
             }
-            ExitCode::FAILURE
         }
     }
 }
@@ -58,9 +65,9 @@ struct Counts {
     bad: u64,
 }
 
-fn inspect(directory: &Path) -> Result<Counts> {
+fn inspect(directory: &Path, out: &mut impl Write) -> Result<Counts> {
     let control = read_control(directory)?;
-    print_facts(&control);
+    print_facts(&control, out)?;
     // The end of the log is looked for when a page needs it.
     let any = ReplayedLog {
         start: control.checkpoint.redo,
@@ -78,31 +85,26 @@ fn inspect(directory: &Path) -> Result<Counts> {
     };
     let layout = control.major.layout();
     let mut counts = Counts::default();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
-        let path = directory.join(&folder);
-        let entries = std::fs::read_dir(&path).map_err(|error| at(&path, error))?;
-        for entry in entries {
-            let name = folder.join(entry.map_err(|error| at(&path, error))?.file_name());
-            // Tablespaces are links; those of other majors are not this cluster's.
-            if directory.join(&name).is_dir() {
-                folders.push(name);
-            } else if let Some(relation) = relation(&name, layout) {
+    for folder in folders(directory)? {
+        for name in listed(&directory.join(&folder))? {
+            let name = folder.join(name);
+            if let Some(relation) = relation(&name, layout) {
                 let pages = Pages {
                     control: &control,
                     check,
                     log: &mut log,
                 };
-                check_file(directory, &name, &relation, pages, &mut counts)?;
+                check_file(directory, &name, &relation, pages, &mut counts, out)?;
             }
         }
     }
-    println!(
+    writeln!(
+        out,
         "{} relation files: {} pages good, {} new, {} torn but restored by the log, {} bad",
         counts.relations, counts.good, counts.new, counts.unsettled, counts.bad
-    );
+    )?;
     if !control.data_checksums {
-        println!("page checksums are off: only headers were checked");
+        writeln!(out, "page checksums are off: only headers were checked")?;
     }
     Ok(counts)
 }
@@ -145,6 +147,47 @@ struct Pages<'a> {
     log: &'a mut Log,
 }
 
+/// The folders that hold relations. Only the links of tablespaces are followed: whatever else lies or
+/// points somewhere is not the cluster's.
+fn folders(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders = vec![PathBuf::from("global")];
+    let mut parents = vec![PathBuf::from("base")];
+    for link in listed(&directory.join("pg_tblspc"))? {
+        let link = Path::new("pg_tblspc").join(link);
+        for version in listed(&directory.join(&link))? {
+            // Those of other majors are told apart by the names of the files.
+            if version.to_string_lossy().starts_with("PG_") {
+                parents.push(link.join(version));
+            }
+        }
+    }
+    for parent in parents {
+        let databases = listed(&directory.join(&parent))?.into_iter();
+        let databases = databases.filter(|name| {
+            let name = name.to_string_lossy();
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        folders.extend(databases.map(|database| parent.join(database)));
+    }
+    Ok(folders)
+}
+
+/// The names in a folder. None for one that is gone, as beside a running server a database may be,
+/// and for what is no folder.
+fn listed(folder: &Path) -> Result<Vec<OsString>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => {
+            return match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(Vec::new()),
+                _ => Err(at(folder, error)),
+            };
+        }
+    };
+    let names = entries.map(|entry| Ok(entry.map_err(|error| at(folder, error))?.file_name()));
+    names.collect()
+}
+
 fn read_control(directory: &Path) -> Result<ControlFile> {
     let path = directory.join("global/pg_control");
     let mut file = Vec::new();
@@ -158,25 +201,28 @@ fn read_control(directory: &Path) -> Result<ControlFile> {
     Ok(ControlFile::decode(&file)?)
 }
 
-fn print_facts(control: &ControlFile) {
+fn print_facts(control: &ControlFile, out: &mut impl Write) -> io::Result<()> {
     let checkpoint = &control.checkpoint;
-    println!("PostgreSQL {}", control.major);
-    println!("system identifier  {}", control.system_identifier);
-    println!("state              {}", control.state);
-    println!("last written       {}", gmt(control.time));
-    println!("timeline           {}", checkpoint.timeline);
-    println!(
+    writeln!(out, "PostgreSQL {}", control.major)?;
+    writeln!(out, "system identifier  {}", control.system_identifier)?;
+    writeln!(out, "state              {}", control.state)?;
+    writeln!(out, "last written       {}", gmt(control.time))?;
+    writeln!(out, "timeline           {}", checkpoint.timeline)?;
+    writeln!(
+        out,
         "checkpoint         {} (redo from {})",
         control.checkpoint_location, checkpoint.redo
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "WAL                level {}, segments of {}",
         control.settings.wal_level, control.build.wal_segment_size
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "page checksums     {}",
         if control.data_checksums { "on" } else { "off" }
-    );
+    )
 }
 
 fn relation(path: &Path, layout: &VersionLayout) -> Option<RelationPath> {
@@ -192,6 +238,7 @@ fn check_file(
     relation: &RelationPath,
     pages_of: Pages<'_>,
     counts: &mut Counts,
+    out: &mut impl Write,
 ) -> Result<()> {
     let Pages {
         control,
@@ -202,7 +249,7 @@ fn check_file(
     let size = control.build.block_size.bytes();
     let mut block = relation
         .first_block(control.build.segment_blocks)
-        .ok_or_else(|| at(&path, "more segments than a relation can have"))?;
+        .ok_or_else(|| format!("{}: more segments than a relation can have", path.display()))?;
     let mut file = match File::open(&path) {
         Ok(file) => file,
         // Beside a running server files come and go.
@@ -219,11 +266,12 @@ fn check_file(
             .map_err(|error| at(&path, error))?;
         for page in pages.chunks(size) {
             if page.len() < size {
-                println!(
+                writeln!(
+                    out,
                     "bad: {} block {block}: only {} bytes",
                     name.display(),
                     page.len()
-                );
+                )?;
                 counts.bad += 1;
                 continue;
             }
@@ -232,7 +280,7 @@ fn check_file(
                 PageVerdict::New => counts.new += 1,
                 PageVerdict::Unsettled { lsn } if log.reaches(lsn)? => counts.unsettled += 1,
                 verdict => {
-                    println!("bad: {} block {block}: {verdict:?}", name.display());
+                    writeln!(out, "bad: {} block {block}: {verdict:?}", name.display())?;
                     counts.bad += 1;
                 }
             }
@@ -244,6 +292,7 @@ fn check_file(
     }
 }
 
-fn at(path: &Path, error: impl std::fmt::Display) -> Box<dyn Error> {
-    format!("{}: {error}", path.display()).into()
+/// What the system says about a path, of the kind it was.
+fn at(path: &Path, error: io::Error) -> Box<dyn Error> {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
 }

@@ -1,10 +1,5 @@
 //! Our client behind the options of `pg_basebackup`, as far as PostgreSQL's own tests use them: what
 //! `scripts/tap` puts first in PATH. Not a replacement; what it does not know it refuses.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program talks to who runs it"
-)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -12,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use neon_examples::fetch::{Failure, Plan, Range, Wal, fetch, receive_wal};
-use neon_examples::surroundings;
 use neon_examples::unpack::Mapping;
+use neon_examples::{program, surroundings};
 use neon_pgwire::{
     BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ManifestChecksum,
     ManifestOption, Params, Replication, SlotName,
@@ -42,12 +37,20 @@ struct Options {
 async fn main() -> ExitCode {
     match run().await {
         Ok(code) => code,
-        Err(error) => surroundings::failed(error.as_ref()),
+        Err(error) => program::failed(error.as_ref()),
     }
 }
 
+fn words() -> Result<Vec<String>, Failure> {
+    let words = std::env::args_os().skip(1).map(|word| {
+        let word = word.into_string();
+        word.map_err(|word| format!("{} is not UTF-8", word.display()).into())
+    });
+    words.collect()
+}
+
 async fn run() -> Result<ExitCode, Failure> {
-    let Some(options) = parse(std::env::args().skip(1))? else {
+    let Some(options) = parse(words()?.into_iter())? else {
         return Ok(ExitCode::SUCCESS);
     };
     let target = options
@@ -71,7 +74,9 @@ async fn run() -> Result<ExitCode, Failure> {
     match end.suspect {
         None => Ok(ExitCode::SUCCESS),
         Some(error) => {
-            eprintln!("pg_basebackup: error: checksum error occurred: {error}");
+            program::complain(format_args!(
+                "pg_basebackup: error: checksum error occurred: {error}"
+            ));
             Ok(ExitCode::FAILURE)
         }
     }
@@ -266,13 +271,14 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>, Fai
         };
         match name.as_str() {
             "version" | "V" => {
-                println!("pg_basebackup (PostgreSQL) 15 stand-in");
+                writeln!(program::stdout(), "pg_basebackup (PostgreSQL) 15 stand-in")?;
                 return Ok(None);
             }
             "help" | "?" => {
-                println!(
+                writeln!(
+                    program::stdout(),
                     "pg_basebackup takes a base backup of a running PostgreSQL server.\n\nUsage:\n  pg_basebackup [OPTION]..."
-                );
+                )?;
                 return Ok(None);
             }
             "D" | "pgdata" => options.target = Some(value()?.into()),

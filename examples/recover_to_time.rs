@@ -11,23 +11,30 @@
 //!
 //! Exit codes: 0 done; 1 failed; 2 usage; 4 the time lies before the base; 5 WAL is missing or damaged.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::program;
 use neon_pgctl::{
     Discovery, Error, ErrorKind, Installation, Instance, OsUser, Recovered, RecoveryEnd,
     RecoveryEvent, RecoveryPlan, RecoveryTarget, WalSource,
 };
 
+const USAGE: &str = "recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME";
+
 fn main() -> ExitCode {
-    let mut out = io::stdout().lock();
-    let outcome =
-        Options::parse(std::env::args().skip(1)).and_then(|options| run(&options, &mut out));
+    let words = match program::arguments(USAGE) {
+        Ok(words) => words,
+        Err(code) => return code,
+    };
+    let mut out = program::stdout();
+    let outcome = Options::parse(words.into_iter()).and_then(|options| run(&options, &mut out));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            drop(writeln!(io::stderr(), "{}", failure.text));
+            program::complain(failure.text);
             ExitCode::from(failure.code)
         }
     }
@@ -80,20 +87,21 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Failure> {
+    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, Failure> {
         let usage = || Failure {
             code: 2,
-            text: "usage: recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME".to_owned(),
+            text: format!("usage: {USAGE}"),
         };
         let (mut bin_dir, mut words) = (None, Vec::new());
         while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--bin" => bin_dir = Some(args.next().ok_or_else(usage)?.into()),
-                other if other.starts_with("--") => return Err(usage()),
+            match arg.to_str() {
+                Some("--bin") => bin_dir = Some(args.next().ok_or_else(usage)?.into()),
+                Some(other) if other.starts_with("--") => return Err(usage()),
                 _ => words.push(arg),
             }
         }
-        let [base, wal, time] = <[String; 3]>::try_from(words).map_err(|_| usage())?;
+        let [base, wal, time] = <[OsString; 3]>::try_from(words).map_err(|_| usage())?;
+        let time = time.into_string().map_err(|_| usage())?;
         Ok(Self {
             bin_dir,
             base: base.into(),
@@ -125,7 +133,7 @@ fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
         let plan = RecoveryPlan::new(source, target.clone()).with_end(RecoveryEnd::Promoted);
         runtime.block_on(instance.recover(&plan, |event| {
             if let RecoveryEvent::Replayed(lsn) = event {
-                drop(writeln!(io::stderr(), "replayed up to {lsn}"));
+                program::complain(format_args!("replayed up to {lsn}"));
             }
         }))
     };

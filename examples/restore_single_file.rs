@@ -4,17 +4,13 @@
 //! Tablespaces go into directories beside it, `<new data directory>.tablespaces/<oid>`. Everything is durable
 //! when it ends; until then the directory has no `global/pg_control`, and no server accepts it.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program of the command line"
-)]
-
 use std::error::Error;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::program;
 use neon_snapshot_format::pack::NeonFile;
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Ownership, TablespacePlaces,
@@ -24,33 +20,32 @@ use neon_snapshot_format::{Detected, Sequential, Source, detect};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let (Some(file), Some(target), None) = (args.next(), args.next(), args.next()) else {
-        eprintln!("usage: restore_single_file <file> <new data directory>");
-        return ExitCode::from(2);
+    let usage = "restore_single_file FILE NEW_DATA_DIRECTORY";
+    let words = match program::arguments(usage) {
+        Ok(words) => words,
+        Err(code) => return code,
     };
-    match restore(Path::new(&file), Path::new(&target)) {
+    let [from, to] = words.as_slice() else {
+        return program::wrong_usage("", usage);
+    };
+    match restore(Path::new(from), Path::new(to)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("caused by: {error}");
-                cause = error.source();
-            }
-            ExitCode::FAILURE
-        }
+        Err(error) => program::failed(error.as_ref()),
     }
 }
 
 fn restore(file: &Path, target: &Path) -> Result<()> {
+    let mut out = program::stdout();
     let found = detect(file)?;
     if found != Detected::Neon {
         return Err(format!("{}: not a .neon file, but {found}", file.display()).into());
     }
-    let mut snapshot = NeonFile::open(File::open(file)?, None)?;
+    let mut snapshot = NeonFile::open(
+        File::open(file).map_err(|error| format!("{}: {error}", file.display()))?,
+        None,
+    )?;
     if let Some(major) = snapshot.snapshot().major {
-        println!("PostgreSQL {major}");
+        writeln!(out, "PostgreSQL {major}")?;
     }
     let target = std::path::absolute(target)?;
     let mut tablespaces = target.clone().into_os_string();
@@ -68,12 +63,13 @@ fn restore(file: &Path, target: &Path) -> Result<()> {
     let writer = DirectoryWriter::create(&target, options)?;
     snapshot.send(&mut Sequential::new(&writer)?)?;
     let written = writer.written();
-    println!(
+    writeln!(
+        out,
         "{}: {} files, {} bytes",
         target.display(),
         written.files,
         written.bytes
-    );
+    )?;
     Ok(())
 }
 

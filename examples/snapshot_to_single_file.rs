@@ -4,18 +4,13 @@
 //! page is checked on the way; a damaged one ends it. Exit code 1 when something went wrong; a file that was
 //! begun is then removed.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program of the command line"
-)]
-
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use neon_examples::program;
 use neon_snapshot_format::Source;
 use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::PgData;
@@ -23,22 +18,17 @@ use neon_snapshot_format::pgdata::PgData;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let (Some(directory), Some(target), None) = (args.next(), args.next(), args.next()) else {
-        eprintln!("usage: snapshot_to_single_file <data directory> <file|->");
-        return ExitCode::from(2);
+    let usage = "snapshot_to_single_file DATA_DIRECTORY FILE|-";
+    let words = match program::arguments(usage) {
+        Ok(words) => words,
+        Err(code) => return code,
     };
-    match pack(Path::new(&directory), Path::new(&target)) {
+    let [from, to] = words.as_slice() else {
+        return program::wrong_usage("", usage);
+    };
+    match pack(Path::new(from), Path::new(to)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("caused by: {error}");
-                cause = error.source();
-            }
-            ExitCode::FAILURE
-        }
+        Err(error) => program::failed(error.as_ref()),
     }
 }
 
@@ -60,7 +50,8 @@ fn pack(directory: &Path, target: &Path) -> Result<()> {
                 .parent()
                 .filter(|parent| !parent.as_os_str().is_empty());
             File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
-            println!("{}: {} bytes", target.display(), target.metadata()?.len());
+            let bytes = target.metadata()?.len();
+            writeln!(program::stdout(), "{}: {bytes} bytes", target.display())?;
             Ok(())
         }
         Err(error) => {

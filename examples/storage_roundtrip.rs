@@ -9,13 +9,14 @@
 //!
 //! Exit codes: 0 done; 1 the storage failed or did not keep what it promises; 2 usage.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use neon_examples::program;
 use neon_storage::{
     Body, Context, ErrorKind, Key, ListOptions, Locator, Meter, Prefix, Registry, RetryLayer,
     RetryPolicy, Storage, StorageExt,
@@ -25,31 +26,31 @@ type Failure = Box<dyn std::error::Error>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(locator), None) = (arguments.next(), arguments.next()) else {
-        drop(writeln!(io::stderr(), "usage: storage_roundtrip LOCATOR"));
-        return ExitCode::from(2);
+    let usage = "storage_roundtrip LOCATOR";
+    let words = match program::arguments(usage) {
+        Ok(words) => words,
+        Err(code) => return code,
     };
-    match round_trip(&locator).await {
+    let [locator] = words.as_slice() else {
+        return program::wrong_usage("", usage);
+    };
+    let Some(locator) = locator.to_str() else {
+        return program::wrong_usage("a locator is UTF-8", usage);
+    };
+    match round_trip(locator).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let mut err = io::stderr().lock();
-            drop(writeln!(err, "error: {failure}"));
-            let mut cause = failure.source();
-            while let Some(inner) = cause {
-                drop(writeln!(err, "caused by: {inner}"));
-                cause = inner.source();
-            }
-            ExitCode::FAILURE
-        }
+        Err(failure) => program::failed(failure.as_ref()),
     }
 }
 
 async fn round_trip(locator: &str) -> Result<(), Failure> {
-    let mut out = io::stdout();
+    let mut out = program::stdout();
     // The application reads the environment; the library takes what it is given.
     let mut context = Context::default();
-    context.variables = std::env::vars().collect();
+    let variables = std::env::vars_os();
+    context.variables = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
     let place = Registry::default()
         .open(&Locator::parse(locator)?, &context)
         .await?;
@@ -71,7 +72,7 @@ async fn round_trip(locator: &str) -> Result<(), Failure> {
             "  {} {:?}: {} sent, {} received",
             event.operation, event.outcome, event.sent, event.received
         );
-        drop(writeln!(io::stdout(), "{line}"));
+        drop(writeln!(program::stdout(), "{line}"));
     }));
     let prefix = Key::new(format!("roundtrip-{}", std::process::id()))?;
     let storage = Prefix::new(metered, prefix);

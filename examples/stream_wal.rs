@@ -4,11 +4,6 @@
 //! ```text
 //! stream_wal 'host=/run/postgresql user=postgres' /archive [--slot NAME] [--until X/X]
 //! ```
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program talks to who runs it"
-)]
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -17,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use neon_examples::surroundings;
+use neon_examples::{program, surroundings};
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_pgwire::{
     Client, Config, ErrorKind, Params, Positions, Replication, SlotName, StreamEnd, StreamOptions,
@@ -28,25 +23,43 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(conninfo), Some(directory)) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: stream_wal CONNECTION DIRECTORY [--slot NAME] [--until X/X]");
-        return ExitCode::from(2);
+    let usage = "stream_wal CONNECTION DIRECTORY [--slot NAME] [--until X/X]";
+    let words = match program::arguments(usage) {
+        Ok(words) => words,
+        Err(code) => return code,
+    };
+    let [conninfo, directory, options @ ..] = words.as_slice() else {
+        return program::wrong_usage("", usage);
+    };
+    let Some(conninfo) = conninfo.to_str() else {
+        return program::wrong_usage("a connection string is UTF-8", usage);
     };
     let (mut slot, mut until) = (None, None);
-    while let (Some(option), Some(value)) = (arguments.next(), arguments.next()) {
-        match option.as_str() {
-            "--slot" => slot = value.parse::<SlotName>().ok(),
-            "--until" => until = value.parse::<Lsn>().ok(),
-            _ => {
-                eprintln!("there is no option {option}");
-                return ExitCode::from(2);
+    for option in options.chunks(2) {
+        let words = (
+            option.first().and_then(|word| word.to_str()),
+            option.get(1).and_then(|word| word.to_str()),
+        );
+        let understood = match words {
+            (Some("--slot"), Some(value)) => {
+                slot = value.parse::<SlotName>().ok();
+                slot.is_some()
             }
+            (Some("--until"), Some(value)) => {
+                until = value.parse::<Lsn>().ok();
+                until.is_some()
+            }
+            _ => false,
+        };
+        if !understood {
+            let option = option.join(std::ffi::OsStr::new(" "));
+            let reason = format!("not understood: {}", option.display());
+            return program::wrong_usage(&reason, usage);
         }
     }
-    match run(&conninfo, Path::new(&directory), slot, until).await {
+    match run(conninfo, Path::new(directory), slot, until).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => surroundings::failed(error.as_ref()),
+        Err(error) => program::failed(error.as_ref()),
     }
 }
 
@@ -119,7 +132,7 @@ async fn run(
                 client: same,
             } => {
                 client = same;
-                println!("timeline {timeline} ends at {start}");
+                writeln!(program::stdout(), "timeline {timeline} ends at {start}")?;
                 // The segment in which it ends begins anew on the next one.
                 (timeline, at) = (next, start.start_of(segment));
             }

@@ -4,33 +4,39 @@
 //! ```text
 //! take_base_backup 'host=/run/postgresql user=postgres' /backups/monday [/old/space=/new/space ...]
 //! ```
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program talks to who runs it"
-)]
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use neon_examples::fetch::{Plan, Wal, fetch};
-use neon_examples::surroundings;
 use neon_examples::unpack::Mapping;
+use neon_examples::{program, surroundings};
 use neon_pgwire::{BaseBackupOptions, Checkpoint, Config, Params};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(conninfo), Some(target)) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: take_base_backup CONNECTION TARGET [OLD=NEW ...]");
-        return ExitCode::from(2);
+    let usage = "take_base_backup CONNECTION TARGET [OLD=NEW ...]";
+    let words = match program::arguments(usage) {
+        Ok(words) => words,
+        Err(code) => return code,
     };
-    let mappings = arguments.filter_map(|pair| {
-        let (from, to) = pair.split_once('=')?;
-        Some(Mapping {
+    let [conninfo, target, pairs @ ..] = words.as_slice() else {
+        return program::wrong_usage("", usage);
+    };
+    let Some(conninfo) = conninfo.to_str() else {
+        return program::wrong_usage("a connection string is UTF-8", usage);
+    };
+    let mut mappings = Vec::new();
+    for pair in pairs {
+        let Some((from, to)) = pair.to_str().and_then(|pair| pair.split_once('=')) else {
+            let reason = format!("{} is not OLD=NEW", pair.display());
+            return program::wrong_usage(&reason, usage);
+        };
+        mappings.push(Mapping {
             from: from.into(),
             to: to.into(),
-        })
-    });
+        });
+    }
     let mut options = BaseBackupOptions::default();
     options.label = "take_base_backup".to_owned();
     options.checkpoint = Checkpoint::Fast;
@@ -39,7 +45,7 @@ async fn main() -> ExitCode {
         target: target.into(),
         options,
         wal: Wal::Stream(None),
-        mappings: mappings.collect(),
+        mappings,
         wal_directory: None,
         sync: true,
         earlier_manifest: None,
@@ -51,18 +57,23 @@ async fn main() -> ExitCode {
     };
     match run.await {
         Ok(end) => {
-            println!(
+            let printed = writeln!(
+                program::stdout(),
                 "complete; consistent at {} on timeline {}",
-                end.stop, end.timeline
+                end.stop,
+                end.timeline
             );
+            if let Err(error) = printed {
+                return program::failed(&error);
+            }
             match end.suspect {
                 None => ExitCode::SUCCESS,
                 Some(error) => {
-                    eprintln!("the backup is suspect: {error}");
+                    program::complain(format_args!("the backup is suspect: {error}"));
                     ExitCode::from(5)
                 }
             }
         }
-        Err(error) => surroundings::failed(error.as_ref()),
+        Err(error) => program::failed(error.as_ref()),
     }
 }

@@ -4,38 +4,52 @@
 //! wal_changes [--start LSN] [--end LSN] [--timeline N] PG_WAL_DIRECTORY | SEGMENT...
 //! ```
 //!
-//! Follows one timeline (the newest there is) through the segments given, prints events as they come
-//! and a table of relations at the end. Without `--end` it reads until the log ends. Memory is a
-//! buffer, the record at hand, and the table.
+//! Follows one timeline (the newest there is) and those it descends from, as its history file beside
+//! the segments says, prints events as they come and a table of relations at the end. Without `--end`
+//! it reads until the log ends. Memory is a buffer, the record at hand, and the table.
 //!
-//! Exit codes: 0 done; 1 reading failed; 2 usage; 3 a segment is missing; 5 the log is damaged or
-//! ends before `--end`.
+//! Exit codes: 0 done; 1 reading failed; 2 usage; 3 a segment, a history file or a path is missing;
+//! 5 the log is damaged, has a hole, or ends before `--end`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use neon_examples::program;
 use neon_pg_layout::wal::changes::Change;
 use neon_pg_layout::wal::{Record, Step, WalFormat, WalPageHeader, WalReader};
-use neon_pg_layout::{Fork, Lsn, RelFileLocator, SegmentName, TimelineId, WalSegmentSize};
+use neon_pg_layout::{
+    Fork, Lsn, RelFileLocator, SegmentName, TimelineHistory, TimelineId, TimelineRange,
+    WalFileName, WalSegmentSize,
+};
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
 
+const WORDS: &str =
+    "wal_changes [--start LSN] [--end LSN] [--timeline N] PG_WAL_DIRECTORY | SEGMENT...";
+
 fn main() -> ExitCode {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let result = Options::parse(std::env::args().skip(1))
-        .and_then(|options| run(&options, &mut out))
-        .and_then(|()| out.flush().map_err(Failure::from));
+    let words = match program::arguments(WORDS) {
+        Ok(words) => words,
+        Err(code) => return code,
+    };
+    let options = match Options::parse(words) {
+        Ok(options) => options,
+        Err(reason) => return program::wrong_usage(&reason, WORDS),
+    };
+    let mut out = io::BufWriter::new(program::stdout());
+    let result = run(&options, &mut out).and_then(|()| out.flush().map_err(Failure::from));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // What was printed before stands; so does the failure when nobody reads it.
+            // What was printed before stands.
             drop(out.flush());
-            drop(writeln!(io::stderr(), "error: {failure}"));
+            program::complain(format_args!("error: {failure}"));
             ExitCode::from(failure.code)
         }
     }
@@ -60,6 +74,15 @@ impl Failure {
             reason: reason.to_string(),
         }
     }
+
+    /// What the system says about a file.
+    fn at(path: &Path, error: &io::Error) -> Self {
+        let code = match error.kind() {
+            io::ErrorKind::NotFound => NOT_FOUND,
+            _ => FAILED,
+        };
+        Self::new(code, format_args!("{}: {error}", path.display()))
+    }
 }
 
 impl fmt::Display for Failure {
@@ -68,9 +91,10 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Of writing the answer: whatever is read says where.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::new(FAILED, error)
+        Self::new(FAILED, format_args!("standard output: {error}"))
     }
 }
 
@@ -83,28 +107,23 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Failure> {
-        let usage = |reason: String| {
-            Failure::new(
-                USAGE,
-                format!(
-                    "{reason}\nusage: wal_changes [--start LSN] [--end LSN] [--timeline N] \
-                     PG_WAL_DIRECTORY | SEGMENT..."
-                ),
-            )
-        };
+    fn parse(words: Vec<OsString>) -> Result<Self, String> {
         let mut options = Self::default();
-        while let Some(arg) = args.next() {
-            let mut value = || {
-                args.next()
-                    .ok_or_else(|| usage(format!("{arg} needs a value")))
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            let Some(name) = word.to_str().filter(|word| word.starts_with("--")) else {
+                options.paths.push(word.into());
+                continue;
             };
-            match arg.as_str() {
+            let mut value = || {
+                let value = words.next().ok_or(format!("{name} needs a value"))?;
+                let value = value.into_string();
+                value.map_err(|value| format!("{name}: {} is no value", value.display()))
+            };
+            match name {
                 "--start" | "--end" => {
-                    let lsn: Lsn = value()?
-                        .parse()
-                        .map_err(|error| usage(format!("{error}")))?;
-                    let option = if arg == "--start" {
+                    let lsn: Lsn = value()?.parse().map_err(|error| format!("{error}"))?;
+                    let option = if name == "--start" {
                         &mut options.start
                     } else {
                         &mut options.end
@@ -114,71 +133,69 @@ impl Options {
                 "--timeline" => {
                     let text = value()?;
                     let number = text.parse().ok().and_then(|n| TimelineId::new(n).ok());
-                    let number = number.ok_or_else(|| usage(format!("no timeline: {text}")))?;
-                    options.timeline = Some(number);
+                    options.timeline = Some(number.ok_or(format!("no timeline: {text}"))?);
                 }
-                _ if arg.starts_with("--") => return Err(usage(format!("unknown option {arg}"))),
-                _ => options.paths.push(arg.into()),
+                _ => return Err(format!("unknown option {name}")),
             }
         }
         if options.paths.is_empty() {
-            return Err(usage("no directory or segments given".into()));
+            return Err("no directory or segments given".into());
         }
         if let (Some(start), Some(end)) = (options.start, options.end)
             && start >= end
         {
-            return Err(usage(format!("{start} is not before {end}")));
+            return Err(format!("{start} is not before {end}"));
         }
         Ok(options)
     }
 }
 
-/// The segments that were given, and the path through them.
+/// The segments on the way to the timeline that is followed.
 #[derive(Debug)]
 struct Segments {
     files: BTreeMap<SegmentName, PathBuf>,
     format: WalFormat,
-    timeline: TimelineId,
-    /// Of the segment read last: there is no way back to an earlier one.
-    reached: Option<TimelineId>,
+    history: TimelineHistory,
+}
+
+/// A segment to read on from, and up to where it is of the line that is followed.
+struct Part {
+    path: PathBuf,
+    end: Lsn,
 }
 
 impl Segments {
     fn find(options: &Options) -> Result<Self, Failure> {
-        let mut files = BTreeMap::new();
-        for path in &options.paths {
-            if path.is_dir() {
-                for entry in std::fs::read_dir(path)? {
-                    let path = entry?.path();
-                    if let Some(name) = segment_name(&path) {
-                        files.insert(name, path);
-                    }
-                }
-            } else {
-                let name = segment_name(path).ok_or_else(|| {
-                    Failure::new(USAGE, format!("{} is no segment's name", path.display()))
-                })?;
-                files.insert(name, path.clone());
-            }
-        }
+        let (mut files, folders) = listed(&options.paths)?;
         let newest = files.keys().map(|name| name.timeline()).max();
         let (Some(newest), Some((_, first))) = (newest, files.first_key_value()) else {
             return Err(Failure::new(NOT_FOUND, "no WAL segments there"));
         };
         let timeline = options.timeline.unwrap_or(newest);
+        let history = history_of(timeline, &folders)?;
         let mut header = [0; WalPageHeader::LONG];
         File::open(first)
             .and_then(|mut file| file.read_exact(&mut header))
-            .map_err(|error| Failure::new(FAILED, format!("{}: {error}", first.display())))?;
+            .map_err(|error| Failure::at(first, &error))?;
         let format = WalFormat::of_segment(&header)
             .map_err(|error| Failure::new(INTEGRITY, format!("{}: {error}", first.display())))?
             .up_to_timeline(timeline);
-        files.retain(|name, _| name.timeline() <= timeline);
+        let size = format.segment_size();
+        for name in files.keys() {
+            name.number(size)
+                .map_err(|error| Failure::new(INTEGRITY, error))?;
+        }
+        // Other children of the same ancestors, and what those wrote after they were left, are
+        // another line of history.
+        files.retain(|name, _| on_the_way(&history, *name, size));
+        if files.is_empty() {
+            let reason = format!("no WAL segments of timeline {timeline} there");
+            return Err(Failure::new(NOT_FOUND, reason));
+        }
         Ok(Self {
             files,
             format,
-            timeline,
-            reached: None,
+            history,
         })
     }
 
@@ -186,45 +203,134 @@ impl Segments {
         self.format.segment_size()
     }
 
-    fn number(&self, name: SegmentName) -> Result<u64, Failure> {
-        name.number(self.size())
-            .map_err(|error| Failure::new(INTEGRITY, error))
+    /// Where a segment begins.
+    fn start(&self, name: SegmentName) -> Lsn {
+        let number = name.number(self.size()).ok();
+        let start = number.and_then(|number| self.size().start_of(number));
+        start.unwrap_or(Lsn::MAX)
     }
 
-    fn first(&self) -> Result<Lsn, Failure> {
-        let mut first = u64::MAX;
-        for name in self.files.keys() {
-            first = first.min(self.number(*name)?);
-        }
-        Ok(self.size().start_of(first).unwrap_or_default())
+    fn first(&self) -> Lsn {
+        let starts = self.files.keys().map(|name| self.start(*name));
+        starts.min().unwrap_or_default()
     }
 
-    /// The segment that holds `lsn`, of the newest timeline that has one; `None` behind the last.
-    fn holding(&mut self, lsn: Lsn) -> Result<Option<&Path>, Failure> {
+    /// The segment that holds `lsn`; `None` behind the last. A timeline begins with a copy of the
+    /// segment in which its parent was left, so the newest that is on the way is taken.
+    fn holding(&self, lsn: Lsn) -> Result<Option<Part>, Failure> {
         let size = self.size();
-        let reached = self.reached.unwrap_or(TimelineId::FIRST).get();
-        let found = (reached..=self.timeline.get()).rev().find_map(|timeline| {
-            let timeline = TimelineId::new(timeline).ok()?;
-            let name = SegmentName::containing(timeline, lsn, size);
-            self.files.contains_key(&name).then_some(name)
+        let found = self.history.ranges().rev().find_map(|range| {
+            let name = SegmentName::containing(range.timeline, lsn, size);
+            let path = self.files.get(&name).filter(|_| lsn < range.end)?;
+            Some((path.clone(), range))
         });
-        if let Some(name) = found {
-            self.reached = Some(name.timeline());
-            return Ok(self.files.get(&name).map(PathBuf::as_path));
+        if let Some((path, TimelineRange { end, .. })) = found {
+            return Ok(Some(Part { path, end }));
         }
-        for name in self.files.keys() {
-            if name.timeline().get() >= reached && self.number(*name)? > size.number_of(lsn) {
-                return Err(self.missing(lsn));
-            }
+        let goes_on = self.files.keys().any(|name| self.start(*name) > lsn);
+        let entered = self.history.ranges().next_back();
+        if goes_on || entered.is_some_and(|range| lsn <= range.start) {
+            return Err(self.missing(lsn));
         }
         Ok(None)
     }
 
     fn missing(&self, lsn: Lsn) -> Failure {
-        let timeline = self.reached.unwrap_or(self.timeline);
+        let timeline = self.history.timeline_of(lsn);
         let name = SegmentName::containing(timeline, lsn, self.size());
         Failure::new(NOT_FOUND, format!("segment {name} is missing"))
     }
+
+    /// A segment after the one that holds `lsn` in which the log goes on: its first page says that it
+    /// is where its name says. One that is kept for later use says something else, or nothing.
+    fn written_after(&self, lsn: Lsn) -> Result<Option<SegmentName>, Failure> {
+        let number = self.size().number_of(lsn);
+        for (name, path) in &self.files {
+            let start = self.start(*name);
+            if self.size().number_of(start) <= number {
+                continue;
+            }
+            let mut header = Vec::with_capacity(WalPageHeader::LONG);
+            File::open(path)
+                .and_then(|file| {
+                    let mut head = file.take(WalPageHeader::LONG as u64);
+                    head.read_to_end(&mut header)
+                })
+                .map_err(|error| Failure::at(path, &error))?;
+            if WalPageHeader::decode(&header).is_ok_and(|header| header.address == start) {
+                return Ok(Some(*name));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The segments in the paths given, and the folders in which their timelines' histories may be.
+fn listed(
+    paths: &[PathBuf],
+) -> Result<(BTreeMap<SegmentName, PathBuf>, BTreeSet<PathBuf>), Failure> {
+    let (mut files, mut folders) = (BTreeMap::new(), BTreeSet::new());
+    for path in paths {
+        let at = |error| Failure::at(path, &error);
+        if std::fs::metadata(path).map_err(at)?.is_dir() {
+            folders.insert(path.clone());
+            for entry in std::fs::read_dir(path).map_err(at)? {
+                let path = entry.map_err(at)?.path();
+                if let Some(name) = segment_name(&path) {
+                    files.insert(name, path);
+                }
+            }
+        } else {
+            let name = segment_name(path).ok_or_else(|| {
+                Failure::new(
+                    USAGE,
+                    format!("{}: not the name of a segment", path.display()),
+                )
+            })?;
+            folders.extend(path.parent().map(Path::to_owned));
+            files.insert(name, path.clone());
+        }
+    }
+    Ok((files, folders))
+}
+
+/// What the timeline descends from. All but the first have a file that says it.
+fn history_of(
+    timeline: TimelineId,
+    folders: &BTreeSet<PathBuf>,
+) -> Result<TimelineHistory, Failure> {
+    if timeline == TimelineId::FIRST {
+        return Ok(TimelineHistory::root(timeline));
+    }
+    let name = WalFileName::History(timeline).to_string();
+    for folder in folders {
+        let path = folder.join(&name);
+        match std::fs::read(&path) {
+            Ok(content) => {
+                return TimelineHistory::parse(timeline, &content).map_err(|error| {
+                    Failure::new(INTEGRITY, format!("{}: {error}", path.display()))
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Failure::at(&path, &error)),
+        }
+    }
+    Err(Failure::new(
+        NOT_FOUND,
+        format!(
+            "{name} is missing beside the segments: what timeline {timeline} descends from is not known"
+        ),
+    ))
+}
+
+/// Whether a segment holds log that leads to the timeline of the history.
+fn on_the_way(history: &TimelineHistory, name: SegmentName, size: WalSegmentSize) -> bool {
+    let (Some(range), Ok(number)) = (history.range_of(name.timeline()), name.number(size)) else {
+        return false;
+    };
+    let last = Lsn(range.end.0.saturating_sub(1));
+    range.start < range.end
+        && (size.number_of(range.start)..=size.number_of(last)).contains(&number)
 }
 
 fn segment_name(path: &Path) -> Option<SegmentName> {
@@ -232,33 +338,35 @@ fn segment_name(path: &Path) -> Option<SegmentName> {
 }
 
 fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
-    let mut segments = Segments::find(options)?;
-    let start = match options.start {
-        Some(start) => start,
-        None => segments.first()?,
-    };
+    let segments = Segments::find(options)?;
+    let start = options.start.unwrap_or_else(|| segments.first());
     let mut reader = WalReader::first_after(segments.format.clone(), start);
     let mut summary = Summary::default();
     let mut piece = vec![0; PIECE];
     let reached = 'log: loop {
         let position = reader.position();
-        let Some(path) = segments.holding(position)?.map(Path::to_owned) else {
+        let Some(part) = segments.holding(position)? else {
             // A record may need the next segment, or nothing may be there at all.
             if reader.pending().is_some() || summary.end.is_none() || options.end.is_some() {
                 return Err(segments.missing(position));
             }
             break summary.end.unwrap_or(position);
         };
-        let mut file = File::open(&path)
-            .map_err(|error| Failure::new(FAILED, format!("{}: {error}", path.display())))?;
+        let at = |error| Failure::at(&part.path, &error);
+        let mut file = File::open(&part.path).map_err(at)?;
         let size = segments.size();
         let offset = position.offset_in(size.bytes());
-        io::Seek::seek(&mut file, io::SeekFrom::Start(offset))?;
-        let mut left = size.bytes() - offset;
+        io::Seek::seek(&mut file, io::SeekFrom::Start(offset)).map_err(at)?;
+        // What the timeline wrote after it was left is not read.
+        let mut left = (size.bytes() - offset).min(part.end.0.saturating_sub(position.0));
         while left > 0 {
-            let count = file.read(&mut piece)?;
+            let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let count = file
+                .read(piece.get_mut(..wanted).unwrap_or_default())
+                .map_err(at)?;
             if count == 0 {
-                let reason = format!("{} is too short for a segment of {size}", path.display());
+                let path = part.path.display();
+                let reason = format!("{path} is too short for a segment of {size}");
                 return Err(Failure::new(INTEGRITY, reason));
             }
             left = left.saturating_sub(count as u64);
@@ -278,6 +386,14 @@ fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
                     Ok(Step::End(end)) => {
                         if let Some(wanted) = options.end {
                             let reason = format!("the log ends at {}, before {wanted}", end.lsn);
+                            return Err(Failure::new(INTEGRITY, reason));
+                        }
+                        if let Some(later) = segments.written_after(position)? {
+                            let reason = format!(
+                                "the log has a hole: it ends at {}, in {}, and goes on in {later}",
+                                end.lsn,
+                                part.path.display()
+                            );
                             return Err(Failure::new(INTEGRITY, reason));
                         }
                         break 'log end.lsn;

@@ -1,14 +1,12 @@
 //! What a program knows and the library does not ask for: the environment and where things are.
 
-use std::error::Error;
-use std::process::ExitCode;
-
 use neon_pgwire::Surroundings;
 
 /// The surroundings as libpq would find them.
 pub fn of_this_process() -> Surroundings {
     let mut surroundings = Surroundings::none();
-    surroundings.environment = std::env::vars()
+    surroundings.environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("PG"))
         .collect();
     surroundings.home = std::env::home_dir();
@@ -20,16 +18,4 @@ pub fn of_this_process() -> Surroundings {
     surroundings.system_roots = Some("/etc/ssl/certs/ca-certificates.crt".into());
     surroundings.user_database = Some("/etc/passwd".into());
     surroundings
-}
-
-/// Prints an error and its causes.
-#[allow(clippy::print_stderr, reason = "programs end with it")]
-pub fn failed(error: &(dyn Error + 'static)) -> ExitCode {
-    eprintln!("error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprintln!("caused by: {error}");
-        cause = error.source();
-    }
-    ExitCode::FAILURE
 }

@@ -9,6 +9,8 @@
 
 #[path = "run/base_backup_and_wal.rs"]
 mod base_backup_and_wal;
+#[path = "run/edges.rs"]
+mod edges;
 #[path = "run/embedded_postgres.rs"]
 mod embedded_postgres;
 #[path = "run/inspect_pgdata.rs"]

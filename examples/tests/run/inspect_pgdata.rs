@@ -65,7 +65,7 @@ fn a_cluster_is_described_and_damage_is_found(major: PgMajor) {
     flip(&cluster.data_dir().join(&path), 3 * 8192 + 4000);
     flip(&cluster.data_dir().join(&path), 170 * 8192 + 8);
     let damaged = inspect(&cluster.data_dir());
-    assert_eq!(damaged.code, Some(1));
+    assert_eq!(damaged.code, Some(5));
     let bad: Vec<&str> = damaged
         .stdout
         .lines()
@@ -108,7 +108,7 @@ fn after_a_crash_a_torn_page_is_excused_and_a_page_of_no_server_is_not() {
         .redo;
     let stamp = |page: &mut [u8], lsn: u64| {
         page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
-        page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
+        page[4..8].copy_from_slice(&u32::try_from(lsn & 0xFFFF_FFFF).unwrap().to_le_bytes());
     };
     stamp(&mut bytes[2 * 8192..], redo.0 + 8);
     std::fs::write(&file, &bytes).unwrap();
@@ -142,14 +142,16 @@ fn without_checksums_only_headers_are_checked_and_it_says_so() {
     flip(&cluster.data_dir().join(&path), 4000);
     let outcome = inspect(&cluster.data_dir());
     assert_eq!(outcome.code, Some(0));
+    assert_eq!(without_a_reader(&cluster.data_dir()), (Some(0), Vec::new()));
     assert!(
         outcome.stdout.contains("page checksums are off"),
         "{}",
         outcome.stdout
     );
     flip(&cluster.data_dir().join(&path), 8192 + 17);
+    assert_eq!(without_a_reader(&cluster.data_dir()), (Some(5), Vec::new()));
     let outcome = inspect(&cluster.data_dir());
-    assert_eq!(outcome.code, Some(1));
+    assert_eq!(outcome.code, Some(5));
     assert!(
         outcome.stdout.contains("block 1: WrongHeader"),
         "{}",
@@ -157,23 +159,56 @@ fn without_checksums_only_headers_are_checked_and_it_says_so() {
     );
 }
 
+/// The exit code and the complaints when nobody reads what is printed.
+fn without_a_reader(directory: &Path) -> (Option<i32>, Vec<u8>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_inspect_pgdata"))
+        .arg(directory)
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    (output.status.code(), output.stderr)
+}
+
+#[test]
+fn only_the_folders_of_relations_and_the_links_of_tablespaces_are_walked() {
+    let (mut cluster, _) = cluster(PgMajor::V16, true);
+    cluster.stop(StopMode::Fast);
+    let whole = inspect(&cluster.data_dir());
+    assert_eq!(whole.code, Some(0), "{}", whole.stderr);
+    let data = cluster.data_dir();
+    // Each holds what looks like a relation with a bad page, were it looked for there.
+    let bad = cluster.scratch_dir().join("bad");
+    std::fs::create_dir(&bad).unwrap();
+    std::fs::write(bad.join("16384"), [7; 8192]).unwrap();
+    std::os::unix::fs::symlink("/", data.join("root")).unwrap();
+    std::os::unix::fs::symlink(&bad, data.join("base/linked")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", data.join("pg_tblspc/99999")).unwrap();
+    std::fs::create_dir(data.join("lost+found")).unwrap();
+    std::fs::write(data.join("base/12345"), "no folder").unwrap();
+    let outcome = inspect(&data);
+    assert_eq!((outcome.code, outcome.stdout), (Some(0), whole.stdout));
+}
+
 #[test]
 fn what_is_no_cluster_is_refused_with_a_reason() {
     let scratch = Scratch::new();
     let missing = inspect(&scratch.path().join("missing"));
-    assert_eq!(missing.code, Some(1));
+    assert_eq!(missing.code, Some(3));
     assert!(
         missing.stderr.contains("No such file or directory"),
         "{}",
         missing.stderr
     );
     let empty = inspect(scratch.path());
-    assert_eq!(empty.code, Some(1));
+    assert_eq!(empty.code, Some(3));
     assert!(empty.stderr.contains("pg_control"), "{}", empty.stderr);
     std::fs::create_dir(scratch.path().join("global")).unwrap();
     std::fs::write(scratch.path().join("global/pg_control"), "not one").unwrap();
     let wrong = inspect(scratch.path());
-    assert_eq!(wrong.code, Some(1));
+    assert_eq!(wrong.code, Some(5));
     assert!(
         wrong.stderr.contains("7 bytes long instead of 8192"),
         "{}",

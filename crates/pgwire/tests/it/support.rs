@@ -231,15 +231,7 @@ pub(crate) fn ask_restored(
 pub(crate) fn verify(major: PgMajor, data: &Path, with_wal: bool) {
     let mut command = match major {
         PgMajor::V17 => return compare_with_manifest(data),
-        PgMajor::V18 => {
-            let bin = crate::stock_clients::installed("18-verify");
-            let mut command = std::process::Command::new(bin.join("pg_verifybackup"));
-            Installation::of(PgMajor::V18).clean_environment(&mut command);
-            OsUser::current().apply(&mut command);
-            command.env("LD_LIBRARY_PATH", bin.join("../lib"));
-            command
-        }
-        PgMajor::V15 => Installation::of(PgMajor::V15).command("pg_verifybackup"),
+        PgMajor::V15 | PgMajor::V18 => Installation::of(major).command("pg_verifybackup"),
         _ => Installation::of(PgMajor::V16).command("pg_verifybackup"),
     };
     // WAL is parsed by the tool of its own major only.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use neon_pg_layout::wal::changes::Change;
 use neon_pg_layout::wal::{EndOfWal, Record, Step, WalFormat, WalReader};
-use neon_pg_layout::{Error, Fork, Lsn, SegmentName, TimelineId};
+use neon_pg_layout::{Error, Fork, Lsn, SegmentName, TimelineHistory, TimelineId};
 
 /// What a record says of itself, without borrowing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,22 +94,32 @@ pub(crate) fn walk(
     let format = format_of(dir);
     let size = format.segment_size();
     let timeline = TimelineId::new(timeline).unwrap();
+    let mut history = TimelineHistory::root(timeline);
+    if timeline != TimelineId::FIRST {
+        let content = std::fs::read(dir.join(history.file_name().to_string())).unwrap();
+        history = TimelineHistory::parse(timeline, &content).unwrap();
+    }
     let from = from.unwrap_or_else(|| start_of(dir));
     let mut reader = WalReader::first_after(format.up_to_timeline(timeline), from);
     loop {
         let position = reader.position();
-        let name = (1..=timeline.get())
-            .rev()
-            .map(|timeline| {
-                SegmentName::containing(TimelineId::new(timeline).unwrap(), position, size)
+        // A timeline begins with a copy of the segment in which its parent was left.
+        let ranges = history.ranges().rev();
+        let found = ranges
+            .filter(|range| position < range.end)
+            .map(|range| {
+                let name = SegmentName::containing(range.timeline, position, size);
+                (dir.join(name.to_string()), range.end)
             })
-            .find(|name| dir.join(name.to_string()).exists());
-        let Some(name) = name else {
+            .find(|(path, _)| path.exists());
+        let Some((path, end)) = found else {
             return Stop::NoMoreFiles(reader.pending());
         };
-        let bytes = std::fs::read(dir.join(name.to_string())).unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        let start = Lsn(position.0 - position.offset_in(size.bytes()));
+        let end = usize::try_from((end.0 - start.0).min(bytes.len() as u64)).unwrap();
         let offset = usize::try_from(position.offset_in(size.bytes())).unwrap();
-        for mut input in bytes[offset..].chunks(piece) {
+        for mut input in bytes[offset..end].chunks(piece) {
             loop {
                 match reader.read(&mut input) {
                     Ok(Step::Record(record)) => visit(&record),

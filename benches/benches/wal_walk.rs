@@ -41,8 +41,7 @@ fn make() -> (Log, Lsn) {
          insert into accounts select i, i % 10, 0, '' from generate_series(1, 200000) i;
          create index on accounts (branch);
          checkpoint;
-         update accounts set balance = balance + 1 where id % 4 = 0;
-         select pg_switch_wal();",
+         update accounts set balance = balance + 1 where id % 4 = 0;",
     );
     let small: Lsn = cluster
         .psql("select pg_current_wal_lsn()")
@@ -199,8 +198,8 @@ fn print_ratios(name: &str, log: &Log, rows: usize) {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let (all, small) = make();
-    let segment = all.format.segment_size().bytes();
-    let from = usize::try_from(small.start_of(segment).0 - all.start.0).expect("64 bits");
+    let page = all.format.page_size().into();
+    let from = usize::try_from(small.start_of(page).0 - all.start.0).expect("64 bits");
     let small = Log {
         format: all.format.clone(),
         start: Lsn(all.start.0 + from as u64),

@@ -279,6 +279,14 @@ fn check_file(
                 PageVerdict::Good => counts.good += 1,
                 PageVerdict::New => counts.new += 1,
                 PageVerdict::Unsettled { lsn } if log.reaches(lsn)? => counts.unsettled += 1,
+                PageVerdict::Unsettled { lsn } => {
+                    writeln!(
+                        out,
+                        "bad: {} block {block}: damaged, and claims position {lsn}, behind the end of the log",
+                        name.display()
+                    )?;
+                    counts.bad += 1;
+                }
                 verdict => {
                     writeln!(out, "bad: {} block {block}: {verdict:?}", name.display())?;
                     counts.bad += 1;

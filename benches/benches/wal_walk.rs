@@ -41,8 +41,7 @@ fn make() -> (Log, Lsn) {
          insert into accounts select i, i % 10, 0, '' from generate_series(1, 200000) i;
          create index on accounts (branch);
          checkpoint;
-         update accounts set balance = balance + 1 where id % 4 = 0;
-         select pg_switch_wal();",
+         update accounts set balance = balance + 1 where id % 4 = 0;",
     );
     let small: Lsn = cluster
         .psql("select pg_current_wal_lsn()")
@@ -78,24 +77,30 @@ fn make() -> (Log, Lsn) {
         bytes,
     };
     let mut end = start;
-    walk(&log, |record| end = record.end());
+    let whole = walk(&log, |record| end = record.end());
+    assert!(!whole, "the last segment was filled");
     let len = usize::try_from(end.0 - start.0).expect("64 bits");
     log.bytes.truncate(len);
     (log, small)
 }
 
-fn walk(log: &Log, mut visit: impl FnMut(&Record<'_>)) {
+/// Whether the records reach to the last byte of the log; fails on damage.
+fn walk(log: &Log, mut visit: impl FnMut(&Record<'_>)) -> bool {
     let mut reader = WalReader::first_after(log.format.clone(), log.start);
     let mut input = log.bytes.as_slice();
-    while let Ok(Step::Record(record)) = reader.read(&mut input) {
-        visit(&record);
+    loop {
+        match reader.read(&mut input).expect("the log of a real server") {
+            Step::Record(record) => visit(&record),
+            Step::NeedMore => return input.is_empty(),
+            Step::End(_) => return false,
+        }
     }
 }
 
 /// Walks the log and looks at every change.
 fn changes(log: &Log) -> u64 {
     let mut count = 0_u64;
-    walk(log, |record| {
+    let whole = walk(log, |record| {
         let told = record.changes(|change| {
             count += match change {
                 Change::Block(block) => u64::from(block.block),
@@ -105,13 +110,15 @@ fn changes(log: &Log) -> u64 {
         });
         told.expect("the log of a real server");
     });
+    assert!(whole, "the walk ended early");
     count
 }
 
 /// Walks the log and no more.
 fn records(log: &Log) -> u64 {
     let mut count = 0_u64;
-    walk(log, |record| count += u64::from(record.header().total_len));
+    let whole = walk(log, |record| count += u64::from(record.header().total_len));
+    assert!(whole, "the walk ended early");
     count
 }
 
@@ -121,7 +128,11 @@ fn floor(log: &Log) -> u64 {
 
 /// The best of several rounds for each segment, summed: short enough to run undisturbed now and then
 /// on a machine that does other things.
-fn best(rounds: usize, log: &Log, work: [fn(&Log) -> u64; 3]) -> [Duration; 3] {
+///
+/// Each part misses at most the record that the one before it did not get to the end of; `expected` is
+/// how many there are in all.
+fn best(rounds: usize, log: &Log, expected: usize, work: [fn(&Log) -> u64; 3]) -> [Duration; 3] {
+    let (mut parts, mut seen) = (0, 0);
     let mut sum = [Duration::ZERO; 3];
     let mut start = log.start;
     let size = usize::try_from(log.format.segment_size().bytes() / 4).expect("64 bits");
@@ -131,6 +142,8 @@ fn best(rounds: usize, log: &Log, work: [fn(&Log) -> u64; 3]) -> [Duration; 3] {
             start,
             bytes: piece.to_vec(),
         };
+        parts += 1;
+        walk(&log, |_| seen += 1);
         let mut best = [Duration::MAX; 3];
         for _ in 0..rounds {
             for (best, work) in best.iter_mut().zip(work) {
@@ -144,12 +157,16 @@ fn best(rounds: usize, log: &Log, work: [fn(&Log) -> u64; 3]) -> [Duration; 3] {
         }
         start = start.saturating_add(piece.len() as u64);
     }
+    assert!(
+        (expected - parts..=expected).contains(&seen),
+        "{seen} records in parts, {expected} in all"
+    );
     sum
 }
 
-fn print_ratios(name: &str, log: &Log) {
+fn print_ratios(name: &str, log: &Log, rows: usize) {
     let (mut count, mut blocks, mut images) = (0_usize, 0_usize, 0_usize);
-    walk(log, |record| {
+    let whole = walk(log, |record| {
         count += 1;
         blocks += record.block_count();
         images += record
@@ -157,8 +174,12 @@ fn print_ratios(name: &str, log: &Log) {
             .filter(|block| block.image.is_some())
             .count();
     });
+    assert!(
+        whole && count >= rows,
+        "{count} records of {rows} rows, whole: {whole}"
+    );
     let len = log.bytes.len();
-    let [crc, walked, changed] = best(15, log, [floor, records, changes]);
+    let [crc, walked, changed] = best(15, log, count, [floor, records, changes]);
     let speed = |time: Duration| len as f64 / time.as_secs_f64() / 1e9;
     println!(
         "wal walk, {name}: {:.2} GB/s with changes, {:.2} GB/s without; CRC-32C of the same bytes \
@@ -177,15 +198,19 @@ fn print_ratios(name: &str, log: &Log) {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let (all, small) = make();
-    let segment = all.format.segment_size().bytes();
-    let from = usize::try_from(small.start_of(segment).0 - all.start.0).expect("64 bits");
+    let page = all.format.page_size().into();
+    let from = usize::try_from(small.start_of(page).0 - all.start.0).expect("64 bits");
     let small = Log {
         format: all.format.clone(),
         start: Lsn(all.start.0 + from as u64),
         bytes: all.bytes.get(from..).expect("inside").to_vec(),
     };
-    for (name, log) in [("everything", &all), ("small records", &small)] {
-        print_ratios(name, log);
+    // A record for each row inserted or updated, at the least.
+    for (name, log, rows) in [
+        ("everything", &all, 410_000),
+        ("small records", &small, 160_000),
+    ] {
+        print_ratios(name, log, rows);
         let mut group = criterion.benchmark_group(format!("wal_walk, {name}"));
         group.throughput(Throughput::Bytes(log.bytes.len() as u64));
         group.sample_size(20);

@@ -115,7 +115,7 @@ async fn round_trip(locator: &str) -> Result<(), Failure> {
         storage.replace(&counter, &first, "2").await?;
         match storage.replace(&counter, &first, "2 as well").await {
             Err(error) if error.kind() == ErrorKind::Precondition => {
-                writeln!(out, "refused: {error}")?
+                writeln!(out, "refused: {error}")?;
             }
             other => return Err(format!("an update was lost: {other:?}").into()),
         }

@@ -125,7 +125,7 @@ fn after_a_crash_a_torn_page_is_excused_and_a_page_of_no_server_is_not() {
     stamp(&mut bytes[5 * 8192..], redo.0 - 8);
     std::fs::write(&file, &bytes).unwrap();
     let damaged = inspect(&cluster.data_dir());
-    assert_eq!(damaged.code, Some(1), "{}", damaged.stdout);
+    assert_eq!(damaged.code, Some(5), "{}", damaged.stdout);
     assert!(
         damaged
             .stdout

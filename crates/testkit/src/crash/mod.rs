@@ -24,11 +24,13 @@
 //! 5. What is in a directory that has no durable name yet is lost with it.
 //! 6. A synced sector never changes again by itself. Disks that lie about syncing are not modelled.
 
+mod failing;
 mod files;
 mod images;
 mod recorder;
 mod tree;
 
+pub use failing::{Failing, Faults};
 pub use files::{Files, OpenFile, RealFiles};
 pub use images::{CrashImage, Images};
 pub use recorder::{Log, Recorder};

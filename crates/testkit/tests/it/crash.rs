@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use neon_testkit::Scratch;
-use neon_testkit::crash::{CrashImage, Files, RealFiles, Recorder, SECTOR};
+use neon_testkit::crash::{CrashImage, Failing, Faults, Files, RealFiles, Recorder, SECTOR};
 use proptest::prelude::*;
 
 type Listing = BTreeMap<String, Option<Arc<Vec<u8>>>>;
@@ -540,4 +540,53 @@ fn recording_is_what_the_file_system_does_errors_included() {
     // Failed calls are no operations.
     assert_eq!(recorder.position(), recorder.log().len());
     assert_eq!(recorder.log().len(), 6);
+}
+
+#[test]
+fn each_planned_fault_is_met_and_an_engine_that_replaces_files_keeps_one_state() {
+    for from_then_on in [false, true] {
+        let mut got_through = false;
+        for fail_at in 1..20 {
+            let scratch = Scratch::new();
+            let real = RealFiles::without_sync(scratch.path());
+            std::fs::write(scratch.path().join("value"), b"before").unwrap();
+            let faults = Faults {
+                fail_at,
+                from_then_on,
+                kind: io::ErrorKind::StorageFull,
+            };
+            let failing = Failing::new(real.clone(), faults);
+            let outcome = replace(&failing, b"after it", Forgets::Nothing);
+            let state = read(&real, "value").unwrap();
+            match outcome {
+                Ok(()) => assert_eq!(state, b"after it"),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+                    assert!(state == b"before" || state == b"after it", "{state:?}");
+                }
+            }
+            if failing.changes() < fail_at {
+                got_through = true;
+                break;
+            }
+        }
+        assert!(got_through, "more changes than expected");
+    }
+}
+
+#[test]
+fn a_write_that_fails_has_written_its_first_half() {
+    let scratch = Scratch::new();
+    let real = RealFiles::without_sync(scratch.path());
+    let faults = Faults {
+        fail_at: 2,
+        from_then_on: false,
+        kind: io::ErrorKind::Other,
+    };
+    let failing = Failing::new(real.clone(), faults);
+    let file = failing.create_new(Path::new("f")).unwrap();
+    assert!(file.write_all_at(b"12345678", 0).is_err());
+    assert_eq!(read(&real, "f").unwrap(), b"1234");
+    file.write_all_at(b"12345678", 0).unwrap();
+    assert_eq!(read(&real, "f").unwrap(), b"12345678");
 }

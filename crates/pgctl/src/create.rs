@@ -273,17 +273,24 @@ fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
         let mut file_name = OsString::from(format!("{STAGING}{}-", durable::random_hex(6)?));
         file_name.push(name);
         let path = parent.join(file_name);
-        durable::create_dir(&path, 0o700, user).map_err(|error| {
-            if error.kind() == ErrorKind::Io && !parent.exists() {
-                let reason = "the folder to create it in is not there";
-                return Error::path(ErrorKind::Io, parent, reason);
+        if let Err(error) = durable::create_dir(&path, 0o700, user) {
+            let gone = std::error::Error::source(&error)
+                .and_then(|source| source.downcast_ref::<std::io::Error>())
+                .is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
+            match (gone, parent.exists()) {
+                // Swept before it could be locked: another one.
+                (true, true) => continue,
+                (true, false) => {
+                    let reason = "the folder to create it in is not there";
+                    return Err(Error::path(ErrorKind::Io, parent, reason));
+                }
+                (false, _) => return Err(error),
             }
-            error
-        })?;
+        }
         let scrap = Scrap(path);
         let lock = match File::open(&scrap.0) {
             Ok(lock) => lock,
-            // Swept between the two lines above: another one.
+            // Swept here.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io(&scrap.0, "cannot be opened", error)),
         };

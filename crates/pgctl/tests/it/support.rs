@@ -118,6 +118,18 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 /// Processes of PostgreSQL that work in a folder.
 pub(crate) fn postgres_in(dir: &Path) -> Vec<i32> {
+    let mut found = working_in(dir);
+    if !found.is_empty() {
+        // A process that ends lets go of its files a moment before its working directory: only who is
+        // still there a little later is there.
+        std::thread::sleep(Duration::from_millis(100));
+        let later = working_in(dir);
+        found.retain(|pid| later.contains(pid));
+    }
+    found
+}
+
+fn working_in(dir: &Path) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

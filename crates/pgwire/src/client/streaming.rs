@@ -339,10 +339,11 @@ impl WalStream {
 
     /// Reports positions now, and from now on whenever a report is due.
     ///
-    /// Dropping the future may leave the report to the next one.
+    /// Dropping the future may leave the report to the next one. That the server has hung up is told by
+    /// [`next`](Self::next), after what it said before.
     ///
     /// # Errors
-    /// When it cannot be sent.
+    /// [`Timeout`](ErrorKind::Timeout) when it cannot be sent.
     pub async fn report(&mut self, positions: Positions) -> Result<()> {
         self.positions = positions;
         if matches!(self.state, State::Streaming) {
@@ -368,10 +369,13 @@ impl WalStream {
             apply,
         } = self.positions;
         let message = status(write, flush, apply, now, reply_requested);
-        let framed = self.client.framed()?;
-        framed.send_copy_data(&[], &message).await?;
         self.last_sent = Instant::now();
-        framed.flush().await
+        let framed = self.client.framed()?;
+        let sent = match framed.send_copy_data(&[], &message).await {
+            Ok(()) => framed.flush().await,
+            Err(error) => Err(error),
+        };
+        unless_closed(sent)
     }
 
     /// Ends the stream: reports positions, tells the server if it has not ended it itself, discards
@@ -396,7 +400,7 @@ impl WalStream {
         };
         let framed = self.client.framed()?;
         frontend::copy_done(framed.output());
-        framed.flush().await?;
+        unless_closed(framed.flush().await)?;
         loop {
             let frame = self.client.receive().await?;
             match frame.tag() {
@@ -413,6 +417,15 @@ impl WalStream {
                 _ => return Err(unexpected(SUBJECT, &frame)),
             }
         }
+    }
+}
+
+/// What a server that has hung up said before, that it shuts down or why it fails, is still to be read and
+/// tells more than that nothing can be sent to it. When it said nothing, reading fails as well.
+fn unless_closed(sent: Result<()>) -> Result<()> {
+    match sent {
+        Err(error) if error.kind() == ErrorKind::Io => Ok(()),
+        sent => sent,
     }
 }
 

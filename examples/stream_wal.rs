@@ -86,16 +86,18 @@ async fn run(
         None => {
             let kept = match &slot {
                 Some(slot) => match client.read_slot(slot).await {
-                    Ok(position) => position.and_then(|position| position.restart_lsn),
+                    // A slot that is older than a promotion keeps WAL of an earlier timeline.
+                    Ok(position) => position.and_then(|position| {
+                        let timeline = position.restart_timeline.unwrap_or(identity.timeline);
+                        Some((timeline, position.restart_lsn?))
+                    }),
                     Err(error) if error.kind() == ErrorKind::Unsupported => None,
                     Err(error) => return Err(error.into()),
                 },
                 None => None,
             };
-            (
-                identity.timeline,
-                kept.unwrap_or(identity.position).start_of(segment),
-            )
+            let (timeline, from) = kept.unwrap_or((identity.timeline, identity.position));
+            (timeline, from.start_of(segment))
         }
     };
     loop {
@@ -118,7 +120,14 @@ async fn run(
                         stream.report(receiver.positions(stream.position())).await?;
                     }
                 }
-                Some(_) => {}
+                // A server that shuts down waits until all it sent is reported as flushed.
+                Some(_) => {
+                    if receiver.flushed < stream.position() {
+                        receiver.sync()?;
+                        receiver.flushed = stream.position();
+                        stream.report(receiver.positions(stream.position())).await?;
+                    }
+                }
                 None => break,
             }
             enough = until.is_some_and(|until| stream.position() >= until);
@@ -228,11 +237,12 @@ impl Receiver {
                     number % per_log
                 );
                 let path = self.directory.join(name);
-                // Written over from its beginning if there is one: a partial segment is never gone on with.
+                // Written over from its beginning if there is one, and not cut: what is there is durable and may
+                // be the only copy until the same bytes have come again.
                 let file = OpenOptions::new()
                     .write(true)
                     .create(true)
-                    .truncate(true)
+                    .truncate(false)
                     .mode(0o600)
                     .open(path.with_extension("partial"))?;
                 file.set_len(self.segment)?;

@@ -118,7 +118,8 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let (mut written, manifest) = unpacked?;
     let (end, client) = backup.finish()?;
     if let Some(streaming) = streaming {
-        stop_known.send(Some(end.stop))?;
+        // A stream that has failed listens no more; it says why below.
+        drop(stop_known.send(Some(end.stop)));
         for path in streaming.await?? {
             written.file(path);
         }

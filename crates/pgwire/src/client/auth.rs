@@ -39,7 +39,6 @@ pub(super) struct Login<'a> {
     /// What ties a login to the TLS connection, if there is one and its certificate is of use.
     binding: Option<&'a [u8]>,
     encrypted: bool,
-    sent_certificate: bool,
     state: State,
 }
 
@@ -53,14 +52,12 @@ impl<'a> Login<'a> {
         host: &'a Host,
         binding: Option<&'a [u8]>,
         encrypted: bool,
-        sent_certificate: bool,
     ) -> Self {
         Self {
             config,
             host,
             binding,
             encrypted,
-            sent_certificate,
             state: State::Start,
         }
     }
@@ -206,13 +203,10 @@ impl<'a> Login<'a> {
             ));
         }
         match self.state {
-            State::Start
-                if !self.config.auth.allows(AuthMethod::None) && !self.sent_certificate =>
-            {
-                Err(refused(
-                    "the server let us in without the authentication that require_auth wants",
-                ))
-            }
+            // A certificate that we sent proves nothing about the server: to log in by it alone is `none`.
+            State::Start if !self.config.auth.allows(AuthMethod::None) => Err(refused(
+                "the server let us in without the authentication that require_auth wants",
+            )),
             State::Scram(..) => Err(refused(
                 "the server let us in without proving that it knows the password",
             )),

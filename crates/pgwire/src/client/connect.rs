@@ -91,7 +91,7 @@ impl Client {
         };
         let patience = config.connect_timeout.unwrap_or(config.limits.connect);
         let framed = Framed::new(Box::new(stream), patience, LARGEST_BEFORE_LOGIN);
-        let login = Login::new(&config, host, None, false, false);
+        let login = Login::new(&config, host, None, false);
         let peer = Peer {
             config: Arc::clone(&config),
             host: host.clone(),
@@ -223,13 +223,7 @@ async fn connect_once(
     let encrypted = secured.encrypted;
     let patience = config.connect_timeout.unwrap_or(config.limits.connect);
     let framed = Framed::new(secured.io, patience, LARGEST_BEFORE_LOGIN);
-    let login = Login::new(
-        config,
-        host,
-        secured.binding.as_deref(),
-        encrypted,
-        secured.sent_certificate,
-    );
+    let login = Login::new(config, host, secured.binding.as_deref(), encrypted);
     let peer = Peer {
         config: Arc::clone(config),
         host: host.clone(),
@@ -249,7 +243,6 @@ struct Secured {
     io: Box<dyn Stream>,
     encrypted: bool,
     binding: Option<Vec<u8>>,
-    sent_certificate: bool,
 }
 
 async fn secure(
@@ -262,7 +255,6 @@ async fn secure(
         io,
         encrypted: false,
         binding: None,
-        sent_certificate: false,
     };
     if encryption == Encryption::Never {
         return Ok(plain(io));
@@ -303,7 +295,6 @@ async fn secure(
         io: secured.io,
         encrypted: true,
         binding: secured.binding,
-        sent_certificate: secured.sent_certificate,
     })
 }
 

@@ -22,8 +22,6 @@ pub(crate) struct Secured {
     pub(crate) io: Box<dyn Stream>,
     /// What ties a login to this connection, if the server's certificate can be used for it.
     pub(crate) binding: Option<Vec<u8>>,
-    /// The server asked for a certificate and got one.
-    pub(crate) sent_certificate: bool,
 }
 
 /// Makes a connection an encrypted one, and verifies the server as far as `sslmode` says.
@@ -65,7 +63,6 @@ pub(crate) async fn connect(io: Box<dyn Stream>, config: &Config, host: &Host) -
     Ok(Secured {
         io: Box::new(stream),
         binding,
-        sent_certificate: asked && certified,
     })
 }
 

@@ -23,7 +23,6 @@ pub(crate) mod client {
     pub(crate) struct Secured {
         pub(crate) io: Box<dyn Stream>,
         pub(crate) binding: Option<Vec<u8>>,
-        pub(crate) sent_certificate: bool,
     }
 
     pub(crate) async fn connect(_: Box<dyn Stream>, _: &Config, _: &Host) -> Result<Secured> {

@@ -303,7 +303,9 @@ fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
 /// Removes what killed creations left in a folder: what nobody has locked.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(STAGING) {
+        // Opening what is no folder, a pipe say, could wait for ever.
+        let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !folder || !entry.file_name().to_string_lossy().starts_with(STAGING) {
             continue;
         }
         let Ok(folder) = File::open(entry.path()) else {

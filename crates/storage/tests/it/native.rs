@@ -427,6 +427,15 @@ async fn what_is_no_object_is_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_put_through_a_link_to_a_directory() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let storage = open(dir.path());
+    std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("linked")).unwrap();
+    assert!(storage.create(&key("linked/x"), "x").await.is_err());
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn successive_objects_of_one_size_have_different_versions() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(dir.path());

@@ -93,6 +93,22 @@ async fn a_provider_without_conditions_keeps_the_rest_of_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_that_may_only_read_open_an_endpoint_that_is_probed() {
+    let server = server();
+    open(&server).await.create(&key("k"), "x").await.unwrap();
+    server.plan(|request| {
+        request
+            .is_put_object()
+            .then(|| Fault::answer(403, "AccessDenied"))
+    });
+    let mut config = config(&server);
+    config.conditional = Conditional::Automatic;
+    let s3 = S3::open(config).await.unwrap();
+    assert!(!s3.capabilities().create_only);
+    assert_eq!(s3.read(&key("k")).await.unwrap(), "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_probe_tells_enforced_conditions_from_pretended_ones() {
     for (conditions, enforced) in [
         (Conditions::Atomic, true),

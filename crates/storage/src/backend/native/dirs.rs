@@ -46,7 +46,10 @@ impl Dirs {
         self.ensure(disk, root, parent, mode)?;
         match disk.make_dir(directory, mode) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            // A link is no directory: what it leads to is not listed, and may lie elsewhere.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && directory.symlink_metadata().is_ok_and(|meta| meta.is_dir()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(DirError::Make(io::Error::from(
                     io::ErrorKind::NotADirectory,

@@ -75,9 +75,17 @@ impl S3 {
                 };
                 // Clients of their own, so that the requests race on connections of their own.
                 let (one, two) = (Self::with(&config, all)?, Self::with(&config, all)?);
-                let found = probe::race(&one, &two)
-                    .await
-                    .map_err(|error| error.during(Operation::Open).subject(one.location()))?;
+                let found = match probe::race(&one, &two).await {
+                    Ok(found) => found,
+                    // Who may only read needs no conditional writes.
+                    Err(error) if error.kind() == ErrorKind::Denied => Found {
+                        create_only: false,
+                        compare_and_swap: false,
+                    },
+                    Err(error) => {
+                        return Err(error.during(Operation::Open).subject(one.location()));
+                    }
+                };
                 tracing::debug!(
                     create_only = found.create_only,
                     compare_and_swap = found.compare_and_swap,

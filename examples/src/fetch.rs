@@ -119,7 +119,7 @@ pub async fn fetch(config: &Config, plan: Plan) -> Result<BackupEnd, Failure> {
     let (end, client) = backup.finish()?;
     if let Some(streaming) = streaming {
         // A stream that has failed listens no more; it says why below.
-        drop(stop_known.send(Some(end.stop)));
+        let _ = stop_known.send(Some(end.stop));
         for path in streaming.await?? {
             written.file(path);
         }

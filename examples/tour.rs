@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Takes the newest PostgreSQL that is installed, or the one in `BIN_DIR`. Everything happens below a folder
-//! of its own in the temporary directory, which is gone afterwards; no other cluster is touched.
+//! of its own in the temporary directory, which is gone afterwards (interrupted, its files stay, its servers do
+//! not); no other cluster is touched.
 //!
 //! Exit codes: 0 done; 1 failed; 2 usage.
 
@@ -113,11 +114,12 @@ fn instance_in(installation: &Installation, dir: &Path) -> Result<Instance> {
 async fn tour(installation: &Installation, folder: &Path) -> Result<()> {
     let mut story = Story(Instant::now());
     let app = Instance::create(installation, folder.join("app"), &CreateOptions::new()).await?;
-    let started = app.start(&StartOptions::new()).await?;
+    // Scoped: the servers end with this program, however it ends.
+    let server = app.start_scoped(&StartOptions::new()).await?;
     story.tell(&format!(
         "PostgreSQL {} created and started on port {}",
         installation.version(),
-        started.port
+        server.started().port
     ))?;
 
     let mut client = app.connect("postgres").await?;
@@ -170,8 +172,8 @@ async fn tour(installation: &Installation, folder: &Path) -> Result<()> {
     story.tell("the file fetched and written as a new data directory")?;
 
     let copy = instance_in(installation, &again)?;
-    let started = copy
-        .start(&StartOptions::new().in_quarantine(QuarantineOptions::new()))
+    let again = copy
+        .start_scoped(&StartOptions::new().in_quarantine(QuarantineOptions::new()))
         .await?;
     let mut client = copy.connect("postgres").await?;
     let sum = ask(
@@ -181,7 +183,7 @@ async fn tour(installation: &Installation, folder: &Path) -> Result<()> {
     let sum = sum.await?;
     story.tell(&format!(
         "the copy recovered and started apart from the first ({} settings neutralised): {sum}",
-        started.changes.len()
+        again.started().changes.len()
     ))?;
     let expected = format!("{ACCOUNTS} accounts, sum {}", ACCOUNTS * 100);
     if sum != expected {

@@ -1,0 +1,39 @@
+//! Where a frame is: its address for ever, and its place in the pack it was written to.
+
+use neon_snapshot_format::pack::PackId;
+
+use crate::crypt::DataKey;
+
+/// A pack, with the key that its frames are or may be sealed with.
+///
+/// Every pack has a key, also one whose frames are not sealed: a copy into an encrypted repository seals them.
+/// Whoever may read the map may read the pack, so the map holds the key; the map's own frames are sealed in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackRef {
+    /// The pack.
+    pub id: PackId,
+    /// Its key.
+    pub key: DataKey,
+}
+
+/// A frame: its address, which never changes, and what the directory of its own pack says about it, so that
+/// it costs one ranged read and is verified without that directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameRef {
+    /// The pack it was written to.
+    pub pack: PackRef,
+    /// Its number there.
+    pub frame: u64,
+    /// Where its stored bytes begin in that pack.
+    pub offset: u64,
+    /// How many there are.
+    pub stored_length: u32,
+    /// Bytes once decoded, at most 128 KiB.
+    pub plain_length: u32,
+    /// The codec, as stored in a pack's directory.
+    pub codec: u8,
+    /// Whether the stored bytes are encrypted.
+    pub sealed: bool,
+    /// The first half of the BLAKE3 digest of the stored bytes.
+    pub digest: [u8; 16],
+}

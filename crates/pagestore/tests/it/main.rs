@@ -1,0 +1,1 @@
+//! What the repository promises, shown on real storages and real clusters.

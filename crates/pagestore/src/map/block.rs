@@ -16,12 +16,10 @@ use crate::map::wire::{
 use crate::map::{At, Attributes, Extent, FileKind, FileState, FrameRef, KEEP_ALL};
 
 pub(crate) const BLOCK_MAGIC: &[u8; 4] = b"NMB1";
-/// Plain bytes of a block at most.
-pub(crate) const MAX_BLOCK: usize = 64 << 10;
 /// Pages with digests in a block at most: their digests, with a few bytes before them, fill a frame.
 pub(crate) const MAX_PAGES: u32 = 8160;
 /// Pages of 1 KiB in a frame.
-const MAX_EXTENT: u32 = 128;
+pub(crate) const MAX_EXTENT: u32 = 128;
 /// Paths and places are not longer than a system accepts.
 const MAX_LOCATION: usize = 4095;
 
@@ -239,13 +237,18 @@ impl BlockBuilder {
         self.pages
     }
 
+    /// Whether the open part has an extent: only then the file can go on in another block.
+    pub(crate) fn has_pages(&self) -> bool {
+        self.extent_count > 0
+    }
+
     /// Bytes so far, or a little more.
     pub(crate) fn size(&self) -> usize {
         40 + self.frames.size() + self.parts.len() + self.head.len() + self.extents.len()
     }
 
-    /// Whether a part of this path, with one extent, has room.
-    pub(crate) fn has_room_for_part(&self, path: &SnapshotPath, state: &FileState) -> bool {
+    /// Bytes once a part of this path, with one extent, is added; or a little more.
+    pub(crate) fn size_with_part(&self, path: &SnapshotPath, state: &FileState) -> usize {
         let location = match state {
             FileState::Present { attributes, .. } => match &attributes.kind {
                 FileKind::Tablespace { location, .. } => location.as_ref().map_or(0, Vec::len),
@@ -253,13 +256,12 @@ impl BlockBuilder {
             },
             _ => 0,
         };
-        self.size() + path.as_bytes().len() + location + 256 <= MAX_BLOCK
-            && self.pages + MAX_EXTENT <= MAX_PAGES
+        self.size() + path.as_bytes().len() + location + 256
     }
 
-    /// Whether an extent with so many pages has room.
-    pub(crate) fn has_room_for_extent(&self, pages: u32) -> bool {
-        self.size() + 160 <= MAX_BLOCK && self.pages.saturating_add(pages) <= MAX_PAGES
+    /// Bytes once an extent is added, or a little more.
+    pub(crate) fn size_with_extent(&self) -> usize {
+        self.size() + 160
     }
 
     /// Begins the part about a file: its state, or the limit where an earlier block has the state.

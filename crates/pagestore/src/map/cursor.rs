@@ -9,13 +9,20 @@ use crate::error::Result;
 use crate::map::block::{Block, PackedExtent, Part};
 use crate::map::index::{BlockRef, Index};
 use crate::map::machine::{Inbox, malformed};
-use crate::map::{FrameRef, RunRef};
+use crate::map::run::IndexRef;
+use crate::map::{FrameRef, MapFrame, PageKey, RunRef};
+
+/// Blocks that are asked for together by who reads a run from end to end.
+pub(crate) const READ_AHEAD: usize = 8;
 
 /// A position in one run: before an item, which is the state of a file or an extent of it.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     run: Arc<RunRef>,
     with_digests: bool,
+    /// How many blocks after the next one are asked for with it.
+    read_ahead: usize,
+    inbox: Inbox,
     index_at: usize,
     index: Option<Arc<Index>>,
     block_at: usize,
@@ -36,6 +43,30 @@ struct Loaded {
     digests: Bytes,
 }
 
+/// What a cursor stands before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    pub(crate) what: Whole<'a>,
+    /// The first key after it.
+    pub(crate) next: Option<&'a PageKey>,
+}
+
+/// A piece of a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Whole<'a> {
+    Index(&'a IndexRef),
+    Block(&'a BlockRef),
+}
+
+impl Whole<'_> {
+    pub(crate) fn first(&self) -> &PageKey {
+        match self {
+            Self::Index(index) => &index.first,
+            Self::Block(block) => &block.first,
+        }
+    }
+}
+
 /// An extent at a cursor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct At<'a> {
@@ -45,10 +76,12 @@ pub(crate) struct At<'a> {
 }
 
 impl Cursor {
-    pub(crate) fn new(run: Arc<RunRef>, with_digests: bool) -> Self {
+    pub(crate) fn new(run: Arc<RunRef>, with_digests: bool, read_ahead: usize) -> Self {
         Self {
             run,
             with_digests,
+            read_ahead,
+            inbox: Inbox::default(),
             index_at: 0,
             index: None,
             block_at: 0,
@@ -61,8 +94,37 @@ impl Cursor {
         }
     }
 
-    pub(crate) fn run(&self) -> &RunRef {
-        &self.run
+    pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
+        self.inbox.feed(frame, content);
+    }
+
+    /// What could be passed as a whole: the cursor stands before it and has loaded nothing of it.
+    pub(crate) fn ahead(&self) -> Option<Ahead<'_>> {
+        if self.block.is_some() || self.floor.is_some() {
+            return None;
+        }
+        let next_index = self.run.indexes.get(self.index_at + 1);
+        let next_index = next_index.map(|index| &index.first);
+        let Some(index) = &self.index else {
+            return Some(Ahead {
+                what: Whole::Index(self.run.indexes.get(self.index_at)?),
+                next: next_index,
+            });
+        };
+        let next = index.blocks.get(self.block_at + 1);
+        Some(Ahead {
+            what: Whole::Block(index.blocks.get(self.block_at)?),
+            next: next.map(|block| &block.first).or(next_index),
+        })
+    }
+
+    /// Passes what [`ahead`](Self::ahead) told.
+    pub(crate) fn pass_ahead(&mut self) {
+        if self.index.is_some() {
+            self.next_block();
+        } else {
+            self.index_at += 1;
+        }
     }
 
     /// The key of the next item; before its block is loaded, one that is not greater.
@@ -86,6 +148,11 @@ impl Cursor {
             Some((path, page)) if (path, *page) > first => Some((path, *page)),
             _ => Some(first),
         }
+    }
+
+    /// Whether it does not know yet which blocks there are.
+    pub(crate) fn needs_index(&self) -> bool {
+        self.index.is_none() && self.index_at < self.run.indexes.len()
     }
 
     pub(crate) fn is_loaded(&self) -> bool {
@@ -219,52 +286,58 @@ impl Cursor {
         }
     }
 
+    /// Makes the blocks ahead known: asks for the index, or tells that it is there (`true`).
+    pub(crate) fn load_index(&mut self, needed: &mut Vec<FrameRef>) -> Result<bool> {
+        if self.index.is_some() {
+            return Ok(true);
+        }
+        let Some(wanted) = self.run.indexes.get(self.index_at) else {
+            return Ok(true);
+        };
+        self.inbox.keep_only(std::slice::from_ref(&wanted.frame));
+        self.inbox.want(&wanted.frame, needed);
+        let Some(frame) = self.inbox.take(&wanted.frame) else {
+            return Ok(false);
+        };
+        let index = frame.index()?;
+        let first = index.blocks.first().map(|block| &block.first);
+        if first != Some(&wanted.first) {
+            return Err(malformed("an index begins elsewhere than its run says"));
+        }
+        self.index = Some(index);
+        self.block_at = 0;
+        if let Some((path, page)) = self.floor.clone() {
+            self.seek_in_index(&path, page);
+        }
+        Ok(true)
+    }
+
     /// Makes the next item known: asks for its frames, or tells that it is (`true`), also at the end of the run.
-    pub(crate) fn load(&mut self, inbox: &mut Inbox, needed: &mut Vec<FrameRef>) -> Result<bool> {
+    pub(crate) fn load(&mut self, needed: &mut Vec<FrameRef>) -> Result<bool> {
         loop {
-            if self.block.is_some() {
+            if self.block.is_some() || self.key().is_none() {
                 return Ok(true);
             }
-            let Some(index) = &self.index else {
-                let Some(wanted) = self.run.indexes.get(self.index_at) else {
-                    return Ok(true);
-                };
-                inbox.want(&wanted.frame, needed);
-                let Some(frame) = inbox.take(&wanted.frame) else {
-                    return Ok(false);
-                };
-                let index = frame.index()?;
-                if index
-                    .blocks
-                    .first()
-                    .is_none_or(|block| block.first != wanted.first)
-                {
-                    return Err(malformed("an index begins elsewhere than its run says"));
-                }
-                self.index = Some(index);
-                self.block_at = 0;
-                if let Some((path, page)) = self.floor.clone() {
-                    self.seek_in_index(&path, page);
-                }
-                continue;
+            if !self.load_index(needed)? {
+                return Ok(false);
+            }
+            let Some(index) = self.index.clone() else {
+                return Ok(true);
             };
             let Some(wanted) = index.blocks.get(self.block_at) else {
                 return Err(malformed("an index has too few blocks"));
             };
-            inbox.want(&wanted.record, needed);
             let digests = wanted.digests.as_ref().filter(|_| self.with_digests);
-            if let Some(digests) = digests {
-                inbox.want(digests, needed);
-            }
-            let ready = inbox.get(&wanted.record).is_some()
-                && digests.is_none_or(|frame| inbox.get(frame).is_some());
+            let ready = self.inbox.get(&wanted.record).is_some()
+                && digests.is_none_or(|frame| self.inbox.get(frame).is_some());
             if !ready {
+                self.want_blocks(&index, needed);
                 return Ok(false);
             }
-            let Some(record) = inbox.take(&wanted.record) else {
+            let Some(record) = self.inbox.take(&wanted.record) else {
                 return Ok(false);
             };
-            let digests = match digests.and_then(|frame| inbox.take(frame)) {
+            let digests = match digests.and_then(|frame| self.inbox.take(frame)) {
                 Some(digests) => digests.digests(wanted.pages)?,
                 None => Bytes::new(),
             };
@@ -274,6 +347,22 @@ impl Cursor {
             if let Some((path, page)) = self.floor.take() {
                 self.seek_in_block(&path, page);
             }
+        }
+    }
+
+    fn want_blocks(&mut self, index: &Index, needed: &mut Vec<FrameRef>) {
+        let ahead = index
+            .blocks
+            .iter()
+            .skip(self.block_at)
+            .take(1 + self.read_ahead);
+        let digests = |block: &BlockRef| block.digests.filter(|_| self.with_digests);
+        let wanted: Vec<FrameRef> = ahead
+            .flat_map(|block| std::iter::once(block.record).chain(digests(block)))
+            .collect();
+        self.inbox.keep_only(&wanted);
+        for frame in &wanted {
+            self.inbox.want(frame, needed);
         }
     }
 }

@@ -7,8 +7,6 @@ use crate::map::wire::{get_count, get_number, get_path, get_varint, put_path, pu
 use crate::map::{FrameRef, PageKey};
 
 pub(crate) const INDEX_MAGIC: &[u8; 4] = b"NMI1";
-/// Plain bytes of an index frame at most.
-pub(crate) const MAX_INDEX: usize = 64 << 10;
 
 /// A record block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +70,9 @@ impl IndexBuilder {
         20 + self.frames.size() + self.entries.len()
     }
 
-    pub(crate) fn has_room_for(&self, block: &BlockRef) -> bool {
-        self.size() + block.first.path.as_bytes().len() + 256 <= MAX_INDEX
+    /// Bytes once a block is added, or a little more.
+    pub(crate) fn size_with(&self, block: &BlockRef) -> usize {
+        self.size() + block.first.path.as_bytes().len() + 256
     }
 
     pub(crate) fn push(&mut self, block: BlockRef) {

@@ -42,8 +42,8 @@ impl Machine for List {
             let (path, state) = match self.overlay.next()? {
                 Step::Need(frames) => return Ok(Step::Need(frames)),
                 Step::Ready(None) => break,
-                Step::Ready(Some(Event::Pages(..))) => continue,
                 Step::Ready(Some(Event::File(path, state))) => (path, state),
+                Step::Ready(Some(_)) => continue,
             };
             let Some(name) = path.as_bytes().strip_prefix(self.prefix.as_slice()) else {
                 // What sorts between a directory and its content is passed.
@@ -62,6 +62,6 @@ impl Machine for List {
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.overlay.feed(frame, content);
+        self.overlay.feed(frame, &content);
     }
 }

@@ -75,7 +75,7 @@ impl Machine for Mark {
                             self.live.insert(frame);
                         }
                     }
-                    Step::Ready(Some(Event::File(..))) => {}
+                    Step::Ready(Some(_)) => {}
                 }
                 continue;
             }
@@ -89,9 +89,9 @@ impl Machine for Mark {
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.inbox.feed(frame, content.clone());
+        self.inbox.feed(frame, &content);
         if let Some(overlay) = &mut self.overlay {
-            overlay.feed(frame, content);
+            overlay.feed(frame, &content);
         }
     }
 }

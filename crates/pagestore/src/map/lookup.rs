@@ -130,7 +130,7 @@ impl Machine for Lookup<'_> {
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.inbox.feed(frame, content);
+        self.inbox.feed(frame, &content);
     }
 }
 
@@ -186,6 +186,6 @@ impl Machine for Stat<'_> {
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.inbox.feed(frame, content);
+        self.inbox.feed(frame, &content);
     }
 }

@@ -74,9 +74,17 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
+    pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
         if let Some(slot) = self.frames.get_mut(&frame.id()) {
-            *slot = Some(content);
+            *slot = Some(content.clone());
+        }
+    }
+
+    /// Forgets everything but these.
+    pub(crate) fn keep_only(&mut self, frames: &[FrameRef]) {
+        if !self.frames.is_empty() {
+            self.frames
+                .retain(|id, _| frames.iter().any(|frame| frame.id() == *id));
         }
     }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use crate::error::Result;
 use crate::map::machine::Machine;
 use crate::map::overlay::{Event, Overlay};
+use crate::map::run_writer::Limits;
+use crate::map::walk::attributes;
 use crate::map::{BlockSink, FileState, FrameRef, MapFrame, RunRef, RunWriter, Step};
 
 /// Merges a newer run and the runs after it into one, and writes that.
@@ -14,6 +16,7 @@ pub struct Merge<S> {
     overlay: Overlay,
     writer: Option<RunWriter<S>>,
     bottom: bool,
+    reuse: bool,
     dropping: bool,
 }
 
@@ -38,11 +41,23 @@ impl<S: BlockSink> Merge<S> {
         older: &[RunRef],
         bottom: bool,
     ) -> Result<Self> {
+        Self::with_limits(sink, page_size, delta, older, bottom, Limits::default())
+    }
+
+    pub(crate) fn with_limits(
+        sink: S,
+        page_size: u32,
+        delta: &RunRef,
+        older: &[RunRef],
+        bottom: bool,
+        limits: Limits,
+    ) -> Result<Self> {
         let runs: Vec<RunRef> = std::iter::once(delta).chain(older).cloned().collect();
         Ok(Self {
             overlay: Overlay::new(&runs, true),
-            writer: Some(RunWriter::new(sink, page_size)?),
+            writer: Some(RunWriter::with_limits(sink, page_size, limits)?),
             bottom,
+            reuse: !older.is_empty(),
             dropping: false,
         })
     }
@@ -57,14 +72,27 @@ impl<S: BlockSink> Machine for Merge<S> {
             return Ok(Step::Ready(None));
         };
         loop {
+            if self.reuse {
+                self.overlay.reusing(writer.reuse(self.bottom));
+            }
             match self.overlay.next()? {
                 Step::Need(frames) => return Ok(Step::Need(frames)),
                 Step::Ready(Some(Event::File(path, state))) => {
                     self.dropping = self.bottom && matches!(state, FileState::Removed);
+                    if self.bottom {
+                        // Only a file that is somewhere can be the same.
+                        attributes(&path, state.clone())?;
+                    }
                     if !self.dropping {
                         writer.begin(&path, &state)?;
                     }
                 }
+                Step::Ready(Some(Event::Rest(path, limit))) => {
+                    self.dropping = false;
+                    writer.begin_rest(&path, limit)?;
+                }
+                Step::Ready(Some(Event::Block(block))) => writer.take_block(block)?,
+                Step::Ready(Some(Event::Index(index))) => writer.take_index(index)?,
                 Step::Ready(Some(Event::Pages(extent, digests))) => {
                     if !self.dropping {
                         writer.pages(&extent, digests.get()?)?;
@@ -78,6 +106,6 @@ impl<S: BlockSink> Machine for Merge<S> {
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.overlay.feed(frame, content);
+        self.overlay.feed(frame, &content);
     }
 }

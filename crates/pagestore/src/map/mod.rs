@@ -43,3 +43,6 @@ pub use run_writer::{BlockSink, RunWriter};
 pub use spool::Spool;
 pub use view::{PagePlace, View};
 pub use walk::{MappedFile, Walk};
+
+#[cfg(test)]
+mod tests;

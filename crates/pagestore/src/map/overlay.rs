@@ -6,9 +6,11 @@ use bytes::Bytes;
 use neon_snapshot_format::SnapshotPath;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::cursor::Cursor;
-use crate::map::machine::Inbox;
+use crate::map::block::NO_FRAME;
+use crate::map::cursor::{Ahead, Cursor, READ_AHEAD, Whole};
+use crate::map::index::BlockRef;
 use crate::map::map_frame::digests_at;
+use crate::map::run::IndexRef;
 use crate::map::{Extent, FileState, FrameRef, KEEP_ALL, MapFrame, PageDigest, RunRef, Step};
 
 /// What comes next in the merge of some runs.
@@ -18,6 +20,13 @@ pub(crate) enum Event {
     File(SnapshotPath, FileState),
     /// Pages of it.
     Pages(Extent, Digests),
+    /// Only with [`Overlay::reusing`]: what the oldest run says there is untouched, by a block or a whole index.
+    /// The file that it begins in may have begun before; that it ends in may go on.
+    Block(BlockRef),
+    /// See [`Block`](Self::Block).
+    Index(IndexRef),
+    /// Only after those: more of the file that they ended in, and its limit.
+    Rest(SnapshotPath, u32),
 }
 
 /// The digests of an extent's pages; none for zeros, or when they are not read.
@@ -34,15 +43,30 @@ impl Digests {
     }
 }
 
+/// Which pieces of the oldest run are told as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reuse {
+    /// Record blocks of at least so many plain bytes, or of at least `pages` pages.
+    pub(crate) block: u32,
+    pub(crate) pages: u32,
+    /// Index frames of at least so many plain bytes.
+    pub(crate) index: u32,
+    /// Whether no run is older, so that limits mean nothing.
+    pub(crate) bottom: bool,
+}
+
 /// A merge of runs, newest first.
 #[derive(Debug)]
 pub(crate) struct Overlay {
-    pub(crate) inbox: Inbox,
     layers: Vec<Layer>,
+    /// The file that pages are told of.
     path: Option<SnapshotPath>,
-    /// Pages of that file before this one have been told.
+    /// Pages of it before this one have been told.
     page: u32,
+    /// Its limit in all layers together.
+    limit: u32,
     with_digests: bool,
+    reuse: Option<Reuse>,
 }
 
 #[derive(Debug)]
@@ -50,6 +74,14 @@ struct Layer {
     cursor: Cursor,
     /// Pages of the current file in this layer are seen below it.
     clip: u32,
+    /// The limit that this layer has for the current file.
+    limit: u32,
+}
+
+impl Layer {
+    fn is_in(&self, path: &SnapshotPath) -> bool {
+        self.cursor.key().is_some_and(|(at, _)| at == path)
+    }
 }
 
 /// What a newer state and an older one are together.
@@ -64,7 +96,7 @@ pub(crate) fn combine(
             return Err(Error::new(
                 ErrorKind::Inconsistent,
                 path.to_string(),
-                "pages of a file that is removed",
+                "the map has pages of a file that was removed",
             ));
         }
         (FileState::Same, older) => older.clone(),
@@ -87,20 +119,29 @@ pub(crate) fn limit_of(state: &FileState) -> u32 {
 impl Overlay {
     pub(crate) fn new(runs: &[RunRef], with_digests: bool) -> Self {
         let layer = |run: &RunRef| Layer {
-            cursor: Cursor::new(Arc::new(run.clone()), with_digests),
+            cursor: Cursor::new(Arc::new(run.clone()), with_digests, READ_AHEAD),
             clip: KEEP_ALL,
+            limit: KEEP_ALL,
         };
         Self {
-            inbox: Inbox::default(),
             layers: runs.iter().map(layer).collect(),
             path: None,
             page: 0,
+            limit: KEEP_ALL,
             with_digests,
+            reuse: None,
         }
     }
 
-    pub(crate) fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.inbox.feed(frame, content);
+    /// From now on tells pieces of the oldest run that nothing newer touches as a whole.
+    pub(crate) fn reusing(&mut self, reuse: Reuse) {
+        self.reuse = Some(reuse);
+    }
+
+    pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
+        for layer in &mut self.layers {
+            layer.cursor.feed(frame, content);
+        }
     }
 
     /// Moves forward to the first file that is not before this path.
@@ -114,144 +155,207 @@ impl Overlay {
     /// The next file, or pages of the present one.
     pub(crate) fn next(&mut self) -> Result<Step<Option<Event>>> {
         loop {
+            if let Some(event) = self.next_untouched() {
+                return Ok(Step::Ready(Some(event)));
+            }
             let mut needed = Vec::new();
-            if let Some(path) = &self.path {
-                // Every layer that may have a page of this file must know it.
-                for layer in &mut self.layers {
-                    let inside = |cursor: &Cursor| cursor.key().is_some_and(|(at, _)| at == path);
-                    while inside(&layer.cursor) {
-                        if !layer.cursor.is_loaded() {
-                            layer.cursor.seek(path, self.page);
-                        }
-                        if !layer.cursor.load(&mut self.inbox, &mut needed)? {
-                            break;
-                        }
-                        if !inside(&layer.cursor) || layer.cursor.part_ahead().is_none() {
-                            break;
-                        }
-                        // A later part of the file: what it repeats is known.
-                        layer.cursor.enter();
-                        layer.cursor.pass(self.page);
-                    }
-                }
+            if let Some(path) = self.path.clone() {
+                let known = self.load_pages(&path, &mut needed)?;
                 if !needed.is_empty() {
                     return Ok(Step::Need(needed));
                 }
-                if let Some(event) = self.next_pages()? {
+                if !known {
+                    continue;
+                }
+                if let Some(event) = self.next_pages(&path) {
                     return Ok(Step::Ready(Some(event)));
                 }
                 self.path = None;
             }
-            let Some(first) = self
-                .layers
-                .iter()
-                .filter_map(|layer| layer.cursor.key())
-                .map(|(path, _)| path)
-                .min()
-                .cloned()
-            else {
+            let keys = self.layers.iter().filter_map(|layer| layer.cursor.key());
+            let Some(first) = keys.map(|(path, _)| path).min().cloned() else {
                 return Ok(Step::Ready(None));
             };
-            let mut moved = false;
-            for layer in &mut self.layers {
-                let cursor = &mut layer.cursor;
-                if cursor.key().is_some_and(|(path, _)| *path == first) {
-                    moved |= cursor.load(&mut self.inbox, &mut needed)?
-                        && cursor.key().is_none_or(|(path, _)| *path != first);
-                }
-            }
+            let known = self.load_file(&first, &mut needed)?;
             if !needed.is_empty() {
                 return Ok(Step::Need(needed));
             }
-            if moved {
+            if known {
+                return Ok(Step::Ready(Some(self.enter(first)?)));
+            }
+        }
+    }
+
+    /// Loads the next item of every layer that stands before a file; tells whether they all still do.
+    fn load_file(&mut self, path: &SnapshotPath, needed: &mut Vec<FrameRef>) -> Result<bool> {
+        let (reuse, last) = (self.reuse.is_some(), self.layers.len());
+        for (number, layer) in (1..).zip(&mut self.layers) {
+            if !layer.is_in(path) {
                 continue;
             }
-            let state = self.enter(&first)?;
-            self.path = Some(first.clone());
-            self.page = 0;
-            return Ok(Step::Ready(Some(Event::File(first, state))));
+            if reuse && number == last && layer.cursor.needs_index() {
+                // With the index perhaps a block is found that need not be read.
+                layer.cursor.load_index(needed)?;
+                return Ok(false);
+            }
+            if layer.cursor.load(needed)? && !layer.is_in(path) {
+                return Ok(false);
+            }
         }
+        Ok(true)
+    }
+
+    /// Loads the next pages of a file in every layer; tells whether that is done.
+    fn load_pages(&mut self, path: &SnapshotPath, needed: &mut Vec<FrameRef>) -> Result<bool> {
+        let (reuse, last) = (self.reuse.is_some(), self.layers.len());
+        for (number, layer) in (1..).zip(&mut self.layers) {
+            while let Some((_, page)) = layer.cursor.key().filter(|(at, _)| *at == path) {
+                if page >= layer.clip {
+                    layer.cursor.seek(path, u32::MAX);
+                }
+                if !layer.cursor.is_loaded() {
+                    layer.cursor.seek(path, self.page);
+                    if reuse && number == last && layer.cursor.needs_index() {
+                        layer.cursor.load_index(needed)?;
+                        return Ok(false);
+                    }
+                }
+                if !layer.cursor.load(needed)? {
+                    break;
+                }
+                if layer.is_in(path) && layer.cursor.part_ahead().is_some() {
+                    // A later part of the file.
+                    layer.cursor.enter();
+                    layer.cursor.pass(self.page);
+                } else if layer.cursor.key().is_none_or(|(_, page)| page < layer.clip) {
+                    break;
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Reads the states of a file in all layers that have it.
-    fn enter(&mut self, path: &SnapshotPath) -> Result<FileState> {
+    fn enter(&mut self, path: SnapshotPath) -> Result<Event> {
         let mut folded: Option<FileState> = None;
-        for layer in &mut self.layers {
+        let (reuse, last) = (self.reuse.is_some(), self.layers.len());
+        self.page = 0;
+        for (number, layer) in (1..).zip(&mut self.layers) {
             layer.clip = folded.as_ref().map_or(KEEP_ALL, limit_of);
-            let Some(part) = layer.cursor.part_ahead().filter(|part| part.path == *path) else {
+            let part = layer.cursor.part_ahead();
+            let Some(part) = part.filter(|part| part.path == path) else {
                 continue;
             };
-            let Some(state) = &part.state else {
-                return Err(Error::malformed(
-                    path.to_string(),
-                    "a run has pages of the file without its beginning",
-                ));
-            };
-            folded = Some(match folded {
-                Some(newer) => combine(path, newer, state)?,
-                None => state.clone(),
-            });
+            layer.limit = part.limit;
+            match &part.state {
+                Some(state) => {
+                    folded = Some(match folded {
+                        Some(newer) => combine(&path, newer, state)?,
+                        None => state.clone(),
+                    });
+                }
+                None if reuse && number == last && folded.is_none() => {
+                    let limit = part.limit;
+                    layer.cursor.enter();
+                    self.limit = limit;
+                    self.path = Some(path.clone());
+                    return Ok(Event::Rest(path, limit));
+                }
+                None => {
+                    return Err(Error::malformed(
+                        path.to_string(),
+                        "a run has pages of the file without its beginning",
+                    ));
+                }
+            }
             layer.cursor.enter();
         }
-        folded.ok_or_else(|| Error::malformed(path.to_string(), "no run has the file"))
+        let state =
+            folded.ok_or_else(|| Error::malformed(path.to_string(), "no run has the file"))?;
+        self.limit = limit_of(&state);
+        self.path = Some(path.clone());
+        Ok(Event::File(path, state))
     }
 
     /// The next visible pages of the present file.
-    fn next_pages(&mut self) -> Result<Option<Event>> {
-        let Some(path) = &self.path else {
-            return Ok(None);
-        };
-        let mut winner: Option<(usize, u32, u32)> = None;
-        for (number, layer) in self.layers.iter_mut().enumerate() {
-            let hidden = |(at, page): (&SnapshotPath, u32)| at == path && page >= layer.clip;
-            if layer.cursor.key().is_some_and(hidden) {
-                layer.cursor.seek(path, u32::MAX);
+    fn next_pages(&mut self, path: &SnapshotPath) -> Option<Event> {
+        // The layer, its first page, and the page before which a newer layer takes over.
+        let mut next: Option<(usize, u32, u32)> = None;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let Some(at) = layer.cursor.extent().filter(|_| layer.is_in(path)) else {
+                continue;
+            };
+            let page = at.extent.page;
+            let end = at.extent.end().min(layer.clip);
+            match next {
+                _ if page >= end => {}
+                Some((_, first, _)) if first <= page => {}
+                Some((_, first, _)) => next = Some((number, page, end.min(first))),
+                None => next = Some((number, page, end)),
             }
-            let Some((at, page)) = layer.cursor.key() else {
-                continue;
-            };
-            if at != path || layer.cursor.part_ahead().is_some() || !layer.cursor.is_loaded() {
-                continue;
-            }
-            let Some(here) = layer.cursor.extent() else {
-                continue;
-            };
-            let end = here.extent.end().min(layer.clip);
-            winner = match winner {
-                None => Some((number, page, end)),
-                Some((_, first, _)) if page < first => Some((number, page, end.min(first))),
-                newer => newer,
-            };
         }
-        let Some((number, page, end)) = winner else {
-            return Ok(None);
+        let (number, page, end) = next?;
+        let at = self.layers.get(number)?.cursor.extent()?;
+        let mut extent = at.extent;
+        extent.count = end - page;
+        let digests = if extent.frame == NO_FRAME || !self.with_digests {
+            Digests::default()
+        } else {
+            Digests {
+                bytes: at.digests.clone(),
+                first: extent.digest,
+                count: extent.count,
+            }
         };
-        let event = self
-            .layers
-            .get(number)
-            .and_then(|layer| layer.cursor.extent())
-            .map(|at| {
-                let mut extent = at.extent;
-                extent.count = end - page;
-                let zeros = extent.frame == crate::map::block::NO_FRAME;
-                let digests = if zeros || !self.with_digests {
-                    Digests::default()
-                } else {
-                    Digests {
-                        bytes: at.digests.clone(),
-                        first: extent.digest,
-                        count: extent.count,
-                    }
-                };
-                Event::Pages(at.block.unpack(&extent), digests)
-            });
+        let event = Event::Pages(at.block.unpack(&extent), digests);
         for layer in &mut self.layers {
-            let here = layer.cursor.is_loaded() && layer.cursor.part_ahead().is_none();
-            if here && layer.cursor.key().is_some_and(|(at, _)| at == path) {
+            if layer.is_in(path) {
                 layer.cursor.pass(end);
             }
         }
         self.page = end;
-        Ok(event)
+        Some(event)
+    }
+
+    /// A piece of the oldest run that no newer run says anything about.
+    fn next_untouched(&mut self) -> Option<Event> {
+        let reuse = self.reuse?;
+        let (oldest, newer) = self.layers.split_last()?;
+        let Ahead { what, next } = oldest.cursor.ahead()?;
+        let large = match what {
+            Whole::Index(index) => index.frame.plain_length >= reuse.index,
+            Whole::Block(block) => {
+                block.record.plain_length >= reuse.block || block.pages >= reuse.pages
+            }
+        };
+        let next = next.map(|key| (&key.path, key.page));
+        let before_next = |layer: &Layer| match (layer.cursor.key(), next) {
+            (Some(key), Some(next)) => key < next,
+            (key, _) => key.is_some(),
+        };
+        if !large || newer.iter().any(before_next) {
+            return None;
+        }
+        let first = what.first();
+        if self.path.as_ref() == Some(&first.path) {
+            // The file began before: what newer runs say about it as a whole must change nothing here.
+            let end = match next {
+                Some((path, page)) if *path == first.path => page,
+                _ => u32::MAX,
+            };
+            // The limit stands in every part of a file; that of a part of the bottom means nothing.
+            let same_limit = reuse.bottom || self.limit == oldest.limit;
+            if self.page > first.page || oldest.clip < end || !same_limit {
+                return None;
+            }
+        } else {
+            self.path = None;
+        }
+        let event = match what {
+            Whole::Index(index) => Event::Index(index.clone()),
+            Whole::Block(block) => Event::Block(block.clone()),
+        };
+        self.layers.last_mut()?.cursor.pass_ahead();
+        Some(event)
     }
 }

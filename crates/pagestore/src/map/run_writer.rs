@@ -5,9 +5,12 @@ use std::fmt;
 use neon_snapshot_format::SnapshotPath;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::block::{BlockBuilder, check_page_size, extent_fits, pages_of};
+use crate::map::block::{
+    BlockBuilder, MAX_EXTENT, MAX_PAGES, check_page_size, extent_fits, pages_of,
+};
 use crate::map::index::{BlockRef, IndexBuilder};
 use crate::map::map_frame::encode_digests;
+use crate::map::overlay::Reuse;
 use crate::map::run::IndexRef;
 use crate::map::{
     At, Extent, FileKind, FileState, FrameRef, Group, KEEP_ALL, PageDigest, PageKey, RunRef,
@@ -36,6 +39,7 @@ impl<S: BlockSink + ?Sized> BlockSink for &mut S {
 pub struct RunWriter<S> {
     sink: S,
     page_size: u32,
+    limits: Limits,
     run: RunRef,
     index: IndexBuilder,
     block: BlockBuilder,
@@ -43,6 +47,27 @@ pub struct RunWriter<S> {
     first: Option<PageKey>,
     digests: Vec<PageDigest>,
     file: Option<OpenFile>,
+}
+
+/// How large the frames of a run become. Readers accept any up to a frame of 128 KiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Plain bytes of a record block.
+    pub(crate) block: usize,
+    /// Pages with digests in a record block.
+    pub(crate) pages: u32,
+    /// Plain bytes of an index frame.
+    pub(crate) index: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            block: 64 << 10,
+            pages: MAX_PAGES,
+            index: 64 << 10,
+        }
+    }
 }
 
 /// The file that extents are taken for.
@@ -72,10 +97,15 @@ impl<S: BlockSink> RunWriter<S> {
     /// # Errors
     /// [`Malformed`](ErrorKind::Malformed) for a page size that PostgreSQL does not have.
     pub fn new(sink: S, page_size: u32) -> Result<Self> {
+        Self::with_limits(sink, page_size, Limits::default())
+    }
+
+    pub(crate) fn with_limits(sink: S, page_size: u32, limits: Limits) -> Result<Self> {
         check_page_size(page_size)?;
         Ok(Self {
             sink,
             page_size,
+            limits,
             run: RunRef::default(),
             index: IndexBuilder::default(),
             block: BlockBuilder::new(page_size),
@@ -138,7 +168,9 @@ impl<S: BlockSink> RunWriter<S> {
             FileState::Removed => 0,
             FileState::Present { limit, .. } => *limit,
         };
-        if !self.block.is_empty() && !self.block.has_room_for_part(path, &state) {
+        let fits = self.block.size_with_part(path, &state) <= self.limits.block
+            && self.block.pages() + MAX_EXTENT <= self.limits.pages;
+        if !self.block.is_empty() && !fits {
             self.cut()?;
         }
         if self.block.is_empty() {
@@ -153,6 +185,54 @@ impl<S: BlockSink> RunWriter<S> {
             pending: None,
         });
         Ok(())
+    }
+
+    /// Goes on with a file that the blocks taken over last have begun.
+    pub(crate) fn begin_rest(&mut self, path: &SnapshotPath, limit: u32) -> Result<()> {
+        self.flush_extent()?;
+        self.cut()?;
+        self.file = Some(OpenFile {
+            path: path.clone(),
+            limit,
+            end: KEEP_ALL,
+            page: 0,
+            pending: None,
+        });
+        Ok(())
+    }
+
+    /// Takes over a block that is stored already and follows what was written. The file that was begun last may
+    /// go on in it and after it.
+    pub(crate) fn take_block(&mut self, block: BlockRef) -> Result<()> {
+        self.flush_extent()?;
+        self.cut()?;
+        self.refer(block)
+    }
+
+    /// Takes over an index as [`take_block`](Self::take_block) does a block.
+    pub(crate) fn take_index(&mut self, index: IndexRef) -> Result<()> {
+        self.flush_extent()?;
+        self.cut()?;
+        self.cut_index()?;
+        self.run.indexes.push(index);
+        Ok(())
+    }
+
+    /// What may be taken over now without leaving small blocks behind for ever: anything after another such
+    /// piece; otherwise what is small is better written together with what was before it.
+    pub(crate) fn reuse(&self, bottom: bool) -> Reuse {
+        let part = |limit: usize| u32::try_from(limit / 4).unwrap_or(u32::MAX);
+        let (block, index) = (self.first.is_none(), self.index.blocks().is_empty());
+        Reuse {
+            block: if block { 0 } else { part(self.limits.block) },
+            pages: if block { 0 } else { self.limits.pages / 4 },
+            index: if block && index {
+                0
+            } else {
+                part(self.limits.index)
+            },
+            bottom,
+        }
     }
 
     /// Takes pages of the file begun last, with a digest each unless they are zero.
@@ -210,7 +290,9 @@ impl<S: BlockSink> RunWriter<S> {
             return Ok(());
         };
         let pages = u32::try_from(digests.len()).unwrap_or(u32::MAX);
-        if !self.block.has_room_for_extent(pages) {
+        let fits = self.block.size_with_extent() <= self.limits.block
+            && self.block.pages().saturating_add(pages) <= self.limits.pages;
+        if self.block.is_empty() || !fits && self.block.has_pages() {
             let (path, limit) = (file.path.clone(), file.limit);
             self.cut()?;
             self.block.begin(&path, Err(limit))?;
@@ -251,7 +333,7 @@ impl<S: BlockSink> RunWriter<S> {
 
     /// Puts a block that is stored into the index.
     fn refer(&mut self, block: BlockRef) -> Result<()> {
-        if !self.index.has_room_for(&block) {
+        if self.index.size_with(&block) > self.limits.index {
             self.cut_index()?;
         }
         self.index.push(block);

@@ -124,6 +124,8 @@ impl Machine for Walk {
                         return Ok(Step::Ready(Some(file)));
                     }
                 }
+                // Not told without being asked for.
+                Step::Ready(Some(Event::Block(_) | Event::Index(_) | Event::Rest(..))) => {}
                 Step::Ready(None) => {
                     self.over = true;
                     let file = self.file.take();
@@ -137,6 +139,6 @@ impl Machine for Walk {
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
-        self.overlay.feed(frame, content);
+        self.overlay.feed(frame, &content);
     }
 }

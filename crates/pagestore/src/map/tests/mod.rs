@@ -1,0 +1,5 @@
+//! What page maps promise, shown against a simple model.
+
+mod chains;
+mod model;
+mod store;

@@ -1,0 +1,10 @@
+//! Reading: frames out of a storage, pages and whole snapshots out of frames.
+
+mod disk_cache;
+mod flights;
+mod frames;
+mod memory;
+
+pub use disk_cache::DiskCache;
+pub(crate) use frames::pack_key;
+pub use frames::{FrameReader, FrameReaderOptions, FrameUse, Moved, Place};

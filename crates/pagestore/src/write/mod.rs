@@ -1,0 +1,5 @@
+//! Writing: packs streamed into a storage, snapshots written by several threads.
+
+mod upload;
+
+pub use upload::{PackUpload, Uploaded};

@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, try_join_all};
-use neon_snapshot_format::pack::{FrameContext, FrameRecord, PackId};
-use neon_storage::{GetOptions, Key, Storage, StorageExt};
+use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId};
+use neon_storage::{GetOptions, Storage, StorageExt};
 use tokio::sync::Semaphore;
 
 use crate::bridge::blocking;
+use crate::crypt::PackCipher;
 use crate::error::{Error, ErrorKind, Result};
+use crate::keys;
 use crate::map::FrameRef;
 use crate::read::disk_cache::DiskCache;
 use crate::read::flights::{Flight, Flights, Landed, unload};
@@ -167,7 +169,6 @@ impl FrameReader {
     /// # Errors
     /// - [`Damaged`](ErrorKind::Damaged) when they are not what was written, or the pack is missing and
     ///   was not moved;
-    /// - [`Locked`](ErrorKind::Locked) when they are encrypted and there is no key;
     /// - what the storage returns.
     ///
     /// Dropped: nothing remains.
@@ -422,7 +423,7 @@ impl Inner {
 
     /// Reads ranges of one pack: near ones in one piece.
     async fn request(&self, pack: PackId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let key = pack_key(pack)?;
+        let key = keys::pack(pack)?;
         let gap = self.options.gap;
         let mut whole: Vec<Range<u64>> = Vec::new();
         for range in ranges {
@@ -483,15 +484,6 @@ pub(crate) fn subject(frame: &FrameRef) -> String {
     format!("frame {} of pack {}", frame.frame, frame.pack.id)
 }
 
-/// Where a pack is kept.
-pub(crate) fn pack_key(pack: PackId) -> Result<Key> {
-    let id = pack.to_string();
-    let shard = id.get(..2).unwrap_or_default();
-    Key::new(format!("packs/{shard}/{id}")).map_err(|error| {
-        Error::new(ErrorKind::Invalid, id.as_str(), "no pack's name").caused_by(error)
-    })
-}
-
 fn record(frame: &FrameRef) -> Result<FrameRecord> {
     let context = FrameContext {
         pack: frame.pack.id,
@@ -509,8 +501,10 @@ fn record(frame: &FrameRef) -> Result<FrameRecord> {
 }
 
 fn decode(frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>> {
+    let cipher = frame.sealed.then(|| PackCipher::new(&frame.pack.key));
+    let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
     record(frame)?
-        .decode(stored, None)
+        .decode(stored, cipher)
         .map_err(|error| Error::format(subject(frame), error))
 }
 
@@ -559,7 +553,7 @@ mod tests {
                 key: DataKey::random().unwrap(),
             };
             let bridge = Bridge::current().unwrap();
-            let key = pack_key(pack.id).unwrap();
+            let key = keys::pack(pack.id).unwrap();
             let mut upload =
                 PackUpload::begin(&bridge, storage, key, pack, Codec::None, None).unwrap();
             let frames = (0..count)
@@ -643,7 +637,7 @@ mod tests {
     async fn bytes_that_are_not_those_written_are_refused_by_name() {
         let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
         let frames = pack_of(&memory, 2).await;
-        let key = pack_key(frames[0].pack.id).unwrap();
+        let key = keys::pack(frames[0].pack.id).unwrap();
         let mut bytes = memory.read(&key).await.unwrap().to_vec();
         let at = usize::try_from(frames[0].offset).unwrap();
         bytes[at + 77] ^= 1;
@@ -673,9 +667,9 @@ mod tests {
             frames[0].pack.id,
             WriterId::random().unwrap().new_pack().unwrap(),
         );
-        let bytes = memory.read(&pack_key(from).unwrap()).await.unwrap();
-        memory.create(&pack_key(to).unwrap(), bytes).await.unwrap();
-        memory.delete(&pack_key(from).unwrap()).await.unwrap();
+        let bytes = memory.read(&keys::pack(from).unwrap()).await.unwrap();
+        memory.create(&keys::pack(to).unwrap(), bytes).await.unwrap();
+        memory.delete(&keys::pack(from).unwrap()).await.unwrap();
         let reader = FrameReader::new(memory, Arc::new(Into(to)), FrameReaderOptions::default());
         assert_eq!(reader.get(&frames[1]).await.unwrap()[0], 2);
     }

@@ -6,5 +6,4 @@ mod frames;
 mod memory;
 
 pub use disk_cache::DiskCache;
-pub(crate) use frames::pack_key;
 pub use frames::{FrameReader, FrameReaderOptions, FrameUse, Moved, Place};

@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::crypt::DataKey;
     use crate::id::WriterId;
-    use crate::read::pack_key;
+    use crate::keys;
 
     fn pack() -> PackRef {
         PackRef {
@@ -280,7 +280,7 @@ mod tests {
 
     fn begin(storage: Arc<dyn Storage>, pack: PackRef) -> PackUpload {
         let bridge = Bridge::current().unwrap();
-        let key = pack_key(pack.id).unwrap();
+        let key = keys::pack(pack.id).unwrap();
         PackUpload::begin(&bridge, storage, key, pack, Codec::Lz4, None).unwrap()
     }
 
@@ -313,7 +313,7 @@ mod tests {
             (frames, upload.finish().unwrap().wait().unwrap())
         })
         .await;
-        let bytes = storage.read(&pack_key(pack.id).unwrap()).await.unwrap();
+        let bytes = storage.read(&keys::pack(pack.id).unwrap()).await.unwrap();
         assert_eq!(bytes.len() as u64, size);
         for (frame, plain) in frames {
             let from = usize::try_from(frame.offset).unwrap();

@@ -668,7 +668,10 @@ mod tests {
             WriterId::random().unwrap().new_pack().unwrap(),
         );
         let bytes = memory.read(&keys::pack(from).unwrap()).await.unwrap();
-        memory.create(&keys::pack(to).unwrap(), bytes).await.unwrap();
+        memory
+            .create(&keys::pack(to).unwrap(), bytes)
+            .await
+            .unwrap();
         memory.delete(&keys::pack(from).unwrap()).await.unwrap();
         let reader = FrameReader::new(memory, Arc::new(Into(to)), FrameReaderOptions::default());
         assert_eq!(reader.get(&frames[1]).await.unwrap()[0], 2);

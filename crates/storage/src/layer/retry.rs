@@ -1,7 +1,9 @@
 //! Tries again what may help: jittered, growing pauses under one deadline.
 //!
 //! A put is repeated if its body can be produced again, under one token, so that a repetition
-//! recognises an object whose answer was lost. A read goes on where it broke off, bound to the
+//! recognises an object whose answer was lost. Where it meets another's object instead, the first
+//! attempt may have taken effect and been replaced since: that outcome is unknown, and said to be
+//! ([`Error::outcome_unknown`]). A read goes on where it broke off, bound to the
 //! version it began with. A listing goes on after the last key it gave out.
 
 use std::collections::BTreeSet;
@@ -242,6 +244,8 @@ impl Storage for RetryLayer {
             .checked_add(sending)
             .unwrap_or(attempts.deadline);
         let mut body = body;
+        // Whether an attempt so far may have taken effect.
+        let mut unknown = false;
         loop {
             let next = body.try_clone();
             let attempt = self.inner.put(key, body, options.clone());
@@ -258,6 +262,12 @@ impl Storage for RetryLayer {
                 (Ok(meta), _) => return Ok(meta),
                 (Err(error), None) => return Err(error),
                 (Err(error), Some(next)) => {
+                    let error = if unknown {
+                        error.after_a_lost_answer(self.inner.capabilities().recognises_own_put)
+                    } else {
+                        error
+                    };
+                    unknown |= error.outcome_unknown();
                     attempts.pause(error).await?;
                     body = next;
                 }

@@ -84,7 +84,11 @@ async fn all_layers_together_over_failing_calls_keep_the_contract() {
         Operation::List if call % 2 == 0 => Some(Fault::Break(ErrorKind::Unavailable)),
         _ => None,
     });
-    let retry = RetryLayer::new(Arc::new(Replayable(Arc::new(faulty))), quick());
+    let passing = Passing {
+        inner: Arc::new(faulty),
+        remembers: true,
+    };
+    let retry = RetryLayer::new(Arc::new(passing), quick());
     let limit = Limit::new(Arc::new(retry), 3);
     let rate = RateLimit::new(Arc::new(limit), Some(1 << 32), Some(1 << 32));
     let prefix = Prefix::new(Arc::new(Meter::new(Arc::new(rate), |_| {})), key("p"));
@@ -103,32 +107,39 @@ async fn all_layers_together_over_failing_calls_keep_the_contract() {
     }
 }
 
-/// Passes everything on: shows that a third party's layer needs nothing but the trait.
+/// Passes everything on, except which put it is if it shan't be remembered: shows that a third
+/// party's layer needs nothing but the trait.
 #[derive(Debug)]
-struct Replayable(Arc<dyn Storage>);
+struct Passing {
+    inner: Arc<dyn Storage>,
+    remembers: bool,
+}
 
 #[async_trait::async_trait]
-impl Storage for Replayable {
+impl Storage for Passing {
     fn capabilities(&self) -> neon_storage::Capabilities {
-        self.0.capabilities()
+        let mut capabilities = self.inner.capabilities();
+        capabilities.recognises_own_put &= self.remembers;
+        capabilities
     }
     fn location(&self) -> String {
-        self.0.location()
+        self.inner.location()
     }
     async fn put(
         &self,
         key: &Key,
         body: Body,
-        options: PutOptions,
+        mut options: PutOptions,
     ) -> neon_storage::Result<neon_storage::ObjectMeta> {
-        self.0.put(key, body, options).await
+        options.token = options.token.filter(|_| self.remembers);
+        self.inner.put(key, body, options).await
     }
     async fn get(
         &self,
         key: &Key,
         options: GetOptions,
     ) -> neon_storage::Result<neon_storage::GetResult> {
-        self.0.get(key, options).await
+        self.inner.get(key, options).await
     }
     async fn get_ranges(
         &self,
@@ -136,22 +147,22 @@ impl Storage for Replayable {
         ranges: &[std::ops::Range<u64>],
         options: GetOptions,
     ) -> neon_storage::Result<Vec<Bytes>> {
-        self.0.get_ranges(key, ranges, options).await
+        self.inner.get_ranges(key, ranges, options).await
     }
     async fn head(&self, key: &Key) -> neon_storage::Result<neon_storage::Head> {
-        self.0.head(key).await
+        self.inner.head(key).await
     }
     fn list(
         &self,
         options: ListOptions,
     ) -> stream::BoxStream<'static, neon_storage::Result<neon_storage::ObjectMeta>> {
-        self.0.list(options)
+        self.inner.list(options)
     }
     fn delete_many(
         &self,
         keys: stream::BoxStream<'static, neon_storage::Result<Key>>,
     ) -> stream::BoxStream<'static, neon_storage::Result<Key>> {
-        self.0.delete_many(keys)
+        self.inner.delete_many(keys)
     }
 }
 
@@ -441,4 +452,68 @@ async fn a_read_only_view_still_lists() {
     let listed: Vec<_> = view.list(ListOptions::all()).try_collect().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert!(!view.capabilities().write);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_whose_answer_was_lost_is_never_told_as_refused() {
+    for somebody_else_writes in [false, true] {
+        let memory = memory();
+        let first = memory.create(&key("k"), "old").await.unwrap();
+        let version = first.version.unwrap();
+        let writer = Arc::clone(&memory);
+        // The first attempt takes effect and its answer is lost; before the second one another
+        // writer may have replaced what it wrote.
+        let faulty = Faulty::planned(Arc::clone(&memory), move |call, _, _| match call {
+            0 => Some(Fault::LoseAnswer(ErrorKind::Unavailable)),
+            1 if somebody_else_writes => {
+                future::FutureExt::now_or_never(writer.overwrite(&key("k"), "theirs"))
+                    .unwrap()
+                    .unwrap();
+                None
+            }
+            _ => None,
+        });
+        let retry = RetryLayer::new(Arc::new(faulty), RetryPolicy::default());
+        let swapped = retry.replace(&key("k"), &version, "mine").await;
+        if somebody_else_writes {
+            let error = swapped.unwrap_err();
+            assert!(error.outcome_unknown(), "{error:?}");
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert!(!error.is_retryable(), "under that version it can't succeed");
+            assert_eq!(error.key(), Some("k"));
+        } else {
+            swapped.unwrap();
+            assert_eq!(memory.read(&key("k")).await.unwrap(), "mine");
+        }
+        let stale = retry.replace(&key("k"), &version, "late").await;
+        let error = stale.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Precondition);
+        assert!(!error.outcome_unknown(), "nothing was lost: {error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_whose_answer_was_lost_is_refused_only_for_anothers_object() {
+    // What is there is somebody else's: that is final, though ours may have been there before.
+    let memory = memory();
+    let faulty = Faulty::nth(memory.clone(), 0, Fault::Fail(ErrorKind::Unavailable));
+    let retry = RetryLayer::new(Arc::new(faulty), RetryPolicy::default());
+    memory.create(&key("k"), "theirs").await.unwrap();
+    let error = retry.create(&key("k"), "mine").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert!(error.outcome_unknown(), "{error:?}");
+    let error = retry.create(&key("k"), "mine").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert!(!error.outcome_unknown(), "{error:?}");
+    // Where that can't be told, what is there may be ours.
+    let forgetful = Passing {
+        inner: memory.clone(),
+        remembers: false,
+    };
+    let lost = Fault::LoseAnswer(ErrorKind::Unavailable);
+    let faulty = Faulty::nth(Arc::new(forgetful), 0, lost);
+    let retry = RetryLayer::new(Arc::new(faulty), RetryPolicy::default());
+    let error = retry.create(&key("other"), "mine").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.outcome_unknown(), "{error:?}");
 }

@@ -122,6 +122,10 @@ impl Storage for Passing {
         capabilities.recognises_own_put &= self.remembers;
         capabilities
     }
+    async fn probe(&self) -> neon_storage::Result<neon_storage::Capabilities> {
+        self.inner.probe().await?;
+        Ok(self.capabilities())
+    }
     fn location(&self) -> String {
         self.inner.location()
     }
@@ -516,4 +520,170 @@ async fn a_create_whose_answer_was_lost_is_refused_only_for_anothers_object() {
     let error = retry.create(&key("other"), "mine").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.outcome_unknown(), "{error:?}");
+}
+
+/// Takes the chunks of a body at a pace of its own and says nothing of it.
+#[derive(Debug)]
+struct Slow {
+    inner: Arc<dyn Storage>,
+    pause: Duration,
+    breaks: AtomicU64,
+}
+
+#[async_trait::async_trait]
+impl Storage for Slow {
+    fn capabilities(&self) -> neon_storage::Capabilities {
+        self.inner.capabilities()
+    }
+    async fn probe(&self) -> neon_storage::Result<neon_storage::Capabilities> {
+        self.inner.probe().await
+    }
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    async fn put(
+        &self,
+        key: &Key,
+        body: Body,
+        options: PutOptions,
+    ) -> neon_storage::Result<neon_storage::ObjectMeta> {
+        let mut chunks = body.into_stream();
+        let mut all = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            all.extend_from_slice(&chunk.unwrap());
+            tokio::time::sleep(self.pause).await;
+            if all.len() > 50 && self.breaks.load(Ordering::SeqCst) > 0 {
+                self.breaks.fetch_sub(1, Ordering::SeqCst);
+                return Err(neon_storage::Error::new(
+                    ErrorKind::Unavailable,
+                    Operation::Put,
+                ));
+            }
+        }
+        self.inner.put(key, all.into(), options).await
+    }
+    async fn get(
+        &self,
+        key: &Key,
+        options: GetOptions,
+    ) -> neon_storage::Result<neon_storage::GetResult> {
+        self.inner.get(key, options).await
+    }
+    async fn get_ranges(
+        &self,
+        key: &Key,
+        ranges: &[std::ops::Range<u64>],
+        options: GetOptions,
+    ) -> neon_storage::Result<Vec<Bytes>> {
+        self.inner.get_ranges(key, ranges, options).await
+    }
+    async fn head(&self, key: &Key) -> neon_storage::Result<neon_storage::Head> {
+        self.inner.head(key).await
+    }
+    fn list(
+        &self,
+        options: ListOptions,
+    ) -> stream::BoxStream<'static, neon_storage::Result<neon_storage::ObjectMeta>> {
+        self.inner.list(options)
+    }
+    fn delete_many(
+        &self,
+        keys: stream::BoxStream<'static, neon_storage::Result<Key>>,
+    ) -> stream::BoxStream<'static, neon_storage::Result<Key>> {
+        // Keeps silent about every second key, and fails as a whole.
+        let answered = self.inner.delete_many(keys.step_by_two());
+        let whole = neon_storage::Error::new(ErrorKind::Denied, Operation::Delete);
+        answered.chain(stream::iter([Err(whole)])).boxed()
+    }
+}
+
+trait StepByTwo {
+    fn step_by_two(self) -> Self;
+}
+
+impl StepByTwo for stream::BoxStream<'static, neon_storage::Result<Key>> {
+    fn step_by_two(self) -> Self {
+        self.enumerate()
+            .filter(|(index, _)| future::ready(index % 2 == 0))
+            .map(|(_, key)| key)
+            .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_put_that_moves_is_not_cut_by_the_deadline() {
+    for (length, breaks) in [(None, 0u64), (Some(100), 0), (None, 2)] {
+        let slow = Slow {
+            inner: memory(),
+            pause: Duration::from_secs(50),
+            breaks: AtomicU64::new(breaks),
+        };
+        let retry = RetryLayer::new(Arc::new(slow), RetryPolicy::default());
+        let mut body = Body::replayable(|| {
+            stream::iter((0..100u8).map(|byte| Ok(Bytes::from(vec![byte])))).boxed()
+        });
+        if let Some(length) = length {
+            body = body.with_length(length);
+        }
+        // More than an hour under a deadline of three minutes.
+        let put = retry.create(&key("k"), body).await;
+        assert_eq!(put.unwrap().size, 100, "{length:?} {breaks}");
+    }
+    // Without a move it ends as ever, however often it is tried.
+    let stuck = Slow {
+        inner: memory(),
+        pause: Duration::from_secs(1 << 20),
+        breaks: AtomicU64::new(0),
+    };
+    let retry = RetryLayer::new(Arc::new(stuck), RetryPolicy::default());
+    let body = Body::replayable(|| stream::iter([Ok(Bytes::from_static(b"x"))]).boxed());
+    let began = tokio::time::Instant::now();
+    let error = retry.create(&key("k"), body).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        began.elapsed() <= Duration::from_secs(400),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_slow_to_produce_is_waited_for() {
+    let retry = RetryLayer::new(memory(), RetryPolicy::default());
+    let body = Body::replayable(|| {
+        stream::iter(0..3u8)
+            .then(|byte| async move {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+                Ok(Bytes::from(vec![byte]))
+            })
+            .boxed()
+    });
+    assert_eq!(retry.create(&key("k"), body).await.unwrap().size, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_fails_as_a_whole_answers_for_every_key() {
+    let slow = Slow {
+        inner: memory(),
+        pause: Duration::ZERO,
+        breaks: AtomicU64::new(0),
+    };
+    let retry = RetryLayer::new(Arc::new(slow), RetryPolicy::default());
+    let keys: Vec<Key> = (0..10).map(|number| key(&format!("k{number}"))).collect();
+    let asked = stream::iter(keys.clone().into_iter().map(Ok)).boxed();
+    let answers: Vec<_> = retry.delete_many(asked).collect().await;
+    let mut named: Vec<String> = answers
+        .iter()
+        .map(|answer| match answer {
+            Ok(key) => key.to_string(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Denied);
+                error.key().unwrap().to_owned()
+            }
+        })
+        .collect();
+    named.sort();
+    let all: Vec<String> = keys.iter().map(Key::to_string).collect();
+    assert_eq!(named, all);
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
 }

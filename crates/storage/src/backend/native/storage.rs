@@ -118,6 +118,10 @@ impl Storage for Native {
         }
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     fn location(&self) -> String {
         self.writer.root.display().to_string()
     }

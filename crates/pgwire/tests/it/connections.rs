@@ -53,7 +53,11 @@ impl Certificates {
             fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
             OsUser::current().own(&key_file);
         }
-        for (file, revoked) in [("none", "nothing"), ("server", "server")] {
+        for (file, revoked, until) in [
+            ("none", "nothing", 2100),
+            ("server", "server", 2100),
+            ("expired", "nothing", 2021),
+        ] {
             let revoked = RevokedCertParams {
                 serial_number: SerialNumber::from(revoked.as_bytes().to_vec()),
                 revocation_time: rcgen::date_time_ymd(2020, 1, 1),
@@ -62,7 +66,7 @@ impl Certificates {
             };
             let list = CertificateRevocationListParams {
                 this_update: rcgen::date_time_ymd(2020, 1, 1),
-                next_update: rcgen::date_time_ymd(2100, 1, 1),
+                next_update: rcgen::date_time_ymd(until, 1, 1),
                 crl_number: SerialNumber::from(1),
                 issuing_distribution_point: None,
                 revoked_certs: vec![revoked],
@@ -297,6 +301,12 @@ async fn encryption_is_as_much_as_was_asked_for() {
             certificates.path("server.crl").display()
         );
         assert_eq!(fails(&revoked).await.kind(), ErrorKind::Tls);
+        // A list that is out of date says nothing about today.
+        let expired = format!(
+            "{verified} sslmode=verify-ca sslcrl={}",
+            certificates.path("expired.crl").display()
+        );
+        assert_eq!(fails(&expired).await.kind(), ErrorKind::Tls);
         // The system's authorities.
         let mut surroundings = Surroundings::none();
         surroundings.system_roots = Some(root.clone());
@@ -393,6 +403,23 @@ async fn hosts_are_tried_in_order_and_all_failures_are_told() {
     .await;
     assert!(error.to_string().contains("before that"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Io);
+    // Each with its cause, of the servers that were reached as well.
+    let error = fails(&format!(
+        "host=127.0.0.1,{0},{0} port={1},5432,5432 user=postgres dbname=nowhere password=x",
+        dead.path().display(),
+        cluster.port()
+    ))
+    .await
+    .to_string();
+    assert!(
+        error.contains("database \"nowhere\" does not exist"),
+        "{error}"
+    );
+    assert_eq!(
+        error.matches("No such file or directory").count(),
+        1,
+        "{error}"
+    );
     // A wrong password ends the search.
     let wrong = format!(
         "host=127.0.0.1,{} port={},5432 user=postgres dbname=postgres password=y",
@@ -459,4 +486,59 @@ async fn abstract_sockets_are_sockets_as_well() {
         .unwrap();
     assert_eq!(client.major().unwrap(), PgMajor::V18);
     drop(server.join().unwrap());
+}
+
+#[tokio::test]
+async fn a_full_queue_is_waited_for_as_long_as_connect_timeout_says() {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let scratch = Scratch::new();
+    let abstract_name = format!("neon-pgwire-full-{}", std::process::id());
+    for (host, address) in [
+        (
+            format!("@{abstract_name}"),
+            SockAddr::unix(format!("\0{abstract_name}/.s.PGSQL.5432")),
+        ),
+        (
+            scratch.path().display().to_string(),
+            SockAddr::unix(scratch.path().join(".s.PGSQL.5432")),
+        ),
+    ] {
+        let address = address.unwrap();
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&address).unwrap();
+        listener.listen(0).unwrap();
+        // Nobody is let in, so that one connection fills the queue.
+        let mut waiting = Vec::new();
+        loop {
+            let one = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            one.set_nonblocking(true).unwrap();
+            if one.connect(&address).is_err() {
+                break;
+            }
+            waiting.push(one);
+        }
+        let conninfo = format!("host={host} user=me connect_timeout=2");
+        let begun = std::time::Instant::now();
+        let connecting = tokio::spawn(async move { fails(&conninfo).await });
+        let error = tokio::time::timeout(std::time::Duration::from_secs(60), connecting);
+        let error = error.await.expect("it waits for ever").unwrap();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+        assert!(begun.elapsed() >= std::time::Duration::from_secs(2));
+        // As soon as there is room, the connection is made.
+        let conninfo = format!("host={host} user=me connect_timeout=60");
+        let connecting =
+            tokio::spawn(async move { Client::connect(&config(&conninfo)).await.unwrap() });
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        for _ in 0..waiting.len() {
+            drop(listener.accept().unwrap());
+        }
+        let server = tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, &crate::hostile_servers::greeting("18.0"))
+                .unwrap();
+            stream
+        });
+        assert_eq!(connecting.await.unwrap().major().unwrap(), PgMajor::V18);
+        drop(server.await.unwrap());
+    }
 }

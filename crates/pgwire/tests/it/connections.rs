@@ -387,6 +387,128 @@ async fn the_peer_behind_a_socket_is_who_it_must_be() {
 }
 
 #[tokio::test]
+async fn on_a_socket_we_are_let_in_as_who_we_are_and_as_nobody_else() {
+    let me = std::process::Command::new("id")
+        .arg("-un")
+        .output()
+        .unwrap();
+    let me = String::from_utf8(me.stdout).unwrap().trim().to_owned();
+    for major in [PgMajor::V13, PgMajor::V18] {
+        let mut cluster = Cluster::builder(major)
+            .hba(&format!("local all,replication \"{me}\" peer"))
+            .hba("local all,replication mapped peer map=ours")
+            .hba("local all,replication somebody_else peer")
+            .init();
+        let map = cluster.data_dir().join("pg_ident.conf");
+        fs::write(&map, format!("ours \"{me}\" mapped\n")).unwrap();
+        OsUser::current().own(&map);
+        cluster.start();
+        for role in [me.as_str(), "mapped", "somebody_else"] {
+            if role != "postgres" {
+                cluster.psql(&format!("create role \"{role}\" login replication"));
+            }
+        }
+        for role in [me.as_str(), "mapped"] {
+            let conninfo = format!("{} user={role}", cluster.conninfo());
+            let mut client = connects(&conninfo).await;
+            let results = client.simple_query("select session_user").await.unwrap();
+            assert_eq!(results[0].value(0, 0), Some(role));
+            // Nothing was asked of us, which is what `none` means.
+            connects(&format!("{conninfo} require_auth=none")).await;
+            let mut client = crate::support::replication(&conninfo).await;
+            client.identify_system().await.unwrap();
+        }
+        let error = fails(&format!("{} user=somebody_else", cluster.conninfo())).await;
+        assert_eq!(
+            (error.kind(), error.sqlstate()),
+            (ErrorKind::Authentication, Some("28000")),
+            "{error:?}"
+        );
+    }
+}
+
+/// A server that believes every client that has shown a certificate of the authority, or says so.
+async fn believes_certificates(certificates: &Certificates) -> (u16, tokio::task::JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio_rustls::rustls::server::WebPkiClientVerifier;
+    use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::ring};
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_file(certificates.path("root.crt")).unwrap();
+    roots.add(root).unwrap();
+    let provider = std::sync::Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+        .build()
+        .unwrap();
+    let chain = vec![CertificateDer::from_pem_file(certificates.path("server.crt")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(certificates.path("server.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8];
+            if stream.read_exact(&mut request).await.is_err() {
+                continue;
+            }
+            stream.write_all(b"S").await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            assert!(stream.get_ref().1.peer_certificates().is_some());
+            let greeting = crate::hostile_servers::greeting("18.0");
+            stream.write_all(&greeting).await.unwrap();
+            stream.flush().await.unwrap();
+            // Until the client has had enough.
+            let mut rest = Vec::new();
+            drop(stream.read_to_end(&mut rest).await);
+        }
+    });
+    (port, task)
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_sent_does_not_stand_for_a_password_that_was_not_asked_for() {
+    let certificates = Certificates::new();
+    let (port, server) = believes_certificates(&certificates).await;
+    let conninfo = format!(
+        "host=localhost hostaddr=127.0.0.1 port={port} user=certified password=secret \
+         sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
+        certificates.path("root.crt").display(),
+        certificates.path("client.crt").display(),
+        certificates.path("client.key").display()
+    );
+    for wanted in [
+        "scram-sha-256",
+        "md5",
+        "password",
+        "!none",
+        "scram-sha-256,md5",
+    ] {
+        let error = fails(&format!("{conninfo} require_auth={wanted}")).await;
+        assert_eq!(
+            error.kind(),
+            ErrorKind::Authentication,
+            "{wanted}: {error:?}"
+        );
+    }
+    let error = fails(&format!("{conninfo} channel_binding=require")).await;
+    assert_eq!(error.kind(), ErrorKind::Authentication, "{error:?}");
+    for allowed in ["", "require_auth=none", "require_auth=none,scram-sha-256"] {
+        let conninfo = format!("{conninfo} {allowed} sslcertmode=require");
+        let client = Client::connect(&config(&conninfo)).await.unwrap();
+        assert!(client.is_encrypted());
+    }
+    server.abort();
+}
+
+#[tokio::test]
 async fn hosts_are_tried_in_order_and_all_failures_are_told() {
     let cluster = Cluster::builder(PgMajor::V16).tcp().password("x").start();
     let dead = Scratch::new();

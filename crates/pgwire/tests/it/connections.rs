@@ -395,7 +395,7 @@ async fn on_a_socket_we_are_let_in_as_who_we_are_and_as_nobody_else() {
     let me = String::from_utf8(me.stdout).unwrap().trim().to_owned();
     for major in [PgMajor::V13, PgMajor::V18] {
         let mut cluster = Cluster::builder(major)
-            .hba(&format!("local all,replication \"{me}\" peer"))
+            .hba(format!("local all,replication \"{me}\" peer"))
             .hba("local all,replication mapped peer map=ours")
             .hba("local all,replication somebody_else peer")
             .init();
@@ -438,9 +438,10 @@ async fn believes_certificates(certificates: &Certificates) -> (u16, tokio::task
     let root = CertificateDer::from_pem_file(certificates.path("root.crt")).unwrap();
     roots.add(root).unwrap();
     let provider = std::sync::Arc::new(ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-        .build()
-        .unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots.into(), std::sync::Arc::clone(&provider))
+            .build()
+            .unwrap();
     let chain = vec![CertificateDer::from_pem_file(certificates.path("server.crt")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(certificates.path("server.key")).unwrap();
     let config = ServerConfig::builder_with_provider(provider)

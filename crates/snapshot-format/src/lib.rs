@@ -21,6 +21,6 @@ pub use kind::SnapshotKind;
 pub use path::SnapshotPath;
 pub use start_up::StartUpRank;
 pub use stream::{
-    BadPage, CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink,
-    Sequential, Sink, Skipped, Source,
+    BadPage, CHUNK_SIZE, Change, Chunk, ChunkData, End, Entry, EntryKind, ExtentSink, Owner,
+    ParallelSink, Sequential, Sink, Skipped, Source, Wanted,
 };

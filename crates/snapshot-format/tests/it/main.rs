@@ -8,6 +8,7 @@
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
+    clippy::single_range_in_vec_init,
     reason = "tests panic on failure"
 )]
 
@@ -18,6 +19,7 @@ mod neon_files;
 mod pgdata_cold;
 mod pgdata_online;
 mod pgdata_refuses;
+mod pgdata_selected;
 mod survives;
 mod tar_sets;
 

@@ -232,6 +232,10 @@ impl Storage for Http {
         }
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     fn location(&self) -> String {
         self.shared.base.shown.clone()
     }

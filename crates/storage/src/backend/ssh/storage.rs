@@ -233,6 +233,10 @@ impl Storage for Ssh {
         }
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     fn location(&self) -> String {
         self.shared.config.shown.clone()
     }

@@ -155,53 +155,10 @@ pub struct FrameRecord {
 }
 
 impl FrameRecord {
-    /// A record that is kept elsewhere than in its pack's directory.
-    ///
-    /// # Errors
-    /// [`Malformed`](ErrorKind::Malformed) for what no writer would say about a frame.
-    pub fn from_parts(
-        context: FrameContext,
-        range: Range<u64>,
-        plain_length: u32,
-        codec: u8,
-        sealed: bool,
-        digest: [u8; 16],
-    ) -> Result<Self> {
-        let record = Self {
-            context,
-            offset: range.start,
-            stored_length: u32::try_from(range.end.saturating_sub(range.start)).unwrap_or(u32::MAX),
-            plain_length,
-            codec,
-            sealed,
-            digest,
-        };
-        record.validate()?;
-        Ok(record)
-    }
-
     /// Where the stored bytes are in the pack. Empty for a frame of zeros.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.stored_length.into())
-    }
-
-    /// Which frame it is.
-    #[must_use]
-    pub fn context(&self) -> FrameContext {
-        self.context
-    }
-
-    /// The codec, as the directory stores it.
-    #[must_use]
-    pub fn codec(&self) -> u8 {
-        self.codec
-    }
-
-    /// Whether the stored bytes are encrypted.
-    #[must_use]
-    pub fn is_sealed(&self) -> bool {
-        self.sealed
     }
 
     /// Bytes of the frame once decoded.

@@ -122,15 +122,6 @@ impl<W: Write> PackWriter<W> {
     /// # Errors
     /// What the cipher returns, [`Io`](ErrorKind::Io).
     pub fn append_encoded(&mut self, frame: &EncodedFrame<'_>) -> Result<u64> {
-        self.append_recorded(frame)
-            .map(|record| record.context.frame)
-    }
-
-    /// As [`append_encoded`](Self::append_encoded); returns what the directory will say about the frame.
-    ///
-    /// # Errors
-    /// As [`append_encoded`](Self::append_encoded).
-    pub fn append_recorded(&mut self, frame: &EncodedFrame<'_>) -> Result<FrameRecord> {
         let number = self.frames;
         let context = FrameContext {
             pack: self.options.id,
@@ -157,7 +148,7 @@ impl<W: Write> PackWriter<W> {
         if self.frames.is_multiple_of(TABLE_FRAMES.into()) {
             self.put_table()?;
         }
-        Ok(record)
+        Ok(number)
     }
 
     /// Ends the pack and gives back the stream, flushed. `start_up_frames` says how many of the first

@@ -16,6 +16,7 @@ mod clusters;
 mod detection;
 mod hostile_tar;
 mod neon_files;
+mod packs;
 mod pgdata_cold;
 mod pgdata_online;
 mod pgdata_refuses;

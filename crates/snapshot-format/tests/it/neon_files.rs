@@ -358,7 +358,7 @@ fn every_flipped_byte_is_found_and_none_is_read_as_data() {
 
 /// Not for use: adds a keystream and a keyed digest.
 #[derive(Debug)]
-struct Toy([u8; 32]);
+pub(crate) struct Toy(pub(crate) [u8; 32]);
 
 impl Toy {
     fn tag(&self, frame: FrameContext, bytes: &[u8]) -> [u8; 32] {

@@ -154,7 +154,8 @@ impl Instance {
     ) -> Result<(Launched, Started)> {
         let begin = Instant::now();
         self.check_startable()?;
-        stale::clear(self).await?;
+        // Kept until the server's own pid file tells everybody.
+        let _claim = stale::claim(self, options.deadline).await?;
         self.ensure_socket_dir()?;
         self.ensure_log()?;
         let quarantine = match &options.isolation {

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod commit;
+pub mod changes;
 pub mod crypt;
 mod error;
 mod facts;

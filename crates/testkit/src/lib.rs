@@ -14,6 +14,7 @@ mod cluster;
 mod copy;
 pub mod crash;
 mod installation;
+pub mod mask;
 mod os_user;
 mod processes;
 #[cfg(feature = "s3")]

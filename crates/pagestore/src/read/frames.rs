@@ -96,7 +96,7 @@ struct Inner {
 }
 
 struct State {
-    memory: Memory,
+    memory: Memory<Bytes>,
     flights: Flights,
 }
 
@@ -289,7 +289,7 @@ async fn bring(inner: Arc<Inner>, frames: Vec<FrameRef>) -> Landed {
     let plain = outcome.map_err(Arc::new)?;
     let landed: Arc<[(Address, Bytes)]> = frames.iter().map(address).zip(plain).collect();
     for (address, bytes) in landed.iter() {
-        state.memory.put(*address, bytes.clone());
+        state.memory.put(*address, bytes.clone(), bytes.len());
     }
     Ok(landed)
 }
@@ -491,7 +491,8 @@ fn record(frame: &FrameRef) -> Result<FrameRecord> {
     };
     FrameRecord::from_parts(
         context,
-        range(frame),
+        frame.offset,
+        frame.stored_length,
         frame.plain_length,
         frame.codec,
         frame.sealed,

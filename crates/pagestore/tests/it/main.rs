@@ -9,3 +9,7 @@
 )]
 
 mod changes;
+mod clocked;
+mod names;
+mod repository;
+mod support;

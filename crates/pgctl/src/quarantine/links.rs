@@ -99,10 +99,8 @@ fn relink(data_dir: &Path, oid: u32, place: &Path, instance: &Instance) -> Resul
         return Ok(());
     }
     let temporary = folder.join(format!("{oid}.{}", durable::random_hex(4)?));
-    std::os::unix::fs::symlink(place, &temporary)
-        .map_err(|error| Error::io(&temporary, "cannot be linked", error))?;
     let temporary = durable::Scrap(temporary);
-    instance.user.own(&temporary.0)?;
+    durable::create_link(place, &temporary.0, &instance.user)?;
     fs::rename(&temporary.0, &link)
         .map_err(|error| Error::io(&link, "cannot be replaced", error))?;
     durable::sync_dir(&folder)

@@ -129,10 +129,22 @@ impl S3Config {
         }
     }
 
+    /// Whether it is AWS itself, by whatever name.
+    pub(super) fn is_aws(&self) -> bool {
+        let Some(endpoint) = &self.endpoint else {
+            return true;
+        };
+        let url = url::Url::parse(endpoint).ok();
+        let host = url.as_ref().and_then(url::Url::host_str);
+        host.is_some_and(|host| {
+            host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
+        })
+    }
+
     /// Whether uploads carry `Content-MD5`.
     pub(super) fn sends_md5(&self) -> bool {
         match self.checksum {
-            Checksum::Automatic => self.endpoint.is_none(),
+            Checksum::Automatic => self.is_aws(),
             Checksum::None => false,
             Checksum::Md5 => true,
         }
@@ -147,8 +159,15 @@ mod tests {
     fn aws_itself_gets_a_digest_with_every_upload() {
         let mut config = S3Config::new("b");
         assert!(config.sends_md5());
-        config.endpoint = Some("http://127.0.0.1:9000".to_owned());
-        assert!(!config.sends_md5());
+        for (endpoint, aws) in [
+            ("https://s3.eu-west-1.amazonaws.com", true),
+            ("https://s3.cn-north-1.amazonaws.com.cn", true),
+            ("https://amazonaws.com.example.org", false),
+            ("http://127.0.0.1:9000", false),
+        ] {
+            config.endpoint = Some(endpoint.to_owned());
+            assert_eq!(config.sends_md5(), aws, "{endpoint}");
+        }
         config.checksum = Checksum::Md5;
         assert!(config.sends_md5());
     }

@@ -57,7 +57,7 @@ impl S3 {
     /// that needs it or by [`Storage::probe`].
     pub async fn open(config: S3Config) -> Result<Self> {
         let known = match config.conditional {
-            Conditional::Automatic if config.endpoint.is_some() => None,
+            Conditional::Automatic if !config.is_aws() => None,
             Conditional::Automatic | Conditional::Trusted => Some(Found::ALL),
             Conditional::Unused => Some(Found::NONE),
             Conditional::Probed => None,

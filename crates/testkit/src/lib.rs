@@ -13,6 +13,7 @@ mod client;
 mod cluster;
 mod copy;
 pub mod crash;
+pub mod forge;
 mod installation;
 pub mod mask;
 mod os_user;

@@ -194,12 +194,12 @@ pub struct LogWalk {
     start: Lsn,
     gathered: Gathered,
     last: Option<Last>,
-    failed: Option<CannotSay>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Last {
     begins: Lsn,
+    end: Lsn,
     shutdown_with_redo: Option<Lsn>,
 }
 
@@ -235,7 +235,6 @@ impl LogWalk {
                 log_hints: cluster.wal_log_hints,
             },
             last: None,
-            failed: None,
         })
     }
 
@@ -250,27 +249,22 @@ impl LogWalk {
     /// calling it again goes on.
     ///
     /// # Errors
-    /// Why the log cannot be followed to there. That a segment is missing or the log ends may be
-    /// different later; everything else is final.
+    /// Why the log cannot be followed to there. That may be different later, when the log has grown: calling
+    /// it again goes on behind the last whole record.
     pub fn advance(
         &mut self,
         to: Lsn,
         files: &mut dyn LogFiles,
         progress: &mut dyn FnMut(Lsn) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, CannotSay> {
-        if let Some(failed) = &self.failed {
-            return Err(failed.clone());
-        }
         let outcome = self.follow(to, files, progress);
-        if let Err(reason) = &outcome
-            && !matches!(
-                reason,
-                CannotSay::LogMissing { .. }
-                    | CannotSay::LogEnds { .. }
-                    | CannotSay::Unreadable { .. }
-            )
-        {
-            self.failed = Some(reason.clone());
+        if outcome.is_err() {
+            // What was read of a record may not have been there yet.
+            let format = self.reader.format().clone();
+            self.reader = match self.last {
+                Some(last) => WalReader::resume(format, last.end, Some(last.begins)),
+                None => WalReader::at_record(format, self.start),
+            };
         }
         outcome
     }
@@ -320,25 +314,20 @@ impl LogWalk {
             match self.reader.read(&mut piece) {
                 Ok(Step::NeedMore) => return Ok(ControlFlow::Continue(())),
                 Ok(Step::End(end)) => {
-                    // It may have grown when the walk goes on.
-                    let format = self.reader.format().clone();
-                    self.reader = match self.last {
-                        Some(last) => WalReader::resume(format, end.lsn, Some(last.begins)),
-                        None => WalReader::at_record(format, self.start),
-                    };
                     return Err(CannotSay::LogEnds {
                         at: end.lsn,
                         wanted: to,
                     });
                 }
                 Ok(Step::Record(record)) => {
-                    let begins = record.lsn();
+                    let (begins, record_end) = (record.lsn(), record.end());
                     if self.last.is_none() && !starts_at(self.start, begins, page_size) {
                         return Err(CannotSay::NoRecordAt { at: self.start });
                     }
                     let shutdown_with_redo = self.gathered.record(&record)?;
                     self.last = Some(Last {
                         begins,
+                        end: record_end,
                         shutdown_with_redo,
                     });
                     if begins >= to {

@@ -12,6 +12,7 @@ mod name;
 mod object;
 pub mod read;
 mod repository;
+pub mod restore;
 pub mod write;
 
 pub use commit::Commit;

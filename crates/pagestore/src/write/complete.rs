@@ -3,7 +3,6 @@
 //! The list of what came and the files of the parent are walked side by side. What is new, changed or gone goes into
 //! the newest run; how many of the parent's runs are merged with it, the level policy says.
 
-
 use neon_snapshot_format::pack::Codec;
 use neon_snapshot_format::{End, SnapshotPath};
 

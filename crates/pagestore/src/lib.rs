@@ -1,20 +1,28 @@
 #![doc = include_str!("../README.md")]
 
 mod bridge;
+mod claim;
 mod commit;
 pub mod crypt;
+mod doomed;
 mod error;
 mod facts;
 mod id;
 mod keys;
+mod lease;
 pub mod map;
 mod name;
 mod object;
+mod pin;
 pub mod read;
 mod repository;
+mod resolve;
 pub mod restore;
+mod tombstone;
 pub mod write;
+mod writing;
 
+pub use claim::NameOutcome;
 pub use commit::Commit;
 pub use error::{Error, ErrorKind, Result};
 pub use facts::{
@@ -23,4 +31,6 @@ pub use facts::{
 pub use id::{CommitId, LineageId, RepositoryId, WriterId};
 pub use name::{SnapshotName, Tag};
 pub use object::{Object, ObjectKind};
+pub use pin::{Pin, PinId};
 pub use repository::{OpenOptions, Repository};
+pub use writing::{Brought, Committed, Writing};

@@ -76,6 +76,9 @@ pub(crate) struct Shared {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) identity: Identity,
     pub(crate) epochs: Option<Vec<EpochKey>>,
+    pub(crate) name_key: [u8; 32],
+    /// Who writes what belongs to no snapshot.
+    pub(crate) me: WriterId,
     pub(crate) options: OpenOptions,
 }
 
@@ -148,8 +151,10 @@ impl Repository {
         Ok(Self {
             shared: Arc::new(Shared {
                 storage,
+                name_key: blake3::derive_key("neon pagestore 1 names", &identity.id.0),
                 identity,
                 epochs: None,
+                me: WriterId::random()?,
                 options,
             }),
         })
@@ -198,15 +203,6 @@ impl Repository {
         Ok((object.writer, Commit::decode_as(id, &object.body)?))
     }
 
-    /// Stores a commit under its id. Nothing else of the protocol.
-    pub(crate) async fn put_commit(&self, writer: WriterId, commit: &Commit) -> Result<CommitId> {
-        let body = commit.encode()?;
-        let id = CommitId::of(&body);
-        let object = Object::new(ObjectKind::Commit, writer, body);
-        self.put_object(&keys::commit(id)?, &object).await?;
-        Ok(id)
-    }
-
     pub(crate) async fn put_object(
         &self,
         key: &neon_storage::Key,
@@ -214,6 +210,30 @@ impl Repository {
     ) -> Result<neon_storage::ObjectMeta> {
         let seal = self.shared.epochs.as_ref().and_then(|epochs| epochs.last());
         create(&*self.shared.storage, key, object.encode(key, seal)?).await
+    }
+
+    pub(crate) async fn put_json<T: Serialize + Sync>(
+        &self,
+        key: &neon_storage::Key,
+        kind: ObjectKind,
+        writer: WriterId,
+        body: &T,
+    ) -> Result<neon_storage::ObjectMeta> {
+        let body = serde_json::to_vec(body).map_err(|error| {
+            Error::malformed(key.as_str(), "cannot be written").caused_by(error)
+        })?;
+        self.put_object(key, &Object::new(kind, writer, body)).await
+    }
+
+    pub(crate) async fn get_json<T: for<'de> Deserialize<'de>>(
+        &self,
+        key: &neon_storage::Key,
+        kind: ObjectKind,
+    ) -> Result<(WriterId, T)> {
+        let object = self.get_object(key, kind).await?;
+        let body = serde_json::from_slice(&object.body)
+            .map_err(|error| Error::malformed(key.as_str(), "cannot be read").caused_by(error))?;
+        Ok((object.writer, body))
     }
 
     pub(crate) async fn get_object(

@@ -22,6 +22,7 @@ use crate::map::FrameRef;
 use crate::read::disk_cache::DiskCache;
 use crate::read::flights::{Flight, Flights, Landed, unload};
 use crate::read::memory::{Address, Memory};
+use crate::repository::Repository;
 
 /// Says where the frames of packs that are gone live now.
 pub trait Moved: Send + Sync + fmt::Debug {
@@ -139,6 +140,13 @@ impl FrameReader {
                 counted: Counted::default(),
             }),
         }
+    }
+
+    /// Reads frames of a repository.
+    #[must_use]
+    pub fn of(repository: &Repository, options: FrameReaderOptions) -> Self {
+        let storage = Arc::clone(repository.storage());
+        Self::new(storage, Arc::new(Unmoved), options)
     }
 
     /// What reading came to so far.
@@ -274,6 +282,16 @@ impl FrameReader {
             Ok::<_, Error>(frames.into_iter().zip(stored).collect::<Vec<_>>())
         });
         Ok(try_join_all(runs).await?.into_iter().flatten().collect())
+    }
+}
+
+/// Nothing was moved.
+#[derive(Debug)]
+struct Unmoved;
+
+impl Moved for Unmoved {
+    fn find<'a>(&'a self, _: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 }
 

@@ -8,6 +8,8 @@
 )]
 
 mod clocked;
+mod files;
 mod names;
 mod repository;
 mod support;
+mod written;

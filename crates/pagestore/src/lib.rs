@@ -18,6 +18,7 @@ mod pin;
 pub mod read;
 mod repository;
 mod resolve;
+pub mod restore;
 mod tombstone;
 pub mod write;
 mod writing;

@@ -22,6 +22,7 @@ use crate::map::FrameRef;
 use crate::read::disk_cache::DiskCache;
 use crate::read::flights::{Flight, Flights, Landed, unload};
 use crate::read::memory::{Address, Memory};
+use crate::repository::Repository;
 
 /// Says where the frames of packs that are gone live now.
 pub trait Moved: Send + Sync + fmt::Debug {
@@ -141,6 +142,13 @@ impl FrameReader {
         }
     }
 
+    /// Reads frames of a repository.
+    #[must_use]
+    pub fn of(repository: &Repository, options: FrameReaderOptions) -> Self {
+        let storage = Arc::clone(repository.storage());
+        Self::new(storage, Arc::new(Unmoved), options)
+    }
+
     /// What reading came to so far.
     #[must_use]
     pub fn used(&self) -> FrameUse {
@@ -258,24 +266,32 @@ impl FrameReader {
         }));
     }
 
-    /// The stored bytes of frames of one pack, in ascending order and close together, past the memory: for who
-    /// reads everything once and decodes in a thread of its own with [`decode`](Self::decode).
-    pub(crate) async fn stored(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+    /// The stored bytes of frames, past the memory: for who reads everything once and decodes in a thread of its own
+    /// with [`decode`]. They come back in the order of packs.
+    pub(crate) async fn stored(&self, frames: &[FrameRef]) -> Result<Vec<(FrameRef, Bytes)>> {
         let counted = &self.inner.counted;
         counted
             .frames
             .fetch_add(frames.len() as u64, Ordering::Relaxed);
-        self.inner.stored(frames).await
+        let mut sorted: Vec<((), FrameRef)> = frames.iter().map(|frame| ((), *frame)).collect();
+        sorted.sort_by_key(|(_, frame)| (frame.pack.id, frame.offset));
+        sorted.dedup_by_key(|(_, frame)| frame.id());
+        let runs = self.inner.runs(&sorted).map(|run| async move {
+            let frames: Vec<FrameRef> = run.iter().map(|(_, frame)| *frame).collect();
+            let stored = self.inner.stored(&frames).await?;
+            Ok::<_, Error>(frames.into_iter().zip(stored).collect::<Vec<_>>())
+        });
+        Ok(try_join_all(runs).await?.into_iter().flatten().collect())
     }
+}
 
-    /// Verifies, opens and decodes the stored bytes of a frame.
-    pub(crate) fn decode(&self, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>> {
-        decode(frame, stored)
-    }
+/// Nothing was moved.
+#[derive(Debug)]
+struct Unmoved;
 
-    /// How far apart two frames may be that are read at once, and how much is read at once.
-    pub(crate) fn coalescing(&self) -> (u64, u64) {
-        (self.inner.options.gap, self.inner.options.request)
+impl Moved for Unmoved {
+    fn find<'a>(&'a self, _: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 }
 
@@ -501,7 +517,8 @@ fn record(frame: &FrameRef) -> Result<FrameRecord> {
     .map_err(|error| Error::format(subject(frame), error))
 }
 
-fn decode(frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>> {
+/// Verifies, opens and decodes the stored bytes of a frame.
+pub(crate) fn decode(frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>> {
     let cipher = frame.sealed.then(|| PackCipher::new(&frame.pack.key));
     let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
     record(frame)?

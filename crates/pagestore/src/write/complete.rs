@@ -3,14 +3,15 @@
 //! The list of what came and the files of the parent are walked side by side. What is new, changed or gone goes into
 //! the newest run; how many of the parent's runs are merged with it, the level policy says.
 
-
 use neon_snapshot_format::pack::Codec;
 use neon_snapshot_format::{End, SnapshotPath};
 
+use crate::commit::Commit;
 use crate::error::{Error, ErrorKind, Result};
+use crate::facts::{BadPage, Facts, Noted};
 use crate::map::{
     Attributes, BlockSink, Extent, FileKind, FileState, KEEP_ALL, MappedFile, Merge, RunRef,
-    RunWriter, Spool, View, Walk, policy,
+    RunWriter, Spool, View, Walk, encode_runs, policy,
 };
 use crate::read::MapReader;
 use crate::write::gather::{Item, Sorted};
@@ -37,6 +38,45 @@ pub struct Stored {
     pub end: End,
     /// What was written.
     pub report: WriteReport,
+}
+
+impl Stored {
+    /// The commit of it: what the caller knows, with what was found out while writing.
+    #[must_use]
+    pub fn commit(&self, mut facts: Facts) -> Commit {
+        if let Some(kind) = self.end.kind {
+            facts.kind = kind;
+        }
+        facts.skipped = self
+            .end
+            .skipped
+            .iter()
+            .map(|skipped| Noted {
+                path: skipped.path.to_string(),
+                reason: skipped.reason.to_owned(),
+            })
+            .collect();
+        facts.bad_pages = self
+            .end
+            .bad_pages
+            .iter()
+            .map(|bad| BadPage {
+                path: bad.path.to_string(),
+                block: bad.block,
+                reason: bad.reason.clone(),
+            })
+            .collect();
+        let report = &self.report;
+        facts.cost.files = report.files;
+        facts.cost.bytes = report.bytes;
+        facts.cost.changed_pages = report.pages.saturating_add(report.zero_pages);
+        facts.cost.written_data = report.stored_data;
+        facts.cost.written_metadata = report.stored_metadata;
+        Commit {
+            facts,
+            runs: encode_runs(&self.view.runs).into(),
+        }
+    }
 }
 
 impl SnapshotWriter {

@@ -10,5 +10,6 @@ mod upload;
 mod worker;
 
 pub use complete::{Parent, Stored};
+pub(crate) use snapshot::passed;
 pub use snapshot::{SnapshotOptions, SnapshotWriter, WriteReport};
 pub use upload::{PackUpload, Uploaded};

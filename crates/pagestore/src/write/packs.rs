@@ -36,8 +36,8 @@ impl Packs {
 
     /// Compresses and appends a frame. Its address is good when [`finish`](Self::finish) has returned.
     pub(crate) fn append(&mut self, plain: &[u8]) -> Result<FrameRef> {
-        let frame = EncodedFrame::new(plain, self.codec)
-            .map_err(|error| Error::format("frame", error))?;
+        let frame =
+            EncodedFrame::new(plain, self.codec).map_err(|error| Error::format("frame", error))?;
         self.plain += plain.len() as u64;
         let mut upload = match self.open.take() {
             Some(upload) => upload,

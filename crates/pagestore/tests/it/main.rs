@@ -10,6 +10,8 @@
 
 mod changes;
 mod clocked;
+mod files;
 mod names;
 mod repository;
 mod support;
+mod written;

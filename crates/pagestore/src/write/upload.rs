@@ -145,7 +145,7 @@ impl PackUpload {
     /// # Errors
     /// What the cipher or the storage returns.
     pub fn append(&mut self, frame: &EncodedFrame<'_>) -> Result<FrameRef> {
-        match self.writer.append_recorded(frame) {
+        match self.writer.append_encoded(frame) {
             Ok(record) => Ok(reference(self.pack, &record)),
             Err(error) => Err(self.failed(error)),
         }
@@ -177,12 +177,11 @@ impl PackUpload {
 
 /// A frame's address and what its pack's directory says about it.
 pub(crate) fn reference(pack: PackRef, record: &FrameRecord) -> FrameRef {
-    let range = record.range();
     FrameRef {
         pack,
-        frame: record.context().frame,
-        offset: range.start,
-        stored_length: u32::try_from(range.end - range.start).unwrap_or(u32::MAX),
+        frame: record.address().frame,
+        offset: record.offset(),
+        stored_length: record.stored_length(),
         plain_length: record.plain_length(),
         codec: record.codec(),
         sealed: record.is_sealed(),

@@ -8,6 +8,7 @@
 )]
 
 mod clocked;
+mod collection;
 mod names;
 mod repository;
 mod support;

@@ -11,6 +11,7 @@
 mod changes;
 mod clocked;
 mod files;
+mod collection;
 mod names;
 mod repository;
 mod support;

@@ -1,9 +1,40 @@
 #![doc = include_str!("../README.md")]
 
+mod bridge;
+mod claim;
+mod commit;
+pub mod changes;
 pub mod crypt;
+mod doomed;
 mod error;
+mod facts;
+pub mod gc;
 mod id;
+mod keys;
+mod lease;
 pub mod map;
+mod moves;
+mod name;
+mod object;
+mod pack_file;
+mod pin;
+pub mod read;
+mod repository;
+mod resolve;
+pub mod restore;
+mod tombstone;
+pub mod write;
+mod writing;
 
+pub use claim::NameOutcome;
+pub use commit::Commit;
 pub use error::{Error, ErrorKind, Result};
+pub use facts::{
+    BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,
+};
 pub use id::{CommitId, LineageId, RepositoryId, WriterId};
+pub use name::{SnapshotName, Tag};
+pub use object::{Object, ObjectKind};
+pub use pin::{Pin, PinId};
+pub use repository::{OpenOptions, Repository};
+pub use writing::{Brought, Committed, Writing};

@@ -9,6 +9,7 @@ mod create;
 mod diagnosis;
 mod durable;
 mod error;
+mod identity;
 mod installation;
 mod instance;
 mod launch;

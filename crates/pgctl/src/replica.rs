@@ -169,7 +169,7 @@ impl Instance {
     /// Dropping the future leaves the directory as it was, or with settings and without the signal file: it is
     /// no standby then.
     pub async fn make_standby(&self, options: &StandbyOptions) -> Result<()> {
-        stale::clear(self).await?;
+        let _claim = stale::claim(self, stale::SURVIVORS_MAY_TAKE).await?;
         let control = self.control_file()?;
         let label = self.data_dir().join("backup_label").exists();
         if !label && !control.state.is_clean() && control.state != ClusterState::InArchiveRecovery {

@@ -1,1 +1,18 @@
 //! What the repository promises, shown on real storages and real clusters.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests panic on failure"
+)]
+
+mod changes;
+mod clocked;
+mod files;
+mod collection;
+mod names;
+mod repository;
+mod support;
+mod written;

@@ -99,7 +99,7 @@ impl Instance {
     ) -> Result<Run> {
         target.check()?;
         self.check_startable()?;
-        stale::clear(self).await?;
+        let _claim = stale::claim(self, stale::SURVIVORS_MAY_TAKE).await?;
         let control = self.control_file()?;
         let label = self.backup_label()?;
         if control.settings.wal_level == WalLevel::Minimal {

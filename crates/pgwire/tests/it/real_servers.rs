@@ -368,6 +368,16 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
     let now = client.identify_system().await.unwrap();
     assert_eq!(now.timeline.get(), 2);
     let old = StreamOptions::new(position.start_of(16 << 20), identity.timeline);
+    // To stop on a timeline that has ended is not to have come to its end.
+    let mut stream = client.start_replication(old.clone()).await.unwrap();
+    while matches!(
+        stream.next().await.unwrap().unwrap(),
+        WalEvent::Keepalive { .. }
+    ) {}
+    let stopped_at = stream.position();
+    let StreamEnd::Stopped(client) = stream.finish().await.unwrap() else {
+        panic!("nobody else ended it");
+    };
     let mut stream = client.start_replication(old).await.unwrap();
     while stream.next().await.unwrap().is_some() {}
     let received = stream.position();
@@ -380,7 +390,7 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
         panic!("the timeline has ended");
     };
     assert_eq!(next.get(), 2);
-    assert!(switch <= received);
+    assert!(switch <= received && stopped_at < switch);
     let history = client.timeline_history(next).await.unwrap();
     assert_eq!(history.file_name, "00000002.history");
     assert!(String::from_utf8_lossy(&history.content).contains(&switch.to_string()));

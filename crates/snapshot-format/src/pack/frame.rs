@@ -121,6 +121,54 @@ impl<'a> EncodedFrame<'a> {
         })
     }
 
+    /// Bytes of the frame once decoded.
+    #[must_use]
+    pub fn plain_length(&self) -> u32 {
+        self.plain_length
+    }
+
+    /// The compressed bytes. Empty for a frame of zeros.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The same frame, which borrows nothing: to be sent to another thread.
+    #[must_use]
+    pub fn into_owned(self) -> EncodedFrame<'static> {
+        EncodedFrame {
+            codec: self.codec,
+            plain_length: self.plain_length,
+            bytes: Cow::Owned(self.bytes.into_owned()),
+        }
+    }
+
+    /// Decompresses it.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when it does not decompress to its length;
+    /// [`Unsupported`](ErrorKind::Unsupported) for an unknown codec.
+    pub fn decode(self) -> Result<Vec<u8>> {
+        let damaged = |reason| Error::new(ErrorKind::Damaged, "frame", reason);
+        let length = self.plain_length as usize;
+        let plain = match self.codec {
+            ZEROS => return Ok(vec![0; length]),
+            NONE => self.bytes.into_owned(),
+            LZ4 => lz4_flex::block::decompress(&self.bytes, length)
+                .map_err(|error| damaged("does not decompress").caused_by(error))?,
+            ZSTD => zstd::bulk::decompress(&self.bytes, length)
+                .map_err(|error| damaged("does not decompress").caused_by(error))?,
+            _ => {
+                let reason = "is of an unknown codec";
+                return Err(Error::new(ErrorKind::Unsupported, "frame", reason));
+            }
+        };
+        if plain.len() != length {
+            return Err(damaged("decompresses to another length"));
+        }
+        Ok(plain)
+    }
+
     /// A frame of zeros.
     ///
     /// # Errors
@@ -155,6 +203,73 @@ pub struct FrameRecord {
 }
 
 impl FrameRecord {
+    /// A record that was written down elsewhere than in a pack's directory.
+    ///
+    /// # Errors
+    /// [`Malformed`](ErrorKind::Malformed) when no writer makes such a frame, or it would end beyond all
+    /// packs.
+    pub fn from_parts(
+        address: FrameContext,
+        offset: u64,
+        stored_length: u32,
+        plain_length: u32,
+        codec: u8,
+        sealed: bool,
+        digest: [u8; 16],
+    ) -> Result<Self> {
+        let record = Self {
+            context: address,
+            offset,
+            stored_length,
+            plain_length,
+            codec,
+            sealed,
+            digest,
+        };
+        record.validate()?;
+        Ok(record)
+    }
+
+    /// The same bytes in the same pack, known to be another frame's: the one that a copied frame was
+    /// before. What was sealed for that address is opened with it.
+    #[must_use]
+    pub fn for_address(self, address: FrameContext) -> Self {
+        Self {
+            context: address,
+            ..self
+        }
+    }
+
+    /// The frame's address: where it was written first.
+    #[must_use]
+    pub fn address(&self) -> FrameContext {
+        self.context
+    }
+
+    /// Where the stored bytes begin in the pack.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes that the pack holds for it; 0 for a frame of zeros.
+    #[must_use]
+    pub fn stored_length(&self) -> u32 {
+        self.stored_length
+    }
+
+    /// The codec as the directory has it: see `docs/formats/pack.md`.
+    #[must_use]
+    pub fn codec(&self) -> u8 {
+        self.codec
+    }
+
+    /// Whether the stored bytes are encrypted.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
     /// Where the stored bytes are in the pack. Empty for a frame of zeros.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
@@ -184,18 +299,19 @@ impl FrameRecord {
         Err(self.damaged("its bytes are not those that were written"))
     }
 
-    /// Checks, opens and decompresses the stored bytes.
+    /// Checks and decrypts the stored bytes, and leaves them compressed: to be sealed for another reader.
     ///
     /// # Errors
-    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written, or do not decode;
-    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher.
-    pub fn decode(&self, stored: &[u8], cipher: Option<&dyn FrameCipher>) -> Result<Vec<u8>> {
+    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher; what
+    /// the cipher returns.
+    pub fn unseal<'a>(
+        &self,
+        stored: &'a [u8],
+        cipher: Option<&dyn FrameCipher>,
+    ) -> Result<EncodedFrame<'a>> {
         self.check(stored)?;
-        let length = self.plain_length as usize;
-        if self.codec == ZEROS {
-            return Ok(vec![0; length]);
-        }
-        let opened = match (self.sealed, cipher) {
+        let bytes = match (self.sealed, cipher) {
             (false, _) => Cow::Borrowed(stored),
             (true, Some(cipher)) => Cow::Owned(cipher.open(self.context, stored)?),
             (true, None) => {
@@ -206,24 +322,21 @@ impl FrameRecord {
                 ));
             }
         };
-        let plain = match self.codec {
-            NONE => opened.into_owned(),
-            LZ4 => lz4_flex::block::decompress(&opened, length)
-                .map_err(|error| self.damaged("does not decompress").caused_by(error))?,
-            ZSTD => zstd::bulk::decompress(&opened, length)
-                .map_err(|error| self.damaged("does not decompress").caused_by(error))?,
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    self.subject(),
-                    "is of an unknown codec",
-                ));
-            }
-        };
-        if plain.len() != length {
-            return Err(self.damaged("decompresses to another length"));
-        }
-        Ok(plain)
+        Ok(EncodedFrame {
+            codec: self.codec,
+            plain_length: self.plain_length,
+            bytes,
+        })
+    }
+
+    /// Checks, opens and decompresses the stored bytes.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written, or do not decode;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher.
+    pub fn decode(&self, stored: &[u8], cipher: Option<&dyn FrameCipher>) -> Result<Vec<u8>> {
+        let frame = self.unseal(stored, cipher)?;
+        frame.decode().map_err(|error| error.about(self.subject()))
     }
 
     /// What no writer would say about a frame.
@@ -232,7 +345,9 @@ impl FrameRecord {
         let fits = frame_length(self.plain_length.into()).is_ok()
             && self.codec <= ZEROS
             && stored <= FRAME_SIZE + SEAL_OVERHEAD
-            && (self.codec == ZEROS) == (stored == 0);
+            && (self.codec == ZEROS) == (stored == 0)
+            && !(self.sealed && self.codec == ZEROS)
+            && self.offset.checked_add(stored as u64).is_some();
         if fits {
             return Ok(());
         }

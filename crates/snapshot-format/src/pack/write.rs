@@ -114,26 +114,40 @@ impl<W: Write> PackWriter<W> {
     /// As [`EncodedFrame::new`], what the cipher returns, [`Io`](ErrorKind::Io).
     pub fn append(&mut self, plain: &[u8]) -> Result<u64> {
         let frame = EncodedFrame::new(plain, self.options.codec)?;
-        self.append_encoded(&frame)
+        Ok(self.append_encoded(&frame)?.context.frame)
     }
 
-    /// Appends a frame that was compressed before; returns its number.
+    /// Appends a frame that was compressed before; returns its record. Its number is that of the record's
+    /// [address](FrameRecord::address).
     ///
     /// # Errors
     /// What the cipher returns, [`Io`](ErrorKind::Io).
-    pub fn append_encoded(&mut self, frame: &EncodedFrame<'_>) -> Result<u64> {
-        let number = self.frames;
-        let context = FrameContext {
+    pub fn append_encoded(&mut self, frame: &EncodedFrame<'_>) -> Result<FrameRecord> {
+        let address = FrameContext {
             pack: self.options.id,
-            frame: number,
+            frame: self.frames,
         };
+        self.append_encoded_as(address, frame)
+    }
+
+    /// Appends a frame that is known by another address than its place here, and seals it for that one.
+    /// It gets the [next number](Self::next_frame) here; who reads it must know its address, which the
+    /// pack does not record.
+    ///
+    /// # Errors
+    /// What the cipher returns, [`Io`](ErrorKind::Io).
+    pub fn append_encoded_as(
+        &mut self,
+        address: FrameContext,
+        frame: &EncodedFrame<'_>,
+    ) -> Result<FrameRecord> {
         let sealed = match &self.options.cipher {
-            Some(cipher) if !frame.bytes.is_empty() => Some(cipher.seal(context, &frame.bytes)?),
+            Some(cipher) if !frame.bytes.is_empty() => Some(cipher.seal(address, &frame.bytes)?),
             _ => None,
         };
         let stored = sealed.as_deref().unwrap_or(&frame.bytes);
         let record = FrameRecord {
-            context,
+            context: address,
             offset: self.offset,
             stored_length: u32::try_from(stored.len()).unwrap_or(u32::MAX),
             plain_length: frame.plain_length,
@@ -141,6 +155,25 @@ impl<W: Write> PackWriter<W> {
             sealed: sealed.is_some(),
             digest: digest16(stored),
         };
+        self.append_record(record, stored)
+    }
+
+    /// Appends the stored bytes of a frame of another pack as they are, sealed or not, without a key.
+    /// Returns the record of its place here, with the address that `frame` has. As with
+    /// [`append_encoded_as`](Self::append_encoded_as), the pack does not record that address.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when the bytes are not the frame's; [`Io`](ErrorKind::Io).
+    pub fn append_stored(&mut self, frame: &FrameRecord, stored: &[u8]) -> Result<FrameRecord> {
+        frame.check(stored)?;
+        let record = FrameRecord {
+            offset: self.offset,
+            ..*frame
+        };
+        self.append_record(record, stored)
+    }
+
+    fn append_record(&mut self, record: FrameRecord, stored: &[u8]) -> Result<FrameRecord> {
         record.validate()?;
         self.put(stored)?;
         put_record(&mut self.table, &record);
@@ -148,7 +181,7 @@ impl<W: Write> PackWriter<W> {
         if self.frames.is_multiple_of(TABLE_FRAMES.into()) {
             self.put_table()?;
         }
-        Ok(number)
+        Ok(record)
     }
 
     /// Ends the pack and gives back the stream, flushed. `start_up_frames` says how many of the first

@@ -29,7 +29,9 @@ use crate::pgdata::place::{Root, Roots, failed, names};
 use crate::pgdata::plan::CONTROL;
 use crate::pgdata::write_files::{Worker, create};
 use crate::pgdata::write_options::{DirectoryOptions, Flush, Ownership, TablespacePlaces, Written};
-use crate::stream::{ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink};
+use crate::stream::{
+    Change, ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink, Wanted,
+};
 
 /// Writes a data directory, its tablespaces and its log directory; nothing outside them.
 ///
@@ -320,6 +322,21 @@ impl ParallelSink for DirectoryWriter {
                 worker.finish()
             }
         }
+    }
+
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
+        if *wanted == Wanted::Whole {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            entry.path.to_string(),
+            "comes in part, and a directory needs all of it",
+        ))
+    }
+
+    fn changed(&self, _: &Entry, _: Change) -> Result<()> {
+        Ok(())
     }
 
     fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {

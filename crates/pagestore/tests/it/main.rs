@@ -8,6 +8,7 @@
 )]
 
 mod clocked;
+mod clusters;
 mod files;
 mod names;
 mod repository;

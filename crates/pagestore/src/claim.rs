@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use futures_util::TryStreamExt;
-use neon_storage::ListOptions;
+use neon_storage::{ListOptions, StorageExt};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -220,5 +220,33 @@ impl Repository {
             Err(error) if error.kind() == ErrorKind::Exists => Ok(()),
             put => put.map(drop),
         }
+    }
+
+    /// Takes away what was said about the names of a commit that is gone. The newest generation of a name stays, so
+    /// that generations are never used twice.
+    pub(crate) async fn forget_claims(
+        &self,
+        commit: CommitId,
+        names: &[SnapshotName],
+    ) -> Result<()> {
+        for name in names {
+            let hash = self.name_hash(name);
+            let claims = self.claims(name).await?;
+            let newest = claims.generations.last().map(|(generation, _)| *generation);
+            let mut gone = Vec::new();
+            for (generation, holder) in &claims.generations {
+                if *holder == commit && Some(*generation) != newest {
+                    gone.push(keys::claim(hash, *generation)?);
+                }
+            }
+            if claims.declined.contains(&commit) {
+                gone.push(keys::declined(hash, commit)?);
+            }
+            for key in gone {
+                let deleted = self.shared.storage.delete(&key).await;
+                deleted.map_err(|error| Error::storage(key.as_str(), error))?;
+            }
+        }
+        Ok(())
     }
 }

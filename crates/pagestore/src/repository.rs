@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use neon_snapshot_format::pack::PackId;
@@ -14,7 +14,9 @@ use crate::crypt::EpochKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitId, RepositoryId, WriterId};
 use crate::keys;
+use crate::moves::MoveCache;
 use crate::object::{Object, ObjectKind};
+use crate::read::{FrameReader, FrameReaderOptions};
 
 const FORMAT: &str = "neon repository";
 const VERSION: u32 = 1;
@@ -160,6 +162,36 @@ impl Repository {
         })
     }
 
+    /// A reader of frames that finds those that moved. Every call makes one with a cache of its own.
+    #[must_use]
+    pub fn frames(&self) -> FrameReader {
+        self.frames_with(FrameReaderOptions::default())
+    }
+
+    /// As [`frames`](Self::frames), with other options.
+    #[must_use]
+    pub fn frames_with(&self, options: FrameReaderOptions) -> FrameReader {
+        let moved = Arc::new(MoveCache::new(self.clone()));
+        FrameReader::new(Arc::clone(&self.shared.storage), moved, options)
+    }
+
+    /// What time it is for the storage.
+    pub(crate) async fn storage_time(&self) -> Result<SystemTime> {
+        let key = keys::repository()?;
+        let head = self.shared.storage.head(&key).await;
+        let head = head.map_err(|error| Error::storage(key.as_str(), error))?;
+        match head.clock {
+            Some(now) => Ok(now),
+            // It does not show its clock, but dates what it stores.
+            None => {
+                let lease = self.lease(&[]).await?;
+                let now = lease.prove().await;
+                lease.release().await;
+                now
+            }
+        }
+    }
+
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> RepositoryId {
@@ -252,7 +284,7 @@ impl Repository {
 }
 
 /// Creates an object; sent again by a layer below, it recognises its own.
-async fn create(
+pub(crate) async fn create(
     storage: &dyn Storage,
     key: &neon_storage::Key,
     body: Vec<u8>,

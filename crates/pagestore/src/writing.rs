@@ -213,7 +213,7 @@ impl Writing {
     /// suspects us later sees the commit; or we take it back.
     async fn stand_or_retract(&self, id: CommitId) -> Result<()> {
         let doubt = match self.repository.is_suspected(self.writer()).await {
-            Ok(false) => return Ok(()),
+            Ok(false) => return self.refuse_buried(id).await,
             Ok(true) => Error::new(
                 ErrorKind::Busy,
                 format!("writer {}", self.writer()),
@@ -223,6 +223,20 @@ impl Writing {
         };
         self.repository.bury_commit(id, "retracted").await?;
         Err(doubt)
+    }
+
+    /// A snapshot that was destroyed here and is brought again stays destroyed until a collection forgot it.
+    async fn refuse_buried(&self, id: CommitId) -> Result<()> {
+        let key = keys::tombstone(id)?;
+        let buried = self.repository.shared.storage.exists(&key).await;
+        match buried.map_err(|error| Error::storage(key.as_str(), error))? {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorKind::Busy,
+                format!("snapshot {id}"),
+                "was destroyed here; try again after a collection",
+            )),
+        }
     }
 
     /// Ends without a snapshot.

@@ -5,6 +5,7 @@
 //! it. Semantics: `common/blkreftable.c`, so that tables merged here and by the server agree.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::relation::{BlockNumber, Fork, Oid, RelFileLocator};
 
@@ -145,6 +146,19 @@ impl BlockRefs {
             let first = u32::from(*number) * CHUNK_BLOCKS;
             chunk.offsets().map(move |offset| first + u32::from(offset))
         })
+    }
+
+    /// The changed blocks of a range, ascending. Costs nothing for those before it.
+    pub fn blocks_in(&self, range: Range<BlockNumber>) -> impl Iterator<Item = BlockNumber> + '_ {
+        let (first, _) = split(range.start);
+        self.chunks
+            .range(first..)
+            .flat_map(|(number, chunk)| {
+                let first = u32::from(*number) * CHUNK_BLOCKS;
+                chunk.offsets().map(move |offset| first + u32::from(offset))
+            })
+            .skip_while(move |block| *block < range.start)
+            .take_while(move |block| *block < range.end)
     }
 
     /// How many blocks changed.
@@ -363,6 +377,21 @@ mod tests {
         assert_eq!(refs.block_count(), model.0.len() as u64);
         for block in (0..70_000).step_by(997) {
             assert_eq!(refs.contains(block), model.0.contains(&block));
+        }
+        for range in [
+            0..0,
+            0..150,
+            100..65_500,
+            65_400..250_000,
+            210_000..u32::MAX,
+            5..1,
+        ] {
+            let expected = model
+                .0
+                .iter()
+                .copied()
+                .filter(|block| range.contains(block));
+            assert!(refs.blocks_in(range.clone()).eq(expected), "{range:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -156,7 +156,18 @@ impl Instance {
         dir: impl AsRef<Path>,
         options: &CreateOptions,
     ) -> Result<Self> {
-        let dir = instance::absolute(dir.as_ref())?;
+        let (instance, _) = Self::create_locked(installation, dir.as_ref(), options).await?;
+        Ok(instance)
+    }
+
+    /// As [`create`](Self::create), with the lock that its folder was made under: as long as it is kept, everybody
+    /// can see that the folder is somebody's.
+    pub(crate) async fn create_locked(
+        installation: &Installation,
+        dir: &Path,
+        options: &CreateOptions,
+    ) -> Result<(Self, File)> {
+        let dir = instance::absolute(dir)?;
         let user = user_for(options)?;
         refuse_existing(&dir)?;
         let staging = stage(&dir, &user)?;
@@ -183,9 +194,7 @@ impl Instance {
             &user,
         )?;
         if options.group_access {
-            fs::set_permissions(staging.path(), fs::Permissions::from_mode(0o750)).map_err(
-                |error| Error::io(staging.path(), "cannot be opened to the group", error),
-            )?;
+            durable::set_dir_mode(staging.path(), 0o750)?;
         }
         durable::sync_dir(&data)?;
         durable::sync_dir(staging.path())?;
@@ -201,11 +210,11 @@ impl Instance {
         if let Some(parent) = dir.parent() {
             durable::sync_dir(parent)?;
         }
-        Self::open(installation, &dir)
+        Ok((Self::open(installation, &dir)?, staging.lock))
     }
 }
 
-fn user_for(options: &CreateOptions) -> Result<OsUser> {
+pub(crate) fn user_for(options: &CreateOptions) -> Result<OsUser> {
     let current = OsUser::current();
     let user = match &options.os_user {
         Some(user) => user.clone(),
@@ -255,7 +264,7 @@ const STAGING: &str = ".neon-new-";
 /// from other containers too, and ends with its process.
 struct Staging {
     scrap: Scrap,
-    _lock: File,
+    lock: File,
 }
 
 impl Staging {
@@ -295,7 +304,7 @@ fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
             Err(error) => return Err(Error::io(&scrap.0, "cannot be opened", error)),
         };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && scrap.0.exists() {
-            return Ok(Staging { scrap, _lock: lock });
+            return Ok(Staging { scrap, lock });
         }
     }
 }
@@ -547,6 +556,8 @@ fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
 fn append(path: &Path, text: &str) -> Result<()> {
     fs::OpenOptions::new()
         .append(true)
+        // The folder is the server's user's already.
+        .custom_flags(durable::NO_FOLLOW)
         .open(path)
         .and_then(|mut file| {
             file.write_all(text.as_bytes())?;

@@ -7,6 +7,7 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal};
 
@@ -16,6 +17,8 @@ pub(crate) struct Process {
     pid: Pid,
     #[cfg(target_os = "linux")]
     descriptor: Option<std::os::fd::OwnedFd>,
+    /// Where there is no descriptor: the number and the start of a process are not given twice.
+    began: Option<SystemTime>,
 }
 
 impl Process {
@@ -32,10 +35,19 @@ impl Process {
                 // A kernel before 5.3, or a sandbox: the number has to do.
                 Err(_) => None,
             };
-            Some(Self { pid, descriptor }).filter(Self::is_alive)
+            let began = descriptor
+                .is_none()
+                .then(|| began(pid.as_raw_pid()))
+                .flatten();
+            Some(Self {
+                pid,
+                descriptor,
+                began,
+            })
+            .filter(Self::is_alive)
         }
         #[cfg(not(target_os = "linux"))]
-        Some(Self { pid }).filter(Self::is_alive)
+        Some(Self { pid, began: None }).filter(Self::is_alive)
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -60,6 +72,9 @@ impl Process {
             }
             if state_of(self.pid()) == Some('Z') {
                 self.reap_if_ours(true);
+                return false;
+            }
+            if self.began.is_some() && began(self.pid()) != self.began {
                 return false;
             }
         }
@@ -197,7 +212,7 @@ pub(crate) fn describe(pid: i32) -> String {
 
 /// When a process began, by the wall clock as it goes now.
 #[cfg(target_os = "linux")]
-pub(crate) fn began(pid: i32) -> Option<std::time::SystemTime> {
+pub(crate) fn began(pid: i32) -> Option<SystemTime> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after) = stat.rsplit_once(')')?;
     // The 22nd field; the third is the first one behind the name.
@@ -207,12 +222,12 @@ pub(crate) fn began(pid: i32) -> Option<std::time::SystemTime> {
     let boot = system
         .lines()
         .find_map(|line| line.strip_prefix("btime "))?;
-    let boot = std::time::Duration::from_secs(boot.trim().parse().ok()?);
-    std::time::SystemTime::UNIX_EPOCH.checked_add(boot + std::time::Duration::from_millis(millis))
+    let boot = Duration::from_secs(boot.trim().parse().ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(boot + Duration::from_millis(millis))
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn began(_pid: i32) -> Option<std::time::SystemTime> {
+pub(crate) fn began(_pid: i32) -> Option<SystemTime> {
     None
 }
 

@@ -4,6 +4,7 @@ pub mod basebackup;
 mod compression;
 mod detect;
 mod error;
+mod extents;
 #[doc(hidden)]
 pub mod fuzz_targets;
 mod kind;
@@ -13,6 +14,7 @@ mod path;
 pub mod pgdata;
 mod start_up;
 mod stream;
+mod threads;
 
 pub use compression::Compression;
 pub use detect::{Detected, START, detect, detect_start};

@@ -13,7 +13,9 @@ mod client;
 mod cluster;
 mod copy;
 pub mod crash;
+pub mod forge;
 mod installation;
+pub mod mask;
 mod os_user;
 mod processes;
 #[cfg(feature = "s3")]

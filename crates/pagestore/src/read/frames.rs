@@ -37,6 +37,11 @@ pub struct Place {
     pub pack: PackId,
     /// Where in it.
     pub offset: u64,
+    /// How many bytes there are.
+    pub length: u32,
+    /// They were sealed once more when they were brought into an encrypted repository: with the key of the frame's
+    /// own pack, for the frame's address.
+    pub wrapped: bool,
 }
 
 /// How frames are read.
@@ -413,12 +418,8 @@ impl Inner {
         let (Some(first), Ok(_permit)) = (frames.first(), permit) else {
             return Ok(Vec::new());
         };
-        let own = Place {
-            pack: first.pack.id,
-            offset: first.offset,
-        };
         let places: Vec<Range<u64>> = frames.iter().map(range).collect();
-        match self.request(own.pack, &places).await {
+        match self.request(first.pack.id, &places).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             other => return other,
         }
@@ -430,9 +431,13 @@ impl Inner {
                     "its pack is not in the storage",
                 ));
             };
-            let end = place.offset.saturating_add(frame.stored_length.into());
-            let stored = self.request(place.pack, &[place.offset..end]).await?;
-            all.extend(stored);
+            let end = place.offset.saturating_add(place.length.into());
+            for stored in self.request(place.pack, &[place.offset..end]).await? {
+                all.push(match place.wrapped {
+                    true => unwrap(frame, &stored)?,
+                    false => stored,
+                });
+            }
         }
         Ok(all)
     }
@@ -486,6 +491,18 @@ impl Inner {
             })
             .collect()
     }
+}
+
+/// Opens what was sealed for an encrypted repository around the bytes that the map knows.
+pub(crate) fn unwrap(frame: &FrameRef, stored: &[u8]) -> Result<Bytes> {
+    let context = FrameContext {
+        pack: frame.pack.id,
+        frame: frame.frame,
+    };
+    let opened = PackCipher::new(&frame.pack.key).open(context, stored);
+    opened
+        .map(Bytes::from)
+        .map_err(|error| Error::format(subject(frame), error))
 }
 
 pub(crate) fn address(frame: &FrameRef) -> Address {
@@ -557,6 +574,8 @@ mod tests {
             let place = Place {
                 pack: self.0,
                 offset: frame.offset,
+                length: frame.stored_length,
+                wrapped: false,
             };
             std::future::ready(Ok(Some(place))).boxed()
         }

@@ -131,6 +131,13 @@ impl Storage for Clocked {
         })
     }
 
+    fn probe<'a, 'c>(&'a self) -> BoxFuture<'c, Result<Capabilities>>
+    where
+        'a: 'c,
+    {
+        self.inner.probe()
+    }
+
     fn list(&self, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {
         let this = self.clone();
         self.inner

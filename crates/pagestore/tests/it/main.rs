@@ -4,12 +4,15 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     reason = "tests panic on failure"
 )]
 
+mod changes;
 mod clocked;
 mod clusters;
 mod files;
+mod collection;
 mod names;
 mod repository;
 mod support;

@@ -6,7 +6,6 @@
 
 mod changed;
 mod compare;
-mod mask;
 
 use std::fs;
 

@@ -7,6 +7,7 @@ mod directory;
 mod entry;
 mod frame;
 mod index;
+mod neon_extract;
 mod neon_read;
 mod neon_write;
 mod wire;

@@ -1,16 +1,15 @@
 //! Copying a data directory, or what is wanted of it, with several threads.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::extents::{Cutter, Piece};
 use crate::pgdata::copied::{Copied, Tally};
 use crate::pgdata::plan::Plan;
 use crate::pgdata::read::PgData;
-use crate::pgdata::select::{Cutter, Everything, Piece, Select, check};
+use crate::pgdata::select::{Everything, Select, check};
 use crate::stream::{
     CHUNK_SIZE, Change, Chunk, ChunkData, Entry, ExtentSink, ParallelSink, Wanted,
 };
+use crate::threads::Queue;
 
 impl PgData {
     /// As [`copy`](Self::copy), with several threads. Each takes parts of large files of the
@@ -31,7 +30,7 @@ impl PgData {
     ///
     /// # Errors
     /// As [`copy_parallel`](Self::copy_parallel); what the selection returns, and
-    /// [`Inconsistent`](ErrorKind::Inconsistent) when it wants what is no sorted list of whole pages
+    /// [`Inconsistent`](crate::ErrorKind::Inconsistent) when it wants what is no sorted list of whole pages
     /// inside a file.
     pub fn copy_selected(
         &self,
@@ -54,9 +53,7 @@ impl PgData {
             source: self,
             sink,
             plan: &plan,
-            work: cutter.finish(),
-            next: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
+            work: Queue::new(cutter.finish()),
         };
         let tally = job.run(threads)?;
         let (entry, bytes) = self.control_last(&plan.roots)?;
@@ -78,51 +75,23 @@ struct Job<'a> {
     source: &'a PgData,
     sink: &'a dyn ParallelSink,
     plan: &'a Plan,
-    work: Vec<Vec<Piece>>,
-    next: AtomicUsize,
-    stop: AtomicBool,
+    work: Queue<Vec<Piece>>,
 }
 
 impl Job<'_> {
     fn run(&self, threads: usize) -> Result<Tally> {
-        let total = Mutex::new(Tally::default());
-        let run = || {
-            let outcome = self.work();
-            if outcome.is_err() {
-                self.stop.store(true, Ordering::Relaxed);
-            }
-            let tally = outcome?;
-            total
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .add(tally);
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(run)).collect();
-            let mut outcome = run();
-            for other in others {
-                let other = other.join().unwrap_or_else(|_| {
-                    Err(Error::new(
-                        ErrorKind::Inconsistent,
-                        "a copying thread",
-                        "panicked",
-                    ))
-                });
-                outcome = outcome.and(other);
-            }
-            outcome
-        })?;
-        Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let mut total = Tally::default();
+        for tally in self.work.run(threads, || self.work())? {
+            total.add(tally);
+        }
+        Ok(total)
     }
 
     fn work(&self) -> Result<Tally> {
         let mut worker = self.sink.worker()?;
         let mut tally = Tally::default();
         let mut buffer = vec![0; CHUNK_SIZE];
-        while !self.stop.load(Ordering::Relaxed)
-            && let Some(pieces) = self.work.get(self.next.fetch_add(1, Ordering::Relaxed))
-        {
+        while let Some(pieces) = self.work.next() {
             for piece in pieces {
                 if let Some(entry) = self.plan.files.get(piece.file) {
                     self.piece(entry, piece, &mut *worker, &mut buffer, &mut tally)?;
@@ -153,7 +122,7 @@ impl Job<'_> {
             // Another thread may have sent its part: the file keeps its size, and the log says that it is
             // to be removed.
             self.sink.changed(entry, Change::Removed)?;
-            for range in &piece.ranges {
+            for range in piece.ranges() {
                 worker.begin(entry, range.clone())?;
                 worker.chunk(&Chunk {
                     offset: range.start,
@@ -166,7 +135,7 @@ impl Job<'_> {
         let mut size = u64::try_from(stat.st_size).unwrap_or(0);
         source.check_unchanged(entry, size)?;
         let mut shrunk = false;
-        for range in &piece.ranges {
+        for range in piece.ranges() {
             worker.begin(entry, range.clone())?;
             let mut send = |chunk: &Chunk<'_>| worker.chunk(chunk);
             let ended = source.read(&file, entry, range.clone(), buffer, tally, &mut send)?;

@@ -10,6 +10,7 @@ use neon_pg_layout::{ClusterState, ControlFile, DataFile, Fork, Lsn, ReplayedLog
 use rustix::fs::{AtFlags, statat};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::extents::{DEFAULT_EXTENT, MIN_EXTENT};
 use crate::kind::SnapshotKind;
 use crate::path::SnapshotPath;
 use crate::pgdata::bracket::Bracket;
@@ -19,12 +20,10 @@ use crate::pgdata::place::{Root, Roots};
 use crate::pgdata::plan::{self, CONTROL, Plan};
 use crate::pgdata::relation_pages::{RelationPages, refuse};
 use crate::pgdata::rules::WalNeeded;
-use crate::pgdata::select::MIN_EXTENT;
 use crate::stream::{CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, Sink, Source, is_zero};
 
 /// Longer than any checkpoint record with the page headers it may cross.
 const CHECKPOINT_RECORD: u64 = 1024;
-const DEFAULT_EXTENT: u64 = 32 << 20;
 
 /// A data directory to be copied, in a known state.
 ///

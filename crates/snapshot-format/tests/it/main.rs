@@ -15,7 +15,9 @@
 mod clusters;
 mod detection;
 mod hostile_tar;
+mod http;
 mod neon_files;
+mod neon_unpack;
 mod packs;
 mod pgdata_cold;
 mod pgdata_online;

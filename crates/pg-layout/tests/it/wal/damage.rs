@@ -6,7 +6,7 @@ use neon_pg_layout::{Error, Lsn, PgMajor, TimelineId, WalSegmentSize};
 use neon_testkit::{Cluster, StopMode};
 use proptest::prelude::*;
 
-use super::forge::{Forge, PAGE, SEGMENT, START, main_data};
+use neon_testkit::forge::{Forge, PAGE, SEGMENT, START, main_data};
 use super::walk::{format_of, segments};
 
 pub(crate) fn format(major: PgMajor) -> WalFormat {

@@ -6,7 +6,7 @@ use neon_pg_layout::wal::{ResourceManager, Step, WalReader};
 use neon_pg_layout::{Error, ErrorKind, Lsn, PgMajor};
 
 use super::damage::{format, read};
-use super::forge::{Forge, PAGE, START, main_data};
+use neon_testkit::forge::{Forge, PAGE, START, main_data};
 
 fn forged(forge: &Forge) -> Result<Option<Lsn>, Error> {
     let reader = WalReader::first_after(format(PgMajor::V17), START);

@@ -4,7 +4,6 @@ mod agreement;
 mod crash;
 mod damage;
 mod events;
-mod forge;
 mod forged;
 mod judges;
 mod page_lsns;

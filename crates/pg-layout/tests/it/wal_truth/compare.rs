@@ -8,9 +8,9 @@ use neon_pg_layout::{
     ControlFile, DataFile, Fork, RelFileLocator, RelationPath, Slru, VersionLayout,
 };
 use neon_testkit::DataDirCopy;
+use neon_testkit::mask::{without_hints, without_spgist_cache};
 
 use super::changed::Changed;
-use super::mask::{without_hints, without_spgist_cache};
 
 /// Why a page or file may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -39,8 +39,11 @@ impl From<&Metadata> for Facts {
 }
 
 impl From<&Stat> for Facts {
-    // The types of these fields differ between platforms.
-    #[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)]
+    #[allow(
+        clippy::useless_conversion,
+        clippy::unnecessary_fallible_conversions,
+        reason = "the types of these fields differ between platforms"
+    )]
     fn from(stat: &Stat) -> Self {
         Self {
             inode: stat.st_ino.into(),

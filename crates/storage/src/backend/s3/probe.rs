@@ -4,7 +4,9 @@
 //! check first and write later. Only the first kind may be relied on, and one client alone can't
 //! tell it from the third.
 
-use futures_util::future;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, future, stream};
 
 use super::storage::S3;
 use crate::capabilities::Capabilities;
@@ -12,6 +14,7 @@ use crate::error::{ErrorKind, Result};
 use crate::ext::StorageExt;
 use crate::key::Key;
 use crate::object::{ObjectMeta, Version};
+use crate::storage::Storage;
 
 /// Whether conditional writes are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +26,10 @@ pub enum Conditional {
     Automatic,
     /// The provider is known to enforce them.
     Trusted,
-    /// Two clients race when the storage is opened; what isn't enforced is refused afterwards.
+    /// Two clients race before the first put under a condition, or when [`Storage::probe`] asks;
+    /// what isn't enforced is refused.
+    ///
+    /// [`Storage::probe`]: crate::Storage::probe
     Probed,
     /// Never: conditional puts are refused.
     Unused,
@@ -39,13 +45,69 @@ pub(super) struct Found {
     pub(super) compare_and_swap: bool,
 }
 
-/// Races two clients with connections of their own below a random key, and cleans up.
-pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
-    let mut found = Found {
+impl Found {
+    pub(super) const ALL: Self = Self {
         create_only: true,
         compare_and_swap: true,
     };
-    let prefix = format!("neon-probe-{:016x}", fastrand::u64(..));
+    pub(super) const NONE: Self = Self {
+        create_only: false,
+        compare_and_swap: false,
+    };
+}
+
+/// The keys of a race, deleted when it is over or dropped.
+struct Litter {
+    s3: S3,
+    keys: Vec<Key>,
+}
+
+impl Litter {
+    async fn clean(&mut self) -> Result<()> {
+        let keys = std::mem::take(&mut self.keys);
+        // Each one is named: who may write below a prefix may not always list it.
+        let deleted = self
+            .s3
+            .delete_many(stream::iter(keys.into_iter().map(Ok)).boxed());
+        deleted.try_for_each(|_| future::ready(Ok(()))).await
+    }
+}
+
+impl Drop for Litter {
+    fn drop(&mut self) {
+        // Without a runtime nothing can be sent.
+        if let (false, Ok(runtime)) = (self.keys.is_empty(), tokio::runtime::Handle::try_current())
+        {
+            let mut litter = Self {
+                s3: self.s3.clone(),
+                keys: std::mem::take(&mut self.keys),
+            };
+            let _detached = runtime.spawn(async move {
+                // A request of the race may still be under way.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if let Err(error) = litter.clean().await {
+                    tracing::warn!(kind = ?error.kind(), "what a probe wrote could not be deleted");
+                }
+            });
+        }
+    }
+}
+
+/// Races two clients with connections of their own below a random key under `prefix`, and cleans
+/// up, also when it is dropped.
+pub(super) async fn race(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
+    let mut found = Found::ALL;
+    let above = match prefix.trim_matches('/') {
+        "" => String::new(),
+        prefix => format!("{prefix}/"),
+    };
+    let prefix = format!("{above}neon-probe-{:016x}", fastrand::u64(..));
+    let mut litter = Litter {
+        s3: one.clone(),
+        keys: (0..2 * ROUNDS)
+            .map(|round| probe_key(&prefix, round))
+            .collect::<Result<_>>()?,
+    };
     let raced = async {
         for round in 0..ROUNDS {
             let key = probe_key(&prefix, round)?;
@@ -78,7 +140,7 @@ pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
         Ok(())
     }
     .await;
-    let cleaned = one.delete_prefix(&prefix).await;
+    let cleaned = litter.clean().await;
     raced.and(cleaned)?;
     Ok(found)
 }

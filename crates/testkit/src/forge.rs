@@ -2,19 +2,28 @@
 
 use neon_pg_layout::{Lsn, PgMajor};
 
-pub(crate) const PAGE: u64 = 8192;
-pub(crate) const SEGMENT: u64 = 1 << 20;
-pub(crate) const START: Lsn = Lsn(SEGMENT);
+/// Bytes of a page of the log.
+pub const PAGE: u64 = 8192;
+/// Bytes of a segment.
+pub const SEGMENT: u64 = 1 << 20;
+/// Where the log begins.
+pub const START: Lsn = Lsn(SEGMENT);
 
-#[derive(Debug)]
-pub(crate) struct Forge {
+/// A log of one timeline that grows record by record.
+#[derive(Debug, Clone)]
+pub struct Forge {
     major: PgMajor,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) previous: Lsn,
+    /// The timeline that page headers name, at first 1.
+    pub timeline: u32,
+    /// The log from [`START`] on.
+    pub bytes: Vec<u8>,
+    /// Where the last record begins.
+    pub previous: Lsn,
 }
 
 /// The part of a record behind its header: main data only.
-pub(crate) fn main_data(data: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn main_data(data: &[u8]) -> Vec<u8> {
     let mut body = vec![254];
     body.extend_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
     body.extend_from_slice(data);
@@ -22,27 +31,32 @@ pub(crate) fn main_data(data: &[u8]) -> Vec<u8> {
 }
 
 impl Forge {
-    pub(crate) fn new(major: PgMajor) -> Self {
+    /// An empty one.
+    #[must_use]
+    pub fn new(major: PgMajor) -> Self {
         Self {
             major,
+            timeline: 1,
             bytes: Vec::new(),
             previous: Lsn(0),
         }
     }
 
-    pub(crate) fn position(&self) -> Lsn {
+    /// Where it ends.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
         Lsn(START.0 + self.bytes.len() as u64)
     }
 
     /// A page header where one is due.
-    pub(crate) fn page(&mut self, flags: u16, remaining: usize) {
+    pub fn page(&mut self, flags: u16, remaining: usize) {
         let at = self.position();
         let long = at.0.is_multiple_of(SEGMENT);
         let flags = flags | if long { 2 } else { 0 };
         let magic = self.major.layout().wal_page_magic;
         self.bytes.extend_from_slice(&magic.to_le_bytes());
         self.bytes.extend_from_slice(&flags.to_le_bytes());
-        self.bytes.extend_from_slice(&1_u32.to_le_bytes());
+        self.bytes.extend_from_slice(&self.timeline.to_le_bytes());
         self.bytes.extend_from_slice(&at.0.to_le_bytes());
         self.bytes
             .extend_from_slice(&u32::try_from(remaining).unwrap().to_le_bytes());
@@ -57,7 +71,7 @@ impl Forge {
     }
 
     /// A record with this content behind its header; returns where it begins.
-    pub(crate) fn record(&mut self, rmgr: u8, info: u8, body: &[u8]) -> Lsn {
+    pub fn record(&mut self, rmgr: u8, info: u8, body: &[u8]) -> Lsn {
         let at = self.position().0.next_multiple_of(8) - START.0;
         self.bytes.resize(usize::try_from(at).unwrap(), 0);
         if self.position().0.is_multiple_of(PAGE) {

@@ -23,8 +23,13 @@ fn clear(page: &mut [u8], at: usize, bits: u16) {
     page[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-/// The page without its hints and checksum.
-pub(crate) fn without_hints(page: &[u8]) -> Vec<u8> {
+/// The page without its hints and checksum: what is left must be equal in two copies of a page of
+/// which one is older by hints alone.
+///
+/// # Panics
+/// When the bytes are no page.
+#[must_use]
+pub fn without_hints(page: &[u8]) -> Vec<u8> {
     let mut masked = page.to_vec();
     let header = PageHeader::decode(page).unwrap();
     if header.is_new() {
@@ -67,7 +72,8 @@ pub(crate) fn without_hints(page: &[u8]) -> Vec<u8> {
 ///
 /// Inserts and vacuums write that cache back whenever they get the lock on the page, and never log
 /// it (`SpGistUpdateMetaPage` in `spgutils.c`), with checksums or without.
-pub(crate) fn without_spgist_cache(page: &[u8]) -> Option<Vec<u8>> {
+#[must_use]
+pub fn without_spgist_cache(page: &[u8]) -> Option<Vec<u8>> {
     may_be_spgist_metapage(page, 0).then(|| {
         let mut masked = page.to_vec();
         masked[8..10].fill(0);

@@ -1,0 +1,27 @@
+//! What changed in a cluster since an earlier snapshot of it.
+//!
+//! A [`ChangeSource`] answers with an exact [`ChangeSet`], or says why it cannot. There are three:
+//! [`LogSource`] reads the log itself, [`SummarySource`] the summaries that 17 and later keep of it,
+//! [`ScanSource`] every page. The first two stand on a [`Span`], which only a valid parent has.
+//! [`choose`] takes the first that can answer and remembers why the better ones could not.
+//!
+//! Exact means: a page that the set does not name is what it was in the parent, but for the differences
+//! listed in `docs/change-sources.md`, none of which a server relies on. The set may name more.
+
+mod reason;
+mod scan;
+mod set;
+mod source;
+mod summary;
+mod validity;
+mod wal;
+
+pub use reason::CannotSay;
+pub use scan::{FileScan, ParentFile, ParentPage, ParentPages, ScanFile, ScanFiles, ScanSource};
+pub use set::{ChangeSet, FileChange, FileFacts, Hints, UnloggedRelations, WholeReason};
+pub use source::{
+    Answer, ChangeRecord, ChangeSource, Chosen, NotUsable, PassedOver, Progress, SourceKind, choose,
+};
+pub use summary::{Summaries, Summary, SummaryDirectory, SummaryRow, SummarySource};
+pub use validity::{Child, ClusterFacts, Invalid, LogTail, Parent, Span};
+pub use wal::{LogFiles, LogSource, LogWalk, SegmentDirectory, read_tail};

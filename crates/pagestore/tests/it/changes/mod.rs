@@ -1,0 +1,8 @@
+//! What the change sources say is all that changed, on real servers.
+
+mod chain;
+mod forged;
+mod rules;
+mod state;
+mod validity;
+mod work;

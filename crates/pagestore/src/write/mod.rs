@@ -2,6 +2,7 @@
 
 mod bundle;
 mod complete;
+mod facts;
 mod gather;
 mod packs;
 mod part;

@@ -10,6 +10,7 @@
 
 mod changes;
 mod clocked;
+mod clusters;
 mod files;
 mod collection;
 mod names;

@@ -335,7 +335,8 @@ async fn encryption_is_as_much_as_was_asked_for() {
 
 #[tokio::test]
 async fn newer_protocol_versions_are_negotiated() {
-    for major in [PgMajor::V13, PgMajor::V17, PgMajor::V18] {
+    for installation in neon_testkit::Installation::all() {
+        let major = installation.major();
         let cluster = Cluster::builder(major).start();
         let newest = format!("{} max_protocol_version=latest", cluster.conninfo());
         let client = connects(&newest).await;

@@ -385,3 +385,179 @@ impl UnloggedRelations {
         RelationPath::parse(path.as_str()?, self.major.layout())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use neon_pg_layout::{BlockSize, SystemIdentifier, WalLevel, WalSegmentSize};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEGMENT: u32 = 8;
+    const PAGE: u64 = 8192;
+    const RELATION: RelFileLocator = RelFileLocator {
+        tablespace: 1663,
+        database: 5,
+        number: 16400,
+    };
+
+    fn changes(blocks: BlockRefTable) -> ChangeSet {
+        let cluster = ClusterFacts {
+            system: SystemIdentifier::new(1).unwrap(),
+            major: PgMajor::V16,
+            catalog_version: 0,
+            block_size: BlockSize::DEFAULT,
+            segment_blocks: SEGMENT,
+            wal_segment_size: WalSegmentSize::DEFAULT,
+            wal_page_size: 8192,
+            checksums: true,
+            wal_level: WalLevel::Replica,
+            wal_log_hints: false,
+            track_commit_timestamp: false,
+        };
+        ChangeSet::of_log(LogChanges::new(&cluster, blocks))
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// A logged change of a block, which extends the fork with zeros up to it.
+        Write(u32),
+        /// An extension by zeros that is not logged.
+        Extend(u32),
+        Cut(u32),
+        /// Dropped, and created anew under the same number.
+        Anew,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => (0..40_u32).prop_map(Step::Write),
+            2 => (0..6_u32).prop_map(Step::Extend),
+            2 => (0..40_u32).prop_map(Step::Cut),
+            1 => Just(Step::Anew),
+        ];
+        prop::collection::vec(step, 0..16)
+    }
+
+    /// A fork as a list of pages, each with the number of its last change; 0 is all zeros.
+    fn run(fork: &mut Vec<u32>, table: &mut BlockRefTable, clock: &mut u32, steps: &[Step]) {
+        for step in steps {
+            *clock += 1;
+            match *step {
+                Step::Write(block) => {
+                    let at = block as usize;
+                    fork.resize(fork.len().max(at + 1), 0);
+                    fork[at] = *clock;
+                    table.mark(RELATION, Fork::Main, block);
+                }
+                Step::Extend(more) => fork.resize(fork.len() + more as usize, 0),
+                Step::Cut(length) => {
+                    if (length as usize) < fork.len() {
+                        fork.truncate(length as usize);
+                        table.limit(RELATION, Fork::Main, length);
+                    }
+                }
+                Step::Anew => {
+                    fork.clear();
+                    table.limit(RELATION, Fork::Main, 0);
+                }
+            }
+        }
+    }
+
+    /// The segment files of a fork, those that are empty too.
+    fn files(fork: &[u32]) -> Vec<&[u32]> {
+        let mut files: Vec<_> = fork.chunks(SEGMENT as usize).collect();
+        files.resize(12, &[]);
+        files
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_read_is_what_it_was(before in steps(), after in steps()) {
+            let (mut fork, mut clock) = (Vec::new(), 0);
+            run(&mut fork, &mut BlockRefTable::new(), &mut clock, &before);
+            let then = fork.clone();
+            let mut table = BlockRefTable::new();
+            run(&mut fork, &mut table, &mut clock, &after);
+            let set = changes(table);
+            for (number, (then, now)) in files(&then).into_iter().zip(files(&fork)).enumerate() {
+                let path = RelationPath { segment: number as u32, ..RelationPath::new(RELATION, Fork::Main) };
+                let path = SnapshotPath::new(path.to_path(PgMajor::V16.layout())).unwrap();
+                let change = set.of(&FileFacts {
+                    path: &path,
+                    size: now.len() as u64 * PAGE,
+                    parent_size: Some(then.len() as u64 * PAGE),
+                    unlogged: false,
+                });
+                match change {
+                    FileChange::Whole(_) => {}
+                    FileChange::Unchanged => prop_assert_eq!(then, now),
+                    FileChange::Pages { limit, pages } => {
+                        let mut made = vec![u32::MAX; now.len()];
+                        let kept = limit as usize;
+                        prop_assert!(kept <= then.len() && kept <= now.len());
+                        made[..kept].copy_from_slice(&then[..kept]);
+                        let mut end = None;
+                        for range in &pages {
+                            prop_assert!(range.start < range.end && end.is_none_or(|end| end < range.start));
+                            end = Some(range.end);
+                            let range = range.start as usize..range.end as usize;
+                            made[range.clone()].copy_from_slice(&now[range]);
+                        }
+                        prop_assert_eq!(made, now, "{:?} {:?}", limit, pages);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_changed_its_length_after_it_was_scanned_is_read_behind_that() {
+        let scanned = |size: u64, change| ScannedFile { size, change };
+        let pages = |limit, pages: &[Range<u32>]| FileChange::Pages {
+            limit,
+            pages: pages.to_vec(),
+        };
+        let same = scanned(4 * PAGE, FileChange::Unchanged);
+        assert_eq!(same.now(4 * PAGE, PAGE), FileChange::Unchanged);
+        assert_eq!(same.now(6 * PAGE, PAGE), pages(4, &[4..6]));
+        assert_eq!(same.now(3 * PAGE, PAGE), pages(3, &[]));
+        let changed = scanned(4 * PAGE, pages(3, &[0..1, 3..4]));
+        assert_eq!(changed.now(4 * PAGE, PAGE), pages(3, &[0..1, 3..4]));
+        assert_eq!(changed.now(6 * PAGE, PAGE), pages(3, &[0..1, 3..6]));
+        assert_eq!(changed.now(2 * PAGE, PAGE), pages(2, &[0..1]));
+        assert_eq!(
+            changed.now(5, PAGE),
+            FileChange::Whole(WholeReason::PartOfPage)
+        );
+    }
+
+    #[test]
+    fn the_last_file_of_a_large_relation_is_answered_without_looking_at_those_before() {
+        const BLOCKS: u32 = 1 << 20;
+        let mut table = BlockRefTable::new();
+        for block in 0..BLOCKS {
+            table.mark(RELATION, Fork::Main, block);
+        }
+        let set = changes(table);
+        assert_eq!(set.named_pages(), Some(BLOCKS.into()));
+        let path = SnapshotPath::new(format!("base/5/16400.{}", BLOCKS / SEGMENT - 1)).unwrap();
+        let size = u64::from(SEGMENT) * PAGE;
+        let facts = FileFacts {
+            path: &path,
+            size,
+            parent_size: Some(size),
+            unlogged: false,
+        };
+        for _ in 0..20 {
+            assert_eq!(
+                set.of(&facts),
+                FileChange::Pages {
+                    limit: SEGMENT,
+                    pages: vec![0..SEGMENT]
+                }
+            );
+        }
+    }
+}

@@ -3,6 +3,8 @@
 mod chain;
 mod forged;
 mod rules;
+mod scan;
 mod state;
+mod summaries;
 mod validity;
 mod work;

@@ -6,8 +6,8 @@ use neon_pg_layout::{Error, Lsn, PgMajor, TimelineId, WalSegmentSize};
 use neon_testkit::{Cluster, StopMode};
 use proptest::prelude::*;
 
-use neon_testkit::forge::{Forge, PAGE, SEGMENT, START, main_data};
 use super::walk::{format_of, segments};
+use neon_testkit::forge::{Forge, PAGE, SEGMENT, START, main_data};
 
 pub(crate) fn format(major: PgMajor) -> WalFormat {
     WalFormat::new(major, WalSegmentSize::MIN).up_to_timeline(TimelineId::FIRST)

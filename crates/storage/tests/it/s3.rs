@@ -793,3 +793,20 @@ async fn over_tls_the_authority_must_be_trusted() {
     let storage = Registry::default().open(&locator, &context).await.unwrap();
     contract::run(storage).await.into_result().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_name_the_region_and_the_bucket_as_configured() {
+    let server = server();
+    let mut config = config(&server);
+    config.region = Some("eu-south-2".to_owned());
+    let s3 = S3::open(config).await.unwrap();
+    server.plan(|request| {
+        let signed = request.headers.get("authorization");
+        let scope = signed.is_some_and(|v| v.to_str().unwrap().contains("/eu-south-2/s3/"));
+        let named = request.path.starts_with("/bucket");
+        (!scope || !named).then(|| Fault::answer(400, "InvalidRequest"))
+    });
+    s3.create(&key("k"), "x").await.unwrap();
+    assert_eq!(s3.read(&key("k")).await.unwrap(), "x");
+    assert_eq!(s3.list_all("").await.unwrap().len(), 1);
+}

@@ -4,13 +4,11 @@
 //! check first and write later. Only the first kind may be relied on, and one client alone can't
 //! tell it from the third.
 
-use std::time::Duration;
-
 use futures_util::{StreamExt, TryStreamExt, future, stream};
 
 use super::storage::S3;
 use crate::capabilities::Capabilities;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::ext::StorageExt;
 use crate::key::Key;
 use crate::object::{ObjectMeta, Version};
@@ -56,58 +54,31 @@ impl Found {
     };
 }
 
-/// The keys of a race, deleted when it is over or dropped.
-struct Litter {
-    s3: S3,
-    keys: Vec<Key>,
+/// Races two clients with connections of their own below a random key under `prefix`, and cleans up.
+///
+/// In a task of its own, which goes on to its end when the caller goes away; and because it is a
+/// put within a put, for which one stack may be too small.
+pub(super) async fn race(one: S3, two: S3, prefix: String) -> Result<Found> {
+    let subject = one.location();
+    let race = tokio::spawn(async move { contend(&one, &two, &prefix).await });
+    race.await.map_err(|error| {
+        Error::new(ErrorKind::Unavailable, Operation::Open)
+            .subject(subject)
+            .detail("the runtime is shutting down")
+            .because(error)
+    })?
 }
 
-impl Litter {
-    async fn clean(&mut self) -> Result<()> {
-        let keys = std::mem::take(&mut self.keys);
-        // Each one is named: who may write below a prefix may not always list it.
-        let deleted = self
-            .s3
-            .delete_many(stream::iter(keys.into_iter().map(Ok)).boxed());
-        deleted.try_for_each(|_| future::ready(Ok(()))).await
-    }
-}
-
-impl Drop for Litter {
-    fn drop(&mut self) {
-        // Without a runtime nothing can be sent.
-        if let (false, Ok(runtime)) = (self.keys.is_empty(), tokio::runtime::Handle::try_current())
-        {
-            let mut litter = Self {
-                s3: self.s3.clone(),
-                keys: std::mem::take(&mut self.keys),
-            };
-            let _detached = runtime.spawn(async move {
-                // A request of the race may still be under way.
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                if let Err(error) = litter.clean().await {
-                    tracing::warn!(kind = ?error.kind(), "what a probe wrote could not be deleted");
-                }
-            });
-        }
-    }
-}
-
-/// Races two clients with connections of their own below a random key under `prefix`, and cleans
-/// up, also when it is dropped.
-pub(super) async fn race(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
+async fn contend(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
     let mut found = Found::ALL;
     let above = match prefix.trim_matches('/') {
         "" => String::new(),
         prefix => format!("{prefix}/"),
     };
     let prefix = format!("{above}neon-probe-{:016x}", fastrand::u64(..));
-    let mut litter = Litter {
-        s3: one.clone(),
-        keys: (0..2 * ROUNDS)
-            .map(|round| probe_key(&prefix, round))
-            .collect::<Result<_>>()?,
-    };
+    let keys: Vec<Key> = (0..2 * ROUNDS)
+        .map(|round| probe_key(&prefix, round))
+        .collect::<Result<_>>()?;
     let raced = async {
         for round in 0..ROUNDS {
             let key = probe_key(&prefix, round)?;
@@ -140,15 +111,18 @@ pub(super) async fn race(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
         Ok(())
     }
     .await;
-    let cleaned = litter.clean().await;
+    // Each one is named: who may write below a prefix may not always list it.
+    let cleaned = one
+        .delete_many(stream::iter(keys.into_iter().map(Ok)).boxed())
+        .try_for_each(|_| future::ready(Ok(())))
+        .await;
     raced.and(cleaned)?;
     Ok(found)
 }
 
 fn probe_key(prefix: &str, round: u32) -> Result<Key> {
-    Key::new(format!("{prefix}/{round}")).map_err(|error| {
-        crate::Error::new(ErrorKind::Invalid, crate::Operation::Open).because(error)
-    })
+    Key::new(format!("{prefix}/{round}"))
+        .map_err(|error| Error::new(ErrorKind::Invalid, Operation::Open).because(error))
 }
 
 /// Whether exactly one succeeded, the other was refused, and the winner's content is there.

@@ -88,7 +88,13 @@ impl S3 {
             // Clients of their own, so that the requests race on connections of their own.
             let all = Some(Found::ALL);
             let (one, two) = (Self::with(config, all)?, Self::with(config, all)?);
-            let found = probe::race(&one, &two, &config.probe_prefix).await?;
+            let found = probe::race(one, two, config.probe_prefix.clone())
+                .await
+                .map_err(|error| {
+                    error.detail(
+                        "while conditional writes were tried, which `conditional=trusted` leaves out",
+                    )
+                })?;
             tracing::debug!(
                 create_only = found.create_only,
                 compare_and_swap = found.compare_and_swap,

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_pgwire::{
-    Access, BackupRequest, BackupSource, ByteStream, Server, ServerOptions, SourceFacts, WalPiece,
+    Access, BackupRequest, BackupSource, ByteStream, ErrorKind, Server, ServerOptions, SourceFacts,
+    WalPiece,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hostile_clients::{contains, hello, nothing, options, query, serve};
+use crate::hostile_servers::message;
 
 const START: u64 = 0x100_0000;
 const STOP: u64 = START + 0x28_0000;
@@ -138,6 +140,33 @@ async fn wal_after_the_stop_position_may_be_missing() {
     let streamed = answer(source(), "START_REPLICATION 0/1000000 TIMELINE 1").await;
     assert!(!contains(&streamed, "C58030"));
     assert!(streamed.len() > (STOP - START) as usize);
+}
+
+#[tokio::test]
+async fn a_receiver_that_asks_without_end_and_takes_nothing_is_let_go() {
+    let source = Odd {
+        facts: facts(),
+        wal: |from, max| up_to(STOP, from, max, WalPiece::CaughtUp),
+    };
+    let server = Server::new(Arc::new(source), options(Access::Anybody)).unwrap();
+    let (mut near, session) = serve(&server);
+    // What it asks for is a sign of life, each time.
+    let asks = [&b"r"[..], &[0; 32], &[1]].concat();
+    let flood = tokio::spawn(async move {
+        let command = query("START_REPLICATION 0/1000000 TIMELINE 1");
+        near.write_all(&[hello(), command].concat()).await.unwrap();
+        let flood = message(b'd', &asks).repeat(100);
+        let mut written = 0;
+        while near.write_all(&flood).await.is_ok() {
+            written += flood.len();
+        }
+        written
+    });
+    let ended = tokio::time::timeout(Duration::from_secs(60), session).await;
+    let error = ended.expect("it is not let go").unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+    let written = flood.await.unwrap();
+    assert!(written < 2 << 20, "{written} bytes were taken");
 }
 
 #[tokio::test]

@@ -199,19 +199,24 @@ impl Instance {
         durable::sync_dir(&data)?;
         durable::sync_dir(staging.path())?;
         tracing::debug!(dir = %dir.display(), socket = %socket_dir.display(), "publishing an instance");
-        // Replaces an empty folder and nothing else.
-        fs::rename(staging.path(), &dir).map_err(|error| match error.kind() {
-            std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
-                exists(&dir)
-            }
-            _ => Error::io(&dir, "cannot be put in place", error),
-        })?;
-        staging.scrap.keep();
-        if let Some(parent) = dir.parent() {
-            durable::sync_dir(parent)?;
-        }
-        Ok((Self::open(installation, &dir)?, staging.lock))
+        let lock = publish(staging, &dir, &user)?;
+        Ok((Self::open(installation, &dir)?, lock))
     }
+}
+
+/// Gives a complete folder to its user and puts it in place. What is there must be an empty folder or nothing.
+pub(crate) fn publish(staging: Staging, dir: &Path, user: &OsUser) -> Result<File> {
+    user.own(&staging.lock)
+        .map_err(|error| Error::io(staging.path(), "cannot be given to its user", error))?;
+    fs::rename(staging.path(), dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => exists(dir),
+        _ => Error::io(dir, "cannot be put in place", error),
+    })?;
+    staging.scrap.keep();
+    if let Some(parent) = dir.parent() {
+        durable::sync_dir(parent)?;
+    }
+    Ok(staging.lock)
 }
 
 pub(crate) fn user_for(options: &CreateOptions) -> Result<OsUser> {
@@ -243,7 +248,7 @@ fn exists(dir: &Path) -> Error {
     Error::path(ErrorKind::Exists, dir, "is there already and not empty")
 }
 
-fn refuse_existing(dir: &Path) -> Result<()> {
+pub(crate) fn refuse_existing(dir: &Path) -> Result<()> {
     match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
         Ok(false) => Err(exists(dir)),
@@ -262,18 +267,18 @@ const STAGING: &str = ".neon-new-";
 
 /// A folder that becomes the instance, or goes. As long as somebody works in it, it is locked: a lock is seen
 /// from other containers too, and ends with its process.
-struct Staging {
+pub(crate) struct Staging {
     scrap: Scrap,
     lock: File,
 }
 
 impl Staging {
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.scrap.0
     }
 }
 
-fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
+pub(crate) fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(exists(dir));
     };
@@ -327,7 +332,7 @@ fn sweep(parent: &Path) {
 }
 
 /// The server's user must be able to enter every folder above its own.
-async fn check_reachable(dir: &Path, user: &OsUser) -> Result<()> {
+pub(crate) async fn check_reachable(dir: &Path, user: &OsUser) -> Result<()> {
     if user.is_current() {
         return Ok(());
     }
@@ -531,7 +536,7 @@ fn unicode_ctype() -> &'static str {
     }
 }
 
-fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
+pub(crate) fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
     let mut own = OwnSettings::new()
         .with("listen_addresses", "localhost")
         .with("password_encryption", "scram-sha-256")
@@ -553,7 +558,7 @@ fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
     own
 }
 
-fn append(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn append(path: &Path, text: &str) -> Result<()> {
     fs::OpenOptions::new()
         .append(true)
         // The folder is the server's user's already.
@@ -567,7 +572,7 @@ fn append(path: &Path, text: &str) -> Result<()> {
 }
 
 /// A line of `.pgpass`: any host, port and database of this user.
-fn pass_line(user: &str, password: &str) -> String {
+pub(crate) fn pass_line(user: &str, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
     format!("*:*:*:{}:{}\n", escape(user), escape(password))
 }

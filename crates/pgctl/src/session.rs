@@ -107,7 +107,7 @@ pub(crate) struct Login {
 
 impl Login {
     /// Reads the first line of a `.pgpass`: five fields, a backslash before `:` and `\`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let line = text
             .lines()
             .find(|line| !line.starts_with('#') && !line.is_empty())?;

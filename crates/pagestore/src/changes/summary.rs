@@ -19,7 +19,7 @@ use crate::changes::reason::CannotSay;
 use crate::changes::set::{ChangeSet, Hints, LogChanges};
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::validity::Span;
-use crate::changes::wal::{LogFiles, LogWalk, Walked, cancelled, walk_to};
+use crate::changes::wal::{LogFiles, LogWalk, cancelled};
 use crate::error::Result;
 
 const PIECE: usize = 64 << 10;
@@ -168,20 +168,19 @@ impl<'a> SummarySource<'a> {
                 (table, walk)
             }
         };
-        let end = self.span.end();
         let Some(log) = self.rest.as_deref_mut() else {
             return Err(CannotSay::NoSummaries.into());
         };
-        match walk_to(&mut walk, end, log, &mut self.watch)? {
-            Walked::Reached => {
-                table.append(&walk.finish(&self.span, end)?.blocks);
+        match walk.complete(&self.span, log, &mut self.watch) {
+            Ok(ControlFlow::Continue(())) => {
+                table.append(&walk.finish(&self.span).blocks);
                 Ok(Gathered::Table(table))
             }
-            Walked::Stopped => {
+            Ok(ControlFlow::Break(())) => {
                 self.walk = Some((table, walk));
                 Ok(Gathered::Stopped)
             }
-            Walked::CannotSay(reason) => {
+            Err(reason) => {
                 self.walk = Some((table, walk));
                 Err(reason.into())
             }

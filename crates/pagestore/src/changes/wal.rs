@@ -344,19 +344,43 @@ impl LogWalk {
         }
     }
 
-    /// What was gathered up to the record at `end`.
-    pub(crate) fn finish(self, span: &Span, end: Lsn) -> Result<LogChanges, CannotSay> {
+    /// Whether it has read further than to the record at `end`. What it gathered then is still all that
+    /// changed before, and more.
+    fn is_beyond(&self, end: Lsn) -> bool {
+        self.last.is_some_and(|last| last.begins > end)
+    }
+
+    /// Reads to the end of the span.
+    pub(crate) fn complete(
+        &mut self,
+        span: &Span,
+        files: &mut dyn LogFiles,
+        watch: &mut Watch<'_>,
+    ) -> Result<ControlFlow<()>, CannotSay> {
+        let end = span.end();
+        if self.is_beyond(end) && !span.ends_in_shutdown() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let walked = self.advance(end, files, &mut |at| watch(Progress::Log { at, end }))?;
+        if walked.is_break() {
+            return Ok(walked);
+        }
         let Some(last) = self.last.filter(|last| last.begins == end) else {
             return Err(CannotSay::NoRecordAt { at: end });
         };
-        if span.ends_in_shutdown() && end == span.end() && last.shutdown_with_redo != Some(end) {
+        if span.ends_in_shutdown() && last.shutdown_with_redo != Some(end) {
             return Err(CannotSay::NoShutdownAt { at: end });
         }
+        Ok(walked)
+    }
+
+    /// What was gathered.
+    pub(crate) fn finish(self, span: &Span) -> LogChanges {
         let mut changes = LogChanges::new(span.cluster(), self.gathered.blocks);
         changes.states = Some(self.gathered.states);
         changes.commit_times_switched = self.gathered.commit_times_switched
             || span.cluster().track_commit_timestamp != span.at_start().track_commit_timestamp;
-        Ok(changes)
+        changes
     }
 }
 
@@ -533,48 +557,25 @@ impl ChangeSource for LogSource<'_> {
     }
 
     fn changes(&mut self) -> Result<Answer> {
-        let end = self.span.end();
-        let walk = self.walk.take();
-        let mut walk = match walk {
+        let mut walk = match self.walk.take() {
             Some(walk) => walk,
             None => LogWalk::new(self.span.at_start(), self.span.history(), self.span.start())?,
         };
-        let walked = walk_to(&mut walk, end, self.files, &mut self.watch)?;
-        match walked {
-            Walked::Reached => match walk.finish(&self.span, end) {
-                Ok(changes) => Ok(Answer::Exact(ChangeSet::of_log(changes))),
-                Err(reason) => Ok(Answer::CannotSay(reason)),
-            },
-            Walked::Stopped => {
+        match walk.complete(&self.span, self.files, &mut self.watch) {
+            Ok(ControlFlow::Continue(())) => {
+                let changes = walk.finish(&self.span);
+                Ok(Answer::Exact(ChangeSet::of_log(changes)))
+            }
+            Ok(ControlFlow::Break(())) => {
                 self.walk = Some(walk);
                 Err(cancelled())
             }
-            Walked::CannotSay(reason) => {
+            Err(reason) => {
                 self.walk = Some(walk);
                 Ok(Answer::CannotSay(reason))
             }
         }
     }
-}
-
-pub(crate) enum Walked {
-    Reached,
-    Stopped,
-    CannotSay(CannotSay),
-}
-
-pub(crate) fn walk_to(
-    walk: &mut LogWalk,
-    end: Lsn,
-    files: &mut dyn LogFiles,
-    watch: &mut Watch<'_>,
-) -> Result<Walked> {
-    let walked = walk.advance(end, files, &mut |at| watch(Progress::Log { at, end }));
-    Ok(match walked {
-        Ok(ControlFlow::Continue(())) => Walked::Reached,
-        Ok(ControlFlow::Break(())) => Walked::Stopped,
-        Err(reason) => Walked::CannotSay(reason),
-    })
 }
 
 pub(crate) fn cancelled() -> Error {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use neon_pagestore::changes::{
@@ -238,7 +239,7 @@ fn every_source_is_exact(major: PgMajor, checksums: bool, seed: u64) {
     let keep = if long { "4GB" } else { "1GB" };
     let mut cluster = Cluster::builder(major)
         .checksums(checksums)
-        .wal_segment_mib(if seed % 2 == 0 { 1 } else { 16 })
+        .wal_segment_mib(if seed.is_multiple_of(2) { 1 } else { 16 })
         .setting("wal_level", "replica")
         .setting("wal_keep_size", keep)
         .setting("max_wal_size", keep);
@@ -343,7 +344,7 @@ fn a_page_left_out_is_noticed(chain: &Chain, first: &State, now: &State) {
                 && old.is_some_and(|old| old.len() == content.len() && old != *content)
         })
         .unwrap();
-    made.0.insert(path.clone(), first.0[path].clone());
+    made.0.insert(path.clone(), Arc::clone(&first.0[path]));
     let verdict = made.judge(now, neon_pagestore::changes::Hints::Exact);
     assert!(!verdict.wrong.is_empty() || verdict.caches > 0);
 }

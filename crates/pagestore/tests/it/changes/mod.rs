@@ -2,6 +2,7 @@
 
 mod chain;
 mod forged;
+mod online;
 mod rules;
 mod scan;
 mod state;

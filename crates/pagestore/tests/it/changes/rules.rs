@@ -1,6 +1,6 @@
 //! Each rule by itself, on logs made to order.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use neon_pagestore::ErrorKind;
 use neon_pagestore::changes::{
@@ -22,10 +22,10 @@ fn forge() -> Forge {
     Forge::new(PgMajor::V17)
 }
 
-fn pages(limit: u32, pages: &[Range<u32>]) -> FileChange {
+fn pages(limit: u32, pages: &[(u32, u32)]) -> FileChange {
     FileChange::Pages {
         limit,
-        pages: pages.to_vec(),
+        pages: pages.iter().map(|(start, end)| *start..*end).collect(),
     }
 }
 
@@ -41,15 +41,15 @@ fn told(make: impl FnOnce(&mut Forge)) -> ChangeSet {
 #[test]
 fn named_pages_are_read_and_no_others() {
     let set = told(|forge| {
-        for number in [9, 3, 4, 131_072 + 7, 3, 70_000] {
+        for number in [9, 3, 4, 131_079, 3, 70_000] {
             change(forge, RELATION, number);
         }
     });
     assert_eq!(
         of(&set, "base/5/16400", 80_000, 80_000),
-        pages(80_000, &[3..5, 9..10, 70_000..70_001])
+        pages(80_000, &[(3, 5), (9, 10), (70_000, 70_001)])
     );
-    assert_eq!(of(&set, "base/5/16400.1", 100, 100), pages(100, &[7..8]));
+    assert_eq!(of(&set, "base/5/16400.1", 100, 100), pages(100, &[(7, 8)]));
     assert_eq!(of(&set, "base/5/16401", 100, 100), FileChange::Unchanged);
     assert_eq!(of(&set, "global/16400", 100, 100), FileChange::Unchanged);
     assert_eq!(set.named_pages(), Some(5));
@@ -61,11 +61,14 @@ fn pages_behind_the_parents_end_are_read() {
         change(forge, RELATION, 3);
         change(forge, RELATION, 90);
     });
-    assert_eq!(of(&set, "base/5/16400", 10, 14), pages(10, &[3..4, 10..14]));
-    assert_eq!(of(&set, "base/5/16400", 3, 4), pages(3, &[3..4]));
-    assert_eq!(of(&set, "base/5/16401", 10, 14), pages(10, &[10..14]));
+    assert_eq!(
+        of(&set, "base/5/16400", 10, 14),
+        pages(10, &[(3, 4), (10, 14)])
+    );
+    assert_eq!(of(&set, "base/5/16400", 3, 4), pages(3, &[(3, 4)]));
+    assert_eq!(of(&set, "base/5/16401", 10, 14), pages(10, &[(10, 14)]));
     assert_eq!(of(&set, "base/5/16401", 0, 0), FileChange::Unchanged);
-    assert_eq!(of(&set, "base/5/16401", 0, 2), pages(0, &[0..2]));
+    assert_eq!(of(&set, "base/5/16401", 0, 2), pages(0, &[(0, 2)]));
     // A file that is shorter though the log does not say so yet: that comes behind the end of the span.
     assert_eq!(of(&set, "base/5/16401", 10, 7), pages(7, &[]));
 }
@@ -83,9 +86,15 @@ fn nothing_is_taken_from_behind_a_cut() {
         change(forge, RELATION, 70);
         truncate(forge, 55);
     });
-    assert_eq!(of(&set, "base/5/16400", 90, 80), pages(50, &[2..3, 50..80]));
-    assert_eq!(of(&set, "base/5/16400", 90, 50), pages(50, &[2..3]));
-    assert_eq!(of(&set, "base/5/16400", 40, 45), pages(40, &[2..3, 40..45]));
+    assert_eq!(
+        of(&set, "base/5/16400", 90, 80),
+        pages(50, &[(2, 3), (50, 80)])
+    );
+    assert_eq!(of(&set, "base/5/16400", 90, 50), pages(50, &[(2, 3)]));
+    assert_eq!(
+        of(&set, "base/5/16400", 40, 45),
+        pages(40, &[(2, 3), (40, 45)])
+    );
     assert_eq!(
         of(&set, "base/5/16400.1", 90, 80),
         FileChange::Whole(WholeReason::CutBefore)
@@ -306,7 +315,7 @@ fn the_metapage_of_an_index_with_an_unlogged_cache_is_read() {
     let set = told(|forge| {
         block(forge, ResourceManager::SPGIST, RELATION, Fork::Main, 7);
     });
-    assert_eq!(of(&set, "base/5/16400", 9, 9), pages(9, &[0..1, 7..8]));
+    assert_eq!(of(&set, "base/5/16400", 9, 9), pages(9, &[(0, 1), (7, 8)]));
 }
 
 #[test]
@@ -535,6 +544,47 @@ fn a_walk_that_was_stopped_goes_on_where_it_was() {
     };
     assert!(stops > 2, "{stops}");
     assert_eq!(set.blocks(), whole.blocks());
+}
+
+#[test]
+fn a_walk_that_went_further_names_more_and_belongs_to_one_log() {
+    let (forge, end) = long_log();
+    let mut middle = Forge::new(PgMajor::V17);
+    nothing(&mut middle);
+    change(&mut middle, relation(16400), 0);
+    // The same beginning as the long log has: a record begins there too.
+    let middle = middle.previous;
+    let mut log = Memory::of(&forge, 1);
+    let walked = |log: &mut Memory, to| {
+        let mut walk = LogWalk::new(&cluster(), &first_timeline(), first()).unwrap();
+        let go = &mut |_| ControlFlow::Continue(());
+        assert!(walk.advance(to, log, go).unwrap().is_continue());
+        walk
+    };
+    let walk = walked(&mut log, end);
+    let mut source = LogSource::new(span(first(), middle), &mut log)
+        .going_on(walk)
+        .unwrap();
+    let set = ask(&mut source).unwrap();
+    assert_eq!(set.blocks(), changes(&forge, end).unwrap().blocks());
+    drop(source);
+    // A cold snapshot's log cannot go on behind it.
+    let walk = walked(&mut log, end);
+    let clean = span_of(
+        (&cluster(), &cluster()),
+        &first_timeline(),
+        (first(), middle),
+        true,
+    );
+    let mut source = LogSource::new(clean, &mut log).going_on(walk).unwrap();
+    assert_eq!(
+        ask(&mut source).unwrap_err(),
+        CannotSay::NoRecordAt { at: middle }
+    );
+    drop(source);
+    let walk = walked(&mut log, end);
+    let refused = LogSource::new(span(middle, end), &mut log).going_on(walk);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Inconsistent);
 }
 
 #[test]

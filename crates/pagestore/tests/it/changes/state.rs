@@ -27,24 +27,29 @@ impl State {
         let mut folders = vec![SnapshotPath::root()];
         while let Some(folder) = folders.pop() {
             let on_disk = data_dir.join(folder.as_str().unwrap());
-            for entry in fs::read_dir(on_disk).unwrap() {
+            // Of a running server anything may go while it is looked at.
+            for entry in fs::read_dir(on_disk).into_iter().flatten() {
                 let path = folder
                     .join(entry.unwrap().file_name().as_encoded_bytes())
                     .unwrap();
                 let on_disk = data_dir.join(path.as_str().unwrap());
                 // Follows the links of tablespaces.
-                let kind = fs::metadata(&on_disk).unwrap();
+                let Ok(kind) = fs::metadata(&on_disk) else {
+                    continue;
+                };
                 if kind.is_dir() && path.as_str() != Some("pg_wal") {
                     folders.push(path);
-                } else if kind.is_file() {
-                    state.0.insert(path, Arc::new(fs::read(on_disk).unwrap()));
+                } else if kind.is_file()
+                    && let Ok(content) = fs::read(on_disk)
+                {
+                    state.0.insert(path, Arc::new(content));
                 }
             }
         }
         state
     }
 
-    fn unlogged(&self, major: PgMajor) -> UnloggedRelations {
+    pub(crate) fn unlogged(&self, major: PgMajor) -> UnloggedRelations {
         let mut unlogged = UnloggedRelations::new(major);
         self.0.keys().for_each(|path| unlogged.note(path));
         unlogged
@@ -68,7 +73,7 @@ impl State {
             let content = match (change, parent) {
                 (FileChange::Unchanged, Some(parent)) => {
                     assert_eq!(parent.len(), content.len(), "{path}");
-                    parent.clone()
+                    Arc::clone(parent)
                 }
                 (FileChange::Pages { limit, pages }, Some(parent)) => {
                     read.pages += pages
@@ -77,14 +82,14 @@ impl State {
                         .sum::<u64>();
                     let patched = patched(parent, content, limit, &pages);
                     if patched == **content {
-                        content.clone()
+                        Arc::clone(content)
                     } else {
                         Arc::new(patched)
                     }
                 }
                 (FileChange::Whole(reason), _) => {
                     *read.whole.entry(reason).or_default() += pages;
-                    content.clone()
+                    Arc::clone(content)
                 }
                 (change, None) => panic!("{path} is new and {change:?}"),
             };

@@ -60,7 +60,7 @@ impl Work {
         cluster.psql("select count(*), sum(length(pad)) from hinted; select count(*) from cut");
         // A good half of the loads each time, all of them over time.
         for (number, load) in (0..).zip(&mut self.loads) {
-            if (burst + number) % 2 == 0 || self.random.one_in(4) {
+            if (burst + number).is_multiple_of(2) || self.random.one_in(4) {
                 load.rounds(1 + self.random.below(2));
             }
         }

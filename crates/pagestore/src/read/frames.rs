@@ -22,7 +22,6 @@ use crate::map::FrameRef;
 use crate::read::disk_cache::DiskCache;
 use crate::read::flights::{Flight, Flights, Landed, unload};
 use crate::read::memory::{Address, Memory};
-use crate::repository::Repository;
 
 /// Says where the frames of packs that are gone live now.
 pub trait Moved: Send + Sync + fmt::Debug {
@@ -145,13 +144,6 @@ impl FrameReader {
                 counted: Counted::default(),
             }),
         }
-    }
-
-    /// Reads frames of a repository.
-    #[must_use]
-    pub fn of(repository: &Repository, options: FrameReaderOptions) -> Self {
-        let storage = Arc::clone(repository.storage());
-        Self::new(storage, Arc::new(Unmoved), options)
     }
 
     /// What reading came to so far.
@@ -287,16 +279,6 @@ impl FrameReader {
             Ok::<_, Error>(frames.into_iter().zip(stored).collect::<Vec<_>>())
         });
         Ok(try_join_all(runs).await?.into_iter().flatten().collect())
-    }
-}
-
-/// Nothing was moved.
-#[derive(Debug)]
-struct Unmoved;
-
-impl Moved for Unmoved {
-    fn find<'a>(&'a self, _: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
-        Box::pin(std::future::ready(Ok(None)))
     }
 }
 

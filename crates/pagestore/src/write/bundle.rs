@@ -5,6 +5,7 @@ use neon_snapshot_format::pack::FRAME_SIZE;
 use crate::error::Result;
 use crate::map::{At, Extent, FrameRef, PageDigest};
 use crate::write::packs::Packs;
+use crate::write::part::Part;
 
 /// Parts that wait for one frame at most.
 const MAX_PARTS: usize = 4096;
@@ -13,6 +14,8 @@ const MAX_PARTS: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Known(At),
+    /// Where the parent has them.
+    Parent,
     /// In the frame that is being filled, from this byte on.
     Filling(u32),
 }
@@ -43,7 +46,8 @@ impl OpenPart {
             let length = u64::from(last.count) * u64::from(page_size);
             let follows = |from: u32, to: u32| u64::from(from) + length == u64::from(to);
             let joined = match (&last.place, &run.place) {
-                (Place::Known(At::Zeros), Place::Known(At::Zeros)) => true,
+                (Place::Known(At::Zeros), Place::Known(At::Zeros))
+                | (Place::Parent, Place::Parent) => true,
                 (Place::Filling(from), Place::Filling(to)) => follows(*from, *to),
                 (
                     Place::Known(At::Frame { frame, offset }),
@@ -77,19 +81,24 @@ impl OpenPart {
             .any(|run| matches!(run.place, Place::Filling(_)))
     }
 
-    /// Its extents, once every place is known.
-    pub(crate) fn extents(&self) -> Vec<Extent> {
-        self.runs
-            .iter()
-            .filter_map(|run| match run.place {
-                Place::Known(at) => Some(Extent {
+    /// What is to be listed, once every place is known.
+    pub(crate) fn part(&self) -> Part {
+        let mut part = Part {
+            digests: self.digests.clone(),
+            ..Part::default()
+        };
+        for run in &self.runs {
+            match run.place {
+                Place::Known(at) => part.extents.push(Extent {
                     page: run.page,
                     count: run.count,
                     at,
                 }),
-                Place::Filling(_) => None,
-            })
-            .collect()
+                Place::Parent => part.same.push(run.page..run.page.saturating_add(run.count)),
+                Place::Filling(_) => {}
+            }
+        }
+        part
     }
 }
 

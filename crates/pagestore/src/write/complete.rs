@@ -3,6 +3,8 @@
 //! The list of what came and the files of the parent are walked side by side. What is new, changed or gone goes into
 //! the newest run; how many of the parent's runs are merged with it, the level policy says.
 
+use std::ops::Range;
+
 use neon_snapshot_format::pack::Codec;
 use neon_snapshot_format::{End, SnapshotPath};
 
@@ -10,22 +12,33 @@ use crate::commit::Commit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{BadPage, Facts, Noted};
 use crate::map::{
-    Attributes, BlockSink, Extent, FileKind, FileState, KEEP_ALL, MappedFile, Merge, RunRef,
-    RunWriter, Spool, View, Walk, encode_runs, policy,
+    Attributes, BlockSink, FileKind, FileState, KEEP_ALL, MappedFile, Merge, RunRef, RunWriter,
+    Spool, View, Walk, encode_runs, policy,
 };
-use crate::read::MapReader;
+use crate::read::{MapReader, Snapshot};
 use crate::write::gather::{Item, Sorted};
 use crate::write::packs::Packs;
 use crate::write::part::{ANNOUNCED, Coming, GONE, Part, get_announced, get_part};
 use crate::write::snapshot::{SnapshotWriter, WriteReport};
 
 /// The snapshot whose pages a new one shares.
-#[derive(Debug, Clone, Copy)]
-pub struct Parent<'a> {
+#[derive(Debug, Clone)]
+pub struct Parent {
     /// Its map.
-    pub view: &'a View,
+    pub view: View,
     /// Reads it.
-    pub maps: &'a MapReader,
+    pub maps: MapReader,
+}
+
+impl Parent {
+    /// An open snapshot.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            view: snapshot.view().clone(),
+            maps: snapshot.maps().clone(),
+        }
+    }
 }
 
 /// A snapshot of which everything but the commit is stored.
@@ -88,12 +101,11 @@ impl SnapshotWriter {
     /// # Errors
     /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either; what the
     /// storage returns.
-    pub fn complete(self, parent: Option<Parent<'_>>) -> Result<Stored> {
+    pub fn complete(self) -> Result<Stored> {
         let end = self.end_of_source()?;
         let mut metadata = Packs::new(self.target.clone(), Codec::Zstd(3));
-        let parent = parent.filter(|parent| !parent.view.runs.is_empty());
         let page_size = self.options.page_size;
-        let runs = match parent {
+        let runs = match &self.parent {
             None => {
                 let mut writer = RunWriter::new(&mut metadata, page_size)?;
                 self.delta(&mut writer, None)?;
@@ -129,7 +141,7 @@ impl SnapshotWriter {
     fn merge(
         &self,
         metadata: &mut Packs,
-        parent: Parent<'_>,
+        parent: &Parent,
         delta: &RunRef,
         spool: &Spool,
     ) -> Result<Vec<RunRef>> {
@@ -154,13 +166,13 @@ impl SnapshotWriter {
     fn delta<S: BlockSink>(
         &self,
         writer: &mut RunWriter<S>,
-        parent: Option<Parent<'_>>,
+        parent: Option<&Parent>,
     ) -> Result<()> {
         let mut news = News {
             sorted: self.gathering.sorted()?,
             ahead: None,
         };
-        let mut old = parent.map(|parent| (Walk::new(parent.view, false), parent.maps));
+        let mut old = parent.map(|parent| (Walk::new(&parent.view, false), &parent.maps));
         let mut next_old = || match &mut old {
             Some((walk, maps)) => maps.wait(self.bridge(), walk),
             None => Ok(None),
@@ -212,8 +224,12 @@ impl SnapshotWriter {
         });
         let missing = match (coming, shared) {
             (Coming::Whole, _) | (_, None) => new.uncovered(0, pages(size)),
-            (Coming::Nothing, Some(old)) if size_of(&old.attributes) != size => Some(0),
-            (Coming::Nothing, Some(_)) => None,
+            (Coming::Nothing, Some(old)) => {
+                let known = size_of(&old.attributes);
+                // Nothing of it is to be read also when only whole pages were cut off.
+                let cut = size < known && size.is_multiple_of(page_size);
+                (size != known && !cut).then_some(0)
+            }
             (Coming::Ranges, Some(old)) => {
                 let known = size_of(&old.attributes);
                 let whole = u32::try_from(known / page_size).unwrap_or(u32::MAX);
@@ -229,9 +245,15 @@ impl SnapshotWriter {
                 .caused_by(format!("the first is page {page}")));
         }
         let same = old.is_some_and(|old| old.attributes == *attributes);
-        let whole = *coming == Coming::Whole || shared.is_none();
+        // Of what came, some may be the parent's: then its pages stay visible under those that are new.
+        let compared = new.parts.iter().any(|part| !part.same.is_empty());
+        let whole = (*coming == Coming::Whole && !compared) || shared.is_none();
+        if whole && compared {
+            return Err(wrong("pages of a parent that does not have them"));
+        }
         let is_file = matches!(attributes.kind, FileKind::File { .. });
-        if same && (new.parts.is_empty() && !(whole && is_file)) {
+        let pages_came = new.parts.iter().any(|part| !part.extents.is_empty());
+        if same && !pages_came && !(whole && is_file && size > 0) {
             return Ok(());
         }
         let state = if same && !whole {
@@ -282,16 +304,16 @@ impl New {
     /// The first page from `from` up to `to` that did not come.
     fn uncovered(&self, from: u32, to: u32) -> Option<u32> {
         let mut next = from;
-        let extents = self.parts.iter().flat_map(|part| &part.extents);
-        for Extent { page, count, .. } in extents {
-            let end = page.saturating_add(*count);
-            if end <= next {
-                continue;
+        for part in &self.parts {
+            let mut came: Vec<Range<u32>> = part.same.clone();
+            came.extend(part.extents.iter().map(|extent| extent.page..extent.end()));
+            came.sort_by_key(|range| range.start);
+            for range in came {
+                if range.start > next {
+                    return (next < to).then_some(next);
+                }
+                next = next.max(range.end);
             }
-            if *page > next {
-                break;
-            }
-            next = end;
         }
         (next < to).then_some(next)
     }

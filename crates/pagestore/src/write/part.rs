@@ -1,5 +1,7 @@
 //! What a worker learned about a file, as bytes to be sorted. The layout lives as long as the process.
 
+use std::ops::Range;
+
 use neon_snapshot_format::pack::PackId;
 use neon_snapshot_format::{Owner, Wanted};
 
@@ -96,10 +98,23 @@ pub(crate) fn get_announced(bytes: &[u8]) -> Result<(Attributes, Coming)> {
 pub(crate) struct Part {
     pub(crate) extents: Vec<Extent>,
     pub(crate) digests: Vec<PageDigest>,
+    /// Pages that came and are those of the parent.
+    pub(crate) same: Vec<Range<u32>>,
 }
 
 /// Appends a part.
-pub(crate) fn put_part(out: &mut Vec<u8>, extents: &[Extent], digests: &[PageDigest]) {
+pub(crate) fn put_part(out: &mut Vec<u8>, part: &Part) {
+    let Part {
+        extents,
+        digests,
+        same,
+    } = part;
+    let count = u32::try_from(same.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&count.to_le_bytes());
+    for range in same {
+        out.extend_from_slice(&range.start.to_le_bytes());
+        out.extend_from_slice(&range.end.to_le_bytes());
+    }
     let count = u32::try_from(extents.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&count.to_le_bytes());
     for extent in extents {
@@ -120,6 +135,11 @@ pub(crate) fn put_part(out: &mut Vec<u8>, extents: &[Extent], digests: &[PageDig
 /// Reads a part.
 pub(crate) fn get_part(bytes: &[u8]) -> Result<Part> {
     let mut fields = Fields(bytes);
+    let mut same = Vec::new();
+    for _ in 0..u32::from_le_bytes(fields.array()?) {
+        let start = u32::from_le_bytes(fields.array()?);
+        same.push(start..u32::from_le_bytes(fields.array()?));
+    }
     let count = u32::from_le_bytes(fields.array()?);
     let mut extents = Vec::new();
     for _ in 0..count {
@@ -140,6 +160,7 @@ pub(crate) fn get_part(bytes: &[u8]) -> Result<Part> {
     Ok(Part {
         extents,
         digests: digests.to_vec(),
+        same,
     })
 }
 
@@ -221,9 +242,10 @@ mod tests {
                 },
             ],
             digests: vec![[1; 16], [2; 16]],
+            same: vec![6..9, 20..21],
         };
         let mut bytes = Vec::new();
-        put_part(&mut bytes, &part.extents, &part.digests);
+        put_part(&mut bytes, &part);
         assert_eq!(get_part(&bytes).unwrap(), part);
         for (kind, coming) in [
             (FileKind::File { size: 1 << 33 }, Coming::Whole),

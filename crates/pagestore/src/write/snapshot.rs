@@ -18,6 +18,7 @@ use crate::id::WriterId;
 use crate::keys;
 use crate::map::{Attributes, PackRef};
 use crate::repository::Repository;
+use crate::write::complete::Parent;
 use crate::write::gather::{Buffer, Gathering};
 use crate::write::part::{ANNOUNCED, Coming, GONE, put_announced};
 use crate::write::upload::{PACK_SIZE, PackUpload};
@@ -32,6 +33,9 @@ pub struct SnapshotOptions {
     pub page_size: u32,
     /// A pack ends when it has grown to this many bytes.
     pub pack_size: u64,
+    /// Whether parts of files are compared with the parent too, and not only whole files: for a source that reads
+    /// everything because nobody knows what changed.
+    pub compare: bool,
     /// Where a nameless temporary file may be made for the list of files. In memory if absent, which a million
     /// files want to be 200 MB.
     pub scratch: Option<PathBuf>,
@@ -43,6 +47,7 @@ impl Default for SnapshotOptions {
             codec: Codec::default(),
             page_size: 8192,
             pack_size: PACK_SIZE,
+            compare: false,
             scratch: None,
         }
     }
@@ -91,6 +96,8 @@ pub struct WriteReport {
     pub pages: u64,
     /// Pages that were zero and are nowhere.
     pub zero_pages: u64,
+    /// Pages that came and that the parent has.
+    pub same_pages: u64,
     /// Bytes of data packs stored.
     pub stored_data: u64,
     /// Bytes of metadata packs stored.
@@ -104,6 +111,7 @@ pub(crate) struct Counted {
     pub(crate) received: AtomicU64,
     pub(crate) pages: AtomicU64,
     pub(crate) zero_pages: AtomicU64,
+    pub(crate) same_pages: AtomicU64,
 }
 
 impl Counted {
@@ -119,6 +127,7 @@ impl Counted {
             received: load(&self.received),
             pages: load(&self.pages),
             zero_pages: load(&self.zero_pages),
+            same_pages: load(&self.same_pages),
             ..WriteReport::default()
         }
     }
@@ -136,6 +145,7 @@ pub struct SnapshotWriter {
     pub(crate) target: Target,
     pub(crate) gathering: Gathering,
     pub(crate) counted: Counted,
+    pub(crate) parent: Option<Parent>,
     announced: Mutex<Buffer>,
     idle: Mutex<Vec<State>>,
     ended: Mutex<Option<(End, u64)>>,
@@ -163,10 +173,18 @@ impl SnapshotWriter {
             target,
             options,
             counted: Counted::default(),
+            parent: None,
             announced: Mutex::default(),
             idle: Mutex::default(),
             ended: Mutex::default(),
         })
+    }
+
+    /// Shares the pages of a snapshot that the writer protects.
+    #[must_use]
+    pub fn with_parent(mut self, parent: Parent) -> Self {
+        self.parent = (!parent.view.runs.is_empty()).then_some(parent);
+        self
     }
 
     /// What writing came to so far; stored bytes are known when it has ended.

@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::map::{At, PageDigest};
 use crate::write::bundle::{Bundle, OpenPart, Place, Run};
 use crate::write::gather::Buffer;
+use crate::write::known::KnownPages;
 use crate::write::packs::Packs;
 use crate::write::part::{PART, put_part};
 use crate::write::snapshot::{Counted, SnapshotWriter, passed};
@@ -63,7 +64,7 @@ impl State {
             return Ok(());
         }
         let mut content = Vec::new();
-        put_part(&mut content, &part.extents(), &part.digests);
+        put_part(&mut content, &part.part());
         let order = PART | u64::from(part.first);
         writer
             .gathering
@@ -96,6 +97,7 @@ struct Current {
     next: u64,
     end: u64,
     size: u64,
+    known: Option<KnownPages>,
 }
 
 impl<'a> Worker<'a> {
@@ -121,8 +123,10 @@ impl<'a> Worker<'a> {
             first: self.page(&subject, range.start)?,
             ..OpenPart::default()
         };
+        let known = self.writer.known_pages(entry, range)?;
         self.current = Some(Current {
             subject,
+            known,
             part,
             next: range.start,
             end: range.end,
@@ -174,20 +178,33 @@ impl<'a> Worker<'a> {
             ChunkData::Zeros(0) => {}
             ChunkData::Zeros(length) => {
                 let count = u32::try_from(length.div_ceil(page_size)).unwrap_or(u32::MAX);
-                Counted::add(&self.writer.counted.zero_pages, count.into());
-                let place = Place::Known(At::Zeros);
-                let run = Run {
-                    page: first,
-                    count,
-                    place,
-                };
-                current.part.push(run, self.writer.options.page_size);
+                let known = current.known.as_ref();
+                let page_size = self.writer.options.page_size;
+                if known.is_none_or(|known| known.has_none_in(first, count)) {
+                    Counted::add(&self.writer.counted.zero_pages, count.into());
+                    let place = Place::Known(At::Zeros);
+                    let page = first;
+                    current.part.push(Run { page, count, place }, page_size);
+                } else {
+                    for page in first..first.saturating_add(count) {
+                        let same = known.is_some_and(|known| known.is(page, None));
+                        Counted::add(&self.writer.counted.zero_pages, (!same).into());
+                        let place = if same {
+                            Place::Parent
+                        } else {
+                            Place::Known(At::Zeros)
+                        };
+                        let count = 1;
+                        current.part.push(Run { page, count, place }, page_size);
+                    }
+                }
             }
             ChunkData::Bytes(bytes) => {
                 for (piece, bytes) in (0..).zip(bytes.chunks(FRAME_SIZE)) {
                     let pages = u32::try_from(FRAME_SIZE as u64 / page_size).unwrap_or(1);
                     let page = first.saturating_add(pages.saturating_mul(piece));
-                    pages_of(self.writer, state, &mut current.part, page, bytes)?;
+                    let known = current.known.as_ref();
+                    pages_of(self.writer, state, &mut current.part, known, page, bytes)?;
                 }
             }
         }
@@ -227,31 +244,58 @@ fn no_file() -> Error {
     )
 }
 
+/// What a page is.
+#[derive(Debug, Clone, Copy)]
+enum Content {
+    Zero,
+    /// What the parent has.
+    Same,
+    New(PageDigest),
+}
+
 /// Stores up to a frame's worth of neighbouring pages.
 fn pages_of(
     writer: &SnapshotWriter,
     state: &mut State,
     part: &mut OpenPart,
+    known: Option<&KnownPages>,
     first: u32,
     bytes: &[u8],
 ) -> Result<()> {
     let page_size = writer.options.page_size;
     let size = page_size as usize;
-    // Zero pages are told by a scan that ends at the first other byte; all others are summed here.
-    let digests: Vec<Option<PageDigest>> = bytes.chunks(size).map(digest).collect();
-    let zeros = digests.iter().filter(|digest| digest.is_none()).count();
-    let filled = digests.len() - zeros;
-    Counted::add(&writer.counted.zero_pages, zeros as u64);
-    Counted::add(&writer.counted.pages, filled as u64);
-    part.digests.extend(digests.iter().flatten());
-    let own = bytes.len() > SHARES && filled * size > SHARES;
-    let frame = if own {
-        let plain = if zeros == 0 {
+    let contents: Vec<Content> = (first..)
+        .zip(bytes.chunks(size))
+        .map(|(page, bytes)| {
+            let digest = digest(bytes);
+            match digest {
+                _ if known.is_some_and(|known| known.is(page, digest)) => Content::Same,
+                None => Content::Zero,
+                Some(digest) => Content::New(digest),
+            }
+        })
+        .collect();
+    let mut new = 0;
+    for content in &contents {
+        match content {
+            Content::Zero => Counted::add(&writer.counted.zero_pages, 1),
+            Content::Same => Counted::add(&writer.counted.same_pages, 1),
+            Content::New(digest) => {
+                part.digests.push(*digest);
+                new += 1;
+            }
+        }
+    }
+    Counted::add(&writer.counted.pages, new as u64);
+    let frame = if bytes.len() > SHARES && new * size > SHARES {
+        let plain = if new == contents.len() {
             bytes
         } else {
             state.dense.clear();
-            for (page, _) in filled_pages(bytes, size, &digests) {
-                state.dense.extend_from_slice(page);
+            for (content, page) in contents.iter().zip(bytes.chunks(size)) {
+                if matches!(content, Content::New(_)) {
+                    state.dense.extend_from_slice(page);
+                }
             }
             &state.dense
         };
@@ -260,15 +304,16 @@ fn pages_of(
         None
     };
     let mut offset = 0;
-    for ((page, digest), bytes) in (first..).zip(&digests).zip(bytes.chunks(size)) {
-        let place = match (digest, frame) {
-            (None, _) => Place::Known(At::Zeros),
-            (Some(_), Some(frame)) => {
+    for ((page, content), bytes) in (first..).zip(&contents).zip(bytes.chunks(size)) {
+        let place = match (content, frame) {
+            (Content::Zero, _) => Place::Known(At::Zeros),
+            (Content::Same, _) => Place::Parent,
+            (Content::New(_), Some(frame)) => {
                 let at = At::Frame { frame, offset };
                 offset = offset.saturating_add(page_size);
                 Place::Known(at)
             }
-            (Some(_), None) => {
+            (Content::New(_), None) => {
                 if !state.bundle.has_room(bytes.len()) {
                     state.write_bundle(writer, Some(part))?;
                 }
@@ -283,17 +328,6 @@ fn pages_of(
         part.push(run, page_size);
     }
     Ok(())
-}
-
-fn filled_pages<'b>(
-    bytes: &'b [u8],
-    size: usize,
-    digests: &'b [Option<PageDigest>],
-) -> impl Iterator<Item = (&'b [u8], PageDigest)> {
-    bytes
-        .chunks(size)
-        .zip(digests)
-        .filter_map(|(page, digest)| digest.map(|digest| (page, digest)))
 }
 
 /// The digest of a page; none for one that is zero.

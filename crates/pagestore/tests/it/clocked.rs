@@ -61,13 +61,6 @@ impl Storage for Clocked {
         self.inner.location()
     }
 
-    fn probe<'a, 'c>(&'a self) -> BoxFuture<'c, Result<Capabilities>>
-    where
-        'a: 'c,
-    {
-        self.inner.probe()
-    }
-
     fn put<'a, 'b, 'c>(
         &'a self,
         key: &'b Key,

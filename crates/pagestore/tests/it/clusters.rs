@@ -58,13 +58,12 @@ async fn snapshot(
     let (to, writer) = (repository.clone(), writing.writer());
     let parent = parent.cloned();
     let (stored, facts) = beside(move || {
-        let sink = SnapshotWriter::new(&to, writer, SnapshotOptions::default()).unwrap();
+        let mut sink = SnapshotWriter::new(&to, writer, SnapshotOptions::default()).unwrap();
+        if let Some(parent) = &parent {
+            sink = sink.with_parent(Parent::of(parent));
+        }
         let facts = copy(&sink);
-        let parent = parent.as_ref().map(|parent| Parent {
-            view: parent.view(),
-            maps: parent.maps(),
-        });
-        (sink.complete(parent).unwrap(), facts)
+        (sink.complete().unwrap(), facts)
     })
     .await;
     let commit = stored.commit(facts);
@@ -251,12 +250,18 @@ fn assert_equal(source: &Path, copy: &Path) {
 /// Has `pg_amcheck` look at everything where it is here (15), and the server read every row elsewhere; then stops the
 /// cluster and has `pg_checksums` read every page where that is here, and our own reader everywhere.
 fn judge(mut cluster: Cluster) {
+    // What waits prepared holds locks.
+    let waiting = "select format('rollback prepared %L', gid) from pg_prepared_xacts";
+    for rollback in cluster.psql(waiting).lines() {
+        cluster.psql(rollback);
+    }
     let contrib = "select count(*) from pg_available_extensions where name = 'amcheck'";
     if cluster.psql(contrib) == "1" && cluster.installation().tool("pg_amcheck").is_some() {
         let arguments = ["--all", "--install-missing", "--heapallindexed"];
         cluster.run_tool("pg_amcheck", arguments);
     } else {
-        let databases = cluster.psql("select datname from pg_database where datallowconn");
+        let databases = cluster
+            .psql("select datname from pg_database where datallowconn and datconnlimit <> -2");
         for database in databases.lines() {
             let tables = "select format('%I.%I', nspname, relname) from pg_class c \
                           join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm')";

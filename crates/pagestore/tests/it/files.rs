@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use neon_pagestore::read::{FrameReader, FrameReaderOptions, MapReader, Snapshot};
+use neon_pagestore::read::{MapReader, Snapshot};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, Stored};
 use neon_pagestore::{CommitId, Repository};
 use neon_snapshot_format::{
@@ -162,8 +162,7 @@ pub(crate) fn send_all(sink: &dyn ParallelSink, files: &Files, selection: &Selec
 }
 
 pub(crate) fn reader(repository: &Repository) -> MapReader {
-    let frames = FrameReader::of(repository, FrameReaderOptions::default());
-    MapReader::new(frames, 32 << 20)
+    MapReader::new(repository.frames(), 32 << 20)
 }
 
 /// A snapshot that was made, and what it came to.
@@ -185,15 +184,15 @@ pub(crate) async fn make(
     let stored = tokio::task::spawn_blocking(move || {
         let options = SnapshotOptions {
             pack_size: 1 << 20,
+            compare: true,
             ..SnapshotOptions::default()
         };
-        let sink = SnapshotWriter::new(&to, writer, options)?;
+        let mut sink = SnapshotWriter::new(&to, writer, options)?;
+        if let Some(parent) = &parent {
+            sink = sink.with_parent(Parent::of(parent));
+        }
         send_all(&sink, &files, &selection);
-        let parent = parent.as_ref().map(|parent| Parent {
-            view: parent.view(),
-            maps: parent.maps(),
-        });
-        sink.complete(parent)
+        sink.complete()
     })
     .await
     .unwrap()?;

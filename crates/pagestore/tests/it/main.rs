@@ -11,8 +11,8 @@
 mod changes;
 mod clocked;
 mod clusters;
-mod files;
 mod collection;
+mod files;
 mod names;
 mod repository;
 mod support;

@@ -220,3 +220,36 @@ async fn one_page_costs_one_request_once_its_map_is_known_and_a_handful_before()
         assert_eq!(taken(before), 1, "page {page}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_again_and_is_the_same_is_not_stored_again() {
+    let repository = init(&Memory::new()).await;
+    let maps = reader(&repository);
+    let mut files = varied();
+    let made = make(&repository, files.clone(), Selection::new(), None)
+        .await
+        .unwrap();
+    let parent = Snapshot::open(&repository, made.id, &maps).await.unwrap();
+    let again = make(&repository, files.clone(), Selection::new(), Some(&parent))
+        .await
+        .unwrap();
+    let report = again.stored.report;
+    assert!(report.same_pages > 700, "{report:?}");
+    assert_eq!((report.pages, report.stored_data), (0, 0));
+    assert_eq!(again.stored.view, made.stored.view);
+
+    // Of what differs, the pages that differ are stored.
+    let changed = files.get_mut("base/5/16401").unwrap();
+    changed[100_000] ^= 1;
+    changed[8192 * 7..8192 * 9].fill(0);
+    let shrunk = files.get_mut("base/5/16400").unwrap();
+    shrunk.truncate(500_000);
+    let third = make(&repository, files.clone(), Selection::new(), Some(&parent))
+        .await
+        .unwrap();
+    let report = third.stored.report;
+    // The page with the byte, and the one that is cut off within.
+    assert_eq!((report.pages, report.zero_pages), (2, 2));
+    let snapshot = Snapshot::open(&repository, third.id, &maps).await.unwrap();
+    assert!(restored(&snapshot).await.0 == files);
+}

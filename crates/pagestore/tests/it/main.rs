@@ -9,6 +9,8 @@
 
 mod clocked;
 mod collection;
+mod gated;
+mod interleavings;
 mod names;
 mod repository;
 mod support;

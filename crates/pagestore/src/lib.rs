@@ -12,6 +12,7 @@ pub mod gc;
 mod id;
 mod keys;
 mod lease;
+mod listing;
 pub mod map;
 mod moves;
 mod name;

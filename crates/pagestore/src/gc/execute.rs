@@ -8,7 +8,7 @@ use neon_snapshot_format::pack::PackId;
 use neon_storage::Key;
 
 use crate::doomed::{DoomedBody, DoomedList, Stage};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gc::{CollectionPlan, Inventory, Marked, repack};
 use crate::id::CommitId;
 use crate::keys;
@@ -84,12 +84,21 @@ impl Repository {
     /// process slept for too long.
     pub async fn collect(&self) -> Result<Collected> {
         let lease = self.lease(&[]).await?;
-        let result = Run {
+        let run = Run {
             repository: self,
             lease: &lease,
+        };
+        let mut result = run.run().await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() != ErrorKind::Storage)
+        {
+            // What a run finds amiss that slept between two looks may be the work of another.
+            result = match lease.prove().await {
+                Ok(_) => result,
+                Err(asleep) => Err(asleep),
+            };
         }
-        .run()
-        .await;
         lease.release().await;
         result
     }

@@ -25,8 +25,10 @@ use crate::tombstone::Tombstones;
 /// What there is in a repository.
 #[derive(Debug)]
 pub(crate) struct Inventory {
-    /// Sizes of packs.
+    /// Sizes of packs that may go: those that were there first of all.
     pub(crate) packs: HashMap<PackId, u64>,
+    /// Packs that are there last of all, those of commits that came meanwhile included.
+    pub(crate) there: HashMap<PackId, u64>,
     /// Writers at work.
     pub(crate) leases: Vec<LeaseState>,
     /// Writers that fell silent.
@@ -74,6 +76,7 @@ impl Inventory {
         }
         Ok(Self {
             packs,
+            there: list_packs(repository).await?,
             leases,
             lapsed,
             pins,

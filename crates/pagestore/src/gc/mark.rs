@@ -118,7 +118,7 @@ fn hold(
 ) -> Result<HashMap<PackId, Held>> {
     let mut pieces: HashMap<PackId, Vec<&MovePiece>> = HashMap::new();
     for piece in &inventory.moves {
-        if inventory.packs.contains_key(&piece.new) {
+        if inventory.there.contains_key(&piece.new) {
             pieces.entry(piece.old).or_default().push(piece);
         }
     }
@@ -126,7 +126,7 @@ fn hold(
     let packs: BTreeSet<PackId> = live.packs().map(|(id, ..)| id).collect();
     for pack in packs {
         let pieces = pieces.get(&pack).map(Vec::as_slice).unwrap_or_default();
-        let stays = inventory.packs.contains_key(&pack);
+        let stays = inventory.there.contains_key(&pack);
         let mut own = Held::default();
         let mut elsewhere = 0_u64;
         for frame in live.frames(pack) {

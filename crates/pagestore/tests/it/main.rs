@@ -13,6 +13,8 @@ mod clocked;
 mod clusters;
 mod collection;
 mod files;
+mod gated;
+mod interleavings;
 mod names;
 mod repository;
 mod support;

@@ -1,9 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 mod bridge;
+pub mod changes;
 mod claim;
 mod commit;
-pub mod changes;
 pub mod crypt;
 mod doomed;
 mod error;

@@ -10,8 +10,8 @@
 
 mod changes;
 mod clocked;
-mod files;
 mod collection;
+mod files;
 mod names;
 mod repository;
 mod support;

@@ -48,7 +48,8 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) fn of(cluster: &Cluster) -> Self {
         let data = cluster.data_dir();
-        let control = ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap();
+        let control =
+            ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap();
         assert!(control.state.is_clean());
         let pg_wal = data.join("pg_wal");
         let segments: Vec<SegmentName> = fs::read_dir(&pg_wal)
@@ -126,7 +127,8 @@ impl Rows {
             .parse()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(240);
-        let available = || cluster.psql("select tli, start_lsn, end_lsn from pg_available_wal_summaries()");
+        let available =
+            || cluster.psql("select tli, start_lsn, end_lsn from pg_available_wal_summaries()");
         loop {
             let names: Vec<_> = available()
                 .lines()
@@ -141,7 +143,9 @@ impl Rows {
                 .collect();
             if names.iter().any(|name| name.end >= redo) {
                 for name in names {
-                    self.0.entry(name).or_insert_with(|| contents(cluster, name));
+                    self.0
+                        .entry(name)
+                        .or_insert_with(|| contents(cluster, name));
                 }
                 return;
             }
@@ -276,7 +280,8 @@ fn every_source_is_exact(major: PgMajor, checksums: bool, seed: u64) {
         let pg_wal = cluster.data_dir().join("pg_wal");
         let mut log = SegmentDirectory::new(&pg_wal);
         let child = after.child(&before, &mut log);
-        let span = Span::between(&before.parent(), &child).unwrap_or_else(|why| panic!("{at}: {why}"));
+        let span =
+            Span::between(&before.parent(), &child).unwrap_or_else(|why| panic!("{at}: {why}"));
 
         let set = exact(&mut LogSource::new(span.clone(), &mut log));
         chain.step("log", &set, &now, &at);
@@ -284,27 +289,44 @@ fn every_source_is_exact(major: PgMajor, checksums: bool, seed: u64) {
             a_page_left_out_is_noticed(&chain, &first, &now);
         }
         let parent = chain.states["scan"].clone();
-        let set = exact(&mut ScanSource::new(8192, &mut Files(now.0.iter()), &mut Digests(&parent)));
+        let set = exact(&mut ScanSource::new(
+            8192,
+            &mut Files(now.0.iter()),
+            &mut Digests(&parent),
+        ));
         chain.step("scan", &set, &now, &at);
-        assert_eq!(chain.read.last().unwrap().1.whole.len(), 1, "only what is new is read in whole");
+        assert_eq!(
+            chain.read.last().unwrap().1.whole.len(),
+            1,
+            "only what is new is read in whole"
+        );
         if summaries {
             let kind = SourceKind::ServerSummaries;
             let mut files = SummaryDirectory::new(pg_wal.join("summaries"));
-            let set = exact(&mut SummarySource::new(kind, span.clone(), &mut files).with_rest(&mut log));
+            let set =
+                exact(&mut SummarySource::new(kind, span.clone(), &mut files).with_rest(&mut log));
             chain.step("summary files", &set, &now, &at);
             let mut same = SameFiles(files, &rows);
-            let of_files = exact(&mut SummarySource::new(kind, span.clone(), &mut same).with_rest(&mut log));
+            let of_files =
+                exact(&mut SummarySource::new(kind, span.clone(), &mut same).with_rest(&mut log));
             let of_rows = exact(&mut SummarySource::new(kind, span, &mut rows).with_rest(&mut log));
             assert_eq!(of_files.blocks(), of_rows.blocks(), "{at}");
             chain.step("summary rows", &of_rows, &now, &at);
         }
         before = after;
     }
-    let told: Vec<String> = chain.read.iter().map(|(name, read)| format!("{name}: {read:?}")).collect();
+    let told: Vec<String> = chain
+        .read
+        .iter()
+        .map(|(name, read)| format!("{name}: {read:?}"))
+        .collect();
     let told = told.join("\n");
     #[expect(clippy::print_stdout, reason = "what was read, for those who ask")]
     {
-        println!("{major}, checksums {checksums}: {} hints, {} caches\n{told}", chain.hints, chain.caches);
+        println!(
+            "{major}, checksums {checksums}: {} hints, {} caches\n{told}",
+            chain.hints, chain.caches
+        );
     }
     assert_eq!(chain.hints > 0, !checksums, "{told}");
 }

@@ -39,7 +39,10 @@ impl Memory {
                 .map(|(bytes, number)| {
                     let start = Lsn(START.0 + number * SEGMENT);
                     let size = cluster().wal_segment_size;
-                    (SegmentName::containing(timeline, start, size), bytes.to_vec())
+                    (
+                        SegmentName::containing(timeline, start, size),
+                        bytes.to_vec(),
+                    )
                 })
                 .collect(),
         )
@@ -93,7 +96,12 @@ pub(crate) fn first_timeline() -> TimelineHistory {
 }
 
 pub(crate) fn span(start: Lsn, end: Lsn) -> Span {
-    span_of((&cluster(), &cluster()), &first_timeline(), (start, end), false)
+    span_of(
+        (&cluster(), &cluster()),
+        &first_timeline(),
+        (start, end),
+        false,
+    )
 }
 
 /// A record that names a block and nothing else.
@@ -105,7 +113,12 @@ pub(crate) fn block(
     block: u32,
 ) -> Lsn {
     let mut body = vec![0, fork.number(), 0, 0];
-    for word in [relation.tablespace, relation.database, relation.number, block] {
+    for word in [
+        relation.tablespace,
+        relation.database,
+        relation.number,
+        block,
+    ] {
         body.extend_from_slice(&word.to_le_bytes());
     }
     forge.record(rmgr.0, 0, &body)
@@ -113,11 +126,22 @@ pub(crate) fn block(
 
 /// A change of a block of the main fork that says nothing else.
 pub(crate) fn change(forge: &mut Forge, relation: RelFileLocator, number: u32) -> Lsn {
-    block(forge, ResourceManager::GENERIC, relation, Fork::Main, number)
+    block(
+        forge,
+        ResourceManager::GENERIC,
+        relation,
+        Fork::Main,
+        number,
+    )
 }
 
 pub(crate) fn words(words: &[u32]) -> Vec<u8> {
-    main_data(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>())
+    main_data(
+        &words
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// A record that is of no consequence; a span can end there.
@@ -145,7 +169,10 @@ pub(crate) fn ask(source: &mut dyn ChangeSource) -> Result<ChangeSet, CannotSay>
 
 /// What a log of the first timeline says from its first record to the one at `end`.
 pub(crate) fn changes(forge: &Forge, end: Lsn) -> Result<ChangeSet, CannotSay> {
-    ask(&mut LogSource::new(span(first(), end), &mut Memory::of(forge, 1)))
+    ask(&mut LogSource::new(
+        span(first(), end),
+        &mut Memory::of(forge, 1),
+    ))
 }
 
 /// Where the first record of a forged log begins.

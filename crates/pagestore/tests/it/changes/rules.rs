@@ -91,14 +91,21 @@ fn nothing_is_taken_from_behind_a_cut() {
         FileChange::Whole(WholeReason::CutBefore)
     );
     let created = told(|forge| {
-        forge.record(ResourceManager::STORAGE.0, 0x10 | 1, &words(&[1663, 5, 16400, 0]));
+        forge.record(
+            ResourceManager::STORAGE.0,
+            0x10 | 1,
+            &words(&[1663, 5, 16400, 0]),
+        );
     });
     assert_eq!(
         of(&created, "base/5/16400", 5, 5),
         FileChange::Whole(WholeReason::CutBefore)
     );
     // The other forks were not.
-    assert_eq!(of(&created, "base/5/16400_init", 1, 1), FileChange::Unchanged);
+    assert_eq!(
+        of(&created, "base/5/16400_init", 1, 1),
+        FileChange::Unchanged
+    );
 }
 
 #[test]
@@ -107,9 +114,18 @@ fn maps_are_read_in_whole_visibility_maps_where_the_relation_changed() {
         change(forge, RELATION, 2);
     });
     let whole = FileChange::Whole;
-    assert_eq!(of(&set, "base/5/16400_fsm", 3, 3), whole(WholeReason::FreeSpaceMap));
-    assert_eq!(of(&set, "base/5/16401_fsm", 3, 3), whole(WholeReason::FreeSpaceMap));
-    assert_eq!(of(&set, "base/5/16400_vm", 1, 1), whole(WholeReason::VisibilityMap));
+    assert_eq!(
+        of(&set, "base/5/16400_fsm", 3, 3),
+        whole(WholeReason::FreeSpaceMap)
+    );
+    assert_eq!(
+        of(&set, "base/5/16401_fsm", 3, 3),
+        whole(WholeReason::FreeSpaceMap)
+    );
+    assert_eq!(
+        of(&set, "base/5/16400_vm", 1, 1),
+        whole(WholeReason::VisibilityMap)
+    );
     assert_eq!(of(&set, "base/5/16401_vm", 1, 1), FileChange::Unchanged);
     // Cleared without a word about the map's page: a delete whose flags say that bits were cleared.
     let cleared = told(|forge| {
@@ -121,8 +137,15 @@ fn maps_are_read_in_whole_visibility_maps_where_the_relation_changed() {
         body.extend([255, 8, 0, 0, 0, 0, 0, 0, 0, 1]);
         forge.record(ResourceManager::HEAP.0, 0x10, &body);
     });
-    assert_eq!(of(&cleared, "base/5/16400_vm", 1, 1), whole(WholeReason::VisibilityMap));
-    let refs = cleared.blocks().unwrap().get(RELATION, Fork::VisibilityMap).unwrap();
+    assert_eq!(
+        of(&cleared, "base/5/16400_vm", 1, 1),
+        whole(WholeReason::VisibilityMap)
+    );
+    let refs = cleared
+        .blocks()
+        .unwrap()
+        .get(RELATION, Fork::VisibilityMap)
+        .unwrap();
     assert_eq!(refs.blocks().collect::<Vec<_>>(), [0]);
 }
 
@@ -130,7 +153,13 @@ fn maps_are_read_in_whole_visibility_maps_where_the_relation_changed() {
 fn unlogged_and_temporary_relations_are_read_in_whole() {
     let set = told(|_| {});
     let mut unlogged = UnloggedRelations::new(PgMajor::V17);
-    for path in ["base/5/16400", "base/5/16400_init", "base/5/16402_vm", "x_init", "base/5/no_init"] {
+    for path in [
+        "base/5/16400",
+        "base/5/16400_init",
+        "base/5/16402_vm",
+        "x_init",
+        "base/5/no_init",
+    ] {
         unlogged.note(&SnapshotPath::new(path).unwrap());
     }
     for (path, expected) in [
@@ -167,7 +196,12 @@ fn everything_of_a_database_that_was_replaced_is_read() {
         let set = told(|forge| {
             forge.record(ResourceManager::DATABASE.0, info | 1, &data);
         });
-        for path in ["base/5/16400", "base/5/16400.1", "base/5/16400_vm", "base/5/16400_init"] {
+        for path in [
+            "base/5/16400",
+            "base/5/16400.1",
+            "base/5/16400_vm",
+            "base/5/16400_init",
+        ] {
             assert_eq!(of(&set, path, 9, 9), replaced, "{path} after {info:x}");
         }
         assert_eq!(of(&set, "base/6/16400", 9, 9), FileChange::Unchanged);
@@ -235,7 +269,10 @@ fn logs_of_transaction_states_are_read_where_the_log_names_them() {
     assert_eq!(of(&set, "pg_xact/0001", 32, 32), states);
     assert_eq!(of(&set, "pg_xact/0000", 32, 32), FileChange::Unchanged);
     assert_eq!(of(&set, "pg_xact/0000", 31, 32), states);
-    assert_eq!(of(&set, "pg_multixact/offsets/0001", 32, 32), FileChange::Unchanged);
+    assert_eq!(
+        of(&set, "pg_multixact/offsets/0001", 32, 32),
+        FileChange::Unchanged
+    );
     // Nothing is logged of these.
     assert_eq!(of(&set, "pg_subtrans/0000", 32, 32), states);
     // A transaction that ended: 40000 is on the second page.
@@ -279,13 +316,19 @@ fn a_time_without_full_logging_is_noticed() {
     let at = parameters(&mut minimal, 0, false, false);
     parameters(&mut minimal, 1, false, false);
     let end = nothing(&mut minimal);
-    assert_eq!(changes(&minimal, end).unwrap_err(), CannotSay::WalLevelMinimal { at });
+    assert_eq!(
+        changes(&minimal, end).unwrap_err(),
+        CannotSay::WalLevelMinimal { at }
+    );
     // From 17 on checkpoints tell as well.
     let mut minimal = forge();
     nothing(&mut minimal);
     let at = minimal.record(ResourceManager::XLOG.0, 0xE0, &words(&[0]));
     let end = nothing(&mut minimal);
-    assert_eq!(changes(&minimal, end).unwrap_err(), CannotSay::WalLevelMinimal { at });
+    assert_eq!(
+        changes(&minimal, end).unwrap_err(),
+        CannotSay::WalLevelMinimal { at }
+    );
 }
 
 #[test]
@@ -353,7 +396,11 @@ fn long_log() -> (Forge, Lsn) {
     nothing(&mut forge);
     for number in 0..400 {
         change(&mut forge, relation(16400 + number % 7), number);
-        forge.record(ResourceManager::LOGICAL_MESSAGE.0, 0, &main_data(&[7; 6000]));
+        forge.record(
+            ResourceManager::LOGICAL_MESSAGE.0,
+            0,
+            &main_data(&[7; 6000]),
+        );
     }
     let end = nothing(&mut forge);
     nothing(&mut forge);
@@ -374,7 +421,10 @@ fn a_missing_segment_is_named_with_the_position() {
         panic!("{reason}");
     };
     assert_eq!(*segment, second);
-    assert!(*at <= Lsn(2 * SEGMENT) && at.0 > 2 * SEGMENT - 2 * PAGE, "{at}");
+    assert!(
+        *at <= Lsn(2 * SEGMENT) && at.0 > 2 * SEGMENT - 2 * PAGE,
+        "{at}"
+    );
     assert_eq!(removed.len() as u64, SEGMENT);
 }
 
@@ -382,24 +432,36 @@ fn a_missing_segment_is_named_with_the_position() {
 fn a_log_that_ends_early_is_told_and_followed_when_it_has_grown() {
     let (forge, end) = long_log();
     let whole = changes(&forge, end).unwrap();
-    for cut in [PAGE as usize + 100, SEGMENT as usize, 2 * SEGMENT as usize - 1] {
+    for cut in [
+        PAGE as usize + 100,
+        SEGMENT as usize,
+        2 * SEGMENT as usize - 1,
+    ] {
         let mut short = forge.clone();
         short.bytes.truncate(cut);
         // What is set aside for the log is zeros.
-        short.bytes.resize(cut.next_multiple_of(SEGMENT as usize), 0);
+        short
+            .bytes
+            .resize(cut.next_multiple_of(SEGMENT as usize), 0);
         let mut walk = LogWalk::new(&cluster(), &first_timeline(), first()).unwrap();
         let go = &mut |_| ControlFlow::Continue(());
-        let reason = walk.advance(end, &mut Memory::of(&short, 1), go).unwrap_err();
+        let reason = walk
+            .advance(end, &mut Memory::of(&short, 1), go)
+            .unwrap_err();
         assert!(
             matches!(
                 reason,
-                CannotSay::LogEnds { .. } | CannotSay::LogMissing { .. } | CannotSay::LogDamaged { .. }
+                CannotSay::LogEnds { .. }
+                    | CannotSay::LogMissing { .. }
+                    | CannotSay::LogDamaged { .. }
             ),
             "{reason}"
         );
         assert!(walk.position() > first());
         let mut log = Memory::of(&forge, 1);
-        let mut source = LogSource::new(span(first(), end), &mut log).going_on(walk).unwrap();
+        let mut source = LogSource::new(span(first(), end), &mut log)
+            .going_on(walk)
+            .unwrap();
         assert_eq!(ask(&mut source).unwrap().blocks(), whole.blocks());
     }
 }
@@ -414,7 +476,10 @@ fn a_damaged_log_is_told_with_the_position() {
         panic!("{reason}");
     };
     let flipped = neon_testkit::forge::START.0 + at as u64;
-    assert!(found.0 <= flipped && flipped - found.0 < 2 * PAGE, "{found}");
+    assert!(
+        found.0 <= flipped && flipped - found.0 < 2 * PAGE,
+        "{found}"
+    );
 }
 
 #[test]
@@ -431,7 +496,12 @@ fn a_log_must_begin_and_end_with_records_where_checkpoints_said() {
     let bad_start = span(inside, end);
     assert!(ask(&mut LogSource::new(bad_start, &mut Memory::of(&forge, 1))).is_err());
     // A cold snapshot ends in a shutdown checkpoint, not in any record.
-    let clean = span_of((&cluster(), &cluster()), &first_timeline(), (first(), end), true);
+    let clean = span_of(
+        (&cluster(), &cluster()),
+        &first_timeline(),
+        (first(), end),
+        true,
+    );
     assert_eq!(
         ask(&mut LogSource::new(clean, &mut Memory::of(&forge, 1))).unwrap_err(),
         CannotSay::NoShutdownAt { at: end }
@@ -493,7 +563,12 @@ fn a_log_is_followed_over_timelines() {
     let keys: Vec<_> = log.0.keys().copied().collect();
     log.0.extend(Memory::of(&new, 2).0.into_iter().skip(1));
     let blocks = |set: &ChangeSet| -> Vec<u32> {
-        set.blocks().unwrap().get(RELATION, Fork::Main).unwrap().blocks().collect()
+        set.blocks()
+            .unwrap()
+            .get(RELATION, Fork::Main)
+            .unwrap()
+            .blocks()
+            .collect()
     };
     let set = ask(&mut LogSource::new(span.clone(), &mut log)).unwrap();
     assert_eq!(blocks(&set), [1, 2]);
@@ -515,7 +590,10 @@ fn a_log_is_followed_over_timelines() {
     assert_eq!(of_old, of_new);
     let later = Lsn(switch.0 + 5000);
     let other = read_tail(size, &first_timeline(), later, &mut Memory::of(&old, 1)).unwrap();
-    assert_ne!(other, read_tail(size, &history, later, &mut Memory::of(&new, 2)).unwrap());
+    assert_ne!(
+        other,
+        read_tail(size, &history, later, &mut Memory::of(&new, 2)).unwrap()
+    );
     assert!(read_tail(size, &history, end, &mut Memory::default()).is_err());
 }
 
@@ -544,9 +622,15 @@ fn the_first_source_that_can_answer_is_taken_and_the_better_ones_are_remembered(
         json,
         r#"{"used":"log","passed_over":[{"source":"archive-summaries","code":"wal-level-minimal","reason":"wal_level is or was minimal, so that changes are missing from the log"},{"source":"server-summaries","code":"no-summaries","reason":"there are no summaries of the log"}]}"#
     );
-    assert_eq!(serde_json::from_str::<neon_pagestore::changes::ChangeRecord>(&json).unwrap(), chosen.record);
+    assert_eq!(
+        serde_json::from_str::<neon_pagestore::changes::ChangeRecord>(&json).unwrap(),
+        chosen.record
+    );
     // Without any that can, everything is read.
     let chosen = choose(&mut [&mut invalid]).unwrap();
     assert_eq!(chosen.record.used, None);
-    assert_eq!(of(&chosen.set, "base/5/1", 1, 1), FileChange::Whole(WholeReason::NotKnown));
+    assert_eq!(
+        of(&chosen.set, "base/5/1", 1, 1),
+        FileChange::Whole(WholeReason::NotKnown)
+    );
 }

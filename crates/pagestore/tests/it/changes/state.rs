@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use neon_pagestore::Result;
 use neon_pagestore::changes::{
     ChangeSet, FileChange, FileFacts, Hints, ParentFile, ParentPage, ParentPages, ScanFile,
     ScanFiles, UnloggedRelations, WholeReason,
 };
-use neon_pagestore::Result;
 use neon_pg_layout::PgMajor;
 use neon_snapshot_format::SnapshotPath;
 use neon_testkit::mask::{without_hints, without_spgist_cache};
@@ -71,7 +71,10 @@ impl State {
                     parent.clone()
                 }
                 (FileChange::Pages { limit, pages }, Some(parent)) => {
-                    read.pages += pages.iter().map(|range| u64::from(range.end - range.start)).sum::<u64>();
+                    read.pages += pages
+                        .iter()
+                        .map(|range| u64::from(range.end - range.start))
+                        .sum::<u64>();
                     let patched = patched(parent, content, limit, &pages);
                     if patched == **content {
                         content.clone()
@@ -117,7 +120,9 @@ impl State {
                     verdict.hints += 1;
                 } else {
                     let at = made.iter().zip(real).position(|(made, real)| made != real);
-                    verdict.wrong.push(format!("{path} page {number} at {at:?}"));
+                    verdict
+                        .wrong
+                        .push(format!("{path} page {number} at {at:?}"));
                 }
             }
         }
@@ -177,7 +182,9 @@ impl ParentPages for Digests<'_> {
 }
 
 /// The files of a state, as a scan finds them.
-pub(crate) struct Files<'a>(pub(crate) std::collections::btree_map::Iter<'a, SnapshotPath, Arc<Vec<u8>>>);
+pub(crate) struct Files<'a>(
+    pub(crate) std::collections::btree_map::Iter<'a, SnapshotPath, Arc<Vec<u8>>>,
+);
 
 impl ScanFiles for Files<'_> {
     fn next(&mut self) -> Result<Option<ScanFile<'_>>> {

@@ -150,7 +150,9 @@ fn oracle(now: &Instance, shot: &Shot) -> bool {
     let ours = shot.parent.lineage == now.lineage || now.base == Some(shot.parent.id);
     let same_log = now.log.len() >= stop && now.log[..stop] == shot.log[..];
     // The same bytes under other timelines, after a second promotion, are another history.
-    let there = now.history.contains(shot.history.timeline(), shot.parent.stop);
+    let there = now
+        .history
+        .contains(shot.history.timeline(), shot.parent.stop);
     ours && same_log && there && shares_timelines(now, shot)
 }
 
@@ -193,9 +195,8 @@ proptest! {
 
 /// Whether the instance's history is the shot's up to the shot's end.
 fn shares_timelines(now: &Instance, shot: &Shot) -> bool {
-    (0..shot.log.len() as u64).all(|at| {
-        now.history.timeline_of(Lsn(at)) == shot.history.timeline_of(Lsn(at))
-    })
+    (0..shot.log.len() as u64)
+        .all(|at| now.history.timeline_of(Lsn(at)) == shot.history.timeline_of(Lsn(at)))
 }
 
 fn pair() -> (Parent, Child) {
@@ -245,25 +246,40 @@ fn another_cluster_is_no_parent() {
         refused(|parent, _| parent.cluster.system = SystemIdentifier::new(78).unwrap()),
         other
     );
-    assert_eq!(refused(|parent, _| parent.cluster.catalog_version += 1), other);
+    assert_eq!(
+        refused(|parent, _| parent.cluster.catalog_version += 1),
+        other
+    );
     assert_eq!(
         refused(|parent, _| parent.cluster.block_size = BlockSize::new(16384).unwrap()),
         other
     );
-    assert_eq!(refused(|parent, _| parent.cluster.segment_blocks = 1), other);
+    assert_eq!(
+        refused(|parent, _| parent.cluster.segment_blocks = 1),
+        other
+    );
     assert_eq!(
         refused(|parent, _| parent.cluster.wal_segment_size = WalSegmentSize::MAX),
         other
     );
-    assert_eq!(refused(|parent, _| parent.cluster.wal_page_size = 16384), other);
+    assert_eq!(
+        refused(|parent, _| parent.cluster.wal_page_size = 16384),
+        other
+    );
     assert_eq!(refused(|parent, _| parent.cluster.checksums = false), other);
 }
 
 #[test]
 fn what_the_log_leaves_out_rules_a_parent_out() {
     let minimal = "wal-level-minimal";
-    assert_eq!(refused(|parent, _| parent.cluster.wal_level = WalLevel::Minimal), minimal);
-    assert_eq!(refused(|_, child| child.cluster.wal_level = WalLevel::Minimal), minimal);
+    assert_eq!(
+        refused(|parent, _| parent.cluster.wal_level = WalLevel::Minimal),
+        minimal
+    );
+    assert_eq!(
+        refused(|_, child| child.cluster.wal_level = WalLevel::Minimal),
+        minimal
+    );
     assert_eq!(
         refused(|parent, child| {
             parent.cluster.checksums = false;
@@ -302,7 +318,10 @@ fn a_parent_stands_on_the_history_that_leads_here() {
     let branch = |at: u64, child: &mut Child| {
         child.history = child.history.branch(timeline(2), Lsn(at), "x").unwrap();
     };
-    assert_eq!(refused(|_, child| branch(47, child)), "parent-off-the-timeline");
+    assert_eq!(
+        refused(|_, child| branch(47, child)),
+        "parent-off-the-timeline"
+    );
     let (parent, mut child) = pair();
     branch(48, &mut child);
     let span = Span::between(&parent, &child).unwrap();
@@ -315,13 +334,22 @@ fn a_parent_stands_on_the_history_that_leads_here() {
         }),
         "parent-off-the-timeline"
     );
-    assert_eq!(refused(|parent, _| parent.redo = Lsn(61)), "parent-is-later");
+    assert_eq!(
+        refused(|parent, _| parent.redo = Lsn(61)),
+        "parent-is-later"
+    );
 }
 
 #[test]
 fn the_log_before_the_parents_end_must_be_there_and_the_same() {
-    assert_eq!(refused(|parent, _| parent.tail = None), "parent-without-log-tail");
-    assert_eq!(refused(|parent, _| parent.stop = Lsn(47)), "parent-without-log-tail");
+    assert_eq!(
+        refused(|parent, _| parent.tail = None),
+        "parent-without-log-tail"
+    );
+    assert_eq!(
+        refused(|parent, _| parent.stop = Lsn(47)),
+        "parent-without-log-tail"
+    );
     assert_eq!(refused(|_, child| child.tail = None), "log-of-parent-gone");
     assert_eq!(
         refused(|_, child| child.tail = tail(&[2; 64], 48)),

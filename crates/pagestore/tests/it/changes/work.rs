@@ -126,7 +126,9 @@ fn crash(cluster: &mut Cluster) {
     cluster.kill9();
     drop(session);
     cluster.start();
-    cluster.psql("select count(*) from built; vacuum built; insert into cut values (-2, 'just after')");
+    cluster.psql(
+        "select count(*) from built; vacuum built; insert into cut values (-2, 'just after')",
+    );
 }
 
 /// Recovers as if from an archive, which ends on a new timeline.

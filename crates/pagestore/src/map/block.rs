@@ -378,7 +378,7 @@ impl BlockBuilder {
         } else {
             (OFFSET_IN_BYTES, Some(offset))
         };
-        put_varint(&mut self.extents, count | which + how);
+        put_varint(&mut self.extents, count | (which + how));
         if which == NAMED_FRAME {
             put_varint(&mut self.extents, number.into());
         }
@@ -404,7 +404,7 @@ impl BlockBuilder {
         self.close();
         let mut out = Vec::with_capacity(self.size());
         out.extend_from_slice(BLOCK_MAGIC);
-        out.put_u8(self.page_size.trailing_zeros() as u8);
+        out.extend(u8::try_from(self.page_size.trailing_zeros()));
         self.frames.put(&mut out);
         put_varint(&mut out, self.part_count);
         out.extend_from_slice(&self.parts);

@@ -17,8 +17,11 @@ const ELSEWHERE: u8 = 0x80;
 const SHORT: u8 = 0x40;
 const SEALED: u8 = 0x20;
 const CODEC: u8 = 0x1f;
+/// Plain bytes of a full frame.
+const FULL: u32 = 128 << 10;
+const _: () = assert!(FULL as usize == FRAME_SIZE);
 /// What a pack's directory can say at most: a full frame with nonce and tag.
-const MAX_STORED: u32 = FRAME_SIZE as u32 + 64;
+const MAX_STORED: u32 = FULL + 64;
 
 /// Collects frames in the order of their first mention.
 #[derive(Debug, Default)]
@@ -39,7 +42,7 @@ impl FrameTableBuilder {
                 && last.frame.checked_add(1) == Some(frame.frame)
                 && last.offset.checked_add(last.stored_length.into()) == Some(frame.offset)
         });
-        let full = frame.plain_length as usize == FRAME_SIZE;
+        let full = frame.plain_length == FULL;
         let tag = if follows { 0 } else { ELSEWHERE }
             | if full { 0 } else { SHORT }
             | if frame.sealed { SEALED } else { 0 }
@@ -121,10 +124,10 @@ pub(crate) fn get_frame_table(from: &mut &[u8]) -> Result<Vec<FrameRef>> {
         let plain_length = if tag & SHORT != 0 {
             get_number(from)?
         } else {
-            FRAME_SIZE as u32
+            FULL
         };
         let fits = plain_length > 0
-            && plain_length as usize <= FRAME_SIZE
+            && plain_length <= FULL
             && stored_length <= MAX_STORED
             && offset.checked_add(stored_length.into()).is_some();
         if !fits {

@@ -9,10 +9,12 @@ use crate::map::machine::malformed;
 /// Appends seven bits a byte, the lowest first; the highest bit says that another byte follows.
 pub(crate) fn put_varint(out: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
-        out.put_u8((value & 0x7f) as u8 | 0x80);
+        let [low, ..] = value.to_le_bytes();
+        out.put_u8(low | 0x80);
         value >>= 7;
     }
-    out.put_u8(value as u8 & 0x7f);
+    let [low, ..] = value.to_le_bytes();
+    out.put_u8(low);
 }
 
 pub(crate) fn get_varint(from: &mut &[u8]) -> Result<u64> {

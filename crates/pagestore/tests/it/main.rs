@@ -10,16 +10,11 @@
 
 mod changes;
 mod clocked;
-<<<<<<< HEAD
 mod clusters;
 mod collection;
 mod files;
 mod gated;
 mod interleavings;
-=======
-mod collection;
-mod files;
->>>>>>> ps-map
 mod names;
 mod repository;
 mod support;

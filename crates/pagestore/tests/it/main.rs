@@ -9,6 +9,7 @@
 
 mod clocked;
 mod collection;
+mod encryption;
 mod gated;
 mod interleavings;
 mod names;

@@ -36,11 +36,13 @@ pub enum ObjectKind {
     Catalog,
     /// The name that a snapshot wanted was taken.
     Declined,
+    /// The keys of the repository, for one passphrase or key file.
+    Key,
 }
 
 impl ObjectKind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Commit,
         Self::Claim,
         Self::Lease,
@@ -50,6 +52,7 @@ impl ObjectKind {
         Self::Moves,
         Self::Catalog,
         Self::Declined,
+        Self::Key,
     ];
 
     const fn number(self) -> u8 {
@@ -63,6 +66,7 @@ impl ObjectKind {
             Self::Moves => 7,
             Self::Catalog => 8,
             Self::Declined => 9,
+            Self::Key => 10,
         }
     }
 }

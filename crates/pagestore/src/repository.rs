@@ -8,9 +8,10 @@ use bytes::Bytes;
 use neon_snapshot_format::pack::PackId;
 use neon_storage::{PutOptions, PutToken, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::commit::Commit;
-use crate::crypt::EpochKey;
+use crate::crypt::{EpochKey, KeySource, Keyring, enclose, unlock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitId, RepositoryId, WriterId};
 use crate::keys;
@@ -28,18 +29,21 @@ pub struct OpenOptions {
     /// How long a writer may be silent before it counts as gone, and how long what is doomed stays readable.
     /// Everybody who works with one repository must use the same.
     pub grace: Duration,
+    /// What opens it if it is encrypted; a new one is encrypted if this is given.
+    pub key: Option<KeySource>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(60 * 60),
+            key: None,
         }
     }
 }
 
 impl OpenOptions {
-    /// A grace of an hour.
+    /// A grace of an hour, no key.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -49,6 +53,13 @@ impl OpenOptions {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// With a key.
+    #[must_use]
+    pub fn key(mut self, key: KeySource) -> Self {
+        self.key = Some(key);
         self
     }
 }
@@ -77,8 +88,8 @@ pub struct Repository {
 pub(crate) struct Shared {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) identity: Identity,
-    pub(crate) epochs: Option<Vec<EpochKey>>,
-    pub(crate) name_key: [u8; 32],
+    pub(crate) keyring: Option<Keyring>,
+    pub(crate) name_key: Zeroizing<[u8; 32]>,
     /// Who writes what belongs to no snapshot.
     pub(crate) me: WriterId,
     pub(crate) options: OpenOptions,
@@ -106,7 +117,7 @@ impl Repository {
             format: FORMAT.to_owned(),
             version: VERSION,
             id: RepositoryId::random()?,
-            encrypted: false,
+            encrypted: options.key.is_some(),
             ignorable: Vec::new(),
             read_only: Vec::new(),
             refuse: Vec::new(),
@@ -115,6 +126,18 @@ impl Repository {
         let body = serde_json::to_vec_pretty(&identity).map_err(|error| {
             Error::malformed(key.as_str(), "cannot be written").caused_by(error)
         })?;
+        if let Some(source) = options.key.clone() {
+            let there = storage.exists(&key).await;
+            if there.map_err(|error| Error::storage(key.as_str(), error))? {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    key.as_str(),
+                    "there is a repository here already",
+                ));
+            }
+            // Before the repository, so that it never is without. An envelope says which repository it is of.
+            enclose(&*storage, identity.id, &Keyring::new()?, source).await?;
+        }
         create(&*storage, &key, body).await?;
         // Where a create does not mind what is there, the last one holds.
         let opened = Self::open(storage, options).await?;
@@ -132,7 +155,8 @@ impl Repository {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when there is none; [`Unsupported`](ErrorKind::Unsupported) when a newer
-    /// version made it.
+    /// version made it; [`Locked`](ErrorKind::Locked) when it is encrypted and the key does not open it;
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when it is not encrypted and a key was given.
     pub async fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
         let key = keys::repository()?;
         let bytes = storage.read(&key).await.map_err(|error| {
@@ -150,12 +174,27 @@ impl Repository {
                 "was made by a newer version of this program",
             ));
         }
+        let keyring = match (identity.encrypted, options.key.clone()) {
+            (true, source) => Some(unlock(&*storage, identity.id, source).await?),
+            (false, None) => None,
+            (false, Some(_)) => {
+                return Err(Error::new(
+                    ErrorKind::Inconsistent,
+                    format!("repository at {}", storage.location()),
+                    "is not encrypted, and a key was given",
+                ));
+            }
+        };
+        let name_key = match &keyring {
+            Some(keyring) => keyring.name_key.clone(),
+            None => Zeroizing::new(blake3::derive_key("neon pagestore 1 names", &identity.id.0)),
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 storage,
-                name_key: blake3::derive_key("neon pagestore 1 names", &identity.id.0),
+                name_key,
                 identity,
-                epochs: None,
+                keyring,
                 me: WriterId::random()?,
                 options,
             }),
@@ -240,8 +279,13 @@ impl Repository {
         key: &neon_storage::Key,
         object: &Object,
     ) -> Result<neon_storage::ObjectMeta> {
-        let seal = self.shared.epochs.as_ref().and_then(|epochs| epochs.last());
+        let seal = self.epochs().and_then(<[EpochKey]>::last);
         create(&*self.shared.storage, key, object.encode(key, seal)?).await
+    }
+
+    fn epochs(&self) -> Option<&[EpochKey]> {
+        let keyring = self.shared.keyring.as_ref()?;
+        Some(&keyring.epochs)
     }
 
     pub(crate) async fn put_json<T: Serialize + Sync>(
@@ -279,7 +323,7 @@ impl Repository {
             .read(key)
             .await
             .map_err(|error| Error::storage(key.as_str(), error))?;
-        Object::decode(key, kind, &bytes, self.shared.epochs.as_deref())
+        Object::decode(key, kind, &bytes, self.epochs())
     }
 }
 

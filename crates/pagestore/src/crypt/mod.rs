@@ -2,8 +2,16 @@
 
 mod cipher;
 mod data_key;
+mod envelope;
+mod key_source;
+mod keyring;
 mod seal;
 
 pub use cipher::PackCipher;
 pub use data_key::DataKey;
+pub use key_source::{KeyKind, KeySource};
+pub use keyring::{KeyId, KeyInfo};
 pub use seal::{EpochKey, ObjectSeal};
+
+pub(crate) use envelope::Keyring;
+pub(crate) use keyring::{enclose, unlock};

@@ -13,6 +13,7 @@ mod clocked;
 mod clusters;
 mod collection;
 mod files;
+mod encryption;
 mod gated;
 mod interleavings;
 mod names;

@@ -81,6 +81,9 @@ pub struct ClusterFacts {
     /// `wal_log_hints`.
     #[serde(default)]
     pub wal_log_hints: bool,
+    /// `track_commit_timestamp`.
+    #[serde(default)]
+    pub track_commit_timestamp: bool,
 }
 
 /// Where in the log a snapshot stands.
@@ -248,6 +251,7 @@ impl ClusterFacts {
             checksum_version: 0,
             wal_level: None,
             wal_log_hints: false,
+            track_commit_timestamp: false,
         }
     }
 }

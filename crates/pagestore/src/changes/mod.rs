@@ -9,6 +9,7 @@
 //! listed in `docs/change-sources.md`, none of which a server relies on. The set may name more.
 
 mod reason;
+mod recorded;
 mod scan;
 mod set;
 mod source;
@@ -17,6 +18,7 @@ mod validity;
 mod wal;
 
 pub use reason::CannotSay;
+pub use recorded::LogEnd;
 pub use scan::{FileScan, ParentFile, ParentPage, ParentPages, ScanFile, ScanFiles, ScanSource};
 pub use set::{ChangeSet, FileChange, FileFacts, Hints, UnloggedRelations, WholeReason};
 pub use source::{

@@ -15,11 +15,12 @@ use neon_pg_layout::{
     WalSummaryName,
 };
 
+use crate::changes::log_files::LogFiles;
 use crate::changes::reason::CannotSay;
 use crate::changes::set::{ChangeSet, Hints, LogChanges};
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::validity::Span;
-use crate::changes::wal::{LogFiles, LogWalk, cancelled};
+use crate::changes::wal::{LogWalk, cancelled};
 use crate::error::Result;
 
 const PIECE: usize = 64 << 10;

@@ -14,7 +14,7 @@ use crate::changes::tail::LogTail;
 pub(super) const PIECE: usize = 256 << 10;
 
 /// The segments of a log, wherever they are.
-pub trait LogFiles {
+pub trait LogFiles: Send {
     /// The bytes of a segment from `offset` on; none when it is not there.
     ///
     /// # Errors

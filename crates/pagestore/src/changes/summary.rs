@@ -56,7 +56,7 @@ pub struct SummaryRow {
 }
 
 /// The summaries of a server.
-pub trait Summaries {
+pub trait Summaries: Send {
     /// Which there are: names of files, or rows of `pg_available_wal_summaries`. In any order.
     ///
     /// # Errors

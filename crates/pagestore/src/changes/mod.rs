@@ -8,15 +8,20 @@
 //! Exact means: a page that the set does not name is what it was in the parent, but for the differences
 //! listed in `docs/change-sources.md`, none of which a server relies on. The set may name more.
 
+mod invalid;
+mod log_files;
 mod reason;
 mod recorded;
 mod scan;
 mod set;
 mod source;
 mod summary;
+mod tail;
 mod validity;
 mod wal;
 
+pub use invalid::Invalid;
+pub use log_files::{LogFiles, SegmentDirectory, read_tail};
 pub use reason::CannotSay;
 pub use recorded::LogEnd;
 pub use scan::{FileScan, ParentFile, ParentPage, ParentPages, ScanFile, ScanFiles, ScanSource};
@@ -25,5 +30,6 @@ pub use source::{
     Answer, ChangeRecord, ChangeSource, Chosen, NotUsable, PassedOver, Progress, SourceKind, choose,
 };
 pub use summary::{Summaries, Summary, SummaryDirectory, SummaryRow, SummarySource};
-pub use validity::{Child, ClusterFacts, Invalid, LogTail, Parent, Span};
-pub use wal::{LogFiles, LogSource, LogWalk, SegmentDirectory, read_tail};
+pub use tail::LogTail;
+pub use validity::{Child, ClusterFacts, Parent, Span};
+pub use wal::{LogSource, LogWalk};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use neon_pg_layout::{Lsn, SegmentName, TimelineId};
 
-use crate::changes::validity::Invalid;
+use crate::changes::invalid::Invalid;
 
 /// Why a source cannot say what changed. Another one may.
 #[derive(Debug, Clone, PartialEq, Eq)]

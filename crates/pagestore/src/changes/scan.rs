@@ -74,7 +74,7 @@ impl std::fmt::Debug for ParentFile<'_> {
 }
 
 /// The digests of a snapshot's pages.
-pub trait ParentPages {
+pub trait ParentPages: Send {
     /// A file, if it has it. Asked for in ascending order of paths.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl std::fmt::Debug for ScanFile<'_> {
 }
 
 /// The files of the cluster.
-pub trait ScanFiles {
+pub trait ScanFiles: Send {
     /// The next one, in ascending order of paths; none after the last.
     ///
     /// # Errors

@@ -57,7 +57,7 @@ pub enum Answer {
 }
 
 /// Something that may know what changed since one parent.
-pub trait ChangeSource {
+pub trait ChangeSource: Send {
     /// What kind of source it is.
     fn kind(&self) -> SourceKind;
 

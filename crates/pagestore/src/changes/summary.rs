@@ -15,11 +15,12 @@ use neon_pg_layout::{
     WalSummaryName,
 };
 
+use crate::changes::log_files::LogFiles;
 use crate::changes::reason::CannotSay;
 use crate::changes::set::{ChangeSet, Hints, LogChanges};
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::validity::Span;
-use crate::changes::wal::{LogFiles, LogWalk, cancelled};
+use crate::changes::wal::{LogWalk, cancelled};
 use crate::error::Result;
 
 const PIECE: usize = 64 << 10;
@@ -55,7 +56,7 @@ pub struct SummaryRow {
 }
 
 /// The summaries of a server.
-pub trait Summaries {
+pub trait Summaries: Send {
     /// Which there are: names of files, or rows of `pg_available_wal_summaries`. In any order.
     ///
     /// # Errors

@@ -6,16 +6,16 @@
 //! is that judgement, a pure function over what the earlier snapshot recorded and what is true now.
 
 use std::fmt;
-use std::str::FromStr;
 
 use neon_pg_layout::wal::WalFormat;
 use neon_pg_layout::{
-    BlockSize, ControlFile, Lsn, PgMajor, SystemIdentifier, TimelineHistory, TimelineId,
-    TimelineRange, WalLevel, WalSegmentSize,
+    BlockSize, ControlFile, Lsn, PgMajor, SystemIdentifier, TimelineHistory, TimelineRange,
+    WalLevel, WalSegmentSize,
 };
 
-use crate::error::{Error, Result};
-use crate::id::{CommitId, LineageId, from_hex};
+use crate::changes::invalid::Invalid;
+use crate::changes::tail::LogTail;
+use crate::id::{CommitId, LineageId};
 
 /// What `pg_control` says of a cluster and the log depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,97 +78,6 @@ impl ClusterFacts {
             .with_page_size(self.wal_page_size)?
             .with_block_size(self.block_size)
             .of_system(self.system))
-    }
-}
-
-/// The end of a log as a snapshot records it, to be found again in the log of its child.
-///
-/// The BLAKE3 digest of the last bytes before a position: at most [`LogTail::LENGTH`] of them, none from an
-/// earlier segment than the one that holds the last byte, so that one file of the log shows them. Bytes
-/// before the end of a log never change: not when it goes on, not on standbys, and a new timeline begins
-/// with a copy of them. Written as `<start>-<end>:<digest>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LogTail {
-    start: Lsn,
-    end: Lsn,
-    digest: [u8; 32],
-}
-
-impl LogTail {
-    /// Bytes that are looked at, at most.
-    pub const LENGTH: u64 = 1 << 20;
-
-    /// Where the tail of a log that ends at `end` begins.
-    #[must_use]
-    pub fn start_for(end: Lsn, segment_size: WalSegmentSize) -> Lsn {
-        let last = Lsn(end.0.saturating_sub(1));
-        last.start_of(segment_size.bytes())
-            .max(Lsn(end.0.saturating_sub(Self::LENGTH)))
-    }
-
-    /// The tail made of these bytes, which stand in the log from `start` on.
-    #[must_use]
-    pub fn of(start: Lsn, bytes: &[u8]) -> Self {
-        Self {
-            start,
-            end: start.saturating_add(bytes.len() as u64),
-            digest: *blake3::hash(bytes).as_bytes(),
-        }
-    }
-
-    /// The first position.
-    #[must_use]
-    pub const fn start(&self) -> Lsn {
-        self.start
-    }
-
-    /// The position after the last.
-    #[must_use]
-    pub const fn end(&self) -> Lsn {
-        self.end
-    }
-}
-
-impl fmt::Display for LogTail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}:", self.start, self.end)?;
-        self.digest
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl FromStr for LogTail {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let parse = || {
-            let (range, digest) = text.split_once(':')?;
-            let (start, end) = range.split_once('-')?;
-            let tail = Self {
-                start: start.parse().ok()?,
-                end: end.parse().ok()?,
-                digest: from_hex(digest)?,
-            };
-            (tail.start < tail.end && tail.to_string() == text).then_some(tail)
-        };
-        parse().ok_or_else(|| {
-            let shown: String = text.chars().take(120).collect();
-            Error::malformed(shown, "not the end of a log: two positions and a digest")
-        })
-    }
-}
-
-impl serde::Serialize for LogTail {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for LogTail {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -252,7 +161,7 @@ impl Span {
         same_past(parent, child)?;
         match (&parent.tail, &child.tail) {
             (None, _) => return Err(Invalid::TailNotRecorded),
-            (Some(then), _) if then.end != parent.stop => return Err(Invalid::TailNotRecorded),
+            (Some(then), _) if then.end() != parent.stop => return Err(Invalid::TailNotRecorded),
             (Some(_), None) => return Err(Invalid::TailGone { at: parent.stop }),
             (Some(then), Some(now)) if then != now => {
                 return Err(Invalid::TailDiffers { at: parent.stop });
@@ -380,134 +289,4 @@ fn same_past(parent: &Parent, child: &Child) -> Result<(), Invalid> {
         stop: parent.stop,
         parted,
     })
-}
-
-/// Why the log does not tell what changed since a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Invalid {
-    /// It is a snapshot of another cluster, or of one that was rebuilt otherwise.
-    Cluster {
-        /// What differs.
-        what: &'static str,
-        /// What it was.
-        parent: String,
-        /// What it is.
-        child: String,
-    },
-    /// The instance has a history of its own: it was restored, cloned or checked out since.
-    Lineage {
-        /// The only snapshot from before that can be built on.
-        base: Option<CommitId>,
-    },
-    /// `wal_level` was or is `minimal`: bulk changes are not in the log.
-    WalLevelMinimal,
-    /// Hints are logged now and were not, or the other way round.
-    HintLogging,
-    /// The snapshot's redo position lies behind the present one.
-    RedoBefore {
-        /// The snapshot's.
-        parent: Lsn,
-        /// The present one.
-        child: Lsn,
-    },
-    /// The log that the snapshot ended on is not part of the instance's history.
-    Timeline {
-        /// The timeline of the snapshot's end.
-        timeline: TimelineId,
-        /// Its end.
-        stop: Lsn,
-        /// Where the two histories part; nowhere in common if unknown.
-        parted: Option<Lsn>,
-    },
-    /// The snapshot did not record how its log ended.
-    TailNotRecorded,
-    /// The log around the snapshot's end can no longer be read.
-    TailGone {
-        /// The snapshot's end.
-        at: Lsn,
-    },
-    /// The log around the snapshot's end is another: the cluster was set back by other means and wrote
-    /// over it.
-    TailDiffers {
-        /// The snapshot's end.
-        at: Lsn,
-    },
-    /// The timelines between the two do not make a path.
-    History {
-        /// What is wrong with them.
-        reason: String,
-    },
-}
-
-impl Invalid {
-    /// A stable word for it, for records and scripts.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Cluster { .. } => "parent-of-another-cluster",
-            Self::Lineage { .. } => "parent-of-another-lineage",
-            Self::WalLevelMinimal => "wal-level-minimal",
-            Self::HintLogging => "hint-logging-changed",
-            Self::RedoBefore { .. } => "parent-is-later",
-            Self::Timeline { .. } => "parent-off-the-timeline",
-            Self::TailNotRecorded => "parent-without-log-tail",
-            Self::TailGone { .. } => "log-of-parent-gone",
-            Self::TailDiffers { .. } => "log-of-parent-differs",
-            Self::History { .. } => "no-timeline-path",
-        }
-    }
-}
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cluster {
-                what,
-                parent,
-                child,
-            } => write!(f, "the parent's {what} is {parent}, here it is {child}"),
-            Self::Lineage { base: Some(base) } => write!(
-                f,
-                "this instance began with snapshot {base}; of those made elsewhere only that one can be built on"
-            ),
-            Self::Lineage { base: None } => {
-                f.write_str("the parent is of another instance, or from before a restore")
-            }
-            Self::WalLevelMinimal => {
-                f.write_str("wal_level is or was minimal, so that changes are missing from the log")
-            }
-            Self::HintLogging => f.write_str("logging of hints was switched since the parent"),
-            Self::RedoBefore { parent, child } => write!(
-                f,
-                "the parent's log begins at {parent}, after {child} where this one begins"
-            ),
-            Self::Timeline {
-                timeline,
-                stop,
-                parted: Some(at),
-            } => write!(
-                f,
-                "the parent ends at {stop} on timeline {timeline}, but the histories part at {at}"
-            ),
-            Self::Timeline {
-                timeline,
-                stop,
-                parted: None,
-            } => write!(
-                f,
-                "the parent ends at {stop} on timeline {timeline}, which has nothing in common with this history"
-            ),
-            Self::TailNotRecorded => f.write_str("the parent did not record how its log ends"),
-            Self::TailGone { at } => write!(
-                f,
-                "the log before {at}, where the parent ends, is not there any more"
-            ),
-            Self::TailDiffers { at } => write!(
-                f,
-                "the log before {at} is not the one the parent ended with: the cluster was set back and went another way"
-            ),
-            Self::History { reason } => f.write_str(reason),
-        }
-    }
 }

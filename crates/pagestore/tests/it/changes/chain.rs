@@ -211,7 +211,7 @@ struct Chain {
     states: BTreeMap<&'static str, State>,
     /// What was seen of what may differ.
     hints: u64,
-    caches: u64,
+    caches: BTreeMap<&'static str, u64>,
     read: Vec<(&'static str, Read)>,
 }
 
@@ -227,7 +227,7 @@ impl Chain {
             &wrong[..wrong.len().min(20)]
         );
         self.hints += verdict.hints;
-        self.caches += verdict.caches;
+        *self.caches.entry(name).or_default() += verdict.caches;
         self.read.push((name, read));
         self.states.insert(name, next);
     }
@@ -264,7 +264,7 @@ fn every_source_is_exact(major: PgMajor, checksums: bool, seed: u64) {
         major,
         states: names.iter().map(|name| (*name, first.clone())).collect(),
         hints: 0,
-        caches: 0,
+        caches: BTreeMap::new(),
         read: Vec::new(),
     };
     for number in 0..length {
@@ -325,7 +325,7 @@ fn every_source_is_exact(major: PgMajor, checksums: bool, seed: u64) {
     #[expect(clippy::print_stdout, reason = "what was read, for those who ask")]
     {
         println!(
-            "{major}, checksums {checksums}: {} hints, {} caches\n{told}",
+            "{major}, checksums {checksums}: {} hints, caches: {:?}\n{told}",
             chain.hints, chain.caches
         );
     }

@@ -9,7 +9,9 @@ use neon_pagestore::changes::{
 };
 use neon_pagestore::{CommitId, LineageId};
 use neon_pg_layout::wal::ResourceManager;
-use neon_pg_layout::{Fork, Lsn, RelFileLocator, SegmentName, TimelineHistory, TimelineId};
+use neon_pg_layout::{
+    Fork, Lsn, PgMajor, RelFileLocator, SegmentName, TimelineHistory, TimelineId,
+};
 use neon_snapshot_format::SnapshotPath;
 use neon_testkit::forge::{Forge, PAGE, SEGMENT, START, main_data};
 
@@ -192,4 +194,17 @@ pub(crate) fn of_bytes(set: &ChangeSet, path: &str, then: u64, now: u64) -> File
         parent_size: Some(then),
         unlogged: false,
     })
+}
+
+pub(crate) fn forge() -> Forge {
+    Forge::new(PgMajor::V17)
+}
+
+/// What this record says, alone.
+pub(crate) fn told(make: impl FnOnce(&mut Forge)) -> ChangeSet {
+    let mut forge = forge();
+    nothing(&mut forge);
+    make(&mut forge);
+    let end = nothing(&mut forge);
+    changes(&forge, end).unwrap()
 }

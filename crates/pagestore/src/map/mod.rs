@@ -6,6 +6,7 @@
 mod block;
 mod cursor;
 mod diff;
+mod differing;
 mod frame_ref;
 mod frame_table;
 mod group;

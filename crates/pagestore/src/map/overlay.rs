@@ -1,5 +1,6 @@
 //! Several runs laid over each other: what is visible, in order.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::map::block::NO_FRAME;
 use crate::map::cursor::{Ahead, Cursor, READ_AHEAD, Whole};
 use crate::map::index::BlockRef;
+use crate::map::machine::FrameId;
 use crate::map::map_frame::digests_at;
 use crate::map::run::IndexRef;
 use crate::map::{Extent, FileState, FrameRef, KEEP_ALL, MapFrame, PageDigest, RunRef, Step};
@@ -67,6 +69,8 @@ pub(crate) struct Overlay {
     limit: u32,
     with_digests: bool,
     reuse: Option<Reuse>,
+    /// Whether a file may begin where only a later part of it is told.
+    partial: bool,
 }
 
 #[derive(Debug)]
@@ -130,12 +134,24 @@ impl Overlay {
             limit: KEEP_ALL,
             with_digests,
             reuse: None,
+            partial: false,
         }
+    }
+
+    /// Passes these index frames and record blocks of the oldest run. A file of which only later parts remain
+    /// there is told as [`Event::Rest`] when no newer run has its beginning.
+    pub(crate) fn without(mut self, frames: &Arc<HashSet<FrameId>>) -> Self {
+        if let Some(layer) = self.layers.last_mut() {
+            layer.cursor.skip(Arc::clone(frames));
+        }
+        self.partial = true;
+        self
     }
 
     /// From now on tells pieces of the oldest run that nothing newer touches as a whole.
     pub(crate) fn reusing(&mut self, reuse: Reuse) {
         self.reuse = Some(reuse);
+        self.partial = true;
     }
 
     pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
@@ -238,7 +254,7 @@ impl Overlay {
     /// Reads the states of a file in all layers that have it.
     fn enter(&mut self, path: SnapshotPath) -> Result<Event> {
         let mut folded: Option<FileState> = None;
-        let (reuse, last) = (self.reuse.is_some(), self.layers.len());
+        let (partial, last) = (self.partial, self.layers.len());
         self.page = 0;
         for (number, layer) in (1..).zip(&mut self.layers) {
             layer.clip = folded.as_ref().map_or(KEEP_ALL, limit_of);
@@ -254,12 +270,14 @@ impl Overlay {
                         None => state.clone(),
                     });
                 }
-                None if reuse && number == last && folded.is_none() => {
-                    let limit = part.limit;
-                    layer.cursor.enter();
-                    self.limit = limit;
-                    self.path = Some(path.clone());
-                    return Ok(Event::Rest(path, limit));
+                None if partial && number == last => {
+                    if folded.is_none() {
+                        let limit = part.limit;
+                        layer.cursor.enter();
+                        self.limit = limit;
+                        self.path = Some(path.clone());
+                        return Ok(Event::Rest(path, limit));
+                    }
                 }
                 None => {
                     return Err(Error::malformed(

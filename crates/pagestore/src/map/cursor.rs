@@ -25,6 +25,8 @@ pub(crate) struct Cursor {
     read_ahead: usize,
     /// Index frames and record blocks that are passed as if they were not there.
     skipped: Option<Arc<HashSet<FrameId>>>,
+    /// Blocks that were read and passed, where that is asked for.
+    passed_blocks: Option<Vec<(FrameId, Arc<Block>)>>,
     inbox: Inbox,
     index_at: usize,
     index: Option<Arc<Index>>,
@@ -42,6 +44,7 @@ pub(crate) struct Cursor {
 
 #[derive(Debug)]
 struct Loaded {
+    id: FrameId,
     block: Arc<Block>,
     digests: Bytes,
 }
@@ -85,6 +88,7 @@ impl Cursor {
             with_digests,
             read_ahead,
             skipped: None,
+            passed_blocks: None,
             inbox: Inbox::default(),
             index_at: 0,
             index: None,
@@ -101,6 +105,18 @@ impl Cursor {
     /// Passes these frames from now on.
     pub(crate) fn skip(&mut self, frames: Arc<HashSet<FrameId>>) {
         self.skipped = Some(frames);
+    }
+
+    /// Keeps the blocks that are passed, until they are taken.
+    pub(crate) fn keep_passed(&mut self) {
+        self.passed_blocks = Some(Vec::new());
+    }
+
+    pub(crate) fn take_passed(&mut self) -> Vec<(FrameId, Arc<Block>)> {
+        self.passed_blocks
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     fn is_skipped(&self, frame: &FrameRef) -> bool {
@@ -239,7 +255,9 @@ impl Cursor {
     }
 
     fn next_block(&mut self) {
-        self.block = None;
+        if let (Some(loaded), Some(passed)) = (self.block.take(), &mut self.passed_blocks) {
+            passed.push((loaded.id, loaded.block));
+        }
         self.part_at = 0;
         self.in_part = false;
         self.extent_at = 0;
@@ -368,7 +386,11 @@ impl Cursor {
             };
             let block = record.block()?;
             check_block(&block, wanted)?;
-            self.block = Some(Loaded { block, digests });
+            self.block = Some(Loaded {
+                id: wanted.record.id(),
+                block,
+                digests,
+            });
             if let Some((path, page)) = self.floor.take() {
                 self.seek_in_block(&path, page);
             }

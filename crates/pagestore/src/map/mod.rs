@@ -12,6 +12,7 @@ mod frame_table;
 mod group;
 mod index;
 mod key;
+mod key_ranges;
 mod list;
 mod live;
 mod live_frames;

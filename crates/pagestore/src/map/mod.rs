@@ -9,6 +9,7 @@ mod diff;
 mod differing;
 mod frame_ref;
 mod frame_table;
+pub(crate) mod fuzz;
 mod group;
 mod index;
 mod key;

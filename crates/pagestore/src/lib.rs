@@ -8,6 +8,8 @@ pub mod crypt;
 mod doomed;
 mod error;
 mod facts;
+#[doc(hidden)]
+pub mod fuzz_targets;
 pub mod gc;
 mod id;
 mod keys;

@@ -18,6 +18,8 @@ use crate::map::{At, Attributes, Extent, FileKind, FileState, FrameRef, KEEP_ALL
 pub(crate) const BLOCK_MAGIC: &[u8; 4] = b"NMB1";
 /// Pages with digests in a block at most: their digests, with a few bytes before them, fill a frame.
 pub(crate) const MAX_PAGES: u32 = 8160;
+/// Bytes of all paths of a block at most, for what they share with each other is written once.
+const MAX_PATHS: usize = 1 << 20;
 /// Pages of 1 KiB in a frame.
 pub(crate) const MAX_EXTENT: u32 = 128;
 /// Paths and places are not longer than a system accepts.
@@ -197,6 +199,7 @@ pub(crate) struct BlockBuilder {
     follows: Follows,
     last: LastFile,
     path: Vec<u8>,
+    path_bytes: usize,
     /// Parts that are closed.
     parts: Vec<u8>,
     part_count: u64,
@@ -218,6 +221,7 @@ impl BlockBuilder {
             follows: Follows::default(),
             last: LastFile::default(),
             path: Vec::new(),
+            path_bytes: 0,
             parts: Vec::new(),
             part_count: 0,
             head: Vec::new(),
@@ -256,7 +260,11 @@ impl BlockBuilder {
             },
             _ => 0,
         };
-        self.size() + path.as_bytes().len() + location + 256
+        let length = path.as_bytes().len();
+        if self.path_bytes + length > MAX_PATHS {
+            return usize::MAX;
+        }
+        self.size() + length + location + 256
     }
 
     /// Bytes once an extent is added, or a little more.
@@ -275,6 +283,7 @@ impl BlockBuilder {
         self.page = 0;
         put_path(&mut self.head, &self.path, path.as_bytes());
         self.path = path.as_bytes().to_vec();
+        self.path_bytes += self.path.len();
         match state {
             Ok(FileState::Same) => self.head.put_u8(SAME),
             Ok(FileState::Removed) => self.head.put_u8(REMOVED),
@@ -428,11 +437,16 @@ pub(crate) fn decode_block(mut from: &[u8]) -> Result<Block> {
         pages: 0,
     };
     let (mut last, mut follows) = (LastFile::default(), Follows::default());
+    let mut path_bytes = 0;
     for _ in 0..part_count {
         let before = block.parts.last().map(|part| part.path.as_bytes());
         let path = get_path(from, before.unwrap_or_default())?;
         if block.parts.last().is_some_and(|part| part.path >= path) {
             return Err(malformed("its files are not in order"));
+        }
+        path_bytes += path.as_bytes().len();
+        if path_bytes > MAX_PATHS {
+            return Err(malformed("its paths are too long together"));
         }
         let (state, limit) = get_state(from, page_size, &mut last)?;
         if state.is_none() && !block.parts.is_empty() {

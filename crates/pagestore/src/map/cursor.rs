@@ -1,5 +1,6 @@
 //! A position in one run.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use neon_snapshot_format::SnapshotPath;
 use crate::error::Result;
 use crate::map::block::{Block, PackedExtent, Part};
 use crate::map::index::{BlockRef, Index};
-use crate::map::machine::{Inbox, malformed};
+use crate::map::machine::{FrameId, Inbox, malformed};
 use crate::map::run::IndexRef;
 use crate::map::{FrameRef, MapFrame, PageKey, RunRef};
 
@@ -22,6 +23,10 @@ pub(crate) struct Cursor {
     with_digests: bool,
     /// How many blocks after the next one are asked for with it.
     read_ahead: usize,
+    /// Index frames and record blocks that are passed as if they were not there.
+    skipped: Option<Arc<HashSet<FrameId>>>,
+    /// Blocks that were read and passed, where that is asked for.
+    passed_blocks: Option<Vec<(FrameId, Arc<Block>)>>,
     inbox: Inbox,
     index_at: usize,
     index: Option<Arc<Index>>,
@@ -39,6 +44,7 @@ pub(crate) struct Cursor {
 
 #[derive(Debug)]
 struct Loaded {
+    id: FrameId,
     block: Arc<Block>,
     digests: Bytes,
 }
@@ -81,6 +87,8 @@ impl Cursor {
             run,
             with_digests,
             read_ahead,
+            skipped: None,
+            passed_blocks: None,
             inbox: Inbox::default(),
             index_at: 0,
             index: None,
@@ -92,6 +100,28 @@ impl Cursor {
             floor: None,
             passed: 0,
         }
+    }
+
+    /// Passes these frames from now on.
+    pub(crate) fn skip(&mut self, frames: Arc<HashSet<FrameId>>) {
+        self.skipped = Some(frames);
+    }
+
+    /// Keeps the blocks that are passed, until they are taken.
+    pub(crate) fn keep_passed(&mut self) {
+        self.passed_blocks = Some(Vec::new());
+    }
+
+    pub(crate) fn take_passed(&mut self) -> Vec<(FrameId, Arc<Block>)> {
+        self.passed_blocks
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    fn is_skipped(&self, frame: &FrameRef) -> bool {
+        let skipped = self.skipped.as_ref();
+        skipped.is_some_and(|skipped| skipped.contains(&frame.id()))
     }
 
     pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
@@ -225,7 +255,9 @@ impl Cursor {
     }
 
     fn next_block(&mut self) {
-        self.block = None;
+        if let (Some(loaded), Some(passed)) = (self.block.take(), &mut self.passed_blocks) {
+            passed.push((loaded.id, loaded.block));
+        }
         self.part_at = 0;
         self.in_part = false;
         self.extent_at = 0;
@@ -318,6 +350,13 @@ impl Cursor {
             if self.block.is_some() || self.key().is_none() {
                 return Ok(true);
             }
+            if self.index.is_none() {
+                let index = self.run.indexes.get(self.index_at);
+                if index.is_some_and(|index| self.is_skipped(&index.frame)) {
+                    self.index_at += 1;
+                    continue;
+                }
+            }
             if !self.load_index(needed)? {
                 return Ok(false);
             }
@@ -327,6 +366,10 @@ impl Cursor {
             let Some(wanted) = index.blocks.get(self.block_at) else {
                 return Err(malformed("an index has too few blocks"));
             };
+            if self.is_skipped(&wanted.record) {
+                self.next_block();
+                continue;
+            }
             let digests = wanted.digests.as_ref().filter(|_| self.with_digests);
             let ready = self.inbox.get(&wanted.record).is_some()
                 && digests.is_none_or(|frame| self.inbox.get(frame).is_some());
@@ -343,7 +386,11 @@ impl Cursor {
             };
             let block = record.block()?;
             check_block(&block, wanted)?;
-            self.block = Some(Loaded { block, digests });
+            self.block = Some(Loaded {
+                id: wanted.record.id(),
+                block,
+                digests,
+            });
             if let Some((path, page)) = self.floor.take() {
                 self.seek_in_block(&path, page);
             }
@@ -355,6 +402,7 @@ impl Cursor {
             .blocks
             .iter()
             .skip(self.block_at)
+            .filter(|block| !self.is_skipped(&block.record))
             .take(1 + self.read_ahead);
         let digests = |block: &BlockRef| block.digests.filter(|_| self.with_digests);
         let wanted: Vec<FrameRef> = ahead

@@ -80,53 +80,63 @@ enum Found {
     Below(u32),
 }
 
+/// What [`Lookup`] does.
+pub(crate) fn find_page(
+    runs: &[RunRef],
+    key: &PageKey,
+    with_digest: bool,
+    inbox: &mut Inbox,
+) -> Result<Step<PagePlace>> {
+    for run in runs {
+        let mut needed = Vec::new();
+        let page = key.page;
+        let found = find(
+            run,
+            key,
+            inbox,
+            &mut needed,
+            with_digest,
+            |block, part, digests| {
+                let extents = block.extents_of(part);
+                let at = extents.partition_point(|extent| extent.end() <= page);
+                let Some(extent) = extents.get(at).filter(|extent| extent.page <= page) else {
+                    return Ok(Found::Below(part.limit));
+                };
+                let within = page - extent.page;
+                Ok(Found::Place(match block.unpack(extent).at {
+                    At::Zeros => PagePlace::Zeros,
+                    At::Frame { frame, offset } => PagePlace::Frame {
+                        frame,
+                        offset: offset + within * block.page_size,
+                        digest: match digests {
+                            Some(digests) => {
+                                let bytes = digests.digests(block.pages)?;
+                                let digest = digests_at(&bytes, extent.digest + within, 1)?;
+                                digest.first().copied()
+                            }
+                            None => None,
+                        },
+                    },
+                }))
+            },
+        )?;
+        if !needed.is_empty() {
+            return Ok(Step::Need(needed));
+        }
+        match found {
+            Some(Found::Place(place)) => return Ok(Step::Ready(place)),
+            Some(Found::Below(limit)) if page >= limit => break,
+            _ => {}
+        }
+    }
+    Ok(Step::Ready(PagePlace::NotThere))
+}
+
 impl Machine for Lookup<'_> {
     type Output = PagePlace;
 
     fn step(&mut self) -> Result<Step<PagePlace>> {
-        for run in self.runs {
-            let mut needed = Vec::new();
-            let page = self.key.page;
-            let found = find(
-                run,
-                &self.key,
-                &mut self.inbox,
-                &mut needed,
-                self.with_digest,
-                |block, part, digests| {
-                    let extents = block.extents_of(part);
-                    let at = extents.partition_point(|extent| extent.end() <= page);
-                    let Some(extent) = extents.get(at).filter(|extent| extent.page <= page) else {
-                        return Ok(Found::Below(part.limit));
-                    };
-                    let within = page - extent.page;
-                    Ok(Found::Place(match block.unpack(extent).at {
-                        At::Zeros => PagePlace::Zeros,
-                        At::Frame { frame, offset } => PagePlace::Frame {
-                            frame,
-                            offset: offset + within * block.page_size,
-                            digest: match digests {
-                                Some(digests) => {
-                                    let bytes = digests.digests(block.pages)?;
-                                    let digest = digests_at(&bytes, extent.digest + within, 1)?;
-                                    digest.first().copied()
-                                }
-                                None => None,
-                            },
-                        },
-                    }))
-                },
-            )?;
-            if !needed.is_empty() {
-                return Ok(Step::Need(needed));
-            }
-            match found {
-                Some(Found::Place(place)) => return Ok(Step::Ready(place)),
-                Some(Found::Below(limit)) if page >= limit => break,
-                _ => {}
-            }
-        }
-        Ok(Step::Ready(PagePlace::NotThere))
+        find_page(self.runs, &self.key, self.with_digest, &mut self.inbox)
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {
@@ -138,7 +148,7 @@ impl Machine for Lookup<'_> {
 #[derive(Debug)]
 pub struct Stat<'a> {
     runs: &'a [RunRef],
-    key: PageKey,
+    path: SnapshotPath,
     inbox: Inbox,
 }
 
@@ -148,41 +158,50 @@ impl<'a> Stat<'a> {
     pub fn new(view: &'a View, path: SnapshotPath) -> Self {
         Self {
             runs: &view.runs,
-            key: PageKey::of(path),
+            path,
             inbox: Inbox::default(),
         }
     }
+}
+
+/// What [`Stat`] does.
+pub(crate) fn find_attributes(
+    runs: &[RunRef],
+    path: &SnapshotPath,
+    inbox: &mut Inbox,
+) -> Result<Step<Option<Attributes>>> {
+    let key = PageKey::of(path.clone());
+    let mut state: Option<FileState> = None;
+    for run in runs {
+        let mut needed = Vec::new();
+        let found = find(run, &key, inbox, &mut needed, false, |_, part, _| {
+            Ok(part.state.clone())
+        })?;
+        if !needed.is_empty() {
+            return Ok(Step::Need(needed));
+        }
+        if let Some(found) = found.flatten() {
+            state = Some(match state {
+                Some(newer) => combine(path, newer, &found)?,
+                None => found,
+            });
+        }
+        if state
+            .as_ref()
+            .is_some_and(|state| !matches!(state, FileState::Same))
+        {
+            break;
+        }
+    }
+    let state = state.map_or(Ok(None), |state| attributes(path, state))?;
+    Ok(Step::Ready(state))
 }
 
 impl Machine for Stat<'_> {
     type Output = Option<Attributes>;
 
     fn step(&mut self) -> Result<Step<Self::Output>> {
-        let mut state: Option<FileState> = None;
-        for run in self.runs {
-            let mut needed = Vec::new();
-            let (key, inbox) = (&self.key, &mut self.inbox);
-            let found = find(run, key, inbox, &mut needed, false, |_, part, _| {
-                Ok(part.state.clone())
-            })?;
-            if !needed.is_empty() {
-                return Ok(Step::Need(needed));
-            }
-            if let Some(found) = found.flatten() {
-                state = Some(match state {
-                    Some(newer) => combine(&self.key.path, newer, &found)?,
-                    None => found,
-                });
-            }
-            if state
-                .as_ref()
-                .is_some_and(|state| !matches!(state, FileState::Same))
-            {
-                break;
-            }
-        }
-        let state = state.map_or(Ok(None), |state| attributes(&self.key.path, state))?;
-        Ok(Step::Ready(state))
+        find_attributes(self.runs, &self.path, &mut self.inbox)
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {

@@ -80,6 +80,13 @@ impl Inbox {
         }
     }
 
+    /// Forgets everything when there is more of it than that.
+    pub(crate) fn forget_if_over(&mut self, most: usize) {
+        if self.frames.len() > most {
+            self.frames.clear();
+        }
+    }
+
     /// Forgets everything but these.
     pub(crate) fn keep_only(&mut self, frames: &[FrameRef]) {
         if !self.frames.is_empty() {

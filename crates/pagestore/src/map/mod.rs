@@ -6,11 +6,14 @@
 mod block;
 mod cursor;
 mod diff;
+mod differing;
 mod frame_ref;
 mod frame_table;
+pub(crate) mod fuzz;
 mod group;
 mod index;
 mod key;
+mod key_ranges;
 mod list;
 mod live;
 mod live_frames;

@@ -1,14 +1,16 @@
 //! Several runs laid over each other: what is visible, in order.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use neon_snapshot_format::SnapshotPath;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::block::NO_FRAME;
+use crate::map::block::{Block, NO_FRAME};
 use crate::map::cursor::{Ahead, Cursor, READ_AHEAD, Whole};
 use crate::map::index::BlockRef;
+use crate::map::machine::FrameId;
 use crate::map::map_frame::digests_at;
 use crate::map::run::IndexRef;
 use crate::map::{Extent, FileState, FrameRef, KEEP_ALL, MapFrame, PageDigest, RunRef, Step};
@@ -67,6 +69,17 @@ pub(crate) struct Overlay {
     limit: u32,
     with_digests: bool,
     reuse: Option<Reuse>,
+    partial: Partial,
+}
+
+/// Whether a file may begin where only a later part of it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Partial {
+    Never,
+    /// In the oldest run.
+    Oldest,
+    /// In all runs. States are then not those of all runs together; limits are.
+    All,
 }
 
 #[derive(Debug)]
@@ -130,12 +143,43 @@ impl Overlay {
             limit: KEEP_ALL,
             with_digests,
             reuse: None,
+            partial: Partial::Never,
         }
+    }
+
+    /// Passes these index frames and record blocks of the oldest run. A file of which only later parts remain
+    /// there is told as [`Event::Rest`] when no newer run has its beginning.
+    pub(crate) fn without(mut self, frames: &Arc<HashSet<FrameId>>) -> Self {
+        if let Some(layer) = self.layers.last_mut() {
+            layer.cursor.skip(Arc::clone(frames));
+        }
+        self.partial = Partial::Oldest;
+        self
+    }
+
+    /// Passes these index frames and record blocks of all runs, to tell only pages, those which are visible below
+    /// what remains. Keeps the blocks that are passed.
+    pub(crate) fn judging(mut self, skipped: &Arc<HashSet<FrameId>>) -> Self {
+        for layer in &mut self.layers {
+            layer.cursor.skip(Arc::clone(skipped));
+            layer.cursor.keep_passed();
+        }
+        self.partial = Partial::All;
+        self
+    }
+
+    /// The record blocks that were passed.
+    pub(crate) fn take_passed(&mut self) -> Vec<(FrameId, Arc<Block>)> {
+        let layers = self.layers.iter_mut();
+        layers
+            .flat_map(|layer| layer.cursor.take_passed())
+            .collect()
     }
 
     /// From now on tells pieces of the oldest run that nothing newer touches as a whole.
     pub(crate) fn reusing(&mut self, reuse: Reuse) {
         self.reuse = Some(reuse);
+        self.partial = Partial::Oldest;
     }
 
     pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
@@ -237,31 +281,29 @@ impl Overlay {
 
     /// Reads the states of a file in all layers that have it.
     fn enter(&mut self, path: SnapshotPath) -> Result<Event> {
+        let (partial, last) = (self.partial, self.layers.len());
         let mut folded: Option<FileState> = None;
-        let (reuse, last) = (self.reuse.is_some(), self.layers.len());
-        self.page = 0;
+        let mut limit = KEEP_ALL;
         for (number, layer) in (1..).zip(&mut self.layers) {
-            layer.clip = folded.as_ref().map_or(KEEP_ALL, limit_of);
+            layer.clip = limit;
             let part = layer.cursor.part_ahead();
             let Some(part) = part.filter(|part| part.path == path) else {
                 continue;
             };
             layer.limit = part.limit;
-            match &part.state {
-                Some(state) => {
-                    folded = Some(match folded {
-                        Some(newer) => combine(&path, newer, state)?,
-                        None => state.clone(),
-                    });
+            limit = limit.min(part.limit);
+            match (&part.state, folded.take()) {
+                (Some(state), Some(newer)) if partial != Partial::All => {
+                    folded = Some(combine(&path, newer, state)?);
                 }
-                None if reuse && number == last && folded.is_none() => {
-                    let limit = part.limit;
-                    layer.cursor.enter();
-                    self.limit = limit;
-                    self.path = Some(path.clone());
-                    return Ok(Event::Rest(path, limit));
+                (Some(_), Some(newer)) => folded = Some(newer),
+                (Some(state), None) => folded = Some(state.clone()),
+                (None, newer)
+                    if partial == Partial::All || partial == Partial::Oldest && number == last =>
+                {
+                    folded = newer;
                 }
-                None => {
+                (None, _) => {
                     return Err(Error::malformed(
                         path.to_string(),
                         "a run has pages of the file without its beginning",
@@ -270,11 +312,13 @@ impl Overlay {
             }
             layer.cursor.enter();
         }
-        let state =
-            folded.ok_or_else(|| Error::malformed(path.to_string(), "no run has the file"))?;
-        self.limit = limit_of(&state);
+        self.page = 0;
+        self.limit = limit;
         self.path = Some(path.clone());
-        Ok(Event::File(path, state))
+        Ok(match folded {
+            Some(state) => Event::File(path, state),
+            None => Event::Rest(path, limit),
+        })
     }
 
     /// The next visible pages of the present file.

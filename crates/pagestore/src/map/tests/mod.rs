@@ -8,6 +8,8 @@
 )]
 
 mod chains;
+mod damage;
+mod golden;
 mod model;
 mod proportion;
 mod store;

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod bridge;
+mod catalog;
 mod claim;
 mod commit;
 pub mod crypt;
@@ -25,6 +26,7 @@ mod tombstone;
 pub mod write;
 mod writing;
 
+pub use catalog::Summary;
 pub use claim::NameOutcome;
 pub use commit::Commit;
 pub use error::{Error, ErrorKind, Result};
@@ -32,6 +34,7 @@ pub use facts::{
     BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,
 };
 pub use id::{CommitId, LineageId, RepositoryId, WriterId};
+pub use listing::Listed;
 pub use name::{SnapshotName, Tag};
 pub use object::{Object, ObjectKind};
 pub use pin::{Pin, PinId};

@@ -12,6 +12,7 @@ mod collection;
 mod encryption;
 mod gated;
 mod interleavings;
+mod listing;
 mod names;
 mod repository;
 mod support;

@@ -4,6 +4,7 @@ mod bridge;
 mod catalog;
 mod claim;
 mod commit;
+mod copy;
 pub mod crypt;
 mod doomed;
 mod error;
@@ -29,6 +30,7 @@ mod writing;
 pub use catalog::Summary;
 pub use claim::NameOutcome;
 pub use commit::Commit;
+pub use copy::Copied;
 pub use error::{Error, ErrorKind, Result};
 pub use facts::{
     BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,

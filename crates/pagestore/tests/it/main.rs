@@ -9,6 +9,7 @@
 
 mod clocked;
 mod collection;
+mod copies;
 mod encryption;
 mod gated;
 mod interleavings;

@@ -2,8 +2,10 @@
 
 mod bridge;
 pub mod changes;
+mod catalog;
 mod claim;
 mod commit;
+mod copy;
 pub mod crypt;
 mod doomed;
 mod error;
@@ -29,13 +31,16 @@ mod tombstone;
 pub mod write;
 mod writing;
 
+pub use catalog::Summary;
 pub use claim::NameOutcome;
 pub use commit::Commit;
+pub use copy::Copied;
 pub use error::{Error, ErrorKind, Result};
 pub use facts::{
     BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,
 };
 pub use id::{CommitId, LineageId, RepositoryId, WriterId};
+pub use listing::Listed;
 pub use name::{SnapshotName, Tag};
 pub use object::{Object, ObjectKind};
 pub use pin::{Pin, PinId};

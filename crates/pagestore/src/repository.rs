@@ -10,6 +10,7 @@ use neon_storage::{PutOptions, PutToken, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::catalog::Known;
 use crate::commit::Commit;
 use crate::crypt::{EpochKey, KeySource, Keyring, enclose, unlock};
 use crate::error::{Error, ErrorKind, Result};
@@ -93,6 +94,8 @@ pub(crate) struct Shared {
     /// Who writes what belongs to no snapshot.
     pub(crate) me: WriterId,
     pub(crate) options: OpenOptions,
+    /// What listings have read.
+    pub(crate) known: tokio::sync::Mutex<Known>,
 }
 
 impl fmt::Debug for Repository {
@@ -197,6 +200,7 @@ impl Repository {
                 keyring,
                 me: WriterId::random()?,
                 options,
+                known: tokio::sync::Mutex::default(),
             }),
         })
     }

@@ -162,7 +162,23 @@ impl Writing {
     /// # Errors
     /// [`Busy`](ErrorKind::Busy) when this writer was silent for too long: nothing exists.
     pub async fn commit(self, commit: &Commit) -> Result<Committed> {
-        match self.try_commit(commit).await {
+        let body = match commit.encode() {
+            Ok(body) => body,
+            Err(error) => {
+                self.abandon().await;
+                return Err(error);
+            }
+        };
+        self.commit_body(body, &commit.facts.names).await
+    }
+
+    /// As [`commit`](Self::commit), with the bytes that a commit has elsewhere.
+    pub(crate) async fn commit_body(
+        self,
+        body: Vec<u8>,
+        names: &[SnapshotName],
+    ) -> Result<Committed> {
+        match self.try_commit(body, names).await {
             // A commit that was sent and not acknowledged may still arrive. The lease is left to lapse, so that this
             // writer is condemned before its packs go.
             Err(error) if error.kind() == ErrorKind::Storage => Err(error),
@@ -173,8 +189,8 @@ impl Writing {
         }
     }
 
-    async fn try_commit(&self, commit: &Commit) -> Result<Committed> {
-        if let Some(name) = commit.facts.names.iter().find(|name| name.is_current()) {
+    async fn try_commit(&self, body: Vec<u8>, wanted: &[SnapshotName]) -> Result<Committed> {
+        if let Some(name) = wanted.iter().find(|name| name.is_current()) {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("name {name}"),
@@ -183,7 +199,6 @@ impl Writing {
         }
         self.lease.prove().await?;
         let writer = self.writer();
-        let body = commit.encode()?;
         let id = CommitId::of(&body);
         let object = Object::new(ObjectKind::Commit, writer, body);
         match self
@@ -201,8 +216,8 @@ impl Writing {
             }
             Err(error) => return Err(error),
         }
-        let mut names = Vec::with_capacity(commit.facts.names.len());
-        for name in &commit.facts.names {
+        let mut names = Vec::with_capacity(wanted.len());
+        for name in wanted {
             let outcome = self.repository.claim(writer, name, id).await;
             names.push((name.clone(), outcome));
         }

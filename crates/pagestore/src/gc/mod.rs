@@ -13,5 +13,5 @@ mod repack;
 pub use execute::Collected;
 pub use plan::{CollectionPlan, Retained};
 
-pub(crate) use inventory::Inventory;
-pub(crate) use mark::Marked;
+pub(crate) use inventory::{Inventory, list_packs};
+pub(crate) use mark::{Marked, run};

@@ -90,35 +90,7 @@ impl<'a> EncodedFrame<'a> {
     /// # Errors
     /// [`Limit`](ErrorKind::Limit) for no bytes and for more than [`FRAME_SIZE`].
     pub fn new(plain: &'a [u8], codec: Codec) -> Result<Self> {
-        let plain_length = frame_length(plain.len() as u64)?;
-        if is_zero(plain) {
-            return Ok(Self {
-                codec: ZEROS,
-                plain_length,
-                bytes: Cow::Borrowed(&[]),
-            });
-        }
-        let compressed = match codec {
-            Codec::None => None,
-            Codec::Lz4 => Some((LZ4, lz4_flex::block::compress(plain))),
-            Codec::Zstd(level) => {
-                let bytes = zstd::bulk::compress(plain, level.clamp(1, 22))
-                    .map_err(|error| Error::io("frame", "cannot be compressed", error))?;
-                Some((ZSTD, bytes))
-            }
-        };
-        Ok(match compressed {
-            Some((codec, bytes)) if bytes.len() < plain.len() => Self {
-                codec,
-                plain_length,
-                bytes: Cow::Owned(bytes),
-            },
-            _ => Self {
-                codec: NONE,
-                plain_length,
-                bytes: Cow::Borrowed(plain),
-            },
-        })
+        FrameEncoder::new(codec).encode(plain)
     }
 
     /// Bytes of the frame once decoded.
@@ -141,6 +113,35 @@ impl<'a> EncodedFrame<'a> {
             plain_length: self.plain_length,
             bytes: Cow::Owned(self.bytes.into_owned()),
         }
+    }
+
+    /// Encrypts it, where there is a cipher, for this address, and sums it: all that can be done before its
+    /// place in a pack is known.
+    ///
+    /// # Errors
+    /// What the cipher returns; [`Malformed`](ErrorKind::Malformed) when that adds more than a frame may
+    /// have.
+    pub fn seal(
+        self,
+        address: FrameContext,
+        cipher: Option<&dyn FrameCipher>,
+    ) -> Result<SealedFrame<'a>> {
+        let sealed = match cipher {
+            Some(cipher) if !self.bytes.is_empty() => Some(cipher.seal(address, &self.bytes)?),
+            _ => None,
+        };
+        let is_sealed = sealed.is_some();
+        let stored = sealed.map_or(self.bytes, Cow::Owned);
+        let record = FrameRecord::from_parts(
+            address,
+            0,
+            u32::try_from(stored.len()).unwrap_or(u32::MAX),
+            self.plain_length,
+            self.codec,
+            is_sealed,
+            digest16(&stored),
+        )?;
+        Ok(SealedFrame { record, stored })
     }
 
     /// Decompresses it.
@@ -181,6 +182,130 @@ impl<'a> EncodedFrame<'a> {
             bytes: Cow::Borrowed(&[]),
         })
     }
+}
+
+/// A frame as a pack stores it, without its place there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedFrame<'a> {
+    /// At offset 0.
+    pub(crate) record: FrameRecord,
+    pub(crate) stored: Cow<'a, [u8]>,
+}
+
+impl SealedFrame<'_> {
+    /// Bytes that a pack stores for it.
+    #[must_use]
+    pub fn stored_length(&self) -> u32 {
+        self.record.stored_length
+    }
+}
+
+/// Compresses frames one after another, and keeps what can be used again between them.
+pub struct FrameEncoder {
+    codec: Codec,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    scratch: Vec<u8>,
+}
+
+impl fmt::Debug for FrameEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameEncoder")
+            .field("codec", &self.codec)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FrameEncoder {
+    /// Prepares to compress with this codec.
+    #[must_use]
+    pub fn new(codec: Codec) -> Self {
+        Self {
+            codec,
+            zstd: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// As [`EncodedFrame::new`].
+    ///
+    /// # Errors
+    /// As [`EncodedFrame::new`].
+    pub fn encode<'a>(&mut self, plain: &'a [u8]) -> Result<EncodedFrame<'a>> {
+        let plain_length = frame_length(plain.len() as u64)?;
+        if is_zero(plain) {
+            return EncodedFrame::zeros(plain_length.into());
+        }
+        let (codec, bytes) = match self.compress(plain)? {
+            Some((codec, length)) if length < plain.len() => {
+                let packed = self.scratch.get(..length).unwrap_or_default();
+                (codec, Cow::Owned(packed.to_vec()))
+            }
+            _ => (NONE, Cow::Borrowed(plain)),
+        };
+        Ok(EncodedFrame {
+            codec,
+            plain_length,
+            bytes,
+        })
+    }
+
+    /// As [`encode`](Self::encode), for bytes that nobody needs any more. Where they are stored as they are
+    /// nothing is copied; else their buffer comes back.
+    pub(crate) fn encode_vec(
+        &mut self,
+        plain: Vec<u8>,
+    ) -> Result<(EncodedFrame<'static>, Vec<u8>)> {
+        let EncodedFrame {
+            codec,
+            plain_length,
+            bytes,
+        } = self.encode(&plain)?;
+        let (bytes, spare) = if codec == NONE {
+            drop(bytes);
+            (plain, Vec::new())
+        } else {
+            (bytes.into_owned(), plain)
+        };
+        let frame = EncodedFrame {
+            codec,
+            plain_length,
+            bytes: Cow::Owned(bytes),
+        };
+        Ok((frame, spare))
+    }
+
+    /// Compresses into the scratch buffer; returns the length there.
+    fn compress(&mut self, plain: &[u8]) -> Result<Option<(u8, usize)>> {
+        match self.codec {
+            Codec::None => Ok(None),
+            Codec::Lz4 => {
+                let most = lz4_flex::block::get_maximum_output_size(FRAME_SIZE);
+                self.scratch.resize(most, 0);
+                let length = lz4_flex::block::compress_into(plain, &mut self.scratch)
+                    .map_err(|error| cannot_compress().caused_by(error))?;
+                Ok(Some((LZ4, length)))
+            }
+            Codec::Zstd(level) => {
+                self.scratch
+                    .resize(zstd::zstd_safe::compress_bound(FRAME_SIZE), 0);
+                let fail = |error| cannot_compress().caused_by(error);
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => {
+                        none.insert(zstd::bulk::Compressor::new(level.clamp(1, 22)).map_err(fail)?)
+                    }
+                };
+                let length = zstd
+                    .compress_to_buffer(plain, self.scratch.as_mut_slice())
+                    .map_err(fail)?;
+                Ok(Some((ZSTD, length)))
+            }
+        }
+    }
+}
+
+fn cannot_compress() -> Error {
+    Error::new(ErrorKind::Io, "frame", "cannot be compressed")
 }
 
 fn frame_length(length: u64) -> Result<u32> {

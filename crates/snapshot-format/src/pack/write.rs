@@ -1,5 +1,6 @@
 //! Writing a pack in one pass: nothing is ever written twice, so that a pipe will do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
@@ -9,7 +10,10 @@ use crate::pack::directory::{
     FOOTER_SIZE, Flags, Footer, PackHeader, PackId, ROOT_ENTRY, ROOT_HEAD, TABLE_FRAMES,
     TABLE_HEAD, put_record,
 };
-use crate::pack::frame::{Codec, EncodedFrame, FrameCipher, FrameContext, FrameRecord, digest16};
+use crate::pack::frame::{
+    Codec, EncodedFrame, FrameCipher, FrameContext, FrameEncoder, FrameRecord, SealedFrame,
+    digest16,
+};
 
 /// How to write a pack.
 #[derive(Debug, Clone)]
@@ -50,6 +54,7 @@ pub struct SnapshotRoot {
 pub struct PackWriter<W> {
     stream: W,
     options: PackOptions,
+    encoder: FrameEncoder,
     offset: u64,
     frames: u64,
     table_start: u64,
@@ -84,6 +89,7 @@ impl<W: Write> PackWriter<W> {
         };
         let mut writer = Self {
             stream,
+            encoder: FrameEncoder::new(options.codec),
             options,
             offset: 0,
             frames: 0,
@@ -94,6 +100,10 @@ impl<W: Write> PackWriter<W> {
         writer.put(&header.to_bytes())?;
         writer.table_start = writer.offset;
         Ok(writer)
+    }
+
+    pub(crate) fn options(&self) -> &PackOptions {
+        &self.options
     }
 
     /// The number the next frame gets.
@@ -113,7 +123,7 @@ impl<W: Write> PackWriter<W> {
     /// # Errors
     /// As [`EncodedFrame::new`], what the cipher returns, [`Io`](ErrorKind::Io).
     pub fn append(&mut self, plain: &[u8]) -> Result<u64> {
-        let frame = EncodedFrame::new(plain, self.options.codec)?;
+        let frame = self.encoder.encode(plain)?;
         Ok(self.append_encoded(&frame)?.context.frame)
     }
 
@@ -141,21 +151,25 @@ impl<W: Write> PackWriter<W> {
         address: FrameContext,
         frame: &EncodedFrame<'_>,
     ) -> Result<FrameRecord> {
-        let sealed = match &self.options.cipher {
-            Some(cipher) if !frame.bytes.is_empty() => Some(cipher.seal(address, &frame.bytes)?),
-            _ => None,
-        };
-        let stored = sealed.as_deref().unwrap_or(&frame.bytes);
-        let record = FrameRecord {
-            context: address,
-            offset: self.offset,
-            stored_length: u32::try_from(stored.len()).unwrap_or(u32::MAX),
-            plain_length: frame.plain_length,
+        let borrowed = EncodedFrame {
             codec: frame.codec,
-            sealed: sealed.is_some(),
-            digest: digest16(stored),
+            plain_length: frame.plain_length,
+            bytes: Cow::Borrowed(&frame.bytes),
         };
-        self.append_record(record, stored)
+        let cipher = self.options.cipher.clone();
+        self.append_sealed(&borrowed.seal(address, cipher.as_deref())?)
+    }
+
+    /// Appends a frame that was [sealed](EncodedFrame::seal) before, perhaps in another thread.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io).
+    pub fn append_sealed(&mut self, frame: &SealedFrame<'_>) -> Result<FrameRecord> {
+        let record = FrameRecord {
+            offset: self.offset,
+            ..frame.record
+        };
+        self.append_record(record, &frame.stored)
     }
 
     /// Appends the stored bytes of a frame of another pack as they are, sealed or not, without a key.

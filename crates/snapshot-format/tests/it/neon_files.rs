@@ -423,6 +423,58 @@ fn encrypted_frames_show_nothing_and_are_checked_without_a_key() {
 }
 
 #[test]
+fn threads_change_no_byte_of_a_file_and_their_errors_are_the_callers() {
+    let cipher: Arc<dyn FrameCipher> = Arc::new(Toy([7; 32]));
+    for codec in [Codec::None, Codec::Lz4, Codec::Zstd(1)] {
+        for cipher in [None, Some(Arc::clone(&cipher))] {
+            let options = PackOptions {
+                cipher,
+                ..packed(codec)
+            };
+            let alone = sample(options.clone());
+            for threads in [1, 3] {
+                let writer = NeonWriter::new(Vec::new(), options.clone()).unwrap();
+                let mut writer = writer.threads(threads);
+                send_sample(&mut writer);
+                assert!(writer.into_inner().unwrap() == alone, "{codec:?} {threads}");
+            }
+        }
+    }
+    /// Fails, or panics.
+    #[derive(Debug)]
+    struct Broken(bool);
+    impl FrameCipher for Broken {
+        fn seal(&self, _: FrameContext, _: &[u8]) -> Result<Vec<u8>> {
+            assert!(!self.0, "meant");
+            Err(Error::new(ErrorKind::Unsupported, "key", "is gone"))
+        }
+        fn open(&self, _: FrameContext, sealed: &[u8]) -> Result<Vec<u8>> {
+            Ok(sealed.to_vec())
+        }
+    }
+    for (panics, kind) in [
+        (false, ErrorKind::Unsupported),
+        (true, ErrorKind::Inconsistent),
+    ] {
+        let options = PackOptions {
+            cipher: Some(Arc::new(Broken(panics))),
+            ..packed(Codec::None)
+        };
+        let mut writer = NeonWriter::new(Vec::new(), options).unwrap().threads(2);
+        let size = 64 << 20;
+        writer.entry(&entry("x", EntryKind::File { size })).unwrap();
+        let bytes = [1; 128 << 10];
+        let outcome = (0..size >> 17).try_for_each(|index| {
+            let (offset, data) = (index << 17, ChunkData::Bytes(&bytes));
+            writer.chunk(&Chunk { offset, data })
+        });
+        assert_eq!(outcome.unwrap_err().kind(), kind);
+        assert!(writer.end(&End::default()).is_err());
+        assert!(writer.into_inner().is_none());
+    }
+}
+
+#[test]
 fn a_stream_that_names_a_file_twice_makes_no_file() {
     let mut writer = NeonWriter::new(Vec::new(), packed(Codec::None)).unwrap();
     for _ in 0..2 {

@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod bridge;
-pub mod changes;
 mod catalog;
+pub mod changes;
 mod claim;
 mod commit;
 mod copy;

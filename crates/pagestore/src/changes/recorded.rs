@@ -3,7 +3,7 @@
 use neon_pg_layout::{BlockSize, ControlFile, Lsn, TimelineHistory, WalLevel, WalSegmentSize};
 
 use crate::changes::reason::CannotSay;
-use crate::changes::validity::{ClusterFacts, Invalid, LogTail, Parent};
+use crate::changes::{ClusterFacts, Invalid, LogTail, Parent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{Facts, TimelineStep};
 use crate::id::{CommitId, LineageId};

@@ -26,6 +26,8 @@ use crate::writing::Writing;
 
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
+/// How much is read, and held, at a time of frames that are copied one by one.
+const BATCH: u64 = 8 << 20;
 
 /// What a copy did.
 #[derive(Debug)]
@@ -237,28 +239,22 @@ impl Copy<'_> {
 
     /// Some frames of a pack, into a new one.
     async fn frames(&mut self, id: PackId, frames: &[FrameRef]) -> Result<()> {
-        let (gap, request) = self.reader.coalescing();
         let mut sorted = frames.to_vec();
         sorted.sort_by_key(|frame| frame.offset);
         let mut rest = sorted.as_slice();
-        while let Some(first) = rest.first() {
-            let mut end = first.offset;
-            let near = rest
+        while !rest.is_empty() {
+            let mut bytes = 0_u64;
+            let batch = rest
                 .iter()
                 .take_while(|frame| {
-                    let stop = frame.offset.saturating_add(frame.stored_length.into());
-                    let near = frame.offset <= end.saturating_add(gap)
-                        && stop.saturating_sub(first.offset)
-                            <= request.max(frame.stored_length.into());
-                    end = end.max(stop);
-                    near
+                    bytes = bytes.saturating_add(frame.stored_length.into());
+                    bytes <= BATCH
                 })
                 .count()
                 .max(1);
-            let (now, later) = rest.split_at_checked(near).unwrap_or((rest, &[]));
-            let stored = self.reader.stored(now).await?;
-            for (frame, stored) in now.iter().zip(&stored) {
-                self.frame(id, frame, stored)?;
+            let (now, later) = rest.split_at_checked(batch).unwrap_or((rest, &[]));
+            for (frame, stored) in self.reader.stored(now).await? {
+                self.frame(id, &frame, &stored)?;
             }
             if self
                 .filling

@@ -3,6 +3,7 @@
 mod bridge;
 mod catalog;
 pub mod changes;
+mod check;
 mod claim;
 mod commit;
 mod copy;
@@ -32,6 +33,7 @@ pub mod write;
 mod writing;
 
 pub use catalog::Summary;
+pub use check::{Checked, Finding};
 pub use claim::NameOutcome;
 pub use commit::Commit;
 pub use copy::Copied;

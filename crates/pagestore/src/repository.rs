@@ -80,6 +80,48 @@ pub(crate) struct Identity {
     refuse: Vec<String>,
 }
 
+/// What comes before the digest, which covers all before itself.
+const DIGEST: &[u8] = b",\n  \"digest\": \"";
+const END: &[u8] = b"\"\n}\n";
+
+impl Identity {
+    fn encode(&self, subject: &str) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::malformed(subject, "cannot be written").caused_by(error))?;
+        // The digest takes the place of the closing brace.
+        text.truncate(text.len().saturating_sub(2));
+        let digest = blake3::hash(&text).to_hex();
+        text.extend_from_slice(DIGEST);
+        text.extend_from_slice(digest.as_bytes());
+        text.extend_from_slice(END);
+        Ok(text)
+    }
+
+    fn decode(subject: &str, text: &[u8]) -> Result<Self> {
+        let covered = text
+            .strip_suffix(END)
+            .and_then(|text| text.split_last_chunk::<64>())
+            .and_then(|(text, digest)| Some((text.strip_suffix(DIGEST)?, digest)))
+            .filter(|(text, digest)| blake3::hash(text).to_hex().as_bytes() == digest.as_slice());
+        if covered.is_none() {
+            return Err(Error::damaged(subject, "does not match its digest"));
+        }
+        let identity: Self = serde_json::from_slice(text)
+            .map_err(|error| Error::malformed(subject, "cannot be read").caused_by(error))?;
+        if identity.format != FORMAT {
+            return Err(Error::malformed(subject, "is of another program"));
+        }
+        if identity.version != VERSION || !identity.refuse.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                subject,
+                "was made by a newer version of this program",
+            ));
+        }
+        Ok(identity)
+    }
+}
+
 /// An open repository. Cheap to clone; clones share caches.
 #[derive(Clone)]
 pub struct Repository {
@@ -126,9 +168,7 @@ impl Repository {
             refuse: Vec::new(),
         };
         let key = keys::repository()?;
-        let body = serde_json::to_vec_pretty(&identity).map_err(|error| {
-            Error::malformed(key.as_str(), "cannot be written").caused_by(error)
-        })?;
+        let body = identity.encode(key.as_str())?;
         if let Some(source) = options.key.clone() {
             let there = storage.exists(&key).await;
             if there.map_err(|error| Error::storage(key.as_str(), error))? {
@@ -165,18 +205,7 @@ impl Repository {
         let bytes = storage.read(&key).await.map_err(|error| {
             Error::storage(format!("repository at {}", storage.location()), error)
         })?;
-        let identity: Identity = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::damaged(key.as_str(), "cannot be read").caused_by(error))?;
-        if identity.format != FORMAT {
-            return Err(Error::malformed(key.as_str(), "is of another program"));
-        }
-        if identity.version != VERSION || !identity.refuse.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                key.as_str(),
-                "was made by a newer version of this program",
-            ));
-        }
+        let identity = Identity::decode(key.as_str(), &bytes)?;
         let keyring = match (identity.encrypted, options.key.clone()) {
             (true, source) => Some(unlock(&*storage, identity.id, source).await?),
             (false, None) => None,
@@ -342,4 +371,30 @@ pub(crate) async fn create(
         .put(key, Bytes::from(body).into(), options)
         .await
         .map_err(|error| Error::storage(key.as_str(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_vouches_for_itself() {
+        let identity = Identity {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            id: RepositoryId([7; 16]),
+            encrypted: false,
+            ignorable: Vec::new(),
+            read_only: Vec::new(),
+            refuse: Vec::new(),
+        };
+        let text = identity.encode("neon.json").unwrap();
+        let shown = String::from_utf8(text.clone()).unwrap();
+        assert_eq!(Identity::decode("neon.json", &text).unwrap().id, identity.id, "{shown}");
+        for at in 0..text.len() {
+            let mut changed = text.clone();
+            changed[at] ^= 1;
+            assert!(Identity::decode("neon.json", &changed).is_err(), "{at}");
+        }
+    }
 }

@@ -100,6 +100,11 @@ impl Keyring {
     }
 }
 
+/// An error unless this is the body of an envelope.
+pub(crate) fn check_envelope(body: &[u8]) -> Result<()> {
+    Envelope::parse(body).map(drop)
+}
+
 /// What can be told of an envelope without its key.
 pub(crate) struct Envelope<'a> {
     head: &'a [u8],

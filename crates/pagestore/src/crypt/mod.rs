@@ -13,5 +13,5 @@ pub use key_source::{KeyKind, KeySource};
 pub use keyring::{KeyId, KeyInfo};
 pub use seal::{EpochKey, ObjectSeal};
 
-pub(crate) use envelope::Keyring;
+pub(crate) use envelope::{Keyring, check_envelope};
 pub(crate) use keyring::{enclose, unlock};

@@ -9,6 +9,7 @@
 )]
 
 mod changes;
+mod checks;
 mod clocked;
 mod clusters;
 mod collection;

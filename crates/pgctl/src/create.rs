@@ -12,6 +12,7 @@ use neon_pg_layout::PgMajor;
 use neon_pgwire::Secret;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::archiving;
 use crate::command::{self, Running};
 use crate::durable::{self, Scrap};
 use crate::error::{Error, ErrorKind, Result};
@@ -143,7 +144,7 @@ impl Instance {
     ///
     /// TCP and sockets ask for the password (SCRAM). The settings are in `data/neon.conf`: WAL is kept for
     /// incremental snapshots (`wal_keep_size`, from 17 `summarize_wal`), the server listens on the loopback
-    /// addresses, nothing is archived. The port is chosen at the first start.
+    /// addresses, nothing is archived unless the caller's settings say how. The port is chosen at the first start.
     ///
     /// Dropping the future ends `initdb` and removes what it wrote, before it returns.
     ///
@@ -169,6 +170,8 @@ impl Instance {
     ) -> Result<(Self, File)> {
         let dir = instance::absolute(dir)?;
         let user = user_for(options)?;
+        let own = own_settings(installation.major(), options);
+        archiving::check(|name| own.get(name), &user).await?;
         refuse_existing(&dir)?;
         let staging = stage(&dir, &user)?;
         check_reachable(staging.path(), &user).await?;
@@ -181,7 +184,7 @@ impl Instance {
 
         let data = staging.path().join(DATA);
         let socket_dir = dir.join(RUN);
-        own_settings(installation.major(), options).write(&data)?;
+        own.write(&data)?;
         append(&data.join("postgresql.conf"), INCLUDE)?;
         for folder in [LOG, RUN] {
             durable::create_dir(&staging.path().join(folder), 0o700, &user)?;

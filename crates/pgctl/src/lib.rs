@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod adopt;
+mod archiving;
 mod base_copy;
 pub mod blocking;
 mod bracket;

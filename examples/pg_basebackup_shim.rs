@@ -260,8 +260,18 @@ async fn archives(
 /// What a standby needs to follow the server.
 fn write_recovery_conf(options: &Options, target: &Path) -> io::Result<()> {
     let mut conninfo = String::new();
-    for (name, value) in options.params.iter() {
-        if !matches!(name, "dbname" | "replication") {
+    let environment = surroundings::of_this_process().environment;
+    let named = |name: &'static str, variable: &str| {
+        let value = environment.get(variable).map(String::as_str)?;
+        options.params.get(name).is_none().then_some((name, value))
+    };
+    // Where the environment leads to is written down as well: the standby may have another one.
+    let surrounding = [("host", "PGHOST"), ("port", "PGPORT"), ("user", "PGUSER")];
+    let surrounding = surrounding
+        .iter()
+        .filter_map(|(name, variable)| named(name, variable));
+    for (name, value) in options.params.iter().chain(surrounding) {
+        if !matches!(name, "dbname" | "replication" | "fallback_application_name") {
             // Quoted where it must be, as libpq does it.
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
             if !value.is_empty() && value.bytes().all(plain) {

@@ -92,7 +92,11 @@ thread_local! {
 fn pack(number: u64) -> PackRef {
     KEYS.with_borrow_mut(|keys| {
         *keys.entry(number).or_insert_with(|| PackRef {
-            id: PackId(u128::from(mix(number)).wrapping_mul(0x1_0000_0001_0000_0001).to_le_bytes()),
+            id: PackId(
+                u128::from(mix(number))
+                    .wrapping_mul(0x1_0000_0001_0000_0001)
+                    .to_le_bytes(),
+            ),
             key: DataKey::random().expect("randomness"),
         })
     })
@@ -117,7 +121,9 @@ fn frame(snapshot: u64, number: u64) -> FrameRef {
         plain_length: PER_FRAME * PAGE,
         codec: 2,
         sealed: false,
-        digest: u128::from(seed).wrapping_mul(0x1_0000_0001_0000_0001).to_le_bytes(),
+        digest: u128::from(seed)
+            .wrapping_mul(0x1_0000_0001_0000_0001)
+            .to_le_bytes(),
     }
 }
 
@@ -236,7 +242,10 @@ fn main() {
     }];
     let mut slowest = Duration::ZERO;
     for snapshot in 1..SNAPSHOTS {
-        let runs = views.last().map(|view| view.runs.clone()).unwrap_or_default();
+        let runs = views
+            .last()
+            .map(|view| view.runs.clone())
+            .unwrap_or_default();
         let (runs, merged) = timed(|| next(&mut store, &runs, files, snapshot));
         slowest = slowest.max(merged);
         views.push(View {
@@ -247,8 +256,13 @@ fn main() {
     println!("{CHANGED} pages changed anywhere: their map is merged in at most {slowest:.1?}");
 
     let (blocks, floor) = timed(|| {
-        let blocks = store.frames.values().filter(|bytes| bytes.starts_with(b"NMB1"));
-        blocks.map(|bytes| black_box(MapFrame::decode(bytes).expect("a block"))).count()
+        let blocks = store
+            .frames
+            .values()
+            .filter(|bytes| bytes.starts_with(b"NMB1"));
+        blocks
+            .map(|bytes| black_box(MapFrame::decode(bytes).expect("a block")))
+            .count()
     });
     println!("floor: {blocks} record blocks are decoded in {floor:.1?}");
     let ratio = |time: Duration| time.as_secs_f64() / floor.as_secs_f64();
@@ -262,7 +276,10 @@ fn main() {
         }
         extents
     });
-    println!("walk: {walked} extents in {time:.1?}, {:.2} of the floor", ratio(time));
+    println!(
+        "walk: {walked} extents in {time:.1?}, {:.2} of the floor",
+        ratio(time)
+    );
 
     for (name, before) in [("the one before", SNAPSHOTS - 2), ("the first", 0)] {
         let before = &views[usize::try_from(before).expect("a number")];
@@ -315,9 +332,8 @@ fn main() {
             page: (mix(!seed) % u64::from(PAGES)) as u32,
         })
         .collect();
-    let look = |key: &PageKey| {
-        drive(&mut Lookup::new(&last, key.clone(), false), get).expect("a lookup")
-    };
+    let look =
+        |key: &PageKey| drive(&mut Lookup::new(&last, key.clone(), false), get).expect("a lookup");
     for key in &keys {
         assert_ne!(look(key), PagePlace::NotThere, "a page is missing");
     }

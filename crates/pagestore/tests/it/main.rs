@@ -15,5 +15,6 @@ mod collection;
 mod files;
 mod names;
 mod repository;
+mod scale;
 mod support;
 mod written;

@@ -1,13 +1,13 @@
 //! A whole snapshot in pieces of work: which part of which file comes next, and the frames it needs, fetched while
 //! the piece before it is at work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use neon_snapshot_format::StartUpRank;
+use neon_snapshot_format::{StartUpRank, Wanted};
 use tokio::task::JoinHandle;
 
 use crate::bridge::Bridge;
@@ -30,8 +30,10 @@ pub(crate) struct FilePart {
     pub(crate) range: Range<u64>,
 }
 
-/// Is told of each file before any part of it is handed out.
-type Announce<'a> = &'a (dyn Fn(&MappedFile) -> Result<()> + Sync);
+/// Is told of each file, and what of it will be handed out, before that.
+type Announce<'a> = &'a (dyn Fn(&MappedFile, &Wanted) -> Result<()> + Sync);
+/// Says what of a file is to be handed out; nothing at all, not even its name, if none.
+type Choose<'a> = &'a (dyn Fn(&MappedFile) -> Option<Wanted> + Sync);
 
 /// Hands out a snapshot's files, in the order of their paths, cut into pieces.
 pub(crate) struct Queue<'a> {
@@ -39,6 +41,7 @@ pub(crate) struct Queue<'a> {
     bridge: Bridge,
     rank: Option<StartUpRank>,
     announce: Option<Announce<'a>>,
+    choose: Option<Choose<'a>>,
     state: Mutex<State>,
 }
 
@@ -54,7 +57,7 @@ impl fmt::Debug for Queue<'_> {
 #[derive(Debug)]
 struct State {
     walk: Walk,
-    cut: Option<FilePart>,
+    cut: VecDeque<FilePart>,
     over: bool,
 }
 
@@ -63,7 +66,7 @@ impl<'a> Queue<'a> {
     pub(crate) fn new(snapshot: &Snapshot, bridge: &Bridge, rank: Option<StartUpRank>) -> Self {
         let state = State {
             walk: Walk::new(snapshot.view(), false),
-            cut: None,
+            cut: VecDeque::new(),
             over: false,
         };
         Self {
@@ -71,6 +74,7 @@ impl<'a> Queue<'a> {
             bridge: bridge.clone(),
             rank,
             announce: None,
+            choose: None,
             state: Mutex::new(state),
         }
     }
@@ -81,13 +85,19 @@ impl<'a> Queue<'a> {
         self
     }
 
+    /// Hands out only some files, or parts of them.
+    pub(crate) fn choosing(mut self, choose: Choose<'a>) -> Self {
+        self.choose = Some(choose);
+        self
+    }
+
     /// The next piece of work; none after the last.
     pub(crate) fn next(&self) -> Result<Option<Vec<FilePart>>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut parts = Vec::new();
         let mut weight = 0;
         while weight < PIECE {
-            let part = match state.cut.take() {
+            let part = match state.cut.pop_front() {
                 Some(part) => part,
                 None if state.over => break,
                 None => {
@@ -109,13 +119,28 @@ impl<'a> Queue<'a> {
                     {
                         continue;
                     }
+                    let wanted = match self.choose {
+                        Some(choose) => choose(&file),
+                        None => Some(Wanted::Whole),
+                    };
+                    let Some(wanted) = wanted else { continue };
                     if let Some(announce) = self.announce {
-                        announce(&file)?;
+                        announce(&file, &wanted)?;
                     }
-                    FilePart {
-                        file: Arc::new(file),
-                        range: 0..size,
+                    let file = Arc::new(file);
+                    let mut ranges = match wanted {
+                        Wanted::Whole => std::iter::once(0..size).collect(),
+                        Wanted::Ranges(ranges) => ranges,
+                        Wanted::Nothing => Vec::new(),
                     }
+                    .into_iter()
+                    .map(|range| FilePart {
+                        file: Arc::clone(&file),
+                        range,
+                    });
+                    let Some(first) = ranges.next() else { continue };
+                    state.cut.extend(ranges);
+                    first
                 }
             };
             let length = part.range.end - part.range.start;
@@ -128,7 +153,7 @@ impl<'a> Queue<'a> {
             let at = part.range.start + PIECE;
             let file = Arc::clone(&part.file);
             let rest = at..part.range.end;
-            state.cut = Some(FilePart {
+            state.cut.push_front(FilePart {
                 file: part.file,
                 range: rest,
             });

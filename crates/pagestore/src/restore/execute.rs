@@ -1,6 +1,6 @@
 //! Sending a snapshot to whatever takes one from several threads: a new data directory, above all.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use neon_snapshot_format::{BadPage, ExtentSink, ParallelSink, Wanted};
@@ -13,6 +13,7 @@ use crate::read::layout::Layout;
 use crate::read::source::end_of;
 use crate::read::{FrameUse, Snapshot};
 use crate::restore::page_checks::PageChecks;
+use crate::restore::plan::RestorePlan;
 
 /// How a snapshot is restored.
 #[derive(Debug, Clone)]
@@ -62,9 +63,18 @@ pub fn restore(
     sink: &dyn ParallelSink,
     options: &RestoreOptions,
 ) -> Result<Restored> {
+    run(snapshot, sink, options, None)
+}
+
+/// Writes what a plan says of a snapshot, or all of it.
+pub(crate) fn run(
+    snapshot: &Snapshot,
+    sink: &dyn ParallelSink,
+    options: &RestoreOptions,
+    plan: Option<&RestorePlan>,
+) -> Result<Restored> {
     let bridge = Bridge::current()?;
     let before = snapshot.maps().frames().used();
-    let mut restored = Restored::default();
     let mut walk = Walk::new(snapshot.view(), false);
     while let Some(file) = snapshot.maps().wait(&bridge, &mut walk)? {
         if options.cancel.load(Ordering::Relaxed) {
@@ -76,29 +86,35 @@ pub fn restore(
                 .map_err(|error| Error::format(path, error))?;
         }
     }
-    let announce = |file: &MappedFile| {
+    let files = AtomicU64::new(0);
+    let announce = |file: &MappedFile, wanted: &Wanted| {
+        files.fetch_add(1, Ordering::Relaxed);
         let entry = file.attributes.entry(file.path.clone());
-        sink.file(&entry, &Wanted::Whole)
+        sink.file(&entry, wanted)
             .map_err(|error| Error::format(file.path.to_string(), error))
     };
-    let queue = Queue::new(snapshot, &bridge, None).announcing(&announce);
+    let choose = |file: &MappedFile| match plan {
+        Some(plan) => plan.files.get(&file.path).cloned(),
+        None => Some(Wanted::Whole),
+    };
+    let queue = Queue::new(snapshot, &bridge, None)
+        .announcing(&announce)
+        .choosing(&choose);
+    let checks = options
+        .check_pages
+        .then(|| PageChecks::of(snapshot.facts()));
     let job = Job {
         snapshot,
         sink,
         options,
-        checks: options
-            .check_pages
-            .then(|| PageChecks::of(snapshot.facts())),
+        checks,
         queue: &queue,
         failed: AtomicBool::new(false),
     };
     let total = Mutex::new(Restored::default());
     job.run(&total)?;
-    let written = total.into_inner().unwrap_or_else(PoisonError::into_inner);
-    restored.files = written.files;
-    restored.bytes = written.bytes;
-    restored.live = written.live;
-    restored.bad_pages = written.bad_pages;
+    let mut restored = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    restored.files = files.load(Ordering::Relaxed);
     restored
         .bad_pages
         .sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
@@ -139,7 +155,6 @@ impl Job<'_> {
             }
             let mine = outcome?;
             let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-            total.files += mine.files;
             total.bytes += mine.bytes;
             total.live += mine.live;
             total.bad_pages.extend(mine.bad_pages);
@@ -190,7 +205,6 @@ impl Job<'_> {
         let path = &part.file.path;
         let fail = |error| Error::format(path.to_string(), error);
         let entry = part.file.attributes.entry(path.clone());
-        mine.files += u64::from(part.range.start == 0);
         let checks = self.checks.and_then(|checks| checks.file(path));
         worker.begin(&entry, part.range.clone()).map_err(fail)?;
         let bad = &mut mine.bad_pages;

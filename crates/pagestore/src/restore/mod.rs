@@ -2,5 +2,7 @@
 
 mod execute;
 mod page_checks;
+mod plan;
 
 pub use execute::{RestoreOptions, Restored, restore};
+pub use plan::{Keep, RestorePlan};

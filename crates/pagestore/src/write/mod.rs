@@ -17,3 +17,4 @@ pub use complete::{Parent, Stored};
 pub(crate) use snapshot::passed;
 pub use snapshot::{SnapshotOptions, SnapshotWriter, WriteReport};
 pub use upload::{PackUpload, Uploaded};
+pub(crate) use worker::digest;

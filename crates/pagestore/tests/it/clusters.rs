@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use neon_pagestore::read::Snapshot;
-use neon_pagestore::restore::{RestoreOptions, Restored, restore};
+use neon_pagestore::restore::{RestoreOptions, RestorePlan, Restored, restore};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
 use neon_pagestore::{CommitId, Facts, OpenOptions, Repository};
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_snapshot_format::pgdata::{
-    Bracket, DirectoryOptions, DirectoryWriter, Flush, Ownership, PgData, Stop, StopWal,
+    Bracket, DirectoryOptions, DirectoryWriter, ExistingDirectory, Flush, Ownership, PgData, Stop, StopWal,
     TablespacePlaces,
 };
-use neon_snapshot_format::{Sequential, SnapshotKind};
+use neon_snapshot_format::{Sequential, SnapshotKind, SnapshotPath};
 use neon_storage::{Native, NativeOptions};
 use neon_testkit::workload::Workload;
 use neon_testkit::{Cluster, PgMajor, Session, StopMode};
@@ -411,3 +411,115 @@ for_every_major!(an_online_snapshot_under_load_starts:
     an_online_snapshot_of_17_under_load_starts_and_is_whole = V17,
     an_online_snapshot_of_18_under_load_starts_and_is_whole = V18,
 );
+
+async fn turn_into(snapshot: &Snapshot, copy: &Cluster, by_map: Option<&Snapshot>) -> RestorePlan {
+    let directory = ExistingDirectory::open(&copy.data_dir()).unwrap();
+    let (snapshot, by_map) = (snapshot.clone(), by_map.cloned());
+    let writing = DirectoryOptions {
+        ownership: Ownership::Recorded,
+        tablespaces: TablespacePlaces::Below(tablespaces(copy)),
+        flush: Flush::FileSystem,
+        ..DirectoryOptions::default()
+    };
+    beside(move || {
+        let options = RestoreOptions::default();
+        let keep = |path: &SnapshotPath| path.as_bytes() == b"kept/by whom.txt";
+        let plan = match by_map {
+            Some(present) => RestorePlan::by_map(&snapshot, present.view()).unwrap(),
+            None => RestorePlan::by_content(&snapshot, &directory, &keep, &options).unwrap(),
+        };
+        let restored = plan
+            .execute(&snapshot, directory, writing, &options)
+            .unwrap();
+        assert_eq!(restored.bad_pages, []);
+        assert_eq!(restored.bytes, plan.bytes);
+        plan
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
+    // Without checksums hints are not in the log: only the content tells.
+    let mut cluster = Cluster::builder(PgMajor::V15).checksums(false).init();
+    prepare(&mut cluster);
+    cluster.start();
+    let loads = [Workload::Ddl, Workload::Tablespaces, Workload::Visibility];
+    for (seed, load) in (1..).zip(loads) {
+        load.run(&cluster, seed, 3, 3);
+    }
+    cluster.psql("create table filler as select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i; checkpoint");
+    cluster.stop(StopMode::Fast);
+    let place = neon_testkit::Scratch::new();
+    let repository = repository(&place.path().join("repository")).await;
+    let maps = reader(&repository);
+    let first = snapshot(&repository, None, copy_cold(cluster.data_dir())).await;
+    let first = Snapshot::open(&repository, first, &maps).await.unwrap();
+    let mut copy = target(PgMajor::V15);
+    restore_into(&first, &copy).await;
+
+    prepare(&mut copy);
+    copy.start();
+    for load in loads {
+        load.verify(&copy);
+    }
+    copy.psql("select count(*) from filler; update filler set i = -i where i % 500 = 0; create table more as select 1 i; vacuum filler; create table short as select generate_series(1, 100000)");
+    copy.stop(StopMode::Fast);
+    let kept = copy.data_dir().join("kept/by whom.txt");
+    fs::create_dir(kept.parent().unwrap()).unwrap();
+    fs::write(&kept, "mine").unwrap();
+    fs::write(copy.data_dir().join("base/left over"), "not mine").unwrap();
+    // A second name elsewhere must not be written through.
+    let outside = copy.scratch_dir().join("outside");
+    let config = copy.data_dir().join("PG_VERSION");
+    fs::hard_link(&config, &outside).unwrap();
+    fs::remove_file(&config).unwrap();
+    fs::write(&config, "99\n").unwrap();
+
+    let plan = turn_into(&first, &copy, None).await;
+    let total: u64 = first.facts().cost.bytes;
+    assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
+    assert!(plan.compared > total / 2);
+    assert!(
+        plan.removed
+            .iter()
+            .any(|entry| entry.path.as_bytes() == b"base/left over")
+    );
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "15\n");
+    fs::remove_dir_all(kept.parent().unwrap()).unwrap();
+    fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+
+    // Again: nothing differs but what always comes last.
+    fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
+    let plan = turn_into(&first, &copy, None).await;
+    assert_eq!((plan.bytes, plan.removed.len()), (8192, 0), "{:?}", plan.files);
+
+    // Forward by the maps alone, which is right for a directory that is known.
+    cluster.start();
+    cluster.psql("update filler set i = -i where i % 300 = 0; drop table if exists more; checkpoint");
+    cluster.stop(StopMode::Fast);
+    let second = snapshot(&repository, Some(&first), copy_cold(cluster.data_dir())).await;
+    let second = Snapshot::open(&repository, second, &maps).await.unwrap();
+    let plan = turn_into(&second, &copy, Some(&first)).await;
+    assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
+    fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
+
+    // Stopped in the middle, it is no cluster for anybody.
+    let writer = ExistingDirectory::open(&copy.data_dir())
+        .unwrap()
+        .change(DirectoryOptions::default())
+        .unwrap();
+    drop(writer);
+    assert!(PgData::cold(&copy.data_dir()).is_err());
+    assert!(copy.try_start().is_err());
+    turn_into(&second, &copy, None).await;
+    copy.start();
+    for load in loads {
+        load.verify(&copy);
+    }
+    judge(copy);
+}

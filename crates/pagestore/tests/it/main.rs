@@ -21,5 +21,6 @@ mod interleavings;
 mod listing;
 mod names;
 mod repository;
+mod scale;
 mod support;
 mod written;

@@ -3,6 +3,7 @@
 mod bracket;
 mod control;
 mod copied;
+mod existing;
 mod parallel;
 mod place;
 mod plan;
@@ -17,6 +18,7 @@ mod write_options;
 
 pub use bracket::Bracket;
 pub use copied::Copied;
+pub use existing::ExistingDirectory;
 pub use read::PgData;
 pub use rules::{EXCLUSIONS, Exclusion};
 pub use select::Select;

@@ -152,7 +152,7 @@ fn folder(path: &Path, mode: u32, user: &OsUser) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         other => other?,
     }
-    let folder = durable::open_dir(path)?;
+    let folder = durable::open_new_dir(path)?;
     folder.set_permissions(Permissions::from_mode(mode))?;
     user.own(&folder)
 }

@@ -70,7 +70,7 @@ pub(crate) fn create_dir(path: &Path, mode: u32, user: &OsUser) -> Result<()> {
             _ => Error::io(path, "cannot be created", error),
         })?;
     let attempt = || -> std::io::Result<()> {
-        let folder = open_dir(path)?;
+        let folder = open_new_dir(path)?;
         if folder.metadata()?.uid() != rustix::process::geteuid().as_raw() {
             return Err(std::io::Error::other(
                 "somebody has put another in its place",
@@ -96,6 +96,27 @@ pub(crate) fn set_dir_mode(path: &Path, mode: u32) -> Result<()> {
 pub(crate) fn open_dir(path: &Path) -> std::io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(File::from(open(path, flags, Mode::empty())?))
+}
+
+/// Opens a folder that we have just made. The umask of the process, which is not ours to change, may have taken our
+/// own rights to it.
+pub(crate) fn open_new_dir(path: &Path) -> std::io::Result<File> {
+    match open_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        other => return other,
+    }
+    let ours = Permissions::from_mode(0o700);
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = open(path, flags, Mode::empty())?;
+        // Such a descriptor cannot be given to `fchmod`, but has a name that means it alone.
+        fs::set_permissions(format!("/proc/self/fd/{}", folder.as_raw_fd()), ours)?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    fs::set_permissions(path, ours)?;
+    open_dir(path)
 }
 
 /// Creates a symbolic link of this owner; anybody may read what it says.

@@ -263,7 +263,12 @@ impl Comparing {
             compare(&sides, page_size, self.with_digests)
         });
         while let Some(open) = compared.open.last().copied() {
-            let runs = &views[usize::from(open.in_second)].runs;
+            let [one, other] = views;
+            let runs = if open.in_second {
+                &other.runs
+            } else {
+                &one.runs
+            };
             let key = PageKey {
                 path: self.path.clone(),
                 page: open.page,

@@ -282,6 +282,11 @@ impl Cursor {
                 return;
             }
         }
+        let next = self.run.indexes.get(self.index_at + 1);
+        if next.is_some_and(|next| (&next.first.path, next.first.page) <= (path, page)) {
+            self.index = None;
+            self.block_at = 0;
+        }
         if self.index.is_none() {
             let indexes = &self.run.indexes;
             let after = indexes

@@ -252,18 +252,23 @@ impl Comparing {
             .attributes
             .each_ref()
             .map(|known| known.clone().flatten());
-        let [one, other] = &self.parts;
+        let [one, other] = &mut self.parts;
         let compared = self.compared.get_or_insert_with(|| {
-            let known = |part: &'_ Part, attributes: &Option<Attributes>| Known {
+            let known = |part: &mut Part, attributes: &Option<Attributes>| Known {
                 count: page_count(attributes.as_ref(), page_size),
-                pieces: part.pieces.clone(),
-                digests: part.digests.clone(),
+                pieces: std::mem::take(&mut part.pieces),
+                digests: std::mem::take(&mut part.digests),
             };
             let sides = [known(one, &before), known(other, &after)];
             compare(&sides, page_size, self.with_digests)
         });
         while let Some(open) = compared.open.last().copied() {
-            let runs = &views[usize::from(open.in_second)].runs;
+            let [one, other] = views;
+            let runs = if open.in_second {
+                &other.runs
+            } else {
+                &one.runs
+            };
             let key = PageKey {
                 path: self.path.clone(),
                 page: open.page,

@@ -34,6 +34,19 @@ impl List {
     }
 }
 
+impl List {
+    /// Moves on behind everything in a directory, which is the path up to a slash.
+    fn pass_below(&mut self, path: &[u8], slash: usize) {
+        // The first that sorts after all that begin with the slash.
+        let mut behind = path.get(..slash).unwrap_or_default().to_vec();
+        behind.push(b'/' + 1);
+        // A path too long to be one is behind nothing that exists.
+        if let Ok(behind) = SnapshotPath::new(behind) {
+            self.overlay.seek(&behind);
+        }
+    }
+}
+
 impl Machine for List {
     type Output = Option<(SnapshotPath, Attributes)>;
 
@@ -50,7 +63,11 @@ impl Machine for List {
                 self.over = path.as_bytes() > self.prefix.as_slice();
                 continue;
             };
-            if name.contains(&b'/') || path.is_root() {
+            if let Some(slash) = name.iter().position(|byte| *byte == b'/') {
+                self.pass_below(path.as_bytes(), self.prefix.len() + slash);
+                continue;
+            }
+            if path.is_root() {
                 continue;
             }
             if let Some(attributes) = attributes(&path, state)? {

@@ -203,18 +203,22 @@ impl Overlay {
                 return Ok(Step::Ready(Some(event)));
             }
             let mut needed = Vec::new();
-            if let Some(path) = self.path.clone() {
+            if let Some(path) = self.path.take() {
                 let known = self.load_pages(&path, &mut needed)?;
+                let known = known && needed.is_empty();
+                let event = if known { self.next_pages(&path) } else { None };
+                if !known || event.is_some() {
+                    self.path = Some(path);
+                }
                 if !needed.is_empty() {
                     return Ok(Step::Need(needed));
+                }
+                if event.is_some() {
+                    return Ok(Step::Ready(event));
                 }
                 if !known {
                     continue;
                 }
-                if let Some(event) = self.next_pages(&path) {
-                    return Ok(Step::Ready(Some(event)));
-                }
-                self.path = None;
             }
             let keys = self.layers.iter().filter_map(|layer| layer.cursor.key());
             let Some(first) = keys.map(|(path, _)| path).min().cloned() else {

@@ -12,4 +12,5 @@ mod damage;
 mod golden;
 mod model;
 mod proportion;
+mod reads;
 mod store;

@@ -244,7 +244,7 @@ impl Cluster {
                 },
                 frame: self.frames,
                 offset: 64 + self.frames * 5000,
-                stored_length: 5000 - (self.frames % 3 == 0) as u32,
+                stored_length: 5000 - u32::from(self.frames.is_multiple_of(3)),
                 plain_length: self.page_size * per_frame,
                 codec: 2,
                 sealed: false,
@@ -253,7 +253,9 @@ impl Cluster {
             let offset = used * self.page_size;
             // Now and then a page is written as it was.
             let digest = match page {
-                Some((.., digest)) if *digest != [0; 16] && self.digests % 5 == 0 => *digest,
+                Some((.., digest)) if *digest != [0; 16] && self.digests.is_multiple_of(5) => {
+                    *digest
+                }
                 _ => u128::from(self.digests + 1).to_le_bytes(),
             };
             self.digests += 1;

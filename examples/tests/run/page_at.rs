@@ -19,8 +19,9 @@ async fn snapshot(storage: Arc<dyn Storage>, cluster: &Cluster, name: &str) {
         let sink = SnapshotWriter::new(&to, writer, SnapshotOptions::default()).unwrap();
         let source = PgData::cold(&data).unwrap();
         let copied = source.copy_parallel(&sink, 2).unwrap();
-        let mut rest = Sequential::new(&sink).unwrap();
-        copied.finish(&mut rest, None).unwrap();
+        copied
+            .finish(&mut Sequential::new(&sink).unwrap(), None)
+            .unwrap();
         let facts = Facts::of_control(SnapshotKind::Cold, 0, source.control());
         sink.complete().unwrap().commit(facts)
     });

@@ -414,7 +414,9 @@ impl Inner {
                 ));
             };
             let end = place.offset.saturating_add(place.length.into());
-            for stored in self.request(place.pack, &[place.offset..end]).await? {
+            let place_of = place.offset..end;
+            let stored = self.request(place.pack, std::slice::from_ref(&place_of));
+            for stored in stored.await? {
                 all.push(match place.wrapped {
                     true => unwrap(frame, &stored)?,
                     false => stored,

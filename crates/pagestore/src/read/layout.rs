@@ -37,10 +37,6 @@ impl<'a> Layout<'a> {
         }
     }
 
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
     fn extents(&self, range: &Range<u64>) -> &'a [Extent] {
         let first = range.start / self.page_size;
         let end = range.end.div_ceil(self.page_size);

@@ -248,8 +248,11 @@ fn key(bytes: &[u8]) -> (&[u8], u64) {
 pub(crate) struct Sorted<'a> {
     gathering: &'a Gathering,
     cursors: Vec<Cursor>,
-    heap: BinaryHeap<Reverse<(Vec<u8>, u64, usize, Vec<u8>)>>,
+    heap: BinaryHeap<Reverse<Ahead>>,
 }
+
+/// The next item of a piece: path, order, which piece, content.
+type Ahead = (Vec<u8>, u64, usize, Vec<u8>);
 
 #[derive(Debug)]
 struct Cursor {

@@ -381,7 +381,7 @@ async fn an_online_snapshot_under_load_starts(major: PgMajor) {
     let repository = repository(&place.path().join("repository")).await;
     let id = snapshot(&repository, None, copy_online(&cluster)).await;
     for load in running {
-        load.stop();
+        drop(load.stop());
     }
     let maps = reader(&repository);
     let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
@@ -523,6 +523,7 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
     assert!(PgData::cold(&copy.data_dir()).is_err());
     assert!(copy.try_start().is_err());
     turn_into(&second, &copy, None).await;
+    prepare(&mut copy);
     copy.start();
     for load in loads {
         load.verify(&copy);

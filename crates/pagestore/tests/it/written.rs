@@ -101,7 +101,7 @@ async fn a_snapshot_with_a_parent_has_what_came_and_the_rest_of_the_parent() {
                 if (page as u64 * 31 + round) % 9 < 2 {
                     let fresh = noise(content.len(), round * 1000 + number + page as u64);
                     content.copy_from_slice(&fresh);
-                    if (page as u64 + round) % 6 == 0 {
+                    if (page as u64 + round).is_multiple_of(6) {
                         content.fill(0);
                     }
                     let start = page as u64 * 8192;

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use neon_examples::fetch::{Failure, Plan, Range, Wal, fetch, receive_wal};
-use neon_examples::unpack::Mapping;
+use neon_examples::unpack::{Mapping, Modes, Written, create_empty};
 use neon_examples::{program, surroundings};
 use neon_pgwire::{
-    BackupEnd, BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ManifestChecksum,
-    ManifestOption, Params, Replication, SlotName,
+    BackupEnd, BackupEvent, BackupTarget, BaseBackupOptions, Checkpoint, Client, Config,
+    ManifestChecksum, ManifestOption, NoticeHandler, Params, Replication, SlotName,
 };
 use tokio::sync::watch;
 
@@ -20,6 +20,7 @@ struct Options {
     params: Params,
     target: Option<PathBuf>,
     tar: bool,
+    format_given: bool,
     wal: Option<String>,
     slot: Option<String>,
     create_slot: bool,
@@ -53,12 +54,15 @@ async fn run() -> Result<ExitCode, Failure> {
     let Some(options) = parse(words()?.into_iter())? else {
         return Ok(ExitCode::SUCCESS);
     };
+    if options.backup.target != BackupTarget::Client {
+        return elsewhere(options).await;
+    }
     let target = options
         .target
         .clone()
         .ok_or("no target directory specified")?;
     let existed = target.exists();
-    let elsewhere = options
+    let wal_directory = options
         .wal_directory
         .clone()
         .map(|path| (path.exists(), path));
@@ -66,11 +70,14 @@ async fn run() -> Result<ExitCode, Failure> {
     let result = take(options, &target).await;
     if result.is_err() && !no_clean {
         // What is no backup is not left lying around, as the original does it.
-        for (existed, path) in [(existed, target)].into_iter().chain(elsewhere) {
+        for (existed, path) in [(existed, target)].into_iter().chain(wal_directory) {
             clean(&path, existed);
         }
     }
-    let end = result?;
+    succeeded(result?)
+}
+
+fn succeeded(end: BackupEnd) -> Result<ExitCode, Failure> {
     match end.suspect {
         None => Ok(ExitCode::SUCCESS),
         Some(error) => {
@@ -80,6 +87,42 @@ async fn run() -> Result<ExitCode, Failure> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// A backup that the server keeps, or nobody.
+async fn elsewhere(mut options: Options) -> Result<ExitCode, Failure> {
+    if options.target.is_some() {
+        return Err("cannot specify both output directory and backup target".into());
+    }
+    if options.format_given {
+        return Err("cannot specify both format and backup target".into());
+    }
+    match options.wal.as_deref() {
+        Some("none") => {}
+        Some("fetch") => options.backup.wal = true,
+        _ => return Err("WAL cannot be streamed when a backup target is specified".into()),
+    }
+    options.backup.wait = !options.backup.wal;
+    options.backup.tablespace_map = true;
+    let client = Client::connect(&config(&options)?).await?;
+    let mut backup = client.base_backup(&options.backup).await?;
+    while backup.next().await?.is_some() {}
+    let (end, client) = backup.finish()?;
+    client.close().await;
+    succeeded(end)
+}
+
+/// What the server warns of is passed on.
+fn config(options: &Options) -> Result<Config, Failure> {
+    let config = Config::resolve(&options.params, &surroundings::of_this_process())?;
+    let warn = NoticeHandler::new(|notice| {
+        if notice.severity() != "NOTICE" {
+            program::complain(format_args!("{}:  {}", notice.severity(), notice.message()));
+        }
+    });
+    Ok(config
+        .with_replication(Replication::Physical)
+        .with_notices(warn))
 }
 
 fn clean(path: &Path, existed: bool) {
@@ -102,7 +145,7 @@ async fn take(mut options: Options, target: &Path) -> Result<BackupEnd, Failure>
     options.backup.wal = wal == "fetch";
     options.backup.wait = wal == "none";
     options.backup.tablespace_map = options.tar;
-    let config = Config::resolve(&options.params, &surroundings::of_this_process())?;
+    let config = config(&options)?;
     let slot: Option<SlotName> = match &options.slot {
         Some(name) => Some(name.parse()?),
         None => None,
@@ -114,8 +157,7 @@ async fn take(mut options: Options, target: &Path) -> Result<BackupEnd, Failure>
         if options.without_slot {
             return Err("--create-slot and --no-slot are incompatible options".into());
         }
-        let physical = config.clone().with_replication(Replication::Physical);
-        let mut client = Client::connect(&physical).await?;
+        let mut client = Client::connect(&config).await?;
         client.create_physical_slot(slot, false, true).await?;
         client.close().await;
     }
@@ -153,12 +195,9 @@ async fn archives(
     target: &Path,
     streamed: Option<Option<SlotName>>,
 ) -> Result<BackupEnd, Failure> {
-    fs::create_dir_all(target)?;
-    if fs::read_dir(target)?.next().is_some() {
-        return Err(format!("directory \"{}\" exists but is not empty", target.display()).into());
-    }
-    let physical = config.clone().with_replication(Replication::Physical);
-    let mut client = Client::connect(&physical).await?;
+    let mut client = Client::connect(config).await?;
+    let modes = Modes::of(&client.show("data_directory_mode").await?);
+    create_empty(target, modes, &mut Written::default())?;
     let segment = client.wal_segment_size().await?;
     let system = client.identify_system().await?.system_identifier;
     let mut backup = client.base_backup(&options.backup).await?;
@@ -166,17 +205,20 @@ async fn archives(
     let wal = target.join("pg_wal.tmp");
     let streaming = match streamed {
         Some(slot) => {
-            fs::create_dir(&wal)?;
+            modes.create_dir(&wal)?;
+            modes.create_dir(&wal.join("archive_status"))?;
             let range = Range {
                 from: backup.start().start_of(segment),
                 timeline: backup.timeline(),
                 segment,
                 system,
                 slot,
+                modes,
+                sync: !options.no_sync,
             };
-            let wal = wal.clone();
+            let (config, wal) = (config.clone(), wal.clone());
             Some(tokio::spawn(async move {
-                receive_wal(&physical, range, &wal, stop).await
+                receive_wal(&config, range, &wal, stop).await
             }))
         }
         None => None,
@@ -185,9 +227,11 @@ async fn archives(
     while let Some(event) = backup.next().await? {
         match event {
             BackupEvent::Archive(archive) => {
-                file = Some(File::create_new(target.join(archive.name))?);
+                file = Some(modes.create_file(&target.join(archive.name))?);
             }
-            BackupEvent::Manifest => file = Some(File::create_new(target.join("backup_manifest"))?),
+            BackupEvent::Manifest => {
+                file = Some(modes.create_file(&target.join("backup_manifest"))?);
+            }
             BackupEvent::Data(bytes) => {
                 if let Some(file) = &mut file {
                     file.write_all(&bytes)?;
@@ -201,7 +245,7 @@ async fn archives(
     if let Some(streaming) = streaming {
         stop_known.send(Some(end.stop))?;
         let files = streaming.await??;
-        let names = files.iter().filter_map(|file| file.file_name());
+        let names = files.iter().filter_map(|file| file.strip_prefix(&wal).ok());
         let mut tar = std::process::Command::new("tar");
         tar.args(["--format=ustar", "-cf"])
             .arg(target.join("pg_wal.tar"));
@@ -216,10 +260,26 @@ async fn archives(
 /// What a standby needs to follow the server.
 fn write_recovery_conf(options: &Options, target: &Path) -> io::Result<()> {
     let mut conninfo = String::new();
-    for (name, value) in options.params.iter() {
-        if !matches!(name, "dbname" | "replication") {
-            let value = value.replace('\\', "\\\\").replace('\'', "\\'");
-            conninfo.push_str(&format!("{name}='{value}' "));
+    let environment = surroundings::of_this_process().environment;
+    let named = |name: &'static str, variable: &str| {
+        let value = environment.get(variable).map(String::as_str)?;
+        options.params.get(name).is_none().then_some((name, value))
+    };
+    // Where the environment leads to is written down as well: the standby may have another one.
+    let surrounding = [("host", "PGHOST"), ("port", "PGPORT"), ("user", "PGUSER")];
+    let surrounding = surrounding
+        .iter()
+        .filter_map(|(name, variable)| named(name, variable));
+    for (name, value) in options.params.iter().chain(surrounding) {
+        if !matches!(name, "dbname" | "replication" | "fallback_application_name") {
+            // Quoted where it must be, as libpq does it.
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
+            if !value.is_empty() && value.bytes().all(plain) {
+                conninfo.push_str(&format!("{name}={value} "));
+            } else {
+                let value = value.replace('\\', "\\\\").replace('\'', "\\'");
+                conninfo.push_str(&format!("{name}='{value}' "));
+            }
         }
     }
     let quoted = conninfo.trim_end().replace('\'', "''");
@@ -282,16 +342,20 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>, Fai
                 return Ok(None);
             }
             "D" | "pgdata" => options.target = Some(value()?.into()),
-            "F" | "format" => match value()?.as_str() {
-                "p" | "plain" => options.tar = false,
-                "t" | "tar" => options.tar = true,
-                other => {
-                    return Err(format!(
-                        "invalid output format \"{other}\", must be \"plain\" or \"tar\""
-                    )
-                    .into());
-                }
-            },
+            "F" | "format" => {
+                options.format_given = true;
+                options.tar = match value()?.as_str() {
+                    "p" | "plain" => false,
+                    "t" | "tar" => true,
+                    other => {
+                        return Err(format!(
+                            "invalid output format \"{other}\", must be \"plain\" or \"tar\""
+                        )
+                        .into());
+                    }
+                };
+            }
+            "t" | "target" => options.backup.target = backup_target(&value()?),
             "X" | "wal-method" => {
                 options.wal = Some(match value()?.as_str() {
                     "n" | "none" => "none".to_owned(),
@@ -345,6 +409,19 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Options>, Fai
         }
     }
     Ok(Some(options))
+}
+
+fn backup_target(text: &str) -> BackupTarget {
+    let (name, detail) = match text.split_once(':') {
+        Some((name, detail)) => (name, Some(detail)),
+        None => (text, None),
+    };
+    match (name, detail) {
+        ("client", None) => BackupTarget::Client,
+        ("blackhole", None) => BackupTarget::Blackhole,
+        ("server", Some(path)) => BackupTarget::Server(path.to_owned()),
+        (name, detail) => BackupTarget::Other(name.to_owned(), detail.map(str::to_owned)),
+    }
 }
 
 fn mapping(text: &str) -> Result<Mapping, Failure> {

@@ -1,28 +1,35 @@
 //! Takes a copy of a cluster to a point in time.
 //!
 //! ```text
-//! recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME
+//! recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME|latest
 //! ```
 //!
 //! BASE is a data directory: a base backup with its `backup_label`, or a copy of a stopped cluster. It is
 //! changed in place, promoted to a new timeline and left stopped, ready for `pg_ctl start`. TIME has an offset:
-//! `2026-11-20T10:01:31+00:00`. When nothing was committed after TIME, all there is is what was there at that
-//! time, and the base is taken to the end of WAL.
+//! `2026-11-20T10:01:31+00:00`. Interrupted, it leaves a folder with a log in the temporary directory, and no server;
+//! another run goes on from there.
 //!
-//! Exit codes: 0 done; 1 failed; 2 usage; 4 the time lies before the base; 5 WAL is missing or damaged.
+//! When no transaction ended after TIME, the server cannot know that it is reached: nothing is promoted, and the
+//! exit code is 3. If WAL_DIRECTORY gets nothing more, its end is what was wanted: say `latest`. While it still
+//! grows, what is there a moment later may have been committed after TIME, so that is not done unasked.
+//!
+//! Exit codes: 0 done; 1 failed; 2 usage; 3 nothing ended after the time, so it is not known to be reached; 4 the
+//! time lies before the base; 5 WAL is missing or damaged.
 
 use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use neon_examples::program;
 use neon_pgctl::{
-    Discovery, Error, ErrorKind, Installation, Instance, OsUser, Recovered, RecoveryEnd,
-    RecoveryEvent, RecoveryPlan, RecoveryTarget, WalSource,
+    Discovery, Error, ErrorKind, Installation, Instance, OsUser, RecoveryEnd, RecoveryEvent,
+    RecoveryPlan, RecoveryTarget, WalSource, blocking,
 };
 
-const USAGE: &str = "recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME";
+const USAGE: &str = "recover_to_time [--bin BIN_DIR] BASE WAL_DIRECTORY TIME|latest";
 
 fn main() -> ExitCode {
     let words = match program::arguments(USAGE) {
@@ -62,6 +69,7 @@ impl From<Error> for Failure {
         }
         let code = match error.kind() {
             ErrorKind::Invalid => 2,
+            ErrorKind::NoLaterTransaction => 3,
             ErrorKind::TargetTooEarly => 4,
             ErrorKind::MissingWal | ErrorKind::Corrupt | ErrorKind::WalLevelMinimal => 5,
             _ => 1,
@@ -106,7 +114,10 @@ impl Options {
             bin_dir,
             base: base.into(),
             wal: std::path::absolute(wal)?,
-            target: RecoveryTarget::at_time(&time)?,
+            target: match time.as_str() {
+                "latest" => RecoveryTarget::Latest,
+                time => RecoveryTarget::at_time(time)?,
+            },
         })
     }
 }
@@ -117,36 +128,21 @@ fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
         None => installation_for(&options.base)?,
     };
     // A short private folder for the log and the socket, the server's own.
-    let private = private_folder(&options.base)?;
+    let private = PrivateFolder::create(&options.base)?;
     let instance = Instance::at(
         &installation,
         &options.base,
-        private.join("log"),
-        private.join("run"),
+        private.0.join("log"),
+        private.0.join("run"),
     )?;
 
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let recover = |target: &RecoveryTarget| -> Result<Recovered, Error> {
-        let source = WalSource::Directory(options.wal.clone());
-        let plan = RecoveryPlan::new(source, target.clone()).with_end(RecoveryEnd::Promoted);
-        runtime.block_on(instance.recover(&plan, |event| {
-            if let RecoveryEvent::Replayed(lsn) = event {
-                program::complain(format_args!("replayed up to {lsn}"));
-            }
-        }))
-    };
-    let outcome = match recover(&options.target) {
-        // The server cannot know that it is there when nothing comes after.
-        Err(error) if error.kind() == ErrorKind::NoLaterTransaction => {
-            writeln!(out, "{error}; going to the end of WAL")?;
-            recover(&RecoveryTarget::Latest)
+    let source = WalSource::Directory(options.wal.clone());
+    let plan = RecoveryPlan::new(source, options.target.clone()).with_end(RecoveryEnd::Promoted);
+    let recovered = blocking::wait(instance.recover(&plan, |event| {
+        if let RecoveryEvent::Replayed(lsn) = event {
+            program::complain(format_args!("replayed up to {lsn}"));
         }
-        outcome => outcome,
-    };
-    std::fs::remove_dir_all(&private)?;
-    let recovered = outcome?;
+    }))??;
     writeln!(
         out,
         "{} is on timeline {} now",
@@ -171,10 +167,24 @@ fn installation_for(base: &Path) -> Result<Installation, Failure> {
     Ok(found.of(major)?.clone())
 }
 
-fn private_folder(base: &Path) -> Result<PathBuf, Failure> {
-    let owner = OsUser::owner_of(base)?;
-    let folder = std::env::temp_dir().join(format!("recover-{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    std::os::unix::fs::lchown(&folder, Some(owner.uid()), Some(owner.gid()))?;
-    Ok(folder)
+/// A folder of the server's user, gone with this value.
+struct PrivateFolder(PathBuf);
+
+impl PrivateFolder {
+    fn create(base: &Path) -> Result<Self, Failure> {
+        let owner = OsUser::owner_of(base)?;
+        let folder = std::env::temp_dir().join(format!("recover-{}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        let folder = Self(folder);
+        std::os::unix::fs::lchown(&folder.0, Some(owner.uid()), Some(owner.gid()))?;
+        Ok(folder)
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            program::complain(format_args!("{} stays behind: {error}", self.0.display()));
+        }
+    }
 }

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use neon_examples::{program, surroundings};
-use neon_pg_layout::{Lsn, TimelineId};
+use neon_pg_layout::{Lsn, TimelineHistory, TimelineId};
 use neon_pgwire::{
     Client, Config, ErrorKind, Params, Positions, Replication, SlotName, StreamEnd, StreamOptions,
-    WalEvent,
+    SystemIdentity, WalEvent, quote_literal,
 };
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -71,13 +71,16 @@ async fn run(
 ) -> Result<(), Failure> {
     let params: Params = conninfo.parse()?;
     let config = Config::resolve(&params, &surroundings::of_this_process())?;
-    let mut client = Client::connect(&config.with_replication(Replication::Physical)).await?;
+    let physical = config.clone().with_replication(Replication::Physical);
+    let mut client = Client::connect(&physical).await?;
     let segment = client.wal_segment_size().await?;
     let identity = client.identify_system().await?;
+    let mut slot_is_new = false;
     if let Some(slot) = &slot {
         match client.create_physical_slot(slot, false, true).await {
-            Err(error) if error.sqlstate() != Some("42710") => return Err(error.into()),
-            _ => {}
+            Ok(_) => slot_is_new = true,
+            Err(error) if error.sqlstate() == Some("42710") => {}
+            Err(error) => return Err(error.into()),
         }
     }
     // After the newest whole segment, else from where the slot keeps WAL, else from here on.
@@ -85,15 +88,30 @@ async fn run(
         Some(found) => found,
         None => {
             let kept = match &slot {
-                Some(slot) => match client.read_slot(slot).await {
-                    // A slot that is older than a promotion keeps WAL of an earlier timeline.
-                    Ok(position) => position.and_then(|position| {
-                        let timeline = position.restart_timeline.unwrap_or(identity.timeline);
-                        Some((timeline, position.restart_lsn?))
-                    }),
-                    Err(error) if error.kind() == ErrorKind::Unsupported => None,
-                    Err(error) => return Err(error.into()),
-                },
+                Some(slot) => {
+                    let asked = match params.get("dbname") {
+                        Some(_) => config,
+                        None => config.with_dbname("postgres"),
+                    };
+                    match kept_by(slot, &mut client, &identity, &asked).await {
+                        Ok(kept) => kept,
+                        Err(error) if slot_is_new => {
+                            program::complain(format_args!(
+                                "begins at {}: {error}",
+                                identity.position
+                            ));
+                            None
+                        }
+                        Err(error) => {
+                            program::complain(format_args!(
+                                "warning: what slot {slot} keeps from before {} is not fetched, because nobody \
+                                 can tell where that begins: {error}",
+                                identity.position
+                            ));
+                            None
+                        }
+                    }
+                }
                 None => None,
             };
             let (timeline, from) = kept.unwrap_or((identity.timeline, identity.position));
@@ -152,6 +170,44 @@ async fn run(
             _ => return Err("the server shuts down".into()),
         }
     }
+}
+
+/// Where a slot keeps WAL from, and on which timeline: a slot that is older than a promotion keeps WAL
+/// of an earlier one. Servers before 15 can be asked in SQL only, over an ordinary session.
+async fn kept_by(
+    slot: &SlotName,
+    client: &mut Client,
+    identity: &SystemIdentity,
+    ordinary: &Config,
+) -> Result<Option<(TimelineId, Lsn)>, Failure> {
+    match client.read_slot(slot).await {
+        Ok(position) => {
+            return Ok(position.and_then(|position| {
+                let timeline = position.restart_timeline.unwrap_or(identity.timeline);
+                Some((timeline, position.restart_lsn?))
+            }));
+        }
+        Err(error) if error.kind() == ErrorKind::Unsupported => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut session = Client::connect(&ordinary.clone().with_replication(Replication::Off)).await?;
+    let name = quote_literal(slot.as_str())?;
+    let sql =
+        format!("SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = {name}");
+    let results = session.simple_query(&sql).await?;
+    session.close().await;
+    let Some(lsn) = results.first().and_then(|result| result.value(0, 0)) else {
+        return Ok(None);
+    };
+    let lsn: Lsn = lsn.parse()?;
+    let timeline = match identity.timeline {
+        TimelineId::FIRST => TimelineId::FIRST,
+        current => {
+            let history = client.timeline_history(current).await?;
+            TimelineHistory::parse(current, &history.content)?.timeline_of(lsn)
+        }
+    };
+    Ok(Some((timeline, lsn)))
 }
 
 /// Where to go on: the newest timeline, and the end of its newest whole segment.

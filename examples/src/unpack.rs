@@ -2,9 +2,9 @@
 //! writes nowhere but below the directories it was given.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 const BLOCK: usize = 512;
@@ -16,6 +16,53 @@ pub struct Mapping {
     pub from: PathBuf,
     /// Here.
     pub to: PathBuf,
+}
+
+/// Who may read what is not in an archive with permissions of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modes {
+    /// Of directories.
+    pub directory: u32,
+    /// Of files.
+    pub file: u32,
+}
+
+impl Modes {
+    /// Those of a cluster whose `data_directory_mode` is this: only its owner, or its group as well.
+    pub fn of(data_directory_mode: &str) -> Self {
+        let mode = u32::from_str_radix(data_directory_mode, 8).unwrap_or(0o700);
+        match mode & 0o050 {
+            0o050 => Self {
+                directory: 0o750,
+                file: 0o640,
+            },
+            _ => Self {
+                directory: 0o700,
+                file: 0o600,
+            },
+        }
+    }
+
+    /// Creates a directory in one that exists, unless it is there.
+    pub fn create_dir(self, path: &Path) -> io::Result<()> {
+        match DirBuilder::new().mode(self.directory).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            // Whatever the umask says.
+            _ => fs::set_permissions(path, Permissions::from_mode(self.directory)),
+        }
+    }
+
+    /// Creates a file that is not there yet.
+    pub fn create_file(self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let file = options
+            .write(true)
+            .create_new(true)
+            .mode(self.file)
+            .open(path)?;
+        file.set_permissions(Permissions::from_mode(self.file))?;
+        Ok(file)
+    }
 }
 
 /// Everything that was written, to be made durable together.
@@ -86,8 +133,8 @@ fn invalid(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
-/// Creates a directory that only its owner can read, unless there is an empty one.
-pub fn create_empty(path: &Path, written: &mut Written) -> io::Result<()> {
+/// Creates a directory, unless there is an empty one.
+pub fn create_empty(path: &Path, modes: Modes, written: &mut Written) -> io::Result<()> {
     match fs::read_dir(path) {
         Ok(mut entries) => {
             if entries.next().is_some() {
@@ -100,7 +147,7 @@ pub fn create_empty(path: &Path, written: &mut Written) -> io::Result<()> {
         }
         Err(error) => return Err(error),
     }
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    fs::set_permissions(path, Permissions::from_mode(modes.directory))?;
     written.directory(path.to_owned());
     Ok(())
 }
@@ -194,6 +241,10 @@ impl<'a> Unpacker<'a> {
                     .create_new(true)
                     .mode(mode)
                     .open(&path)?;
+                if mode & 0o077 != 0 {
+                    // What the archive grants to others is granted, whatever the umask says.
+                    file.set_permissions(Permissions::from_mode(mode))?;
+                }
                 self.written.file(path);
                 let padding = size.next_multiple_of(512) - size;
                 Ok(match size {
@@ -206,12 +257,12 @@ impl<'a> Unpacker<'a> {
                 })
             }
             Some(b'5') => {
-                match DirBuilder::new().mode(mode).create(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    _ => self.written.directory(path),
-                }
+                let modes = Modes {
+                    directory: mode,
+                    file: mode,
+                };
+                modes.create_dir(&path)?;
+                self.written.directory(path);
                 Ok(State::Padding(0))
             }
             Some(b'2') => {

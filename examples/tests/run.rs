@@ -15,6 +15,8 @@ mod edges;
 mod embedded_postgres;
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
+#[path = "run/page_at.rs"]
+mod page_at;
 #[path = "run/recover_to_time.rs"]
 mod recover_to_time;
 #[path = "run/single_file.rs"]

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use neon_pg_layout::{ClusterState, PgMajor};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity;
 use crate::installation::Installation;
 use crate::instance::{self, Instance};
 use crate::os_user::OsUser;
 use crate::pid_file::PidFile;
 use crate::process;
 use crate::settings::files::FileSettings;
-use crate::stale;
 
 /// Who starts and stops a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +129,7 @@ impl Adopted {
         let major = instance::major_of(&data_dir)?;
         let control = crate::control_state::read(&data_dir)?;
         let file = PidFile::read(&data_dir)?;
-        let file = file.filter(|file| stale::running(file, &data_dir).is_some());
+        let file = file.filter(|file| identity::running(file, &data_dir).is_some());
         let pid = file.as_ref().map(|file| file.pid);
         let command_line = pid
             .and_then(process::command_line)

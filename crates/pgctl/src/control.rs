@@ -75,6 +75,8 @@ impl Instance {
             // finished (seen with 15.18).
             let noticed = startup.is_none_or(|pid| !process::is_child(pid, server.pid()));
             if noticed && self.control_file()?.state == ClusterState::InProduction {
+                // If it was promoted before it saw this request, which another had asked for.
+                drop(fs::remove_file(&file));
                 return Ok(());
             }
             if !alive {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use neon_pg_layout::PgMajor;
 use neon_pgwire::Secret;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::archiving;
 use crate::command::{self, Running};
 use crate::durable::{self, Scrap};
 use crate::error::{Error, ErrorKind, Result};
@@ -143,7 +144,7 @@ impl Instance {
     ///
     /// TCP and sockets ask for the password (SCRAM). The settings are in `data/neon.conf`: WAL is kept for
     /// incremental snapshots (`wal_keep_size`, from 17 `summarize_wal`), the server listens on the loopback
-    /// addresses, nothing is archived. The port is chosen at the first start.
+    /// addresses, nothing is archived unless the caller's settings say how. The port is chosen at the first start.
     ///
     /// Dropping the future ends `initdb` and removes what it wrote, before it returns.
     ///
@@ -156,8 +157,21 @@ impl Instance {
         dir: impl AsRef<Path>,
         options: &CreateOptions,
     ) -> Result<Self> {
-        let dir = instance::absolute(dir.as_ref())?;
+        let (instance, _) = Self::create_locked(installation, dir.as_ref(), options).await?;
+        Ok(instance)
+    }
+
+    /// As [`create`](Self::create), with the lock that its folder was made under: as long as it is kept, everybody
+    /// can see that the folder is somebody's.
+    pub(crate) async fn create_locked(
+        installation: &Installation,
+        dir: &Path,
+        options: &CreateOptions,
+    ) -> Result<(Self, File)> {
+        let dir = instance::absolute(dir)?;
         let user = user_for(options)?;
+        let own = own_settings(installation.major(), options);
+        archiving::check(|name| own.get(name), &user).await?;
         refuse_existing(&dir)?;
         let staging = stage(&dir, &user)?;
         check_reachable(staging.path(), &user).await?;
@@ -170,7 +184,7 @@ impl Instance {
 
         let data = staging.path().join(DATA);
         let socket_dir = dir.join(RUN);
-        own_settings(installation.major(), options).write(&data)?;
+        own.write(&data)?;
         append(&data.join("postgresql.conf"), INCLUDE)?;
         for folder in [LOG, RUN] {
             durable::create_dir(&staging.path().join(folder), 0o700, &user)?;
@@ -183,29 +197,32 @@ impl Instance {
             &user,
         )?;
         if options.group_access {
-            fs::set_permissions(staging.path(), fs::Permissions::from_mode(0o750)).map_err(
-                |error| Error::io(staging.path(), "cannot be opened to the group", error),
-            )?;
+            durable::set_dir_mode(staging.path(), 0o750)?;
         }
         durable::sync_dir(&data)?;
         durable::sync_dir(staging.path())?;
         tracing::debug!(dir = %dir.display(), socket = %socket_dir.display(), "publishing an instance");
-        // Replaces an empty folder and nothing else.
-        fs::rename(staging.path(), &dir).map_err(|error| match error.kind() {
-            std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => {
-                exists(&dir)
-            }
-            _ => Error::io(&dir, "cannot be put in place", error),
-        })?;
-        staging.scrap.keep();
-        if let Some(parent) = dir.parent() {
-            durable::sync_dir(parent)?;
-        }
-        Self::open(installation, &dir)
+        let lock = publish(staging, &dir, &user)?;
+        Ok((Self::open(installation, &dir)?, lock))
     }
 }
 
-fn user_for(options: &CreateOptions) -> Result<OsUser> {
+/// Gives a complete folder to its user and puts it in place. What is there must be an empty folder or nothing.
+pub(crate) fn publish(staging: Staging, dir: &Path, user: &OsUser) -> Result<File> {
+    user.own(&staging.lock)
+        .map_err(|error| Error::io(staging.path(), "cannot be given to its user", error))?;
+    fs::rename(staging.path(), dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists => exists(dir),
+        _ => Error::io(dir, "cannot be put in place", error),
+    })?;
+    staging.scrap.keep();
+    if let Some(parent) = dir.parent() {
+        durable::sync_dir(parent)?;
+    }
+    Ok(staging.lock)
+}
+
+pub(crate) fn user_for(options: &CreateOptions) -> Result<OsUser> {
     let current = OsUser::current();
     let user = match &options.os_user {
         Some(user) => user.clone(),
@@ -234,7 +251,7 @@ fn exists(dir: &Path) -> Error {
     Error::path(ErrorKind::Exists, dir, "is there already and not empty")
 }
 
-fn refuse_existing(dir: &Path) -> Result<()> {
+pub(crate) fn refuse_existing(dir: &Path) -> Result<()> {
     match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
         Ok(false) => Err(exists(dir)),
@@ -253,18 +270,18 @@ const STAGING: &str = ".neon-new-";
 
 /// A folder that becomes the instance, or goes. As long as somebody works in it, it is locked: a lock is seen
 /// from other containers too, and ends with its process.
-struct Staging {
+pub(crate) struct Staging {
     scrap: Scrap,
-    _lock: File,
+    lock: File,
 }
 
 impl Staging {
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.scrap.0
     }
 }
 
-fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
+pub(crate) fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(exists(dir));
     };
@@ -295,7 +312,7 @@ fn stage(dir: &Path, user: &OsUser) -> Result<Staging> {
             Err(error) => return Err(Error::io(&scrap.0, "cannot be opened", error)),
         };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && scrap.0.exists() {
-            return Ok(Staging { scrap, _lock: lock });
+            return Ok(Staging { scrap, lock });
         }
     }
 }
@@ -318,7 +335,7 @@ fn sweep(parent: &Path) {
 }
 
 /// The server's user must be able to enter every folder above its own.
-async fn check_reachable(dir: &Path, user: &OsUser) -> Result<()> {
+pub(crate) async fn check_reachable(dir: &Path, user: &OsUser) -> Result<()> {
     if user.is_current() {
         return Ok(());
     }
@@ -522,7 +539,7 @@ fn unicode_ctype() -> &'static str {
     }
 }
 
-fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
+pub(crate) fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
     let mut own = OwnSettings::new()
         .with("listen_addresses", "localhost")
         .with("password_encryption", "scram-sha-256")
@@ -544,9 +561,11 @@ fn own_settings(major: PgMajor, options: &CreateOptions) -> OwnSettings {
     own
 }
 
-fn append(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn append(path: &Path, text: &str) -> Result<()> {
     fs::OpenOptions::new()
         .append(true)
+        // The folder is the server's user's already.
+        .custom_flags(durable::NO_FOLLOW)
         .open(path)
         .and_then(|mut file| {
             file.write_all(text.as_bytes())?;
@@ -556,7 +575,7 @@ fn append(path: &Path, text: &str) -> Result<()> {
 }
 
 /// A line of `.pgpass`: any host, port and database of this user.
-fn pass_line(user: &str, password: &str) -> String {
+pub(crate) fn pass_line(user: &str, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
     format!("*:*:*:{}:{}\n", escape(user), escape(password))
 }

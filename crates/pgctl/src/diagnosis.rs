@@ -265,6 +265,11 @@ const CAUSES: &[(&str, ErrorKind, &str)] = &[
         "install the extension's package, or take the library out of shared_preload_libraries",
     ),
     (
+        "resource manager with ID",
+        ErrorKind::MissingLibrary,
+        "preload the library of the extension that wrote these records, in quarantine by with_preload_library",
+    ),
+    (
         "incompatible library",
         ErrorKind::MissingLibrary,
         "install the extension's package for this major version",

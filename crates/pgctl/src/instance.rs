@@ -188,6 +188,16 @@ impl Instance {
         &self.user
     }
 
+    /// A short name of the data directory, for files in folders that several instances may share.
+    pub(crate) fn tag(&self) -> String {
+        // FNV-1a: it has to stay the same over versions of ours, and no more.
+        let bytes = self.data_dir.as_os_str().as_bytes();
+        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("{hash:016x}")
+    }
+
     /// The log of starts, until the server's own collector takes over.
     pub(crate) fn start_log(&self) -> PathBuf {
         self.log_dir.join(START_LOG)
@@ -221,12 +231,7 @@ pub(crate) fn fits_a_socket(dir: &Path) -> bool {
 
 /// A short folder for an instance whose own is too deep: the same for the same data directory.
 fn short_socket_dir(base: &Path, instance: &Instance) -> PathBuf {
-    // FNV-1a: it has to stay the same over versions of ours, and no more.
-    let bytes = instance.data_dir.as_os_str().as_bytes();
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    base.join(format!("neon-{}-{hash:016x}", instance.user.uid()))
+    base.join(format!("neon-{}-{}", instance.user.uid(), instance.tag()))
 }
 
 pub(crate) fn ensure_socket_dir(dir: &Path, user: &OsUser) -> Result<()> {

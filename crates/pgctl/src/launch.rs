@@ -6,7 +6,8 @@
 //! whose start was given up is ended, also when our process is killed in that moment, and a scoped server
 //! is one whose guardian is never told to leave. No signal handler, no `unsafe`, no thread.
 //!
-//! The guardian is the server's parent: as long as it has not waited, the number it signals is the server's.
+//! The guardian is the server's parent: as long as it has not waited, the number it signals is the server's. If
+//! somebody kills it, we end the server ourselves.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -140,16 +141,33 @@ impl Launched {
             let text: &[u8] = if fast { b"fast\n" } else { b"now\n" };
             drop(word.write_all(text));
         }
-        // A server that does not follow is asked harder.
+        let first = if fast { Signal::INT } else { Signal::QUIT };
         let mut harder = [Signal::QUIT, Signal::KILL].into_iter();
         let mut since = Instant::now();
-        while let Ok(None) = self.guardian.try_wait() {
-            if since.elapsed() > PATIENCE
-                && let (Some(signal), Some(server)) = (harder.next(), &self.server)
-            {
-                tracing::warn!(pid = self.pid, ?signal, "the server does not end");
-                drop(server.signal(signal));
-                since = Instant::now();
+        let mut alone = false;
+        loop {
+            let guarded = matches!(self.guardian.try_wait(), Ok(None));
+            let server = self.server.as_ref().filter(|server| server.is_alive());
+            match server {
+                None if !guarded => break,
+                // Somebody has killed the guardian, and nobody has told the server.
+                Some(server) if !guarded && !alone => {
+                    tracing::warn!(pid = self.pid, "the server has lost its guardian");
+                    alone = true;
+                    since = Instant::now();
+                    drop(server.signal(Signal::TERM));
+                    drop(server.signal(first));
+                }
+                // A server that does not follow is asked harder.
+                Some(server) if since.elapsed() > PATIENCE => {
+                    let signal = harder.next().unwrap_or(Signal::KILL);
+                    tracing::warn!(pid = self.pid, ?signal, "the server does not end");
+                    drop(server.signal(signal));
+                    since = Instant::now();
+                }
+                // A guardian that was stopped; it has nothing to guard any more.
+                None if since.elapsed() > PATIENCE => drop(self.guardian.kill()),
+                _ => {}
             }
             std::thread::sleep(POLL);
         }

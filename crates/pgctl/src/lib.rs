@@ -1,7 +1,10 @@
 #![doc = include_str!("../README.md")]
 
 mod adopt;
+mod archiving;
+mod base_copy;
 pub mod blocking;
+mod bracket;
 mod command;
 mod control;
 mod control_state;
@@ -9,6 +12,8 @@ mod create;
 mod diagnosis;
 mod durable;
 mod error;
+pub mod facts;
+mod identity;
 mod installation;
 mod instance;
 mod launch;
@@ -19,15 +24,20 @@ mod ping;
 mod port;
 mod process;
 mod quarantine;
+mod recovery;
+mod replica;
 mod scope;
 mod session;
 mod settings;
 mod stale;
+mod standby;
 mod start;
 mod status;
 mod stop;
+mod timestamp;
 
 pub use adopt::{AdoptOptions, Adopted, ManagedBy, TablespaceLink};
+pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
 pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
 pub use installation::{Discovered, Discovery, Installation, Source, Version};
@@ -38,21 +48,6 @@ pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
 pub use quarantine::{Change, QuarantineOptions, Why};
-pub use scope::ScopedServer;
-pub use settings::{
-    FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,
-};
-pub use start::{StartOptions, Started};
-pub use status::{ServerState, Status};
-pub use stop::{StopMode, StopOptions, Stopped};
-
-mod bracket;
-pub mod facts;
-mod recovery;
-mod replica;
-mod timestamp;
-
-pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
 pub use recovery::{
     Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
     StopPoint, WalSource,
@@ -60,3 +55,10 @@ pub use recovery::{
 pub use replica::{
     Replication, Standby, StandbyOptions, Upstream, claim_slot, drop_slot, replication,
 };
+pub use scope::ScopedServer;
+pub use settings::{
+    FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,
+};
+pub use start::{StartOptions, Started};
+pub use status::{ServerState, Status};
+pub use stop::{StopMode, StopOptions, Stopped};

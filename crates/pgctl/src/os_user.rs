@@ -4,6 +4,7 @@
 //! directories belong to a named user; anybody else runs it as himself.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -124,13 +125,37 @@ impl OsUser {
         })
     }
 
-    /// Gives a file, folder or symbolic link to the user when it is another than we are.
-    pub(crate) fn own(&self, path: &Path) -> Result<()> {
+    /// Gives an open file or folder to the user when it is another than we are.
+    pub(crate) fn own(&self, file: impl AsFd) -> std::io::Result<()> {
         if self.is_current() {
             return Ok(());
         }
+        std::os::unix::fs::fchown(file, Some(self.uid), Some(self.gid))
+    }
+
+    /// Gives a symbolic link that we have just made to the user.
+    pub(crate) fn own_link(&self, path: &Path) -> std::io::Result<()> {
+        if self.is_current() {
+            return Ok(());
+        }
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, open};
+            // A descriptor of the link itself: its name may mean another file by now.
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let link = open(path, flags, Mode::empty())?;
+            let found = fstat(&link)?;
+            if FileType::from_raw_mode(found.st_mode) != FileType::Symlink || found.st_nlink != 1 {
+                return Err(std::io::Error::other(
+                    "somebody has put another in its place",
+                ));
+            }
+            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            chownat(&link, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+            Ok(())
+        }
+        #[cfg(not(target_os = "linux"))]
         std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
-            .map_err(|error| Error::io(path, "cannot be given to the server's user", error))
     }
 
     /// How messages call the user.

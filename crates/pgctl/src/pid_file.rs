@@ -41,13 +41,17 @@ impl PidFile {
         };
         let corrupt = || Error::path(ErrorKind::Corrupt, &path, "names no process");
         let file = PostmasterPid::parse(&bytes).map_err(|error| corrupt().with_source(error))?;
-        let pid = i32::try_from(file.pid).map_err(|_| corrupt())?;
+        Self::new(file).map(Some).ok_or_else(corrupt)
+    }
+
+    /// None for a number that no process can have. The lock beside a socket begins with the same lines.
+    pub(crate) fn new(file: PostmasterPid) -> Option<Self> {
         let started = file
             .start_time
             .and_then(|seconds| u64::try_from(seconds).ok());
         let started = started.map(Duration::from_secs);
-        Ok(Some(Self {
-            pid,
+        Some(Self {
+            pid: i32::try_from(file.pid).ok()?,
             single_user: file.single_user,
             started: started.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since)),
             port: file.port,
@@ -55,6 +59,6 @@ impl PidFile {
             listen: file.listen_address,
             shmid: file.shared_memory.map(|(_, id)| id),
             status: file.status,
-        }))
+        })
     }
 }

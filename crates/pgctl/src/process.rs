@@ -7,6 +7,7 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal};
 
@@ -16,6 +17,8 @@ pub(crate) struct Process {
     pid: Pid,
     #[cfg(target_os = "linux")]
     descriptor: Option<std::os::fd::OwnedFd>,
+    /// Where there is no descriptor: the number and the start of a process are not given twice.
+    began: Option<SystemTime>,
 }
 
 impl Process {
@@ -32,10 +35,19 @@ impl Process {
                 // A kernel before 5.3, or a sandbox: the number has to do.
                 Err(_) => None,
             };
-            Some(Self { pid, descriptor }).filter(Self::is_alive)
+            let began = descriptor
+                .is_none()
+                .then(|| began(pid.as_raw_pid()))
+                .flatten();
+            Some(Self {
+                pid,
+                descriptor,
+                began,
+            })
+            .filter(Self::is_alive)
         }
         #[cfg(not(target_os = "linux"))]
-        Some(Self { pid }).filter(Self::is_alive)
+        Some(Self { pid, began: None }).filter(Self::is_alive)
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -60,6 +72,9 @@ impl Process {
             }
             if state_of(self.pid()) == Some('Z') {
                 self.reap_if_ours(true);
+                return false;
+            }
+            if self.began.is_some() && began(self.pid()) != self.began {
                 return false;
             }
         }
@@ -119,7 +134,8 @@ impl Process {
     pub(crate) fn may_serve(&self, data_dir: &Path) -> bool {
         let process = std::fs::metadata(format!("/proc/{}", self.pid()));
         match (process, std::fs::metadata(data_dir)) {
-            (Ok(process), Ok(data_dir)) => process.uid() == data_dir.uid(),
+            // What may not be looked into at all is shown as root's.
+            (Ok(process), Ok(data_dir)) => process.uid() == data_dir.uid() || process.uid() == 0,
             _ => true,
         }
     }
@@ -151,8 +167,7 @@ pub(crate) fn postgres_processes() -> Vec<i32> {
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid: &i32| {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            matches!(name.trim_end(), "postgres" | "postmaster")
+            name(*pid).is_some_and(|name| name.contains("postgres") || name.contains("postmaster"))
         })
         .collect()
 }
@@ -178,6 +193,42 @@ pub(crate) fn is_child(pid: i32, parent: i32) -> bool {
         .nth(1)
         .and_then(|number| number.parse().ok());
     number == Some(parent)
+}
+
+/// What the system calls a process: the first fifteen letters of its program's file name.
+pub(crate) fn name(pid: i32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+/// How messages call a process: what it shows itself as.
+pub(crate) fn describe(pid: i32) -> String {
+    let title = command_line(pid).and_then(|line| line.into_iter().next());
+    match title.or_else(|| name(pid)) {
+        Some(title) => format!("{pid} ({})", title.trim()),
+        None => pid.to_string(),
+    }
+}
+
+/// When a process began, by the wall clock as it goes now.
+#[cfg(target_os = "linux")]
+pub(crate) fn began(pid: i32) -> Option<SystemTime> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after) = stat.rsplit_once(')')?;
+    // The 22nd field; the third is the first one behind the name.
+    let ticks: u64 = after.split_whitespace().nth(19)?.parse().ok()?;
+    let millis = ticks.checked_mul(1000)? / rustix::param::clock_ticks_per_second().max(1);
+    let system = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot = system
+        .lines()
+        .find_map(|line| line.strip_prefix("btime "))?;
+    let boot = Duration::from_secs(boot.trim().parse().ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(boot + Duration::from_millis(millis))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn began(_pid: i32) -> Option<SystemTime> {
+    None
 }
 
 /// The program that a process runs.

@@ -13,6 +13,7 @@ use neon_pgwire::{Client, ResultSet, SlotName, quote_literal};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
+use crate::os_user::OsUser;
 use crate::session;
 use crate::settings::{OwnSettings, syntax};
 use crate::stale;
@@ -66,8 +67,15 @@ impl Upstream {
         self
     }
 
+    /// User and password, when the pass file has one.
+    pub(crate) fn login(&self) -> Option<(String, String)> {
+        let text = fs::read_to_string(self.pass_file.as_ref()?).ok()?;
+        let login = session::Login::parse(&text)?;
+        Some((self.user.clone(), login.password?))
+    }
+
     /// The text of `primary_conninfo`.
-    fn conninfo(&self) -> Result<String> {
+    pub(crate) fn conninfo(&self) -> Result<String> {
         let mut text = String::new();
         let mut put = |name: &str, value: &str| {
             if !text.is_empty() {
@@ -125,9 +133,11 @@ impl Upstream {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct StandbyOptions {
-    upstream: Upstream,
+    pub(crate) upstream: Upstream,
     slot: Option<SlotName>,
     restore_command: Option<String>,
+    pub(crate) os_user: Option<OsUser>,
+    pub(crate) sync: bool,
 }
 
 impl StandbyOptions {
@@ -137,6 +147,8 @@ impl StandbyOptions {
             upstream,
             slot: None,
             restore_command: None,
+            os_user: None,
+            sync: true,
         }
     }
 
@@ -149,6 +161,19 @@ impl StandbyOptions {
     /// From an archive too, for what the upstream has no more.
     pub fn with_restore_command(mut self, command: impl Into<String>) -> Self {
         self.restore_command = Some(command.into());
+        self
+    }
+
+    /// The user that [`create_standby`](Instance::create_standby) makes it for, as
+    /// [`CreateOptions::with_os_user`](crate::CreateOptions::with_os_user).
+    pub fn with_os_user(mut self, user: OsUser) -> Self {
+        self.os_user = Some(user);
+        self
+    }
+
+    /// Without waiting until what [`create_standby`](Instance::create_standby) copies is durable. For tests.
+    pub fn without_sync(mut self) -> Self {
+        self.sync = false;
         self
     }
 }
@@ -169,7 +194,7 @@ impl Instance {
     /// Dropping the future leaves the directory as it was, or with settings and without the signal file: it is
     /// no standby then.
     pub async fn make_standby(&self, options: &StandbyOptions) -> Result<()> {
-        stale::clear(self).await?;
+        let _claim = stale::claim(self, stale::SURVIVORS_MAY_TAKE).await?;
         let control = self.control_file()?;
         let label = self.data_dir().join("backup_label").exists();
         if !label && !control.state.is_clean() && control.state != ClusterState::InArchiveRecovery {
@@ -325,24 +350,31 @@ impl Instance {
 
 /// A text of settings with these in place of lines that set them.
 fn replaced(text: &str, settings: &[(&str, String)]) -> String {
+    let names: Vec<&str> = settings.iter().map(|(name, _)| *name).collect();
+    let mut kept = without(text, &names);
+    for (name, value) in settings {
+        kept.push_str(&format!("{name} = {}\n", syntax::quote(value)));
+    }
+    kept
+}
+
+/// A text of settings without the lines that set these.
+pub(crate) fn without(text: &str, names: &[&str]) -> String {
     let mut kept = String::new();
     let mut lines = syntax::parse_leniently(text).peekable();
     for (number, line) in text.lines().enumerate() {
         let parsed = lines.next_if(|(at, _)| *at == number + 1);
         let ours = parsed.is_some_and(|(_, parsed)| {
             parsed.is_ok_and(|parsed| {
-                settings
+                names
                     .iter()
-                    .any(|(name, _)| parsed.name.eq_ignore_ascii_case(name))
+                    .any(|name| parsed.name.eq_ignore_ascii_case(name))
             })
         });
         if !ours {
             kept.push_str(line);
             kept.push('\n');
         }
-    }
-    for (name, value) in settings {
-        kept.push_str(&format!("{name} = {}\n", syntax::quote(value)));
     }
     kept
 }

@@ -3,14 +3,25 @@
 //! For tests and for programs that embed a server. However the process ends, by `SIGKILL` too, the server
 //! ends with it.
 
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::create::CreateOptions;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
+
+use crate::command::POLL;
+use crate::create::{CreateOptions, user_for};
 use crate::durable::{self, Scrap};
 use crate::error::Result;
+use crate::identity;
 use crate::installation::Installation;
-use crate::instance::Instance;
+use crate::instance::{DATA, Instance};
 use crate::launch::Launched;
+use crate::os_user::OsUser;
+use crate::pid_file::PidFile;
+use crate::process::{self, Process};
 use crate::quarantine;
 use crate::start::{StartOptions, Started};
 use crate::stop::StopMode;
@@ -29,6 +40,8 @@ pub struct ScopedServer {
     launched: Option<Launched>,
     // After the server: removed when it is gone.
     scrap: Option<Scrap>,
+    // Last of all: it says that the folder is somebody's.
+    _lock: Option<File>,
 }
 
 impl Instance {
@@ -46,6 +59,7 @@ impl Instance {
             options: options.clone(),
             launched: Some(launched),
             scrap: None,
+            _lock: None,
         })
     }
 }
@@ -53,6 +67,10 @@ impl Instance {
 impl ScopedServer {
     /// Creates an instance in a new folder below `parent`, starts it, and removes all of it with the guard,
     /// also when this process is killed.
+    ///
+    /// Should the process be killed together with the guardian, as when a container ends, the folder stays. It is
+    /// removed by the next call for the same `parent` and user, with a server that may still run in it; folders
+    /// whose process lives are locked and stay.
     ///
     /// Dropping the future leaves nothing behind.
     ///
@@ -64,10 +82,12 @@ impl ScopedServer {
         create: &CreateOptions,
         start: &StartOptions,
     ) -> Result<Self> {
-        let name = format!("neon-temporary-{}", durable::random_hex(6)?);
-        let dir = parent.as_ref().join(name);
+        let parent = parent.as_ref();
+        sweep(parent, &user_for(create)?).await;
+        let name = format!("{TEMPORARY}{}", durable::random_hex(6)?);
+        let dir = parent.join(name);
         let scrap = Scrap(dir.clone());
-        let instance = Instance::create(installation, &dir, create).await?;
+        let (instance, lock) = Instance::create_locked(installation, &dir, create).await?;
         let (launched, started) = instance.launch(start, Some(dir)).await?;
         Ok(Self {
             instance,
@@ -75,6 +95,7 @@ impl ScopedServer {
             options: start.clone(),
             launched: Some(launched),
             scrap: Some(scrap),
+            _lock: Some(lock),
         })
     }
 
@@ -126,6 +147,53 @@ impl ScopedServer {
             launched.end(mode != StopMode::Immediate);
         }
     }
+}
+
+/// What the folders of temporary instances are called.
+const TEMPORARY: &str = "neon-temporary-";
+
+/// How long a server whose host is dead may take to end.
+const SWEEP_MAY_TAKE: Duration = Duration::from_secs(20);
+
+/// Removes the temporary instances of dead processes: those of this user that nobody has locked.
+async fn sweep(parent: &Path, user: &OsUser) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            continue;
+        }
+        let dir = entry.path();
+        // What is no folder is not opened: a pipe could make us wait for ever.
+        let folder = durable::open_dir(&dir)
+            .ok()
+            .filter(|folder| folder.metadata().is_ok_and(|meta| meta.uid() == user.uid()));
+        let Some(folder) = folder else { continue };
+        // Kept until the folder is gone, so that nobody else removes it at the same time.
+        if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && ended(&dir.join(DATA)).await
+        {
+            tracing::info!(path = %dir.display(), "removing what a killed process left");
+            drop(Scrap(dir));
+        }
+    }
+}
+
+/// Ends the server of a data directory whose host is dead; whether none is left.
+async fn ended(data_dir: &Path) -> bool {
+    let file = PidFile::read(data_dir).ok().flatten();
+    let server = file.and_then(|file| identity::running(&file, data_dir));
+    if let Some(server) = &server {
+        drop(server.signal(Signal::QUIT));
+    }
+    let start = Instant::now();
+    while server.as_ref().is_some_and(Process::is_alive)
+        || !process::servers_in(data_dir).is_empty()
+    {
+        if start.elapsed() > SWEEP_MAY_TAKE {
+            return false;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    true
 }
 
 impl Drop for ScopedServer {

@@ -5,9 +5,9 @@ use std::fs;
 use neon_pgwire::{Client, Config, Params, Surroundings};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity;
 use crate::instance::Instance;
 use crate::pid_file::PidFile;
-use crate::stale;
 
 impl Instance {
     /// Connects to a database of the running server: over its socket if it has one, as the user and with
@@ -19,7 +19,7 @@ impl Instance {
     /// [`NotRunning`](ErrorKind::NotRunning), [`Connection`](ErrorKind::Connection).
     pub async fn connect(&self, database: &str) -> Result<Client> {
         let file = PidFile::read(&self.data_dir)?;
-        let file = file.filter(|file| stale::running(file, &self.data_dir).is_some());
+        let file = file.filter(|file| identity::running(file, &self.data_dir).is_some());
         let Some(file) = file else {
             return Err(self.not_running());
         };
@@ -53,7 +53,7 @@ impl Instance {
     /// [`NotRunning`](ErrorKind::NotRunning).
     pub fn uri(&self, database: &str) -> Result<String> {
         let file = PidFile::read(&self.data_dir)?;
-        let file = file.filter(|file| stale::running(file, &self.data_dir).is_some());
+        let file = file.filter(|file| identity::running(file, &self.data_dir).is_some());
         let file = file.ok_or_else(|| self.not_running())?;
         let login = self.login();
         let mut user = percent(&login.user);
@@ -107,7 +107,7 @@ pub(crate) struct Login {
 
 impl Login {
     /// Reads the first line of a `.pgpass`: five fields, a backslash before `:` and `\`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let line = text
             .lines()
             .find(|line| !line.starts_with('#') && !line.is_empty())?;

@@ -6,71 +6,181 @@
 //! of the old server is left that could write to the data directory.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use neon_pg_layout::PostmasterPid;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
 
 use crate::command::POLL;
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity;
 use crate::instance::Instance;
 use crate::pid_file::{PID_FILE, PidFile};
-use crate::process::{self, Process};
+use crate::process;
 
-/// Processes of a killed server notice within moments that it is gone, unless they are stuck.
-const SURVIVORS_MAY_TAKE: Duration = Duration::from_secs(15);
+/// Processes of a killed server mostly notice at once that it is gone. But up to 14 one that asks for
+/// statistics waits ten seconds for an answer of the collector, which is dead too, and may ask again.
+pub(crate) const SURVIVORS_MAY_TAKE: Duration = Duration::from_secs(60);
 
 /// A server writes its pid file at once after it has created it.
 const EMPTY_FOR: Duration = Duration::from_millis(500);
 
-/// Makes sure that no server and no rest of one uses the data directory.
+/// The right to start a server on a data directory, against everybody else who asks for it here.
+///
+/// Without it one starter could remove the pid file that another one's server has just written, in the belief
+/// that it is the stale one it saw before. It is a lock on the data directory itself: no file, gone with its
+/// process, and the same for whoever reaches the directory by another name.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    _lock: Option<File>,
+}
+
+impl Claim {
+    /// None while somebody else has it.
+    fn try_take(data_dir: &Path) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = open(data_dir, flags, Mode::empty())
+            .map_err(|error| Error::io(data_dir, "cannot be opened", error.into()))?;
+        let folder = File::from(folder);
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self {
+                _lock: Some(folder),
+            })),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+            // A file system without locks on folders (NFS). The server's own checks remain.
+            Err(error) => {
+                tracing::debug!(path = %data_dir.display(), %error, "cannot be locked");
+                Ok(Some(Self { _lock: None }))
+            }
+        }
+    }
+}
+
+/// Makes sure that no server and no rest of one uses the data directory, and that nobody else who asks here
+/// starts one as long as the claim is kept: until the new server's pid file is there.
 ///
 /// Dropping the future leaves everything as it is.
 ///
 /// # Errors
 /// [`AlreadyRunning`](ErrorKind::AlreadyRunning).
-pub(crate) async fn clear(instance: &Instance) -> Result<()> {
+pub(crate) async fn claim(instance: &Instance, patience: Duration) -> Result<Claim> {
     let data_dir = &instance.data_dir;
     let start = Instant::now();
-    loop {
-        let Some(file) = PidFile::read(data_dir)? else {
-            clear_empty(data_dir).await?;
-            return clear_socket_locks(data_dir, &instance.socket_dir);
-        };
-        if running(&file, data_dir).is_some() {
+    let claim = loop {
+        if let Some(claim) = Claim::try_take(data_dir)? {
+            break claim;
+        }
+        if let Some(file) = PidFile::read(data_dir)?
+            && identity::running(&file, data_dir).is_some()
+        {
             return Err(already_running(&file, data_dir));
         }
-        let survivors = process::servers_in(data_dir);
-        let attached = file.shmid.and_then(process::shared_memory_in_use) == Some(true);
-        if survivors.is_empty() && !attached {
-            if process::number_is_taken(file.pid) {
-                tracing::info!(
-                    pid = file.pid,
-                    "removing a pid file whose number belongs to another process"
-                );
-                let path = data_dir.join(PID_FILE);
-                fs::remove_file(&path)
-                    .map_err(|error| Error::io(&path, "cannot be removed", error))?;
-            }
-            if let Some(dir) = &file.socket_dir {
-                clear_socket_locks(data_dir, dir)?;
-            }
-            return clear_socket_locks(data_dir, &instance.socket_dir);
-        }
-        if start.elapsed() > SURVIVORS_MAY_TAKE {
+        if start.elapsed() > patience {
             return Err(Error::path(
                 ErrorKind::AlreadyRunning,
                 data_dir,
-                format!(
-                    "the server {} is dead, but processes of it still run",
-                    file.pid
-                ),
-            )
-            .with_hint(format!("look at the processes {survivors:?} and end them")));
+                "somebody else is starting a server on it",
+            ));
         }
         tokio::time::sleep(POLL).await;
+    };
+    clear(instance, start, patience.min(SURVIVORS_MAY_TAKE)).await?;
+    Ok(claim)
+}
+
+async fn clear(instance: &Instance, start: Instant, patience: Duration) -> Result<()> {
+    let data_dir = &instance.data_dir;
+    loop {
+        let Some(file) = PidFile::read(data_dir)? else {
+            if !data_dir.join(PID_FILE).exists() {
+                return clear_socket_locks(data_dir, &instance.socket_dir);
+            }
+            wait_for_survivors(
+                data_dir,
+                start,
+                patience,
+                "a server that left an empty pid file",
+            )
+            .await?;
+            clear_empty(data_dir).await?;
+            continue;
+        };
+        if identity::running(&file, data_dir).is_some() {
+            return Err(already_running(&file, data_dir));
+        }
+        let attached = file.shmid.and_then(process::shared_memory_in_use) == Some(true);
+        let whose = format!("the server {}", file.pid);
+        wait_for_survivors(data_dir, start, patience, &whose).await?;
+        if attached {
+            if start.elapsed() > patience {
+                let reason = format!("{whose} is dead, but its shared memory is still in use");
+                return Err(survived(data_dir, reason, &[]));
+            }
+            tokio::time::sleep(POLL).await;
+            continue;
+        }
+        if process::number_is_taken(file.pid) {
+            // A server started by somebody who does not ask here may have replaced it meanwhile.
+            if !identity::is_unchanged(&file, data_dir) {
+                continue;
+            }
+            tracing::info!(
+                pid = file.pid,
+                "removing a pid file whose number belongs to another process"
+            );
+            remove_pid_file(data_dir)?;
+        }
+        if let Some(dir) = &file.socket_dir {
+            clear_socket_locks(data_dir, dir)?;
+        }
+        return clear_socket_locks(data_dir, &instance.socket_dir);
+    }
+}
+
+/// Waits until no process of a dead server works in the data directory.
+async fn wait_for_survivors(
+    data_dir: &Path,
+    start: Instant,
+    patience: Duration,
+    whose: &str,
+) -> Result<()> {
+    loop {
+        let survivors = process::servers_in(data_dir);
+        if survivors.is_empty() {
+            return Ok(());
+        }
+        if start.elapsed() > patience {
+            let reason = format!("{whose} is dead, but processes of it still run");
+            return Err(survived(data_dir, reason, &survivors));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn survived(data_dir: &Path, reason: String, survivors: &[i32]) -> Error {
+    let names: Vec<String> = survivors
+        .iter()
+        .map(|pid| process::describe(*pid))
+        .collect();
+    let hint = if names.is_empty() {
+        "look for the processes of the old server and end them".to_owned()
+    } else {
+        format!("look at these processes and end them: {}", names.join(", "))
+    };
+    Error::path(ErrorKind::AlreadyRunning, data_dir, reason).with_hint(hint)
+}
+
+fn remove_pid_file(data_dir: &Path) -> Result<()> {
+    let path = data_dir.join(PID_FILE);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(&path, "cannot be removed", error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -89,17 +199,18 @@ fn clear_socket_locks(data_dir: &Path, dir: &Path) -> Result<()> {
             .ok()
             .and_then(|bytes| PostmasterPid::parse(&bytes).ok());
         let Some(lock) = lock else { continue };
-        let ours = lock.data_dir.is_some_and(|named| {
-            Path::new(OsStr::from_bytes(&named))
+        let ours = lock.data_dir.as_ref().is_some_and(|named| {
+            Path::new(OsStr::from_bytes(named))
                 .canonicalize()
                 .is_ok_and(|named| named == data_dir)
         });
-        let pid = i32::try_from(lock.pid).unwrap_or_default();
-        if !ours || !process::number_is_taken(pid) {
+        let Some(lock) = PidFile::new(lock) else {
+            continue;
+        };
+        if !ours || !process::number_is_taken(lock.pid) {
             continue;
         }
-        let server = Process::open(pid).filter(|process| process.serves(data_dir) != Some(false));
-        if server.is_none() {
+        if identity::running(&lock, data_dir).is_none() {
             tracing::info!(path = %path.display(), "removing the lock of a dead server's socket");
             fs::remove_file(&path).map_err(|error| Error::io(&path, "cannot be removed", error))?;
         }
@@ -111,32 +222,15 @@ fn clear_socket_locks(data_dir: &Path, dir: &Path) -> Result<()> {
 /// full or the machine went down. PostgreSQL refuses to start with it.
 async fn clear_empty(data_dir: &Path) -> Result<()> {
     let path = data_dir.join(PID_FILE);
-    if !path.exists() {
-        return Ok(());
-    }
     tokio::time::sleep(EMPTY_FOR).await;
-    if PidFile::read(data_dir)?.is_none() && process::servers_in(data_dir).is_empty() {
+    if path.exists()
+        && PidFile::read(data_dir)?.is_none()
+        && process::servers_in(data_dir).is_empty()
+    {
         tracing::info!(path = %path.display(), "removing an empty pid file");
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&path, "cannot be removed", error));
-            }
-            _ => {}
-        }
+        remove_pid_file(data_dir)?;
     }
     Ok(())
-}
-
-/// The server that a pid file tells of, if it runs.
-pub(crate) fn running(file: &PidFile, data_dir: &Path) -> Option<Process> {
-    let process = Process::open(file.pid)?;
-    match process.serves(data_dir) {
-        Some(true) => Some(process),
-        Some(false) => None,
-        // We may not look at it. A server runs as the owner of its data directory: a process of anybody
-        // else is another one that took the number.
-        None => process.may_serve(data_dir).then_some(process),
-    }
 }
 
 pub(crate) fn already_running(file: &PidFile, data_dir: &Path) -> Error {

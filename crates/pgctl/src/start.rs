@@ -16,7 +16,7 @@ use crate::launch::{Launch, Launched};
 use crate::pid_file::{PidFile, PidFileStatus};
 use crate::ping::{Address, Answer, ping};
 use crate::port::{self, LOOPBACK, PortChoice};
-use crate::quarantine::{self, Change, QuarantineOptions};
+use crate::quarantine::{self, Change, QuarantineOptions, Why};
 use crate::settings::OwnSettings;
 use crate::stale;
 
@@ -154,7 +154,8 @@ impl Instance {
     ) -> Result<(Launched, Started)> {
         let begin = Instant::now();
         self.check_startable()?;
-        stale::clear(self).await?;
+        // Kept until the server's own pid file tells everybody.
+        let _claim = stale::claim(self, options.deadline).await?;
         self.ensure_socket_dir()?;
         self.ensure_log()?;
         let quarantine = match &options.isolation {
@@ -232,15 +233,37 @@ impl Instance {
         scrap: Option<PathBuf>,
     ) -> Result<(Launched, Started)> {
         let files = quarantine::Files(self);
-        let prepared = quarantine::prepare(self, quarantine).await?;
-        let mark = LogMark::set(self);
-        let outcome = self
-            .launch_once(options, prepared.arguments, begin, scrap)
-            .await;
-        let (launched, mut started) = outcome.map_err(|error| diagnosis::explain(error, &mark))?;
-        started.changes = prepared.changes;
-        files.keep();
-        Ok((launched, started))
+        let mut first = quarantine::FIRST_PORT;
+        let mut turned = Vec::new();
+        loop {
+            let Some(port) = quarantine::free_port(self, first) else {
+                return Err(diagnosis::port_in_use(first, Vec::new()));
+            };
+            let prepared = quarantine::prepare(self, quarantine, port).await?;
+            let mark = LogMark::set(self);
+            let outcome = self
+                .launch_once(options, prepared.arguments, begin, scrap.clone())
+                .await;
+            match outcome.map_err(|error| diagnosis::explain(error, &mark)) {
+                Ok((launched, mut started)) => {
+                    started.changes = turned;
+                    started.changes.extend(prepared.changes);
+                    files.keep();
+                    return Ok((launched, started));
+                }
+                // Another instance with this folder was faster.
+                Err(error)
+                    if error.kind() == ErrorKind::PortInUse
+                        && quarantine::free_port(self, first) != Some(port) =>
+                {
+                    first = port.saturating_add(1);
+                    // Links that are turned are not found to be wrong again.
+                    let links = prepared.changes.into_iter();
+                    turned.extend(links.filter(|change| change.why == Why::OutsideClone));
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Makes `neon.conf`, if there is one, name the folder of the socket, so that a start by anybody else

@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use neon_pg_layout::ClusterState;
 
 use crate::error::Result;
+use crate::identity;
 use crate::instance::Instance;
 use crate::pid_file::{PidFile, PidFileStatus};
 use crate::ping::{Answer, ping};
-use crate::stale;
 use crate::start::address_of;
 
 /// What the server on a data directory does.
@@ -78,7 +78,7 @@ impl Instance {
             answer: Answer::Silent,
         };
         let file = PidFile::read(&self.data_dir)?;
-        let running = file.filter(|file| stale::running(file, &self.data_dir).is_some());
+        let running = file.filter(|file| identity::running(file, &self.data_dir).is_some());
         let Some(file) = running else {
             if !self.control_file()?.state.is_clean() {
                 status.state = ServerState::Crashed;

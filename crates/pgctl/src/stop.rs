@@ -6,11 +6,11 @@ use rustix::process::Signal;
 
 use crate::command::POLL;
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity;
 use crate::instance::Instance;
 use crate::pid_file::PidFile;
 use crate::process::{self, Process};
 use crate::quarantine;
-use crate::stale;
 
 /// How a server ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,7 +137,7 @@ impl Instance {
     /// The main process of the running server.
     pub(crate) fn server(&self) -> Result<Process> {
         let file = PidFile::read(&self.data_dir)?;
-        file.and_then(|file| stale::running(&file, &self.data_dir))
+        file.and_then(|file| identity::running(&file, &self.data_dir))
             .ok_or_else(|| self.not_running())
     }
 

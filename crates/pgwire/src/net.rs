@@ -1,9 +1,13 @@
 //! Sockets: TCP with keep-alive, Unix sockets by path and by abstract name, and who is behind them.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::SocketAddr as UnixAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -11,6 +15,9 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use crate::conninfo::{Config, Host, HostAddress, Keepalive};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Stream;
+
+/// How long to wait before knocking again at a Unix socket whose queue is full.
+const QUEUE_FULL: Duration = Duration::from_millis(20);
 
 /// One address to connect to.
 #[derive(Debug, Clone)]
@@ -73,15 +80,21 @@ pub(crate) async fn connect(address: &Address, config: &Config) -> Result<Box<dy
     }
 }
 
+/// Tries again while the server's queue of connections is full, which the system tells by "would block"
+/// and never by waking us up. It ends when the caller's patience does.
 async fn connect_unix(address: &UnixAddr) -> io::Result<UnixStream> {
-    // Tokio connects to paths only; for an abstract name the connection is made by the standard
-    // library, which does not wait for anything but a full backlog.
-    match address.as_pathname() {
-        Some(path) => UnixStream::connect(path).await,
-        None => {
-            let stream = std::os::unix::net::UnixStream::connect_addr(address)?;
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream)
+    let path = match (address.as_pathname(), address.as_abstract_name()) {
+        (Some(path), _) => path.to_owned(),
+        // Tokio takes a name that begins with a NUL for an abstract one.
+        (None, Some(name)) => PathBuf::from(OsString::from_vec([b"\0", name].concat())),
+        (None, None) => return Err(io::ErrorKind::AddrNotAvailable.into()),
+    };
+    loop {
+        match UnixStream::connect(&path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(QUEUE_FULL).await;
+            }
+            other => return other,
         }
     }
 }

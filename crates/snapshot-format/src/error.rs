@@ -71,6 +71,12 @@ impl Error {
         self
     }
 
+    /// The same error of a subject that is known better.
+    pub(crate) fn about(mut self, subject: impl Into<String>) -> Self {
+        self.0.subject = subject.into();
+        self
+    }
+
     /// An error of the operating system, or of a stream, while `doing` something with the subject.
     #[must_use]
     pub fn io(

@@ -3,12 +3,14 @@
 //!
 //! Public so that `fuzz/` and the property tests run the same code; not part of the crate's interface.
 
+use std::ops::Range;
+
 use crate::basebackup::{BaseBackup, Limits};
 use crate::detect::detect_start;
 use crate::error::Result;
-use crate::pack::{NeonFile, Opening};
+use crate::pack::{Codec, NeonFile, Opening, PackId, PackOptions, PackWriter, SnapshotRoot};
 use crate::path::SnapshotPath;
-use crate::stream::{Chunk, End, Entry, Sink, Source};
+use crate::stream::{Change, Chunk, End, Entry, ExtentSink, ParallelSink, Sink, Source, Wanted};
 
 /// One fuzz target: its name and its body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -17,6 +19,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const ALL: &[Target] = &[
     ("tar_stream", tar_stream),
     ("neon_file", neon_file),
+    ("neon_forged", neon_forged),
     ("pack_opening", pack_opening),
     ("detect", detect),
     ("snapshot_path", snapshot_path),
@@ -71,9 +74,98 @@ pub fn neon_file(bytes: &[u8]) {
     if let Ok(mut file) = NeonFile::open(bytes.to_vec(), None) {
         drop(file.check());
         drop(file.send(&mut Strict::default()));
+        drop(file.send_parallel(&StrictParts, 1));
         if let Ok(path) = SnapshotPath::new("PG_VERSION") {
             drop(file.read(&path, 1, 100));
         }
+    }
+}
+
+/// Reads a `.neon` file whose every digest is right, by somebody who knows the format: the input is its
+/// frames, each behind its length in 16 bits, the last of which describe the snapshot.
+pub fn neon_forged(bytes: &[u8]) {
+    let Some((last, mut rest)) = bytes.split_first() else {
+        return;
+    };
+    let mut forge = || -> Result<Vec<u8>> {
+        let id = PackId(*b"forged by a fuzz");
+        let options = PackOptions {
+            codec: Codec::None,
+            ..PackOptions::new(id)
+        };
+        let mut pack = PackWriter::begin(Vec::new(), options, true)?;
+        while let Some((length, behind)) = rest.split_first_chunk() {
+            let length = usize::from(u16::from_le_bytes(*length)).clamp(1, behind.len().max(1));
+            let (frame, behind) = behind.split_at_checked(length).unwrap_or((behind, &[]));
+            pack.append(frame)?;
+            rest = behind;
+        }
+        let count = u32::from(*last % 3) + 1;
+        let frame = pack.next_frame().saturating_sub(count.into());
+        pack.finish(0, Some(SnapshotRoot { frame, count }))
+    };
+    if let Ok(pack) = forge()
+        && let Ok(mut file) = NeonFile::open(pack, None)
+    {
+        drop(file.send(&mut Strict::default()));
+        drop(file.send_parallel(&StrictParts, 1));
+        for page in 0..file.entry_pages() {
+            for entry in file.entries(page).unwrap_or_default() {
+                drop(file.read(&entry.path, entry.size() / 2, 10_000));
+            }
+        }
+    }
+}
+
+/// As [`Strict`], for parts.
+struct StrictParts;
+
+struct StrictPart(Range<u64>);
+
+impl ParallelSink for StrictParts {
+    fn entry(&self, entry: &Entry) -> Result<()> {
+        assert!(!entry.is_file());
+        Ok(())
+    }
+
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
+        assert!(entry.is_file() && *wanted == Wanted::Whole);
+        Ok(())
+    }
+
+    fn changed(&self, _: &Entry, _: Change) -> Result<()> {
+        Ok(())
+    }
+
+    fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
+        Ok(Box::new(StrictPart(0..0)))
+    }
+
+    fn end(&self, _: &End) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl ExtentSink for StrictPart {
+    fn begin(&mut self, entry: &Entry, range: Range<u64>) -> Result<()> {
+        assert!(range.end <= entry.size());
+        self.0 = range;
+        Ok(())
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        assert!(chunk.offset == self.0.start && chunk.len() <= self.0.end - self.0.start);
+        self.0.start += chunk.len();
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        assert!(self.0.is_empty());
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -183,16 +183,63 @@ pub trait Source {
     fn send(&mut self, sink: &mut dyn Sink) -> Result<()>;
 }
 
+/// What of a file is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it.
+    Whole,
+    /// Nothing. It is not opened.
+    Nothing,
+    /// These bytes: sorted, disjoint, none empty, each starting at a page of the cluster and ending at one
+    /// or with the file. No range at all is as [`Nothing`](Self::Nothing).
+    Ranges(Vec<Range<u64>>),
+}
+
+/// What became of a file after it was announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Change {
+    /// It is no part of the snapshot: removed before any part of it was begun, or found to belong to an
+    /// unlogged relation that was just being made. No part of it comes.
+    Gone,
+    /// Some of its parts had been begun when it was removed. The others come as zeros, and it keeps its
+    /// size; the log removes it.
+    Removed,
+    /// It has this size by now. What it has lost comes as zeros, what it has grown by does not come; the
+    /// log knows both.
+    Resized {
+        /// Its size when it was read.
+        size: u64,
+    },
+}
+
 /// Takes a snapshot from several threads at once.
 ///
-/// Directories and tablespaces come first, from one thread. Then each thread sends disjoint parts of
-/// files to a worker of its own. The end comes when all workers are done.
+/// Directories and tablespaces come first, then every file is announced, all from one thread. Then each
+/// thread sends disjoint parts of files to a worker of its own. Files that are made at the end (the control
+/// file, labels, log) are announced right before they come. The end comes when all workers are done.
 pub trait ParallelSink: Sync {
     /// A directory or tablespace.
     ///
     /// # Errors
     /// Whatever keeps the sink from taking it.
     fn entry(&self, entry: &Entry) -> Result<()>;
+
+    /// A file, once, before any part of it begins, and what of it will come. A sink that needs whole
+    /// files refuses what is not [`Wanted::Whole`]: otherwise it would leave out of its snapshot, without
+    /// a word, what nobody sends.
+    ///
+    /// # Errors
+    /// Whatever keeps the sink from taking it.
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()>;
+
+    /// A file of a running server changed between its announcement and its reading. From any thread; for
+    /// a file in several parts perhaps several times. A sink that keeps no account of announced files has
+    /// nothing to do: what comes makes up the announced size, or does not begin.
+    ///
+    /// # Errors
+    /// Whatever keeps the sink from taking that.
+    fn changed(&self, entry: &Entry, change: Change) -> Result<()>;
 
     /// A worker for one thread.
     ///
@@ -209,7 +256,8 @@ pub trait ParallelSink: Sync {
 
 /// Takes parts of files in one thread.
 pub trait ExtentSink: Send {
-    /// Begins a part of a file. All parts of one file come with equal entries, and together make it up.
+    /// Begins a part of a file. All parts of one file come with the entry it was announced with, and
+    /// together make up what is wanted of it. Neighbouring ranges of a file come to one worker in order.
     ///
     /// # Errors
     /// Whatever keeps the sink from taking it.
@@ -277,6 +325,7 @@ impl Sink for Sequential<'_> {
         if !entry.is_file() {
             return self.sink.entry(entry);
         }
+        self.sink.file(entry, &Wanted::Whole)?;
         self.worker.begin(entry, 0..entry.size())?;
         self.open = true;
         Ok(())

@@ -20,7 +20,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let storage = Registry::default()
         .open(&Locator::parse(&locator)?, &context)
         .await?;
-    println!("{}: {:?}", storage.location(), storage.capabilities());
+    println!("{}: {:?}", storage.location(), storage.probe().await?);
     let report = contract::run(storage).await;
     for (name, outcome) in &report.cases {
         match outcome {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::error::{Error, ErrorKind, Operation, Result, Retry};
@@ -65,6 +65,10 @@ pub(crate) async fn by_get(
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
+    // Without versions nothing tells whether two answers are of one: only one answer is.
+    if fetches.len() > 1 && fetches.iter().any(|(_, version, _, _)| version.is_none()) {
+        return in_one(storage, key, ranges, options).await;
+    }
     if let Some((_, first, _, _)) = fetches.first()
         && fetches.iter().any(|(_, version, _, _)| version != first)
     {
@@ -85,6 +89,47 @@ pub(crate) async fn by_get(
         }
     }
     Ok(answers)
+}
+
+/// The ranges out of one answer that spans them all, keeping no more than was asked for.
+async fn in_one(
+    storage: &impl Storage,
+    key: &Key,
+    ranges: &[Range<u64>],
+    options: GetOptions,
+) -> Result<Vec<Bytes>> {
+    let start = ranges.iter().map(|range| range.start).min().unwrap_or(0);
+    let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+    let got = storage
+        .get(key, options.range(GetRange::Bounded(start..end)))
+        .await?;
+    if got.range != (start..end) {
+        return Err(outside(key, &(start..end), got.meta.size));
+    }
+    let mut answers = vec![BytesMut::new(); ranges.len()];
+    let (mut at, mut body) = (start, got.body);
+    while let Some(chunk) = body.try_next().await? {
+        let next = at.saturating_add(chunk.len() as u64);
+        for (range, answer) in ranges.iter().zip(&mut answers) {
+            let wanted = range.start.max(at)..range.end.min(next);
+            if !wanted.is_empty()
+                && let Some(piece) = cut(&chunk, at, &wanted)
+            {
+                answer.extend_from_slice(&piece);
+            }
+        }
+        at = next;
+    }
+    let whole = |(range, answer): (&Range<u64>, BytesMut)| {
+        if answer.len() as u64 == range.end.saturating_sub(range.start) {
+            return Ok(answer.freeze());
+        }
+        Err(Error::new(ErrorKind::Corrupt, Operation::Get)
+            .subject(key.as_str())
+            .detail("the body ended early")
+            .retry(Retry::MayHelp))
+    };
+    ranges.iter().zip(answers).map(whole).collect()
 }
 
 fn cut(bytes: &Bytes, origin: u64, range: &Range<u64>) -> Option<Bytes> {

@@ -17,7 +17,7 @@ pub enum ErrorKind {
     NotFound,
     /// A create-only put met an object that is already there and isn't its own.
     Exists,
-    /// The object isn't at the version the caller named.
+    /// The object isn't at the version the caller named. Of a put: and this put did nothing.
     Precondition,
     /// The credentials are good and don't allow this.
     Denied,
@@ -115,6 +115,13 @@ pub enum Retry {
     After(Duration),
 }
 
+/// What is known of the effect of a put or delete that failed, where it isn't what the kind says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    None,
+    Unknown,
+}
+
 /// A failed operation on a storage.
 pub struct Error(Box<Inner>);
 
@@ -124,6 +131,7 @@ struct Inner {
     subject: Option<String>,
     detail: Option<Cow<'static, str>>,
     retry: Retry,
+    effect: Option<Effect>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -145,6 +153,7 @@ impl Error {
             subject: None,
             detail: None,
             retry,
+            effect: None,
             source: None,
         }))
     }
@@ -177,6 +186,44 @@ impl Error {
         self
     }
 
+    /// States that the put or delete may have taken effect although it failed.
+    #[must_use]
+    pub fn with_unknown_outcome(mut self) -> Self {
+        self.0.effect = Some(Effect::Unknown);
+        self
+    }
+
+    /// States that the put or delete did nothing and never will: it was not sent, or refused.
+    #[must_use]
+    pub fn without_effect(mut self) -> Self {
+        self.0.effect = Some(Effect::None);
+        self
+    }
+
+    /// What this answer to a put means after an earlier attempt at it that may have taken effect.
+    ///
+    /// A refusal under a version says where the object is now, not whether it was ours in between.
+    /// One of a create is final only about an object that can't be ours.
+    #[must_use]
+    pub(crate) fn after_a_lost_answer(self, recognises_own_put: bool) -> Self {
+        let hides = match self.0.kind {
+            ErrorKind::Precondition => true,
+            ErrorKind::Exists => !recognises_own_put,
+            _ => false,
+        };
+        if !hides {
+            return self.with_unknown_outcome();
+        }
+        let subject = self.0.subject.clone();
+        let mut unknown = Self::new(ErrorKind::Unavailable, self.0.operation)
+            .detail("an answer was lost and the object is another by now: the outcome is unknown")
+            .retry(Retry::Never)
+            .with_unknown_outcome()
+            .because(self);
+        unknown.0.subject = subject;
+        unknown
+    }
+
     /// Moves the error to another verb, for a layer that implements one verb by another.
     #[cfg(any(feature = "s3", feature = "ssh"))]
     #[must_use]
@@ -203,6 +250,25 @@ impl Error {
     /// Whether the same call may succeed later.
     pub fn retry_hint(&self) -> Retry {
         self.0.retry
+    }
+
+    /// Whether the put or delete may have taken effect all the same, or still may: its answer was
+    /// lost, and what the storage shows now doesn't tell.
+    ///
+    /// Of a put or delete, `Unavailable` and `Corrupt` mean this unless the backend knows that
+    /// nothing happened. Any other kind means it only where a repetition met that answer after an
+    /// attempt whose own was lost. A put under a version is then `Unavailable` and never
+    /// `Precondition`: the object may have been ours in between. A create is `Exists` where the
+    /// storage recognises a put's own object (what is there is somebody else's, though ours may
+    /// have been there and been deleted before), else `Unavailable`: what is there may be ours.
+    pub fn outcome_unknown(&self) -> bool {
+        match self.0.effect {
+            Some(effect) => effect == Effect::Unknown,
+            None => {
+                matches!(self.0.operation, Operation::Put | Operation::Delete)
+                    && matches!(self.0.kind, ErrorKind::Unavailable | ErrorKind::Corrupt)
+            }
+        }
     }
 
     /// True unless the hint is [`Retry::Never`].
@@ -233,6 +299,7 @@ impl fmt::Debug for Error {
             .field("subject", &self.0.subject)
             .field("detail", &self.0.detail)
             .field("retry", &self.0.retry)
+            .field("outcome_unknown", &self.outcome_unknown())
             .field("source", &self.0.source)
             .finish()
     }

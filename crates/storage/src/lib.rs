@@ -25,10 +25,10 @@ mod variables;
 #[cfg(feature = "http")]
 pub use backend::http::{Http, HttpConfig};
 pub use backend::memory::Memory;
-pub use backend::native::{Disk, Native, NativeOptions, RealDisk};
+pub use backend::native::{Disk, Native, NativeOptions, Place, RealDisk};
 #[cfg(feature = "s3")]
 pub use backend::s3::{
-    Conditional, CredentialsSource, Encryption, S3, S3Config, S3Credentials, S3Keys,
+    Checksum, Conditional, CredentialsSource, Encryption, S3, S3Config, S3Credentials, S3Keys,
 };
 #[cfg(feature = "ssh")]
 pub use backend::ssh::{Ssh, SshConfig};

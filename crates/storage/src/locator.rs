@@ -258,7 +258,7 @@ fn sounds_secret(name: &str) -> bool {
 }
 
 /// An address without user, password, query: for messages.
-#[cfg(any(feature = "s3", feature = "http"))]
+#[cfg(feature = "s3")]
 pub(crate) fn without_secrets(address: &str) -> String {
     let Ok(mut url) = Url::parse(address) else {
         return "(unreadable address)".to_owned();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
@@ -153,7 +153,7 @@ impl HttpClient {
         const LIMIT: usize = 256 * 1024;
         let answer = self.send(request).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), LIMIT).collect();
+        let body = http_body_util::Limited::new(answer.into_body(), LIMIT).collect();
         let body = match tokio::time::timeout(self.timeouts.read, body).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return Err(NetError::new(error.to_string())),

@@ -25,8 +25,16 @@ use crate::options::{GetOptions, ListOptions, PutOptions};
 /// or expire as each backend documents.
 #[async_trait]
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
-    /// What it can do. Stable unless a probe finds out more.
+    /// What it is known to do. Sends nothing, so what only the storage itself can tell is not
+    /// claimed before it was asked: see [`Self::probe`].
     fn capabilities(&self) -> Capabilities;
+
+    /// The same after asking the storage for what its kind alone doesn't tell, such as whether an
+    /// S3-compatible enforces conditional writes. Asked once and remembered; may write and delete
+    /// a few tiny objects, unless the storage can't write.
+    ///
+    /// Dropped: what it wrote is deleted all the same, as long as the runtime lives.
+    async fn probe(&self) -> Result<Capabilities>;
 
     /// Where it is, for people: a locator without secrets.
     fn location(&self) -> String;

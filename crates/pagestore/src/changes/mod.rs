@@ -11,6 +11,7 @@
 mod invalid;
 mod log_files;
 mod reason;
+mod recorded;
 mod scan;
 mod set;
 mod source;
@@ -22,6 +23,7 @@ mod wal;
 pub use invalid::Invalid;
 pub use log_files::{LogFiles, SegmentDirectory, read_tail};
 pub use reason::CannotSay;
+pub use recorded::LogEnd;
 pub use scan::{FileScan, ParentFile, ParentPage, ParentPages, ScanFile, ScanFiles, ScanSource};
 pub use set::{ChangeSet, FileChange, FileFacts, Hints, UnloggedRelations, WholeReason};
 pub use source::{

@@ -37,3 +37,11 @@ pub struct FrameRef {
     /// The first half of the BLAKE3 digest of the stored bytes.
     pub digest: [u8; 16],
 }
+
+impl FrameRef {
+    /// Its address: the pack's id and its number there.
+    #[must_use]
+    pub const fn id(&self) -> (PackId, u64) {
+        (self.pack.id, self.frame)
+    }
+}

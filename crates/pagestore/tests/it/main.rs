@@ -9,3 +9,18 @@
 )]
 
 mod changes;
+mod checks;
+mod clocked;
+mod clusters;
+mod collection;
+mod copies;
+mod encryption;
+mod files;
+mod gated;
+mod interleavings;
+mod listing;
+mod names;
+mod repository;
+mod scale;
+mod support;
+mod written;

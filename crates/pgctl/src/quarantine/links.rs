@@ -1,7 +1,8 @@
-//! Where the links of a data directory lead: a clone must not write into its origin's tablespaces or WAL.
+//! Where the links of a data directory lead: a clone must not write into its origin's files.
 //!
 //! A link is `pg_wal`, an entry of `pg_tblspc`, or, when recovery from a backup will run first, a line of
-//! `tablespace_map`, from which that recovery makes the links anew.
+//! `tablespace_map`, from which that recovery makes the links anew; and whatever else somebody turned into one, a
+//! folder of the log or of statistics, a whole database.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -36,28 +37,42 @@ pub(crate) fn settle(
         outside.push(format!("pg_wal -> {}", target.display()));
     }
     let mapped = Mapped::read(data_dir)?;
+    let mut folders = vec![data_dir.clone()];
     for (oid, target) in instance::tablespace_links(data_dir)?
         .into_iter()
         .chain(mapped.iter())
     {
-        if let Some(place) = remapped.get(&oid) {
+        let from = data_dir.join("pg_tblspc");
+        let Some(place) = remapped.get(&oid) else {
+            if lies_in(&target, &from, &root) {
+                folders.push(from.join(target));
+            } else {
+                outside.push(format!("pg_tblspc/{oid} -> {}", target.display()));
+            }
+            continue;
+        };
+        let named = format!("pg_tblspc/{oid} -> {} (its new place", place.display());
+        if !place.is_absolute() || !place.is_dir() {
+            outside.push(format!("{named}, which is no folder from the root on)"));
+        } else if !lies_in(place, data_dir, &root) {
+            outside.push(format!("{named})"));
+        } else {
+            folders.push(place.clone());
             if place != &target {
                 turn.push((oid, target, place.clone()));
             }
-        } else if !lies_in(&target, &data_dir.join("pg_tblspc"), &root) {
-            outside.push(format!("pg_tblspc/{oid} -> {}", target.display()));
         }
     }
-    for (oid, _, place) in &turn {
-        if !place.is_dir() {
-            outside.push(format!(
-                "pg_tblspc/{oid} -> {} (its new place, which is no folder)",
-                place.display()
-            ));
-        }
+    for folder in folders {
+        strays(&folder, data_dir, &root, &mut outside)?;
     }
     outside.sort();
     outside.dedup();
+    let more = outside.len().saturating_sub(MOST_TOLD);
+    if more > 0 {
+        outside.truncate(MOST_TOLD);
+        outside.push(format!("and {more} more"));
+    }
     if !outside.is_empty() {
         return Err(Error::path(
             ErrorKind::OutsideClone,
@@ -69,7 +84,7 @@ pub(crate) fn settle(
             ),
         )
         .with_hint(
-            "copy what they lead to below the clone and name the new place of each tablespace",
+            "copy what they lead to below the clone and name the new place of each tablespace there",
         ));
     }
     let mut changes = Vec::new();
@@ -86,6 +101,45 @@ pub(crate) fn settle(
     Ok(changes)
 }
 
+/// More links than this help nobody.
+const MOST_TOLD: usize = 20;
+
+/// Finds the links that lead out, other than `pg_wal` and those of tablespaces.
+///
+/// Files that a server only reads may lie anywhere: certificates, included configuration.
+fn strays(folder: &Path, data_dir: &Path, root: &Path, outside: &mut Vec<String>) -> Result<()> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let cannot = |error| Error::io(&folder, "cannot be read", error);
+        let top = folder == data_dir;
+        for entry in fs::read_dir(&folder).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            let kind = entry.file_type().map_err(cannot)?;
+            let path = entry.path();
+            if kind.is_dir() {
+                folders.push(path);
+            } else if kind.is_symlink() {
+                let is_settled = top && entry.file_name() == "pg_wal"
+                    || folder == data_dir.join("pg_tblspc")
+                        && entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+                let is_read_only = top
+                    && path
+                        .extension()
+                        .is_some_and(|kind| READ_ONLY.iter().any(|known| kind == *known));
+                let target = fs::read_link(&path).map_err(cannot)?;
+                if !is_settled && !is_read_only && !lies_in(&target, &folder, root) {
+                    let shown = path.strip_prefix(data_dir).unwrap_or(&path);
+                    outside.push(format!("{} -> {}", shown.display(), target.display()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the names of files end in that a server reads and never writes, or replaces as a whole.
+const READ_ONLY: [&str; 5] = ["conf", "crt", "key", "pem", "crl"];
+
 /// Whether a link's target lies below a folder, all further links resolved.
 fn lies_in(target: &Path, from: &Path, root: &Path) -> bool {
     instance::absolute(&from.join(target)).is_ok_and(|real| real.starts_with(root))
@@ -99,10 +153,8 @@ fn relink(data_dir: &Path, oid: u32, place: &Path, instance: &Instance) -> Resul
         return Ok(());
     }
     let temporary = folder.join(format!("{oid}.{}", durable::random_hex(4)?));
-    std::os::unix::fs::symlink(place, &temporary)
-        .map_err(|error| Error::io(&temporary, "cannot be linked", error))?;
     let temporary = durable::Scrap(temporary);
-    instance.user.own(&temporary.0)?;
+    durable::create_link(place, &temporary.0, &instance.user)?;
     fs::rename(&temporary.0, &link)
         .map_err(|error| Error::io(&link, "cannot be replaced", error))?;
     durable::sync_dir(&folder)

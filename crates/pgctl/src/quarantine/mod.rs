@@ -12,17 +12,21 @@ pub(crate) mod machine;
 mod preload;
 mod rules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use neon_pg_layout::PostmasterPid;
+
 use crate::command::Running;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::{Instance, ensure_socket_dir};
+use crate::pid_file::PidFile;
+use crate::process;
 use crate::settings::syntax::quote;
 
 pub(crate) use rules::Rules;
@@ -32,6 +36,7 @@ pub(crate) use rules::Rules;
 #[must_use]
 pub struct QuarantineOptions {
     tablespaces: BTreeMap<u32, PathBuf>,
+    libraries: BTreeSet<String>,
 }
 
 impl QuarantineOptions {
@@ -40,9 +45,19 @@ impl QuarantineOptions {
         Self::default()
     }
 
-    /// The place that a tablespace was copied to: its link is turned there before the start.
+    /// The place that a tablespace was copied to, below the [root](Instance::with_root) of the copy: its link is
+    /// turned there before the start.
     pub fn with_tablespace(mut self, oid: u32, place: impl Into<PathBuf>) -> Self {
         self.tablespaces.insert(oid, place.into());
+        self
+    }
+
+    /// A library of `shared_preload_libraries` that a copy in recovery loads too. None is loaded otherwise: what
+    /// they start in the background could act before anybody looks at the copy. One that defines WAL records of
+    /// its own (15 and later) is needed to replay them, and named by the error
+    /// [`MissingLibrary`](ErrorKind::MissingLibrary).
+    pub fn with_preload_library(mut self, name: impl Into<String>) -> Self {
+        self.libraries.insert(name.into());
         self
     }
 }
@@ -125,10 +140,14 @@ impl fmt::Display for Change {
     }
 }
 
-/// Files of a quarantined start, in the private folder of the socket.
-const CONFIG: &str = "quarantine.conf";
-const HBA: &str = "quarantine_hba.conf";
-const IDENT: &str = "quarantine_ident.conf";
+/// Files of a quarantined start: configuration, access, user names.
+const KINDS: [&str; 3] = ["conf", "hba", "ident"];
+
+/// A file of a quarantined start, in the private folder of the socket, which several instances may share.
+fn file(instance: &Instance, kind: &str) -> PathBuf {
+    let name = format!("quarantine-{}.{kind}", instance.tag());
+    instance.socket_dir.join(name)
+}
 
 /// Only the server's user and root can enter the folder of the socket, and nothing listens elsewhere.
 const HBA_TEXT: &str = "\
@@ -136,6 +155,22 @@ const HBA_TEXT: &str = "\
 local all all trust
 local replication all trust
 ";
+
+/// The first port to look at for the name of the socket; nothing listens on TCP.
+pub(crate) const FIRST_PORT: u16 = 5432;
+
+/// The first port from this one on whose socket no living process has in the folder.
+pub(crate) fn free_port(instance: &Instance, first: u16) -> Option<u16> {
+    (first..=u16::MAX).find(|port| {
+        let lock = instance.socket_dir.join(format!(".s.PGSQL.{port}.lock"));
+        let taken = fs::read(lock)
+            .ok()
+            .and_then(|bytes| PostmasterPid::parse(&bytes).ok())
+            .and_then(PidFile::new)
+            .is_some_and(|lock| process::number_is_taken(lock.pid));
+        !taken
+    })
+}
 
 /// How to start a server in quarantine.
 #[derive(Debug)]
@@ -155,25 +190,21 @@ const MOST_REFUSED: usize = 50;
 pub(crate) async fn prepare(
     instance: &Instance,
     options: &QuarantineOptions,
+    port: u16,
 ) -> Result<Quarantined> {
     let mut changes = links::settle(instance, &options.tablespaces)?;
     ensure_socket_dir(&instance.socket_dir, &instance.user)?;
-    let rules = Rules::derive(instance)?;
+    let rules = Rules::derive(instance, &options.libraries, port)?;
     changes.extend(rules.changes.iter().cloned());
     let mut kept = rules.kept.clone();
-    let dir = &instance.socket_dir;
     let user = &instance.user;
-    durable::replace(&dir.join(HBA), HBA_TEXT.as_bytes(), 0o600, user)?;
-    durable::replace(&dir.join(IDENT), b"", 0o600, user)?;
+    durable::replace(&file(instance, "hba"), HBA_TEXT.as_bytes(), 0o600, user)?;
+    durable::replace(&file(instance, "ident"), b"", 0o600, user)?;
 
     let mut arguments: Vec<OsString> = Vec::new();
-    for (name, file) in [
-        ("config_file", CONFIG),
-        ("hba_file", HBA),
-        ("ident_file", IDENT),
-    ] {
+    for (name, kind) in ["config_file", "hba_file", "ident_file"].iter().zip(KINDS) {
         let mut setting = OsString::from(format!("{name}="));
-        setting.push(dir.join(file));
+        setting.push(file(instance, kind));
         arguments.extend(["-c".into(), setting]);
     }
     for (name, value) in &rules.forced {
@@ -184,7 +215,7 @@ pub(crate) async fn prepare(
         for (name, value) in &kept {
             text.push_str(&format!("{name} = {}\n", quote(value)));
         }
-        durable::replace(&dir.join(CONFIG), text.as_bytes(), 0o600, user)?;
+        durable::replace(&file(instance, "conf"), text.as_bytes(), 0o600, user)?;
         let refusal = match try_configuration(instance, &arguments).await? {
             None => return Ok(Quarantined { arguments, changes }),
             Some(lines) => lines,
@@ -248,7 +279,7 @@ impl Drop for Files<'_> {
 
 /// Removes the files of a quarantined start, if there are any.
 pub(crate) fn clear(instance: &Instance) {
-    for file in [CONFIG, HBA, IDENT] {
-        drop(fs::remove_file(instance.socket_dir.join(file)));
+    for kind in KINDS {
+        drop(fs::remove_file(file(instance, kind)));
     }
 }

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::installation::Installation;
 
+/// The setting whose libraries the server loads for itself.
+pub(super) const SHARED: &str = "shared_preload_libraries";
+
 /// The settings that name libraries to load.
 pub(super) const SETTINGS: [&str; 3] = [
-    "shared_preload_libraries",
+    SHARED,
     "session_preload_libraries",
     "local_preload_libraries",
 ];

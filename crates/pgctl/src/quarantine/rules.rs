@@ -1,5 +1,7 @@
 //! Which settings of the origin a quarantined server keeps, which are forced, and what was changed.
 
+use std::collections::BTreeSet;
+
 use crate::error::Result;
 use crate::instance::Instance;
 use crate::settings::files::FileSettings;
@@ -59,7 +61,6 @@ const FORCED: &[Forced] = &[
         Why::Workers,
     ),
     ("listen_addresses", "", ALL, EVER, Why::Access),
-    ("port", "5432", ALL, EVER, Why::Access),
     ("unix_socket_group", "", ALL, EVER, Why::Access),
     ("unix_socket_permissions", "0700", ALL, EVER, Why::Access),
     ("bonjour", "off", ALL, EVER, Why::Access),
@@ -136,7 +137,13 @@ const ASSUMED_MEMORY: u64 = 2 << 30;
 
 impl Rules {
     /// Derives them from the files of the copy, its control file, the installation and the machine.
-    pub(super) fn derive(instance: &Instance) -> Result<Self> {
+    ///
+    /// `libraries` are those that are loaded in recovery too, `port` is only the number in the socket's name.
+    pub(super) fn derive(
+        instance: &Instance,
+        libraries: &BTreeSet<String>,
+        port: u16,
+    ) -> Result<Self> {
         let files = instance.file_settings();
         let mut rules = Self::default();
         for problem in files.problems() {
@@ -147,10 +154,12 @@ impl Rules {
                 why: Why::Unreadable,
             });
         }
-        rules.force_fixed(instance, &files);
+        let phase = Phase::of(instance);
+        rules.force_fixed(instance, &files, phase);
+        rules.force(&files, "port", &port.to_string(), Why::Access);
         rules.fit_memory(&files);
-        rules.fit_counts(instance, &files)?;
-        rules.drop_missing_libraries(instance, &files);
+        rules.fit_counts(instance, &files, phase)?;
+        rules.settle_libraries(instance, &files, libraries, phase);
         let socket_dir = instance.socket_dir.display().to_string();
         rules
             .forced
@@ -200,11 +209,17 @@ impl Rules {
         }
     }
 
-    fn force_fixed(&mut self, instance: &Instance, files: &FileSettings) {
+    fn force_fixed(&mut self, instance: &Instance, files: &FileSettings, phase: Phase) {
         let major = instance.major().number();
         for (name, value, since, until, why) in FORCED {
             if (*since..*until).contains(&major) {
+                // A recovery that is to end does not begin without a command; this one has nothing to give.
+                let alone = *name == "restore_command" && phase == Phase::Recovery;
+                let value = if alone { "false" } else { value };
                 self.force(files, name, value, *why);
+                if alone && files.value(name).is_none() {
+                    self.change(name, None, Some(value), *why);
+                }
             }
         }
         if files.value("recovery_target_timeline").is_some() {
@@ -238,17 +253,19 @@ impl Rules {
     }
 
     /// A standby needs at least what its primary had; anything else gets less.
-    fn fit_counts(&mut self, instance: &Instance, files: &FileSettings) -> Result<()> {
-        let in_recovery = ["standby.signal", "recovery.signal"]
-            .iter()
-            .any(|name| instance.data_dir.join(name).exists());
+    fn fit_counts(
+        &mut self,
+        instance: &Instance,
+        files: &FileSettings,
+        phase: Phase,
+    ) -> Result<()> {
         let number = |name: &str, default: i64| {
             files
                 .value(name)
                 .and_then(|value| value.trim().parse().ok())
                 .unwrap_or(default)
         };
-        if in_recovery {
+        if phase != Phase::Primary {
             let recorded = instance.control_file()?.settings;
             let required = [
                 ("max_connections", recorded.max_connections, 100),
@@ -300,17 +317,56 @@ impl Rules {
         Ok(())
     }
 
-    fn drop_missing_libraries(&mut self, instance: &Instance, files: &FileSettings) {
+    /// Outside of recovery libraries are loaded, so that what depends on them can be used, and no worker of theirs
+    /// is started. A server in recovery needs as many workers as its primary had, so there the libraries go.
+    fn settle_libraries(
+        &mut self,
+        instance: &Instance,
+        files: &FileSettings,
+        wanted: &BTreeSet<String>,
+        phase: Phase,
+    ) {
         for name in preload::SETTINGS {
             let Some(list) = files.value(name) else {
                 continue;
             };
             let search_path = files.value("dynamic_library_path");
-            let (present, missing) =
+            let (mut present, missing) =
                 preload::split_present(list, &instance.installation, search_path);
-            if !missing.is_empty() {
+            let before = present.len();
+            if name == preload::SHARED && phase != Phase::Primary {
+                present.retain(|library| wanted.contains(library));
+            }
+            if present.len() < before {
+                self.force(files, name, &preload::join(&present), Why::Workers);
+            } else if !missing.is_empty() {
                 self.force(files, name, &preload::join(&present), Why::MissingLibrary);
             }
+        }
+    }
+}
+
+/// What the server will do first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Take part as a primary, after a crash recovery perhaps.
+    Primary,
+    /// Stay in recovery (`standby.signal`).
+    Standby,
+    /// Recover and then be promoted (`recovery.signal`).
+    Recovery,
+}
+
+impl Phase {
+    fn of(instance: &Instance) -> Self {
+        let has = |name| instance.data_dir.join(name).exists();
+        // If both are there the server is a standby.
+        if has("standby.signal") {
+            Self::Standby
+        } else if has("recovery.signal") {
+            Self::Recovery
+        } else {
+            Self::Primary
         }
     }
 }

@@ -62,10 +62,7 @@ impl Job<'_> {
                 durable: self.plan.durable,
             },
         )?;
-        settings.push((
-            "restore_command",
-            self.plan.source.restore_command(self.folder.path())?,
-        ));
+        settings.push(("restore_command", self.restore_command()?));
         // The history of the timeline one is on need not be there.
         let timeline = if wanted == self.current {
             "current".to_owned()
@@ -121,9 +118,16 @@ impl Job<'_> {
         }
     }
 
+    fn restore_command(&self) -> Result<String> {
+        let segments = !self.plan.without_segments;
+        self.plan
+            .source
+            .restore_command(self.folder.path(), segments)
+    }
+
     /// A text that the shell cannot parse exits with 2, which would look like the end of WAL.
     pub(crate) async fn check_command(&self) -> Result<()> {
-        let text = self.plan.source.restore_command(self.folder.path())?;
+        let text = self.restore_command()?;
         let finished = self.shell(&["-n", "-c", &text]).await?;
         if finished.status.success() {
             return Ok(());
@@ -174,6 +178,9 @@ impl Job<'_> {
 
     /// A segment the source has although it comes after the place where WAL ended.
     pub(crate) async fn later_segment(&self, findings: &Findings) -> Result<Option<SegmentName>> {
+        if self.plan.without_segments {
+            return Ok(None);
+        }
         let size = self.control.build.wal_segment_size;
         let Some(end) = verdict::wal_end(findings, &self.folder.misses(), size) else {
             return Ok(None);

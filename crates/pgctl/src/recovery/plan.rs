@@ -34,6 +34,8 @@ pub struct RecoveryPlan {
     pub(crate) shared_buffers_kib: u64,
     pub(crate) preload: String,
     pub(crate) durable: bool,
+    /// Whether the source is asked for histories only: nothing is replayed that is not in the directory.
+    pub(crate) without_segments: bool,
     /// None: links may lead anywhere.
     pub(crate) tablespaces: Option<BTreeMap<u32, PathBuf>>,
 }
@@ -52,6 +54,7 @@ impl RecoveryPlan {
             shared_buffers_kib: 128 << 10,
             preload: String::new(),
             durable: true,
+            without_segments: false,
             tablespaces: Some(BTreeMap::new()),
         }
     }
@@ -94,8 +97,8 @@ impl RecoveryPlan {
         self
     }
 
-    /// The place that a tablespace was copied to: its link is turned there before the server starts. Links that lead
-    /// out of the copy otherwise are refused, since replay would write to the tablespaces of the origin.
+    /// The place that a tablespace was copied to, below the [root](crate::Instance::with_root) of the copy: its link
+    /// is turned there before the server starts. Links that lead out of the copy are refused, since replay would write to the tablespaces of the origin.
     pub fn with_tablespace(mut self, oid: u32, place: impl Into<PathBuf>) -> Self {
         self.tablespaces
             .get_or_insert_default()

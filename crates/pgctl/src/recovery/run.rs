@@ -33,7 +33,8 @@ impl Instance {
     /// [`WalLevelMinimal`](ErrorKind::WalLevelMinimal) and [`Corrupt`](ErrorKind::Corrupt). If nothing was replayed
     /// it is as it was.
     ///
-    /// [`RecoveryTarget::Latest`] ends where the source has no more. A source that fails for a moment must exit
+    /// Nothing beyond the target is replayed, whatever the source gets meanwhile, and what has missed its target is
+    /// never promoted. [`RecoveryTarget::Latest`] ends where the source has no more. A source that fails for a moment must exit
     /// with more than 125, or that moment is the end.
     ///
     /// A tablespace that was created after the base was taken is replayed to where its path leads on this machine.
@@ -60,12 +61,15 @@ impl Instance {
             .recover_to(plan, &plan.target, &mut raised, &mut progress)
             .await
         {
-            // A server that meets no record at all has not stopped at the first consistent state.
+            // A server that meets no record at all has not stopped at the first consistent state. It is there all the
+            // same, and whatever the source has got meanwhile lies beyond.
             Err(error)
                 if plan.target == RecoveryTarget::Immediate
                     && error.kind() == ErrorKind::TargetTooLate =>
             {
-                self.recover_to(plan, &RecoveryTarget::Latest, &mut raised, &mut progress)
+                let mut plan = plan.clone();
+                plan.without_segments = true;
+                self.recover_to(&plan, &RecoveryTarget::Latest, &mut raised, &mut progress)
                     .await
             }
             outcome => outcome,
@@ -99,7 +103,7 @@ impl Instance {
     ) -> Result<Run> {
         target.check()?;
         self.check_startable()?;
-        stale::clear(self).await?;
+        let _claim = stale::claim(self, stale::SURVIVORS_MAY_TAKE).await?;
         let control = self.control_file()?;
         let label = self.backup_label()?;
         if control.settings.wal_level == WalLevel::Minimal {

@@ -50,9 +50,13 @@ impl WalSource {
         }
     }
 
-    /// The `restore_command` of a run whose own files lie in `folder`.
-    pub(crate) fn restore_command(&self, folder: &Path) -> Result<String> {
-        let command = self.command()?;
+    /// The `restore_command` of a run whose own files lie in `folder`; with `segments` off all of those are
+    /// missing, and only histories are asked for.
+    pub(crate) fn restore_command(&self, folder: &Path, segments: bool) -> Result<String> {
+        let mut command = self.command()?;
+        if !segments {
+            command = format!("case %f in *.history) ;; *) exit 1;; esac\n{command}");
+        }
         let misses = quoted(&folder.join(MISSES))?;
         let taken = quoted(&folder.join(HISTORY))?;
         // The newlines end a comment in the caller's text; the subshell keeps its `exit` to itself.
@@ -145,7 +149,7 @@ mod tests {
 
     /// What the server would run for this file, and its exit status.
     fn run(source: &WalSource, folder: &Path, file: &str, to: &Path) -> i32 {
-        let command = source.restore_command(folder).unwrap();
+        let command = source.restore_command(folder, true).unwrap();
         let command = fill(&command, file, to.to_str().unwrap());
         Command::new("/bin/sh")
             .args(["-c", &command])

@@ -250,7 +250,9 @@ fn ended_before_target(evidence: &Evidence<'_>) -> Error {
                 "no transaction ended later, so recovery cannot know that it is reached; {newest}"
             ),
         )
-        .with_hint("recover to the end of WAL instead: it holds everything up to this time"),
+        .with_hint(
+            "if nothing more is written to this WAL, recover to its end: it holds everything up to this time",
+        ),
         RecoveryTarget::Transaction { .. } => new(
             ErrorKind::UnknownTransaction,
             format!("its end is not in the WAL there is{end}"),
@@ -263,7 +265,7 @@ fn ended_before_target(evidence: &Evidence<'_>) -> Error {
             ErrorKind::TargetTooLate,
             format!("lies beyond the end of WAL{end}"),
         )
-        .with_hint("recover to the end of WAL instead, or wait until more is archived"),
+        .with_hint("wait until more is archived, or recover to the end of WAL"),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::archiving;
 use crate::command::Running;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
@@ -90,7 +91,8 @@ impl Instance {
     /// Durable when it returns. Dropping the future leaves the file as it was.
     ///
     /// # Errors
-    /// [`BadSetting`](ErrorKind::BadSetting), also when no file of the instance includes `neon.conf`.
+    /// [`BadSetting`](ErrorKind::BadSetting), also when no file of the instance includes `neon.conf`, and for
+    /// archiving without a command that can work.
     pub async fn set_own(&self, settings: &[(&str, &str)]) -> Result<()> {
         for (name, value) in settings {
             self.check_setting(name, value).await?;
@@ -109,6 +111,9 @@ impl Instance {
         for (name, value) in settings {
             own.set(name, value);
         }
+        let files = self.file_settings();
+        let value = |name: &str| own.get(name).or_else(|| files.value(name));
+        archiving::check(value, &self.user).await?;
         own.write(&self.data_dir)
     }
 

@@ -269,6 +269,48 @@ fn a_full_disk_is_told_and_nothing_half_done_stays() {
     );
 }
 
+/// WAL that nobody takes away fills the disk.
+#[test]
+fn archiving_comes_only_with_a_command_that_can_work() {
+    run(async {
+        let scratch = Scratch::new();
+        let installation = installation(PgMajor::V15);
+        let archived = |command: &str| {
+            let options = create_options().with_setting("archive_mode", "on");
+            options.with_setting("archive_command", command)
+        };
+        for bad in [
+            create_options().with_setting("archive_mode", "always"),
+            archived(" "),
+            archived("cp %p '/tmp/%f"),
+            archived("no_such_program %p"),
+            archived("/no/such/program %p"),
+        ] {
+            let dir = scratch.path().join("pg");
+            let error = Instance::create(&installation, &dir, &bad)
+                .await
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BadSetting, "{error:?}");
+            assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+        }
+        let fixture = Fixture::with(PgMajor::V15, &archived("test -e /nowhere/%f || true")).await;
+        let instance = &fixture.instance;
+        let error = instance
+            .set_own(&[("archive_command", "")])
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadSetting, "{error:?}");
+        instance
+            .set_own(&[("archive_command", "true"), ("work_mem", "5MB")])
+            .await
+            .unwrap();
+        instance
+            .set_own(&[("archive_command", ""), ("archive_mode", "off")])
+            .await
+            .unwrap();
+    });
+}
+
 #[test]
 fn a_limit_on_the_size_of_files_is_told_as_a_full_disk() {
     if let Some(folder) = std::env::var_os(SMALL) {
@@ -301,7 +343,7 @@ fn in_little_room(command: &mut Command, script: &str, test: &str) {
 }
 
 async fn full_disk(folder: &std::path::Path, limited: bool) {
-    for major in [PgMajor::V13, PgMajor::V18] {
+    for major in PgMajor::ALL {
         let installation = installation(major);
         let filler = folder.join("filler");
         if !limited {

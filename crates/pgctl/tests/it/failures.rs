@@ -227,6 +227,142 @@ fn a_pid_file_whose_number_was_taken_by_another_process_does_not_hinder() {
     });
 }
 
+/// Two clusters whose servers were killed; then the number of the one is the other's server.
+#[test]
+fn a_pid_file_whose_number_another_server_has_now_does_not_hinder() {
+    run(async {
+        for major in [PgMajor::V15, PgMajor::V18] {
+            let (first, second) = (Fixture::new(major).await, Fixture::new(major).await);
+            let instance = &first.instance;
+            let started = instance.start(&start_options()).await.unwrap();
+            let pid_file = instance.data_dir().join("postmaster.pid");
+            let text = fs::read_to_string(&pid_file).unwrap();
+            kill(started.pid);
+            until("it is gone", || !is_alive(started.pid)).await;
+            let PortChoice::Free { range, .. } = own_ports() else {
+                panic!("a range")
+            };
+            let elsewhere = PortChoice::Free {
+                range,
+                avoid: vec![started.port],
+            };
+            let options = StartOptions::new().with_port(elsewhere);
+            let other = second.instance.start(&options).await.unwrap();
+            let taken = text.replacen(&started.pid.to_string(), &other.pid.to_string(), 1);
+            fs::write(&pid_file, taken).unwrap();
+            assert_eq!(instance.status().await.unwrap().state, ServerState::Crashed);
+            let error = instance.stop(&StopOptions::default()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotRunning);
+            instance.start(&start_options()).await.unwrap();
+            assert_eq!(query(&second.instance, "SELECT 1").await, "1");
+            for instance in [instance, &second.instance] {
+                instance.stop(&StopOptions::default()).await.unwrap();
+            }
+        }
+    });
+}
+
+/// Root in a container: it may not look into processes of others.
+fn again_without_the_right_to_look_into_processes(test: &str) {
+    let program = this_program(test);
+    let mut command = Command::new(program.get_program());
+    if we_are_root() {
+        command = Command::new("setpriv");
+        command
+            .args(["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", "--"])
+            .arg(program.get_program());
+    }
+    command.args(program.get_args()).env_remove("NEXTEST");
+    let text = succeed(&mut command);
+    assert!(text.contains("1 passed"), "{test}: {text}");
+}
+
+#[test]
+fn another_servers_number_is_recognised_without_the_right_to_look_into_processes() {
+    again_without_the_right_to_look_into_processes(
+        "failures::a_pid_file_whose_number_another_server_has_now_does_not_hinder",
+    );
+}
+
+#[test]
+fn another_processes_number_is_recognised_without_the_right_to_look_into_processes() {
+    again_without_the_right_to_look_into_processes(
+        "failures::a_pid_file_whose_number_was_taken_by_another_process_does_not_hinder",
+    );
+}
+
+#[test]
+fn an_instance_lives_without_the_right_to_look_into_processes() {
+    again_without_the_right_to_look_into_processes("lifecycle::an_instance_of_15_lives");
+}
+
+const STARTED: &str = "NEON_PGCTL_STARTED";
+
+/// What the next test runs ten of.
+#[test]
+fn a_process_that_starts_what_another_may_start_too() {
+    let Some(dir) = std::env::var_os(STARTED) else {
+        return;
+    };
+    run(async {
+        let instance = Instance::open(&installation(PgMajor::V16), dir).unwrap();
+        match instance.start(&start_options()).await {
+            Ok(started) => println!("\nstarted {}", started.pid),
+            Err(error) if error.kind() == ErrorKind::AlreadyRunning => println!("\nrunning"),
+            Err(error) => panic!("{error:?}"),
+        }
+    });
+}
+
+#[test]
+fn of_ten_processes_that_start_over_a_stale_pid_file_at_once_one_does() {
+    run(async {
+        let fixture = Fixture::new(PgMajor::V16).await;
+        let instance = &fixture.instance;
+        let pid_file = instance.data_dir().join("postmaster.pid");
+        for round in 0..4 {
+            let started = instance.start(&start_options()).await.unwrap();
+            let text = fs::read_to_string(&pid_file).unwrap();
+            kill(started.pid);
+            until("it is gone", || postgres_in(instance.data_dir()).is_empty()).await;
+            let mut command = Command::new("sleep");
+            command.arg("600");
+            as_server_user(&mut command);
+            let mut other = command.spawn().unwrap();
+            let taken = text.replacen(&started.pid.to_string(), &other.id().to_string(), 1);
+            fs::write(&pid_file, taken).unwrap();
+
+            let starters: Vec<_> = (0..10)
+                .map(|_| {
+                    this_program("failures::a_process_that_starts_what_another_may_start_too")
+                        .env(STARTED, fixture.dir())
+                        .stdout(std::process::Stdio::piped())
+                        .stderr(std::process::Stdio::piped())
+                        .spawn()
+                        .unwrap()
+                })
+                .collect();
+            let mut servers = Vec::new();
+            for starter in starters {
+                let output = starter.wait_with_output().unwrap();
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                let errors = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "round {round}: {text}{errors}");
+                servers.extend(
+                    text.lines()
+                        .filter_map(|line| line.strip_prefix("started ")?.parse::<i32>().ok()),
+                );
+            }
+            assert_eq!(servers.len(), 1, "round {round}: {servers:?}");
+            assert_eq!(instance.status().await.unwrap().pid, servers.pop());
+            assert_eq!(query(instance, "SELECT 1").await, "1");
+            other.kill().unwrap();
+            other.wait().unwrap();
+            instance.stop(&StopOptions::default()).await.unwrap();
+        }
+    });
+}
+
 /// While processes of a dead server still work in the directory, there is no second one.
 #[test]
 fn rests_of_a_dead_server_are_waited_for() {
@@ -243,7 +379,8 @@ fn rests_of_a_dead_server_are_waited_for() {
         let start = std::time::Instant::now();
         let options = start_options();
         let mut second = Box::pin(instance.start(&options));
-        let early = tokio::time::timeout(std::time::Duration::from_secs(2), &mut second).await;
+        // As long as the launcher of autovacuum of 13 and 14 may wait for statistics that nobody collects any more.
+        let early = tokio::time::timeout(std::time::Duration::from_secs(17), &mut second).await;
         assert!(
             early.is_err(),
             "started beside a process of the dead server after {:?}",

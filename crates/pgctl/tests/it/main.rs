@@ -8,21 +8,20 @@
 )]
 
 mod adoption;
+mod bracket;
 mod concurrency;
 mod creation;
 mod discovery;
+mod dropping;
 mod drops;
+mod facts;
 mod failures;
+mod history;
 mod lifecycle;
 mod quarantine;
+mod recovery;
+mod replica;
 mod scope;
 mod settings;
 mod support;
 mod unprivileged;
-
-mod bracket;
-mod dropping;
-mod facts;
-mod history;
-mod recovery;
-mod replica;

@@ -208,12 +208,37 @@ async fn everything_at_once(major: PgMajor) {
     let signal = copy.data_dir().join("standby.signal");
     fs::write(&signal, "").unwrap();
     give(&copy, &signal);
-    copy.start(&start_options()).await.unwrap();
+    let started = copy.start(&start_options()).await.unwrap();
     assert_eq!(query(&copy, "SELECT pg_is_in_recovery()").await, "t");
+    // While it recovers it loads nobody's library.
+    assert_eq!(query(&copy, "SHOW shared_preload_libraries").await, "");
+    let listed = |change: &&Change| change.what == "shared_preload_libraries";
+    let change = started.changes.iter().find(listed).unwrap();
+    let why = match has_auto_explain {
+        true => Why::Workers,
+        false => Why::MissingLibrary,
+    };
+    assert_eq!((change.why, change.now.as_deref()), (why, Some("")));
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert!(!upstream.somebody_came());
     copy.stop(&StopOptions::default()).await.unwrap();
     fs::remove_file(&signal).unwrap();
+
+    // As something that was to be recovered from an archive: from what it has itself.
+    let signal = copy.data_dir().join("recovery.signal");
+    fs::write(&signal, "").unwrap();
+    give(&copy, &signal);
+    let started = copy.start(&start_options()).await.unwrap();
+    let listed = |change: &&Change| change.what == "restore_command";
+    let change = started.changes.iter().find(listed).unwrap();
+    assert_eq!(change.now.as_deref(), Some("false"));
+    until("it is recovered", || !signal.exists()).await;
+    copy.stop(&StopOptions::default()).await.unwrap();
+    copy.start(&start_options()).await.unwrap();
+    assert_eq!(query(&copy, "SELECT count(*) FROM in_far").await, "1");
+    assert_eq!(fs::read_dir(&archive).unwrap().count(), 0);
+    assert!(!upstream.somebody_came());
+    copy.stop(&StopOptions::default()).await.unwrap();
 
     // No file of the user's has changed, and nothing of ours is left but the log.
     assert_eq!(configuration(instance), before);
@@ -322,5 +347,155 @@ fn a_wal_directory_outside_the_copy_is_refused() {
         let wider = fixture.instance.clone().with_root(fixture.scratch.path());
         wider.start(&quarantined).await.unwrap();
         wider.stop(&StopOptions::default()).await.unwrap();
+    });
+}
+
+/// What runs in the background of a server, by what it is called.
+fn workers(instance: &Instance) -> String {
+    postgres_in(instance.data_dir())
+        .into_iter()
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok())
+        .collect()
+}
+
+/// A library that starts a worker as soon as a standby is consistent.
+#[test]
+fn a_library_starts_no_worker_in_a_copy_that_recovers_unless_it_is_asked_for() {
+    run(async {
+        let fixture = Fixture::new(PgMajor::V15).await;
+        let instance = &fixture.instance;
+        fixture.configure("shared_preload_libraries = 'pg_prewarm'");
+        instance.start(&start_options()).await.unwrap();
+        instance.stop(&StopOptions::default()).await.unwrap();
+        let signal = instance.data_dir().join("standby.signal");
+        fs::write(&signal, "").unwrap();
+        give(instance, &signal);
+        // The trap works.
+        let bare = start_options().as_is();
+        instance.start(&bare).await.unwrap();
+        until("the worker", || workers(instance).contains("autoprewarm")).await;
+        instance.stop(&StopOptions::default()).await.unwrap();
+
+        let options = QuarantineOptions::new();
+        let quarantined = start_options().in_quarantine(options.clone());
+        let started = instance.start(&quarantined).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        assert!(!workers(instance).contains("autoprewarm"));
+        let named = |change: &&Change| change.what == "shared_preload_libraries";
+        let change = started.changes.iter().find(named).unwrap();
+        assert_eq!(change.why, Why::Workers);
+        instance.stop(&StopOptions::default()).await.unwrap();
+
+        let asked = start_options().in_quarantine(options.with_preload_library("pg_prewarm"));
+        let started = instance.start(&asked).await.unwrap();
+        until("the worker", || workers(instance).contains("autoprewarm")).await;
+        assert!(started.changes.iter().find(named).is_none());
+        instance.stop(&StopOptions::default()).await.unwrap();
+    });
+}
+
+/// Whatever somebody has moved elsewhere is the origin's.
+#[test]
+fn links_anywhere_in_the_copy_and_new_places_outside_of_it_are_refused() {
+    run(async {
+        let fixture = Fixture::new(PgMajor::V15).await;
+        let instance = &fixture.instance;
+        let space = folder(&fixture, "pg/space");
+        instance.start(&start_options()).await.unwrap();
+        let sql = format!("CREATE TABLESPACE near LOCATION '{}'", space.display());
+        query(instance, &sql).await;
+        query(instance, "CREATE TABLE t TABLESPACE near AS SELECT 1 AS x").await;
+        instance.stop(&StopOptions::default()).await.unwrap();
+        let data = instance.data_dir();
+        let links = fs::read_dir(data.join("pg_tblspc")).unwrap().flatten();
+        let names: Vec<String> = links
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        let oid: u32 = names[0].parse().unwrap();
+        let outside = folder(&fixture, "outside");
+        let quarantined = start_options().in_quarantine(QuarantineOptions::new());
+
+        for name in ["pg_stat_tmp", "pg_logical/snapshots", "base/1/PG_VERSION"] {
+            let (path, moved) = (data.join(name), outside.join("moved"));
+            fs::rename(&path, &moved).unwrap();
+            std::os::unix::fs::symlink(&moved, &path).unwrap();
+            let error = instance.start(&quarantined).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutsideClone, "{name}: {error:?}");
+            assert!(error.reason().contains(name), "{error}");
+            fs::remove_file(&path).unwrap();
+            fs::rename(&moved, &path).unwrap();
+        }
+        // In a tablespace of the copy as well.
+        let stray = space.join("stray");
+        std::os::unix::fs::symlink(&outside, &stray).unwrap();
+        let error = instance.start(&quarantined).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutsideClone, "{error:?}");
+        fs::remove_file(&stray).unwrap();
+        // A certificate may lie where the system keeps it.
+        std::os::unix::fs::symlink("/etc/hostname", data.join("server.crt")).unwrap();
+
+        // A place that is not the copy's, by name or by a link on the way.
+        let detour = fixture.dir().join("detour");
+        std::os::unix::fs::symlink(&outside, &detour).unwrap();
+        for place in [outside.clone(), detour, "relative".into()] {
+            let options = QuarantineOptions::new().with_tablespace(oid, &place);
+            let remapped = start_options().in_quarantine(options);
+            let error = instance.start(&remapped).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutsideClone, "{error:?}");
+            let before = fs::read_link(data.join("pg_tblspc").join(&names[0])).unwrap();
+            assert_eq!(before, space);
+        }
+        instance.start(&quarantined).await.unwrap();
+        assert_eq!(query(instance, "SELECT x FROM t").await, "1");
+        instance.stop(&StopOptions::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn copies_that_share_the_folder_of_their_sockets_do_not_disturb_each_other() {
+    run(async {
+        let fixture = Fixture::new(PgMajor::V16).await;
+        let sockets = fixture.dir().join("run");
+        let mut copies = Vec::new();
+        for (n, size) in [(0, "3MB"), (1, "4MB"), (2, "5MB")] {
+            let data = fixture.scratch.path().join(format!("data{n}"));
+            super::history::copy(fixture.instance.data_dir(), &data);
+            let log = fixture.scratch.path().join(format!("log{n}"));
+            let copy = Instance::at(&installation(PgMajor::V16), &data, log, &sockets).unwrap();
+            let conf = data.join("postgresql.conf");
+            let text = fs::read_to_string(&conf).unwrap();
+            fs::write(&conf, format!("{text}\nwork_mem = {size}\n")).unwrap();
+            let quarantined = QuarantineOptions::new();
+            copies.push((copy.with_quarantine(quarantined), size));
+        }
+        let options = start_options();
+        let (first, second, third) = tokio::join!(
+            copies[0].0.start(&options),
+            copies[1].0.start(&options),
+            copies[2].0.start(&options),
+        );
+        let ports = [first, second, third].map(|started| started.unwrap().port);
+        assert_eq!(
+            std::collections::BTreeSet::from(ports).len(),
+            3,
+            "{ports:?}"
+        );
+        // Its end takes nothing of the others away: they read their files again.
+        copies[0].0.stop(&StopOptions::default()).await.unwrap();
+        for (copy, size) in &copies[1..] {
+            copy.reload().unwrap();
+            assert_eq!(
+                query(copy, "SELECT pg_sleep(0.2); SHOW work_mem").await,
+                *size
+            );
+            assert_eq!(
+                query(copy, "SELECT count(*) > 0 FROM pg_hba_file_rules").await,
+                "t"
+            );
+        }
+        for (copy, _) in &copies[1..] {
+            copy.stop(&StopOptions::default()).await.unwrap();
+        }
+        assert_eq!(fs::read_dir(&sockets).unwrap().count(), 0);
     });
 }

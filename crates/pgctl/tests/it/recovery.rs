@@ -352,12 +352,26 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
     assert_eq!(kind(&by_command).0, ErrorKind::MissingWal);
     fs::rename(&away, &hidden).unwrap();
 
+    // Nothing that has missed its target is promoted.
+    let promoted = |target: &RecoveryTarget| {
+        let state = || instance.control_file().unwrap().state;
+        let promote = plan(archive, target.clone()).with_end(RecoveryEnd::Promoted);
+        let (found, _) = kind(&promote);
+        assert!(instance.data_dir().join("recovery.signal").exists());
+        assert!(matches!(
+            state(),
+            ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery
+        ));
+        found
+    };
+    assert_eq!(promoted(&late), ErrorKind::TargetTooLate);
     let (found, message) = kind(&plan(archive, late));
     assert_eq!(found, ErrorKind::TargetTooLate, "{message}");
     let idle = RecoveryTarget::Time {
         time: history.last + Duration::from_secs(3600),
         inclusive: true,
     };
+    assert_eq!(promoted(&idle), ErrorKind::NoLaterTransaction);
     let (found, message) = kind(&plan(archive, idle));
     assert_eq!(found, ErrorKind::NoLaterTransaction, "{message}");
     let (found, message) = kind(&plan(
@@ -379,6 +393,33 @@ fn every_way_to_miss_a_target_has_its_kind(major: PgMajor) {
     recover(&instance, &end).unwrap();
     assert_eq!(numbers(&instance), "1 2 3 4 5 6");
     nothing_is_left(&instance);
+}
+
+/// A copy of a stopped cluster has nothing to replay; a moment later its origin has archived more.
+fn nothing_is_replayed_beyond_the_first_consistent_state(major: PgMajor) {
+    let history = History::write(major);
+    let scratch = history.cluster.scratch_dir().to_owned();
+    copy(&history.cluster.data_dir(), &scratch.join("cold"));
+    let instance = history.instance("cold");
+    let (archive, used) = (history.archive.clone(), history.backup.start.timeline);
+    let mut cluster = history.cluster;
+    cluster.start();
+    cluster.psql("insert into t values (7); select pg_switch_wal(); insert into t values (8)");
+    cluster.stop(neon_testkit::StopMode::Fast);
+    // The first server that asks finds nothing, every later one all of it.
+    let command = format!(
+        "read -r server <postmaster.pid; [ -e '{0}' ] || echo $server >'{0}'; \
+         [ \"$(cat '{0}')\" != $server ] || exit 1; cp '{1}/%f' '%p'",
+        scratch.join("cold.run").join("first").display(),
+        archive.display()
+    );
+    let plan = RecoveryPlan::new(WalSource::Command(command), RecoveryTarget::Immediate)
+        .with_end(RecoveryEnd::Promoted)
+        .with_used_timelines([used])
+        .with_durability(false);
+    let recovered = recover(&instance, &plan).unwrap();
+    assert_eq!(recovered.state, ClusterState::ShutDown);
+    assert_eq!(numbers(&instance), "1 2 3 4 5 6");
 }
 
 /// WAL of a time with wal_level=minimal lies between the base and the target.
@@ -581,6 +622,11 @@ macro_rules! per_major {
             #[test]
             fn wal_of_level_minimal_is_not_recovered_over() {
                 super::wal_of_level_minimal_is_not_recovered_over(PgMajor::$major);
+            }
+
+            #[test]
+            fn nothing_is_replayed_beyond_the_first_consistent_state() {
+                super::nothing_is_replayed_beyond_the_first_consistent_state(PgMajor::$major);
             }
 
             #[test]

@@ -114,3 +114,102 @@ fn a_scoped_server_ends_when_its_host_is_killed() {
         .await;
     });
 }
+
+/// The process that a server is the child of.
+fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, after) = stat.rsplit_once(')').unwrap();
+    after.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_scoped_server_ends_with_its_guard_also_when_its_guardian_was_killed() {
+    run(async {
+        let scratch = Scratch::new();
+        let installation = installation(PgMajor::V15);
+        let server = ScopedServer::temporary(
+            &installation,
+            scratch.path(),
+            &create_options(),
+            &start_options(),
+        )
+        .await
+        .unwrap();
+        let pid = server.started().pid;
+        kill(parent_of(pid));
+        until("it has lost its guardian", || {
+            !command_of(parent_of(pid)).contains("guardian")
+        })
+        .await;
+        assert_eq!(query(server.instance(), "SELECT 1").await, "1");
+        drop(server);
+        assert!(!is_alive(pid));
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+
+        let fixture = Fixture::new(PgMajor::V15).await;
+        let instance = &fixture.instance;
+        let mut server = instance.start_scoped(&start_options()).await.unwrap();
+        kill(parent_of(server.started().pid));
+        server.restart(StopMode::Fast).await.unwrap();
+        kill(parent_of(server.started().pid));
+        drop(server);
+        let status = instance.status().await.unwrap();
+        assert_eq!(status.state, ServerState::Stopped, "not shut down cleanly");
+    });
+}
+
+fn command_of(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// Everything at once, as when a container is ended: only the server lives on, in no case for ever.
+#[test]
+fn what_a_killed_host_and_guardian_left_goes_at_the_next_use_and_what_is_held_stays() {
+    run(async {
+        let scratch = Scratch::new();
+        let mut hosts = Vec::new();
+        for _ in 0..2 {
+            let mut command = this_program("scope::a_process_that_holds_a_temporary_server");
+            let mut host = command
+                .env(FOLDER, scratch.path())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(host.stdout.take().unwrap()).lines();
+            let pid = lines.find_map(|line| {
+                let line = line.unwrap();
+                line.strip_prefix("holding ")?.parse::<i32>().ok()
+            });
+            hosts.push((host, pid.unwrap(), lines));
+        }
+        // Neither of the two took the other's folder away.
+        let folders = || std::fs::read_dir(scratch.path()).unwrap().count();
+        assert_eq!(folders(), 2);
+        let (mut host, pid, _) = hosts.remove(0);
+        kill(parent_of(pid));
+        host.kill().unwrap();
+        host.wait().unwrap();
+        assert!(is_alive(pid));
+        // What is no instance of ours stays as well.
+        std::fs::write(scratch.path().join("neon-temporary-file"), "").unwrap();
+
+        let server = ScopedServer::temporary(
+            &installation(PgMajor::V16),
+            scratch.path(),
+            &create_options(),
+            &start_options(),
+        )
+        .await
+        .unwrap();
+        assert!(!is_alive(pid), "the orphan is ended");
+        assert_eq!(folders(), 3);
+        assert_eq!(query(server.instance(), "SELECT 1").await, "1");
+        drop(server);
+        let (mut host, pid, _) = hosts.remove(0);
+        assert!(is_alive(pid), "the server of a host that lives");
+        assert_eq!(folders(), 2);
+        host.kill().unwrap();
+        host.wait().unwrap();
+        until("its folder is gone", || folders() == 1).await;
+    });
+}

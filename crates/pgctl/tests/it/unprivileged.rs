@@ -30,6 +30,8 @@ again! {
     somebody_who_is_not_root_recovers_18: "recovery::v18::a_copy_of_an_instance_recovers",
     somebody_who_is_not_root_starts_in_quarantine: "quarantine::quarantine_holds_everything_back_on_17",
     somebody_who_is_not_root_is_told_of_modes: "failures::a_wrong_mode_and_a_wrong_owner_are_told_before_anything_runs",
+    somebody_who_is_not_root_is_not_hindered_by_another_servers_number: "failures::a_pid_file_whose_number_another_server_has_now_does_not_hinder",
+    somebody_who_is_not_root_creates_a_standby: "replica::a_standby_is_created::v17",
     somebody_who_is_not_root_holds_a_scoped_server: "scope::a_scoped_server_that_keeps_its_data_is_shut_down_cleanly_and_restarts_after_a_crash",
 }
 

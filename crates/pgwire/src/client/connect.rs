@@ -44,7 +44,7 @@ impl Client {
     /// Dropping the future closes whatever was open.
     ///
     /// # Errors
-    /// The last server's; if there were several, its message names them all.
+    /// The last server's; if there were several, its message names them all, each with its causes.
     pub async fn connect(config: &Config) -> Result<Self> {
         let config = Arc::new(config.clone());
         let mut failures = Vec::new();
@@ -119,7 +119,14 @@ fn summary(mut failures: Vec<(String, Error)>) -> Error {
     }
     let mut others = String::new();
     for (host, error) in failures {
-        others.push_str(&format!("; before that {error} ({host})"));
+        // Only the last error can be the cause of this one, so the others are told with theirs.
+        others.push_str(&format!("; before that {error}"));
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            others.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        others.push_str(&format!(" ({host})"));
     }
     Error::new(kind, host, format!("no session could be started{others}")).caused_by(last)
 }

@@ -102,9 +102,9 @@ pub enum WalEvent {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StreamEnd {
-    /// We ended it; the session goes on.
+    /// We ended it, on whatever timeline; the session goes on.
     Stopped(Client),
-    /// The timeline ends here. Fetch the next one's history and start over on it, at the start of the
+    /// The server ended it, because the timeline ends here. Fetch the next one's history and start over on it, at the start of the
     /// segment that contains `start`.
     Timeline {
         /// The next timeline.
@@ -384,12 +384,13 @@ impl WalStream {
     /// Dropping the future closes the connection.
     ///
     /// # Errors
-    /// What the server says instead; the connection is closed then.
+    /// What the server says instead, and [`Protocol`](ErrorKind::Protocol) for a next timeline that cannot
+    /// follow this one or begins after what was received; the connection is closed then.
     pub async fn finish(mut self) -> Result<StreamEnd> {
-        let mut done = match self.state {
+        let by_server = match self.state {
             State::Over(ref mut result) => {
                 let result = result.take();
-                return end(self.client, result);
+                return self.end(result, true);
             }
             State::ShuttingDown => return Ok(StreamEnd::ServerShutdown),
             State::ServerDone => true,
@@ -398,6 +399,7 @@ impl WalStream {
                 false
             }
         };
+        let mut done = by_server;
         let framed = self.client.framed()?;
         frontend::copy_done(framed.output());
         unless_closed(framed.flush().await)?;
@@ -412,11 +414,42 @@ impl WalStream {
                     let result = finish_result(&mut self.client, Some(frame)).await?;
                     let silence = self.client.peer.config.limits.silence;
                     self.client.framed()?.patience = silence;
-                    return end(self.client, result);
+                    return self.end(result, by_server);
                 }
                 _ => return Err(unexpected(SUBJECT, &frame)),
             }
         }
+    }
+
+    /// Tells what the end means. On a historic timeline the server names the next one whoever ended the
+    /// stream, and wherever: only when it did, everything was received.
+    fn end(self, result: Option<ResultSet>, by_server: bool) -> Result<StreamEnd> {
+        let wrong = |reason: String| Err(Error::new(ErrorKind::Protocol, SUBJECT, reason));
+        let Some(result) = result else {
+            return Ok(StreamEnd::Stopped(self.client));
+        };
+        let next = timeline(&result, 0, 0, SUBJECT)?;
+        let start: Lsn = parsed(&result, 0, 1, SUBJECT)?;
+        if next <= self.options.timeline {
+            return wrong(format!(
+                "timeline {next} cannot follow timeline {}",
+                self.options.timeline
+            ));
+        }
+        if !by_server {
+            return Ok(StreamEnd::Stopped(self.client));
+        }
+        if start > self.position {
+            return wrong(format!(
+                "the next timeline begins at {start}, but WAL came up to {} only",
+                self.position
+            ));
+        }
+        Ok(StreamEnd::Timeline {
+            next,
+            start,
+            client: self.client,
+        })
     }
 }
 
@@ -426,17 +459,6 @@ fn unless_closed(sent: Result<()>) -> Result<()> {
     match sent {
         Err(error) if error.kind() == ErrorKind::Io => Ok(()),
         sent => sent,
-    }
-}
-
-fn end(client: Client, result: Option<ResultSet>) -> Result<StreamEnd> {
-    match result {
-        None => Ok(StreamEnd::Stopped(client)),
-        Some(result) => Ok(StreamEnd::Timeline {
-            next: timeline(&result, 0, 0, SUBJECT)?,
-            start: parsed(&result, 0, 1, SUBJECT)?,
-            client,
-        }),
     }
 }
 

@@ -184,7 +184,7 @@ impl Sender<'_, '_> {
             };
             let name = segment_name(timeline, at, size);
             self.header(&format!("pg_wal/{name}"), size).await?;
-            self.segment(timeline, at, size).await?;
+            self.segment(timeline, at, facts).await?;
             self.header(&format!("pg_wal/archive_status/{name}.done"), 0)
                 .await?;
             at = end;
@@ -239,8 +239,10 @@ impl Sender<'_, '_> {
         )))
     }
 
-    /// One whole segment; what lies after the end of WAL is zeros.
-    async fn segment(&mut self, timeline: TimelineId, start: Lsn, size: u64) -> Sent {
+    /// One whole segment; what lies after the stop position, if the source has no more, is zeros. Before
+    /// it nothing may be missing: zeros in its place would end recovery early.
+    async fn segment(&mut self, timeline: TimelineId, start: Lsn, facts: &SourceFacts) -> Sent {
+        let size = facts.wal_segment_size;
         let end = start.saturating_add(size);
         let mut at = start;
         while at < end {
@@ -248,10 +250,12 @@ impl Sender<'_, '_> {
             let found = self.session.shared.source.wal(timeline, at, left).await;
             let bytes = match found.map_err(|error| self.broken(&error))? {
                 WalPiece::Data(bytes) if !bytes.is_empty() && bytes.len() <= left => bytes,
-                WalPiece::Data(_) => {
+                WalPiece::CaughtUp | WalPiece::TimelineEnd { .. } if at >= facts.stop => {
+                    Bytes::from(vec![0; left])
+                }
+                WalPiece::Data(_) | WalPiece::CaughtUp | WalPiece::TimelineEnd { .. } => {
                     return Err(self.broken(&std::io::ErrorKind::InvalidData.into()));
                 }
-                WalPiece::CaughtUp | WalPiece::TimelineEnd { .. } => Bytes::from(vec![0; left]),
                 WalPiece::Removed => return Err(self.broken(&std::io::ErrorKind::NotFound.into())),
             };
             self.piece(&bytes).await?;

@@ -172,11 +172,12 @@ impl Session<'_> {
     }
 
     pub(super) async fn facts(&self) -> std::result::Result<SourceFacts, Failure> {
-        self.shared
-            .source
-            .facts()
-            .await
-            .map_err(|error| source_failed(&error))
+        let facts = self.shared.source.facts().await;
+        let facts = facts.map_err(|error| source_failed(&error))?;
+        match facts.contradiction() {
+            None => Ok(facts),
+            Some(reason) => Err(source_failed(&io::Error::other(reason))),
+        }
     }
 
     async fn execute(&mut self, frame: &Frame) -> std::result::Result<(), Failure> {

@@ -38,7 +38,8 @@ pub trait BackupSource: fmt::Debug + Send + Sync + 'static {
     /// The manifest of what [`archive`](Self::archive) gives.
     async fn manifest(&self, request: &BackupRequest) -> io::Result<ByteStream>;
 
-    /// At most `max` bytes of WAL of a timeline, from a position on.
+    /// At most `max` bytes of WAL of a timeline, from a position on. A piece that is empty or too long
+    /// ends the command with an error.
     async fn wal(&self, timeline: TimelineId, from: Lsn, max: usize) -> io::Result<WalPiece>;
 
     /// The history file of a timeline, if there is one.
@@ -72,6 +73,18 @@ pub struct SourceFacts {
     pub size: Option<u64>,
 }
 
+impl SourceFacts {
+    /// Why this describes no cluster; a server that went by it would not come to an end.
+    pub(super) fn contradiction(&self) -> Option<&'static str> {
+        let size = self.wal_segment_size;
+        if !size.is_power_of_two() || !(1 << 20..=1 << 30).contains(&size) {
+            return Some("the size of a WAL segment is none");
+        }
+        let ordered = self.start <= self.stop && self.stop <= self.position;
+        (!ordered).then_some("start, stop and end of WAL are not in that order")
+    }
+}
+
 /// A tablespace of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceTablespace {
@@ -102,10 +115,10 @@ pub struct BackupRequest {
 pub enum WalPiece {
     /// The next bytes, at least one.
     Data(Bytes),
-    /// There is no more now.
+    /// There is no more now. Never before the stop position of the [facts](SourceFacts::stop).
     CaughtUp,
-    /// The timeline ends here; the next one begins at this position, which is not after the one that
-    /// was asked for.
+    /// The timeline ends here; the next one, of a higher number, begins at this position, which is not
+    /// after the one that was asked for.
     TimelineEnd {
         /// The next timeline.
         next: TimelineId,

@@ -34,7 +34,9 @@ pub(super) async fn send(
     let source = std::sync::Arc::clone(&session.shared.source);
     // Whether the timeline is one of this server's, and whether there is anything to stream at all.
     let mut next_timeline = match source.wal(timeline, start, 1).await {
-        Ok(WalPiece::TimelineEnd { next, at }) if at <= start => Some((next, at)),
+        Ok(WalPiece::TimelineEnd { next, at }) if at <= start && next > timeline => {
+            Some((next, at))
+        }
         Ok(_) => None,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let message = format!("requested timeline {timeline} is not in this server's history");
@@ -52,7 +54,9 @@ pub(super) async fn send(
             return Err(Refusal::new("XX000", message).into());
         }
         session.framed.flush().await?;
-        next_timeline = Stream::new(session, start, timeline).run().await?;
+        next_timeline = Stream::new(session, start, timeline, facts.stop)
+            .run()
+            .await?;
     }
     let out = session.framed.output();
     if let Some((next, at)) = next_timeline {
@@ -71,17 +75,20 @@ struct Stream<'a, 'b> {
     timeline: TimelineId,
     at: Lsn,
     end: Lsn,
+    /// Up to here the source must have everything.
+    stop: Lsn,
     last_heard: Instant,
     asked: bool,
 }
 
 impl<'a, 'b> Stream<'a, 'b> {
-    fn new(session: &'a mut Session<'b>, at: Lsn, timeline: TimelineId) -> Self {
+    fn new(session: &'a mut Session<'b>, at: Lsn, timeline: TimelineId, stop: Lsn) -> Self {
         Self {
             session,
             timeline,
             at,
             end: at,
+            stop,
             last_heard: Instant::now(),
             asked: false,
         }
@@ -98,7 +105,7 @@ impl<'a, 'b> Stream<'a, 'b> {
             }
             let found = source.wal(self.timeline, self.at, LARGEST_PIECE).await;
             match found.map_err(|error| source_failed(&error))? {
-                WalPiece::Data(data) if data.len() <= LARGEST_PIECE => {
+                WalPiece::Data(data) if !data.is_empty() && data.len() <= LARGEST_PIECE => {
                     let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
                     self.end = self.end.max(self.at.saturating_add(length));
                     let header = wal_header(self.at, self.end, self.now());
@@ -112,7 +119,8 @@ impl<'a, 'b> Stream<'a, 'b> {
                         return self.done().await.map(|()| None);
                     }
                 }
-                WalPiece::Data(_) => {
+                // What a backup needs is there from the beginning: to wait for it would be to wait for ever.
+                WalPiece::CaughtUp if self.at < self.stop => {
                     return Err(source_failed(&std::io::ErrorKind::InvalidData.into()));
                 }
                 WalPiece::CaughtUp => {
@@ -120,7 +128,7 @@ impl<'a, 'b> Stream<'a, 'b> {
                         return self.done().await.map(|()| None);
                     }
                 }
-                WalPiece::TimelineEnd { next, at } => {
+                WalPiece::TimelineEnd { next, at } if at <= self.at && next > self.timeline => {
                     self.done().await?;
                     // The client's end of the copy, and whatever came before it.
                     loop {
@@ -129,6 +137,10 @@ impl<'a, 'b> Stream<'a, 'b> {
                             return Ok(Some((next, at)));
                         }
                     }
+                }
+                // Nothing, too much, or an end that lies ahead.
+                WalPiece::Data(_) | WalPiece::TimelineEnd { .. } => {
+                    return Err(source_failed(&std::io::ErrorKind::InvalidData.into()));
                 }
                 WalPiece::Removed => {
                     let message = "requested WAL segment has already been removed";

@@ -115,6 +115,8 @@ fn verifier(config: &Config, host: &str, provider: &Arc<CryptoProvider>) -> Resu
             let verifier =
                 WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
                     .with_crls(revocation_lists(&config.tls)?)
+                    // A list that should have been replaced long ago hides what was revoked since.
+                    .enforce_revocation_expiration()
                     .build()
                     .map_err(invalid)?;
             Some(verifier)

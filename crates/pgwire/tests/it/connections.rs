@@ -53,7 +53,11 @@ impl Certificates {
             fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
             OsUser::current().own(&key_file);
         }
-        for (file, revoked) in [("none", "nothing"), ("server", "server")] {
+        for (file, revoked, until) in [
+            ("none", "nothing", 2100),
+            ("server", "server", 2100),
+            ("expired", "nothing", 2021),
+        ] {
             let revoked = RevokedCertParams {
                 serial_number: SerialNumber::from(revoked.as_bytes().to_vec()),
                 revocation_time: rcgen::date_time_ymd(2020, 1, 1),
@@ -62,7 +66,7 @@ impl Certificates {
             };
             let list = CertificateRevocationListParams {
                 this_update: rcgen::date_time_ymd(2020, 1, 1),
-                next_update: rcgen::date_time_ymd(2100, 1, 1),
+                next_update: rcgen::date_time_ymd(until, 1, 1),
                 crl_number: SerialNumber::from(1),
                 issuing_distribution_point: None,
                 revoked_certs: vec![revoked],
@@ -297,6 +301,12 @@ async fn encryption_is_as_much_as_was_asked_for() {
             certificates.path("server.crl").display()
         );
         assert_eq!(fails(&revoked).await.kind(), ErrorKind::Tls);
+        // A list that is out of date says nothing about today.
+        let expired = format!(
+            "{verified} sslmode=verify-ca sslcrl={}",
+            certificates.path("expired.crl").display()
+        );
+        assert_eq!(fails(&expired).await.kind(), ErrorKind::Tls);
         // The system's authorities.
         let mut surroundings = Surroundings::none();
         surroundings.system_roots = Some(root.clone());
@@ -325,7 +335,8 @@ async fn encryption_is_as_much_as_was_asked_for() {
 
 #[tokio::test]
 async fn newer_protocol_versions_are_negotiated() {
-    for major in [PgMajor::V13, PgMajor::V17, PgMajor::V18] {
+    for installation in neon_testkit::Installation::all() {
+        let major = installation.major();
         let cluster = Cluster::builder(major).start();
         let newest = format!("{} max_protocol_version=latest", cluster.conninfo());
         let client = connects(&newest).await;
@@ -377,6 +388,129 @@ async fn the_peer_behind_a_socket_is_who_it_must_be() {
 }
 
 #[tokio::test]
+async fn on_a_socket_we_are_let_in_as_who_we_are_and_as_nobody_else() {
+    let me = std::process::Command::new("id")
+        .arg("-un")
+        .output()
+        .unwrap();
+    let me = String::from_utf8(me.stdout).unwrap().trim().to_owned();
+    for major in [PgMajor::V13, PgMajor::V18] {
+        let mut cluster = Cluster::builder(major)
+            .hba(format!("local all,replication \"{me}\" peer"))
+            .hba("local all,replication mapped peer map=ours")
+            .hba("local all,replication somebody_else peer")
+            .init();
+        let map = cluster.data_dir().join("pg_ident.conf");
+        fs::write(&map, format!("ours \"{me}\" mapped\n")).unwrap();
+        OsUser::current().own(&map);
+        cluster.start();
+        for role in [me.as_str(), "mapped", "somebody_else"] {
+            if role != "postgres" {
+                cluster.psql(&format!("create role \"{role}\" login replication"));
+            }
+        }
+        for role in [me.as_str(), "mapped"] {
+            let conninfo = format!("{} user={role}", cluster.conninfo());
+            let mut client = connects(&conninfo).await;
+            let results = client.simple_query("select session_user").await.unwrap();
+            assert_eq!(results[0].value(0, 0), Some(role));
+            // Nothing was asked of us, which is what `none` means.
+            connects(&format!("{conninfo} require_auth=none")).await;
+            let mut client = crate::support::replication(&conninfo).await;
+            client.identify_system().await.unwrap();
+        }
+        let error = fails(&format!("{} user=somebody_else", cluster.conninfo())).await;
+        assert_eq!(
+            (error.kind(), error.sqlstate()),
+            (ErrorKind::Authentication, Some("28000")),
+            "{error:?}"
+        );
+    }
+}
+
+/// A server that believes every client that has shown a certificate of the authority, or says so.
+async fn believes_certificates(certificates: &Certificates) -> (u16, tokio::task::JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio_rustls::rustls::server::WebPkiClientVerifier;
+    use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto::ring};
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_file(certificates.path("root.crt")).unwrap();
+    roots.add(root).unwrap();
+    let provider = std::sync::Arc::new(ring::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots.into(), std::sync::Arc::clone(&provider))
+            .build()
+            .unwrap();
+    let chain = vec![CertificateDer::from_pem_file(certificates.path("server.crt")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(certificates.path("server.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 8];
+            if stream.read_exact(&mut request).await.is_err() {
+                continue;
+            }
+            stream.write_all(b"S").await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            assert!(stream.get_ref().1.peer_certificates().is_some());
+            let greeting = crate::hostile_servers::greeting("18.0");
+            stream.write_all(&greeting).await.unwrap();
+            stream.flush().await.unwrap();
+            // Until the client has had enough.
+            let mut rest = Vec::new();
+            drop(stream.read_to_end(&mut rest).await);
+        }
+    });
+    (port, task)
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_sent_does_not_stand_for_a_password_that_was_not_asked_for() {
+    let certificates = Certificates::new();
+    let (port, server) = believes_certificates(&certificates).await;
+    let conninfo = format!(
+        "host=localhost hostaddr=127.0.0.1 port={port} user=certified password=secret \
+         sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
+        certificates.path("root.crt").display(),
+        certificates.path("client.crt").display(),
+        certificates.path("client.key").display()
+    );
+    for wanted in [
+        "scram-sha-256",
+        "md5",
+        "password",
+        "!none",
+        "scram-sha-256,md5",
+    ] {
+        let error = fails(&format!("{conninfo} require_auth={wanted}")).await;
+        assert_eq!(
+            error.kind(),
+            ErrorKind::Authentication,
+            "{wanted}: {error:?}"
+        );
+    }
+    let error = fails(&format!("{conninfo} channel_binding=require")).await;
+    assert_eq!(error.kind(), ErrorKind::Authentication, "{error:?}");
+    for allowed in ["", "require_auth=none", "require_auth=none,scram-sha-256"] {
+        let conninfo = format!("{conninfo} {allowed} sslcertmode=require");
+        let client = Client::connect(&config(&conninfo)).await.unwrap();
+        assert!(client.is_encrypted());
+    }
+    server.abort();
+}
+
+#[tokio::test]
 async fn hosts_are_tried_in_order_and_all_failures_are_told() {
     let cluster = Cluster::builder(PgMajor::V16).tcp().password("x").start();
     let dead = Scratch::new();
@@ -393,6 +527,23 @@ async fn hosts_are_tried_in_order_and_all_failures_are_told() {
     .await;
     assert!(error.to_string().contains("before that"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Io);
+    // Each with its cause, of the servers that were reached as well.
+    let error = fails(&format!(
+        "host=127.0.0.1,{0},{0} port={1},5432,5432 user=postgres dbname=nowhere password=x",
+        dead.path().display(),
+        cluster.port()
+    ))
+    .await
+    .to_string();
+    assert!(
+        error.contains("database \"nowhere\" does not exist"),
+        "{error}"
+    );
+    assert_eq!(
+        error.matches("No such file or directory").count(),
+        1,
+        "{error}"
+    );
     // A wrong password ends the search.
     let wrong = format!(
         "host=127.0.0.1,{} port={},5432 user=postgres dbname=postgres password=y",
@@ -459,4 +610,59 @@ async fn abstract_sockets_are_sockets_as_well() {
         .unwrap();
     assert_eq!(client.major().unwrap(), PgMajor::V18);
     drop(server.join().unwrap());
+}
+
+#[tokio::test]
+async fn a_full_queue_is_waited_for_as_long_as_connect_timeout_says() {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let scratch = Scratch::new();
+    let abstract_name = format!("neon-pgwire-full-{}", std::process::id());
+    for (host, address) in [
+        (
+            format!("@{abstract_name}"),
+            SockAddr::unix(format!("\0{abstract_name}/.s.PGSQL.5432")),
+        ),
+        (
+            scratch.path().display().to_string(),
+            SockAddr::unix(scratch.path().join(".s.PGSQL.5432")),
+        ),
+    ] {
+        let address = address.unwrap();
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&address).unwrap();
+        listener.listen(0).unwrap();
+        // Nobody is let in, so that one connection fills the queue.
+        let mut waiting = Vec::new();
+        loop {
+            let one = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            one.set_nonblocking(true).unwrap();
+            if one.connect(&address).is_err() {
+                break;
+            }
+            waiting.push(one);
+        }
+        let conninfo = format!("host={host} user=me connect_timeout=2");
+        let begun = std::time::Instant::now();
+        let connecting = tokio::spawn(async move { fails(&conninfo).await });
+        let error = tokio::time::timeout(std::time::Duration::from_secs(60), connecting);
+        let error = error.await.expect("it waits for ever").unwrap();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+        assert!(begun.elapsed() >= std::time::Duration::from_secs(2));
+        // As soon as there is room, the connection is made.
+        let conninfo = format!("host={host} user=me connect_timeout=60");
+        let connecting =
+            tokio::spawn(async move { Client::connect(&config(&conninfo)).await.unwrap() });
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        for _ in 0..waiting.len() {
+            drop(listener.accept().unwrap());
+        }
+        let server = tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, &crate::hostile_servers::greeting("18.0"))
+                .unwrap();
+            stream
+        });
+        assert_eq!(connecting.await.unwrap().major().unwrap(), PgMajor::V18);
+        drop(server.await.unwrap());
+    }
 }

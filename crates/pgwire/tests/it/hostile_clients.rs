@@ -32,7 +32,7 @@ pub(crate) fn nothing() -> Stored {
     }
 }
 
-fn options(access: Access) -> ServerOptions {
+pub(crate) fn options(access: Access) -> ServerOptions {
     let mut options = ServerOptions::new(access);
     options.limits.login = Duration::from_millis(500);
     options.limits.patience = Duration::from_millis(500);
@@ -57,15 +57,15 @@ pub(crate) fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-fn hello() -> Vec<u8> {
+pub(crate) fn hello() -> Vec<u8> {
     startup(&[("user", "me"), ("replication", "true")])
 }
 
-fn query(text: &str) -> Vec<u8> {
+pub(crate) fn query(text: &str) -> Vec<u8> {
     message(b'Q', format!("{text}\0").as_bytes())
 }
 
-fn serve(server: &Server) -> (DuplexStream, JoinHandle<neon_pgwire::Result<()>>) {
+pub(crate) fn serve(server: &Server) -> (DuplexStream, JoinHandle<neon_pgwire::Result<()>>) {
     let (near, far) = tokio::io::duplex(64 << 10);
     let server = server.clone();
     (near, tokio::spawn(async move { server.serve(far).await }))
@@ -85,7 +85,7 @@ async fn say(access: Access, said: &[u8], hang_up: bool) -> (Vec<u8>, neon_pgwir
     (answer, session.await.unwrap())
 }
 
-fn contains(answer: &[u8], text: &str) -> bool {
+pub(crate) fn contains(answer: &[u8], text: &str) -> bool {
     text.is_empty()
         || answer
             .windows(text.len())

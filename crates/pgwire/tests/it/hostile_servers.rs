@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use neon_pgwire::{Client, Config, ErrorKind, Limits, Replication, StreamOptions};
+use neon_pgwire::{Client, Config, ErrorKind, Limits, Replication, StreamEnd, StreamOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
@@ -404,6 +404,57 @@ async fn streams_of_wal_end_in_an_error_whatever_the_server_says() {
             };
             fails(receive, ANY).await;
         }
+    }
+    // A next timeline that cannot be one, or that begins after what was sent.
+    let ends = |next: &str, start: &str| {
+        let mut bytes = message(b'T', &[0, 0]);
+        bytes.extend(row(&[Some(next), Some(start)]));
+        bytes.extend(message(b'C', b"START_STREAMING\0"));
+        bytes.extend(message(b'C', b"START_REPLICATION\0"));
+        bytes.extend(message(b'Z', b"I"));
+        bytes
+    };
+    let piece = wal(0x100_0000, &[7; 0x100]);
+    let stream_of = async |said: Vec<u8>| {
+        let (stream, server) = server([greeting("17.0"), said].concat(), Then::Silence);
+        let client = Client::over(stream, &impatient()).await.unwrap();
+        let options = StreamOptions::new(
+            neon_pg_layout::Lsn(0x100_0000),
+            neon_pg_layout::TimelineId::FIRST,
+        );
+        (client.start_replication(options).await.unwrap(), server)
+    };
+    let done = message(b'c', b"");
+    for end in [
+        ends("1", "0/1000000"),
+        ends("0", "0/1000000"),
+        ends("2", "0/1000101"),
+        ends("2", "1/0"),
+        ends("2", "nowhere"),
+    ] {
+        let sent = [both.clone(), piece.clone(), done.clone(), end.clone()].concat();
+        let (mut stream, _server) = stream_of(sent).await;
+        while stream.next().await.unwrap().is_some() {}
+        fails(stream.finish(), &[ErrorKind::Protocol]).await;
+    }
+    let (mut stream, _server) = stream_of(ends("2", "0/1000001")).await;
+    assert_eq!(stream.next().await.unwrap(), None);
+    fails(stream.finish(), &[ErrorKind::Protocol]).await;
+    // One that can be: it ended the stream, so this is the end of the timeline.
+    let sent = |start: &str| {
+        let end = ends("2", start);
+        [both.clone(), piece.clone(), done.clone(), end].concat()
+    };
+    let (mut stream, _server) = stream_of(sent("0/1000100")).await;
+    while stream.next().await.unwrap().is_some() {}
+    let end = stream.finish().await.unwrap();
+    assert!(matches!(end, StreamEnd::Timeline { .. }), "{end:?}");
+    // It says the same when it was we who had enough, however much of the timeline is left.
+    for start in ["0/1000100", "0/5000000"] {
+        let (mut stream, _server) = stream_of(sent(start)).await;
+        stream.next().await.unwrap().unwrap();
+        let end = stream.finish().await.unwrap();
+        assert!(matches!(end, StreamEnd::Stopped(_)), "{end:?}");
     }
     // A server that takes nothing.
     let (near, far) = tokio::io::duplex(256);

@@ -12,6 +12,7 @@
 mod connections;
 mod hostile_clients;
 mod hostile_servers;
+mod odd_sources;
 mod parameters;
 mod properties;
 mod real_servers;

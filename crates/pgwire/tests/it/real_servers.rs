@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures_util::stream;
 use neon_pg_layout::Lsn;
 use neon_pgwire::{
-    BackupTarget, Client, Compression, CompressionMethod, Config, ErrorKind, ManifestChecksum,
-    NoticeHandler, Params, Positions, QueryEvent, Replication, SlotName, StreamEnd, StreamOptions,
-    Surroundings, WalEvent, quote_identifier, quote_literal,
+    BackupTarget, BaseBackupOptions, Client, Compression, CompressionMethod, Config, ErrorKind,
+    ManifestChecksum, ManifestOption, NoticeHandler, Params, Positions, QueryEvent, Replication,
+    SlotName, StreamEnd, StreamOptions, Surroundings, WalEvent, quote_identifier, quote_literal,
 };
 use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
 
 use crate::support::{
-    ask_restored, capture, capture_wal, config, fast, replication, unpack, verify,
+    ask_restored, capture, capture_wal, config, fast, give_to_server, replication, unpack, verify,
 };
 
 /// Runs the same test against each major, each with a name of its own.
@@ -42,6 +42,8 @@ for_every_major!(
     queries_identity_and_slots,
     wal_is_streamed_reported_and_followed_to_the_next_timeline,
     a_base_backup_with_streamed_wal_verifies_and_starts,
+    every_option_is_understood_and_does_what_it_says,
+    corrupt_pages_make_a_complete_backup_suspect,
 );
 
 async fn queries_identity_and_slots(major: PgMajor) {
@@ -368,6 +370,16 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
     let now = client.identify_system().await.unwrap();
     assert_eq!(now.timeline.get(), 2);
     let old = StreamOptions::new(position.start_of(16 << 20), identity.timeline);
+    // To stop on a timeline that has ended is not to have come to its end.
+    let mut stream = client.start_replication(old.clone()).await.unwrap();
+    while matches!(
+        stream.next().await.unwrap().unwrap(),
+        WalEvent::Keepalive { .. }
+    ) {}
+    let stopped_at = stream.position();
+    let StreamEnd::Stopped(client) = stream.finish().await.unwrap() else {
+        panic!("nobody else ended it");
+    };
     let mut stream = client.start_replication(old).await.unwrap();
     while stream.next().await.unwrap().is_some() {}
     let received = stream.position();
@@ -380,7 +392,7 @@ async fn wal_is_streamed_reported_and_followed_to_the_next_timeline(major: PgMaj
         panic!("the timeline has ended");
     };
     assert_eq!(next.get(), 2);
-    assert!(switch <= received);
+    assert!(switch <= received && stopped_at < switch);
     let history = client.timeline_history(next).await.unwrap();
     assert_eq!(history.file_name, "00000002.history");
     assert!(String::from_utf8_lossy(&history.content).contains(&switch.to_string()));
@@ -532,136 +544,236 @@ async fn a_base_backup_is_cancelled_from_elsewhere() {
     assert_eq!(error.sqlstate(), Some("57014"));
 }
 
-#[tokio::test]
-async fn compression_targets_and_manifests_as_the_server_has_them() {
-    let cluster = Cluster::builder(PgMajor::V18).start();
+async fn every_option_is_understood_and_does_what_it_says(major: PgMajor) {
+    let cluster = Cluster::builder(major).checksums(true).start();
     let scratch = Scratch::new();
-    for (method, suffix, magic) in [
-        (CompressionMethod::Gzip, "gz", &[0x1F, 0x8B][..]),
-        (CompressionMethod::Lz4, "lz4", &[0x04, 0x22, 0x4D, 0x18]),
-        (CompressionMethod::Zstd, "zst", &[0x28, 0xB5, 0x2F, 0xFD]),
+    let taken = async |name: &str, options: &BaseBackupOptions| {
+        let client = replication(&cluster.conninfo()).await;
+        let captured = capture(client, options, &scratch.path().join(name)).await;
+        let tar = fs::read(&captured.archives[0].1).unwrap();
+        let manifest = captured.manifest.as_ref().map(fs::read_to_string);
+        captured.client.close().await;
+        (tar, manifest.map(Result::unwrap))
+    };
+    let contains = |bytes: &[u8], text: &str| {
+        bytes
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
+    };
+    for (checksum, word) in [
+        (ManifestChecksum::None, None),
+        (ManifestChecksum::Crc32c, Some("CRC32C")),
+        (ManifestChecksum::Sha224, Some("SHA224")),
+        (ManifestChecksum::Sha256, Some("SHA256")),
+        (ManifestChecksum::Sha384, Some("SHA384")),
+        (ManifestChecksum::Sha512, Some("SHA512")),
     ] {
         let mut options = fast();
-        let mut compression = Compression::new(method);
-        compression.level = Some(1);
-        options.compression = Some(compression);
-        options.wal = true;
-        let client = replication(&cluster.conninfo()).await;
-        match client.base_backup(&options).await {
-            // The build of the server decides what it has.
-            Err(error) => assert!(error.server().is_some(), "{error:?}"),
-            Ok(backup) => {
-                drop(backup);
-                let client = replication(&cluster.conninfo()).await;
-                let captured = capture(client, &options, &scratch.path().join(suffix)).await;
-                assert_eq!(captured.archives[0].0.name, format!("base.tar.{suffix}"));
-                let bytes = fs::read(&captured.archives[0].1).unwrap();
-                assert_eq!(bytes.get(..magic.len()), Some(magic));
-                if method == CompressionMethod::Gzip {
-                    let data = scratch.path().join("from-gzip");
-                    unpack(&captured, &data);
-                    fs::remove_file(data.join("backup_manifest")).unwrap();
-                    assert_eq!(ask_restored(cluster.installation(), &data, "select 1"), "1");
+        options.manifest_checksums = Some(checksum);
+        let (_, manifest) = taken(word.unwrap_or("none"), &options).await;
+        let manifest = manifest.unwrap();
+        assert_eq!(manifest.contains("Checksum-Algorithm"), word.is_some());
+        let quoted = format!("\"Checksum-Algorithm\": \"{}\"", word.unwrap_or_default());
+        assert_eq!(manifest.contains(&quoted), word.is_some(), "{checksum:?}");
+    }
+    let mut options = fast();
+    options.manifest = ManifestOption::ForceEncode;
+    options.label = "it's a \\ label".to_owned();
+    options.wal = true;
+    options.progress = true;
+    options.verify_checksums = false;
+    options.tablespace_map = true;
+    options.max_rate = Some(1 << 20);
+    let (tar, manifest) = taken("all", &options).await;
+    assert!(manifest.unwrap().contains("\"Encoded-Path\""));
+    assert!(contains(&tar, "LABEL: it's a \\ label\n"));
+    assert!(contains(&tar, ".done"), "WAL comes with its marks");
+    // Spread, waiting for an archiver that there is not, and without a manifest.
+    let mut options = BaseBackupOptions::default();
+    options.manifest = ManifestOption::No;
+    cluster.psql("checkpoint");
+    let (tar, manifest) = taken("slow", &options).await;
+    assert!(manifest.is_none() && !contains(&tar, ".done"));
+}
+
+async fn corrupt_pages_make_a_complete_backup_suspect(major: PgMajor) {
+    let mut cluster = Cluster::builder(major).checksums(true).start();
+    cluster.psql("create table t as select generate_series(1, 10000) as i");
+    let path = cluster.psql("checkpoint; select pg_relation_filepath('t')");
+    let path = cluster.data_dir().join(path.lines().last().unwrap().trim());
+    cluster.stop(StopMode::Fast);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8192 + 4000] ^= 0xFF;
+    fs::write(&path, bytes).unwrap();
+    cluster.start();
+    let scratch = Scratch::new();
+    let captured = capture(
+        replication(&cluster.conninfo()).await,
+        &fast(),
+        &scratch.path().join("tar"),
+    )
+    .await;
+    let suspect = captured.end.suspect.unwrap();
+    assert_eq!(suspect.code(), "XX001");
+    assert!(captured.manifest.is_some(), "everything was received");
+    let mut client = captured.client;
+    client.identify_system().await.unwrap();
+}
+
+#[tokio::test]
+async fn servers_compress_with_every_method() {
+    // The distribution's build has them all; of the others each has some.
+    for major in [PgMajor::V15, PgMajor::V16, PgMajor::V17, PgMajor::V18] {
+        let cluster = Cluster::builder(major).start();
+        cluster.psql("create table t as select generate_series(1, 1000) as i");
+        let scratch = Scratch::new();
+        for (method, suffix) in [
+            (CompressionMethod::Gzip, "gz"),
+            (CompressionMethod::Lz4, "lz4"),
+            (CompressionMethod::Zstd, "zst"),
+        ] {
+            let mut options = fast();
+            let mut compression = Compression::new(method);
+            compression.level = Some(1);
+            options.compression = Some(compression);
+            options.wal = true;
+            let client = replication(&cluster.conninfo()).await;
+            let backup = match client.base_backup(&options).await {
+                Ok(backup) => backup,
+                Err(error) if major != PgMajor::V15 => {
+                    let reason = error.server().unwrap().message().to_owned();
+                    assert!(reason.contains("does not support"), "{reason}");
+                    continue;
                 }
+                Err(error) => panic!("{error:?}"),
+            };
+            drop(backup);
+            let client = replication(&cluster.conninfo()).await;
+            let captured = capture(client, &options, &scratch.path().join(suffix)).await;
+            assert_eq!(captured.archives[0].0.name, format!("base.tar.{suffix}"));
+            let data = scratch.path().join(format!("from-{suffix}"));
+            unpack(&captured, &data);
+            if major == PgMajor::V15 {
+                verify(major, &data, true);
+                let answer = ask_restored(cluster.installation(), &data, "select count(*) from t");
+                assert_eq!(answer, "1000");
             }
         }
     }
-    let mut options = fast();
-    options.target = BackupTarget::Blackhole;
-    options.progress = true;
-    let captured = capture(
-        replication(&cluster.conninfo()).await,
-        &options,
-        &scratch.path().join("none"),
-    )
-    .await;
-    // What there is is announced, and nothing of it is sent.
-    assert_eq!(captured.archives.len(), 1);
-    assert_eq!(fs::metadata(&captured.archives[0].1).unwrap().len(), 0);
-    assert!(captured.progress > 0);
-    options.target = BackupTarget::Server(
-        cluster
-            .scratch_dir()
-            .join("on-server")
-            .display()
-            .to_string(),
-    );
-    options.manifest = neon_pgwire::ManifestOption::No;
-    let captured = capture(captured.client, &options, &scratch.path().join("none")).await;
-    assert_eq!(fs::metadata(&captured.archives[0].1).unwrap().len(), 0);
-    assert!(cluster.scratch_dir().join("on-server/base.tar").is_file());
+}
+
+#[tokio::test]
+async fn other_targets_announce_archives_and_send_none() {
+    for major in [PgMajor::V15, PgMajor::V16, PgMajor::V17, PgMajor::V18] {
+        let cluster = Cluster::builder(major).start();
+        let scratch = Scratch::new();
+        let mut options = fast();
+        options.target = BackupTarget::Blackhole;
+        options.progress = true;
+        let captured = capture(
+            replication(&cluster.conninfo()).await,
+            &options,
+            &scratch.path().join("none"),
+        )
+        .await;
+        assert_eq!(captured.archives.len(), 1);
+        assert_eq!(fs::metadata(&captured.archives[0].1).unwrap().len(), 0);
+        let manifest = fs::metadata(captured.manifest.unwrap()).unwrap();
+        assert_eq!(manifest.len(), 0);
+        assert!(captured.progress > 0);
+        let on_server = cluster.scratch_dir().join("on-server");
+        options.target = BackupTarget::Server(on_server.display().to_string());
+        options.manifest = ManifestOption::No;
+        let captured = capture(captured.client, &options, &scratch.path().join("none")).await;
+        assert_eq!(fs::metadata(&captured.archives[0].1).unwrap().len(), 0);
+        assert!(on_server.join("base.tar").is_file());
+        options.target = BackupTarget::Other("bogus".to_owned(), None);
+        let error = captured.client.base_backup(&options).await.unwrap_err();
+        assert!(
+            error
+                .server()
+                .unwrap()
+                .message()
+                .contains("unrecognized target")
+        );
+    }
 }
 
 #[tokio::test]
 async fn an_incremental_backup_follows_an_uploaded_manifest() {
-    let cluster = Cluster::builder(PgMajor::V18)
-        .setting("summarize_wal", "on")
-        .start();
-    cluster.psql("create table t as select generate_series(1, 10000) as i");
-    let scratch = Scratch::new();
-    let full = capture(
-        replication(&cluster.conninfo()).await,
-        &fast(),
-        &scratch.path().join("full"),
-    )
-    .await;
-    cluster.psql("insert into t select generate_series(1, 100); checkpoint");
-    let manifest = fs::read(full.manifest.as_ref().unwrap()).unwrap();
-    let mut client = full.client;
-    let pieces = manifest
-        .chunks(1000)
-        .map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)));
-    client
-        .upload_manifest(stream::iter(pieces.collect::<Vec<_>>()))
-        .await
-        .unwrap();
-    let mut options = fast();
-    options.incremental = true;
-    options.label = "second".to_owned();
-    let second = capture(client, &options, &scratch.path().join("second")).await;
-    let tar = fs::read(&second.archives[0].1).unwrap();
-    assert!(tar.windows(12).any(|bytes| bytes == b"INCREMENTAL."));
-
-    // A source that fails is reported, and the session goes on.
-    let mut client = second.client;
-    let broken = stream::iter([Err(std::io::ErrorKind::Other.into())]);
-    let error = client.upload_manifest(broken).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Io);
-    client.identify_system().await.unwrap();
-    // So it does after what the server has to say about nonsense.
-    let nonsense = stream::iter([Ok(bytes::Bytes::from_static(b"{}"))]);
-    let error = match client.upload_manifest(nonsense).await {
-        Err(error) => error,
-        Ok(()) => client.base_backup(&options).await.unwrap_err(),
-    };
-    assert!(error.server().is_some());
-}
-
-#[tokio::test]
-async fn corrupt_pages_make_a_complete_backup_suspect() {
-    for major in [PgMajor::V14, PgMajor::V18] {
-        let mut cluster = Cluster::builder(major).checksums(true).start();
+    for major in [PgMajor::V17, PgMajor::V18] {
+        let cluster = Cluster::builder(major)
+            .setting("summarize_wal", "on")
+            .start();
         cluster.psql("create table t as select generate_series(1, 10000) as i");
-        let path = cluster.psql("checkpoint; select pg_relation_filepath('t')");
-        let path = cluster.data_dir().join(path.lines().last().unwrap().trim());
-        cluster.stop(StopMode::Fast);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[8192 + 4000] ^= 0xFF;
-        fs::write(&path, bytes).unwrap();
-        cluster.start();
         let scratch = Scratch::new();
-        let captured = capture(
+        let mut with_wal = fast();
+        with_wal.wal = true;
+        let full = capture(
             replication(&cluster.conninfo()).await,
-            &fast(),
-            &scratch.path().join("tar"),
+            &with_wal,
+            &scratch.path().join("full"),
         )
         .await;
-        let suspect = captured.end.suspect.unwrap();
-        assert_eq!(suspect.code(), "XX001");
-        assert!(captured.manifest.is_some(), "everything was received");
-        let mut client = captured.client;
+        let full_data = scratch.path().join("full-data");
+        unpack(&full, &full_data);
+        cluster.psql("insert into t select generate_series(1, 100); checkpoint");
+        let manifest = fs::read(full.manifest.as_ref().unwrap()).unwrap();
+        let mut client = full.client;
+        let pieces = manifest
+            .chunks(1000)
+            .map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)));
+        client
+            .upload_manifest(stream::iter(pieces.collect::<Vec<_>>()))
+            .await
+            .unwrap();
+        let mut options = with_wal;
+        options.incremental = true;
+        options.label = "second".to_owned();
+        let second = capture(client, &options, &scratch.path().join("second")).await;
+        let tar = fs::read(&second.archives[0].1).unwrap();
+        assert!(tar.windows(12).any(|bytes| bytes == b"INCREMENTAL."));
+        if major == PgMajor::V18 {
+            // Stock tools make one backup of the two.
+            let second_data = scratch.path().join("second-data");
+            unpack(&second, &second_data);
+            let combined = scratch.path().join("combined");
+            give_to_server(scratch.path());
+            let mut combine = cluster.installation().command("pg_combinebackup");
+            combine
+                .arg(&full_data)
+                .arg(&second_data)
+                .arg("-o")
+                .arg(&combined);
+            let output = combine.output().unwrap();
+            let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{complaint}");
+            verify(major, &combined, true);
+            let sql = "select count(*) from t";
+            let answer = ask_restored(cluster.installation(), &combined, sql);
+            assert_eq!(answer, "10100");
+        }
+
+        // A source that fails is reported, and the session goes on.
+        let mut client = second.client;
+        let broken = stream::iter([Err(std::io::ErrorKind::Other.into())]);
+        let error = client.upload_manifest(broken).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
         client.identify_system().await.unwrap();
+        // So it does after what the server has to say about nonsense.
+        let nonsense = stream::iter([Ok(bytes::Bytes::from_static(b"{}"))]);
+        let error = match client.upload_manifest(nonsense).await {
+            Err(error) => error,
+            Ok(()) => client.base_backup(&options).await.unwrap_err(),
+        };
+        assert!(error.server().is_some());
     }
+    // Servers before 17 are not asked.
+    let cluster = Cluster::builder(PgMajor::V16).start();
+    let mut client = replication(&cluster.conninfo()).await;
+    let error = client.upload_manifest(stream::iter([])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    client.identify_system().await.unwrap();
 }
 
 #[tokio::test]

@@ -432,6 +432,93 @@ async fn a_one_time_token_is_good_for_one_backup_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stock_clients_log_in_with_a_password() {
+    let cluster = Cluster::builder(PgMajor::V15).start();
+    let scratch = Scratch::new();
+    let stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
+    let socket = own_dir(scratch.path().join("s"));
+    let verifier = ScramVerifier::from_password(&Secret::new("pass word")).unwrap();
+    let users = Access::Users([("me".to_owned(), verifier)].into());
+    let _server = on_socket(stored, ServerOptions::new(users), &socket);
+    for client in Stock::all() {
+        for (user, password, lets_in) in [
+            ("me", "pass word", true),
+            ("me", "password", false),
+            ("you", "pass word", false),
+        ] {
+            let into = scratch.path().join(client.major.to_string());
+            let mut command = client.command("pg_basebackup");
+            command
+                .arg("-D")
+                .arg(&into)
+                .args(["-U", user, "-h"])
+                .arg(&socket);
+            let output = run({
+                command.env("PGPASSWORD", password);
+                command
+            })
+            .await;
+            assert_eq!(output.status.success(), lets_in, "{output:?}");
+            if lets_in {
+                verifies(&cluster, &into, true);
+                fs::remove_dir_all(&into).unwrap();
+            } else {
+                let complaint = String::from_utf8_lossy(&output.stderr);
+                assert!(
+                    complaint.contains("password authentication failed"),
+                    "{complaint}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pg_receivewal_compresses_what_it_receives() {
+    let mut cluster = Cluster::builder(PgMajor::V14).start();
+    // Not the first segment of all, which would have none before it.
+    cluster.psql("create table t as select generate_series(1, 10000) as i; select pg_switch_wal()");
+    cluster.stop(StopMode::Fast);
+    let scratch = Scratch::new();
+    let stored = Stored::cold(&cluster, &scratch.path().join("stored"));
+    let (wal, end) = (stored.directory.join("pg_wal"), stored.facts.position);
+    let socket = own_dir(scratch.path().join("s"));
+    let _server = on_socket(stored.clone(), ServerOptions::new(Access::Anybody), &socket);
+    let segment = segment_name(1, stored.facts.start.start_of(16 << 20).0, 16 << 20);
+    for client in Stock::all() {
+        let into = own_dir(scratch.path().join(format!("received{}", client.major)));
+        // So that it starts with the segment that there is.
+        let before = Lsn(stored.facts.start.start_of(16 << 20).0 - (16 << 20));
+        let before = into.join(segment_name(1, before.0, 16 << 20));
+        fs::write(&before, vec![0; 16 << 20]).unwrap();
+        OsUser::current().own(&before);
+        let mut command = client.command("pg_receivewal");
+        command
+            .arg("-D")
+            .arg(&into)
+            .args(["-Z", "1", "-U", "me", "--no-loop", "-h"])
+            .arg(&socket)
+            .arg(format!("--endpos={}", Lsn(end.0 - 1)));
+        succeeds(command).await;
+        let names = fs::read_dir(&into).unwrap();
+        let names: Vec<_> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let name = names
+            .iter()
+            .find(|name| name.starts_with(&format!("{segment}.gz")))
+            .unwrap_or_else(|| panic!("{} has {names:?}", client.major));
+        let mut unzip = Command::new("gzip");
+        unzip.arg("-dc");
+        unzip.stdin(fs::File::open(into.join(name)).unwrap());
+        let received = succeeds(unzip).await.stdout;
+        let own = fs::read(wal.join(&segment)).unwrap();
+        assert!(received.len() + 8192 >= own.len(), "{}", received.len());
+        assert!(own.starts_with(&received), "{}", client.major);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_clients_are_served_at_once() {
     let cluster = Cluster::builder(PgMajor::V14).start();
     let scratch = Scratch::new();

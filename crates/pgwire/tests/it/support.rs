@@ -135,8 +135,9 @@ pub(crate) fn unpack(captured: &Captured, data: &Path) {
         // Tablespaces become directories within; the base archive must not bring links then.
         fs::create_dir_all(&target).unwrap();
         let decompress = match path.extension().and_then(|suffix| suffix.to_str()) {
-            Some("gz") => "--gzip",
-            Some("zst") => "--zstd",
+            Some("gz") => "--use-compress-program=gzip",
+            Some("lz4") => "--use-compress-program=lz4",
+            Some("zst") => "--use-compress-program=zstd",
             _ => "--no-same-owner",
         };
         let status = std::process::Command::new("tar")

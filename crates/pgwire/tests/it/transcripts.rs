@@ -4,14 +4,16 @@
 //! `NEON_ACCEPT=1` in the environment writes what was seen instead of comparing it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use neon_pgwire::{SlotName, StreamEnd, StreamOptions, WalEvent};
+use neon_pgwire::{Access, ServerOptions, SlotName, StreamEnd, StreamOptions, WalEvent};
 use neon_testkit::{Cluster, PgMajor, Scratch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::source::Stored;
+use crate::stock_clients::{Stock, on_socket, run};
 use crate::support::{capture, fast, replication};
 
 /// Passes messages on and notes their tags.
@@ -22,12 +24,14 @@ struct Recorder {
 }
 
 impl Recorder {
-    fn before(cluster: &Cluster) -> Self {
+    /// Before the server on this socket.
+    fn before(server: PathBuf) -> Self {
+        use std::os::unix::fs::PermissionsExt;
         let scratch = Scratch::new();
-        let listener = UnixListener::bind(scratch.path().join(".s.PGSQL.5432")).unwrap();
-        let server = cluster
-            .socket_dir()
-            .join(format!(".s.PGSQL.{}", cluster.port()));
+        let socket = scratch.path().join(".s.PGSQL.5432");
+        let listener = UnixListener::bind(&socket).unwrap();
+        // Stock clients run as another user.
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&lines);
         let task = tokio::spawn(async move {
@@ -53,7 +57,14 @@ impl Recorder {
         )
     }
 
-    fn compare(self, name: &str) {
+    /// When the goodbye has come through as well.
+    async fn compare(self, name: &str) {
+        let lines = Arc::clone(&self.lines);
+        crate::real_servers::eventually("the goodbye", || {
+            let lines = lines.lock().unwrap();
+            lines.last().is_some_and(|line| line == "> Terminate")
+        })
+        .await;
         self.task.abort();
         let mut text = self.lines.lock().unwrap().join("\n");
         text.push('\n');
@@ -172,7 +183,8 @@ async fn sessions_with_servers_of_each_form_go_as_recorded() {
         PgMajor::V18,
     ] {
         let cluster = Cluster::builder(major).start();
-        let recorder = Recorder::before(&cluster);
+        let server = format!(".s.PGSQL.{}", cluster.port());
+        let recorder = Recorder::before(cluster.socket_dir().join(server));
         let scratch = Scratch::new();
         let mut options = fast();
         options.progress = true;
@@ -201,16 +213,38 @@ async fn sessions_with_servers_of_each_form_go_as_recorded() {
             panic!("nobody else ended it");
         };
         client.close().await;
-        // The goodbye is on its way through the recorder.
-        let noted = Arc::clone(&recorder.lines);
-        crate::real_servers::eventually("the goodbye", || {
-            noted
-                .lock()
-                .unwrap()
-                .last()
-                .is_some_and(|line| line == "> Terminate")
-        })
-        .await;
-        recorder.compare(&format!("session-{major}.txt"));
+        recorder.compare(&format!("session-{major}.txt")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_clients_of_our_server_go_as_recorded() {
+    let cluster = Cluster::builder(PgMajor::V13).start();
+    let scratch = Scratch::new();
+    let stored = Stored::capture(&cluster, &scratch.path().join("stored"), false).await;
+    for advertise in [PgMajor::V13, PgMajor::V15] {
+        let socket = scratch.path().join(format!("s{advertise}"));
+        fs::create_dir(&socket).unwrap();
+        let mut options = ServerOptions::new(Access::Anybody);
+        options.advertise = advertise;
+        let _server = on_socket(stored.clone(), options, &socket);
+        for client in Stock::all() {
+            if client.major < advertise.number() {
+                continue;
+            }
+            let recorder = Recorder::before(socket.join(".s.PGSQL.5432"));
+            // With the WAL in the archive there is one session only, and its order is no matter of chance.
+            let mut command = client.command("pg_basebackup");
+            command
+                .args(["-X", "fetch", "-c", "fast", "-Ft", "-d"])
+                .arg(recorder.conninfo())
+                .arg("-D")
+                .arg(scratch.path().join(format!("{}-{advertise}", client.major)));
+            let output = run(command).await;
+            let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{complaint}");
+            let name = format!("pg_basebackup-{}-of-{advertise}.txt", client.major);
+            recorder.compare(&name).await;
+        }
     }
 }

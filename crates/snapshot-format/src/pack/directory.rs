@@ -272,7 +272,7 @@ pub(crate) fn take_record(
     fields.take(2)?;
     let digest = fields.array()?;
     let sealed = bits & SEALED != 0;
-    let record = FrameRecord {
+    FrameRecord::from_parts(
         context,
         offset,
         stored_length,
@@ -280,7 +280,5 @@ pub(crate) fn take_record(
         codec,
         sealed,
         digest,
-    };
-    record.validate()?;
-    Ok(record)
+    )
 }

@@ -90,35 +90,84 @@ impl<'a> EncodedFrame<'a> {
     /// # Errors
     /// [`Limit`](ErrorKind::Limit) for no bytes and for more than [`FRAME_SIZE`].
     pub fn new(plain: &'a [u8], codec: Codec) -> Result<Self> {
-        let plain_length = frame_length(plain.len() as u64)?;
-        if is_zero(plain) {
-            return Ok(Self {
-                codec: ZEROS,
-                plain_length,
-                bytes: Cow::Borrowed(&[]),
-            });
+        FrameEncoder::new(codec).encode(plain)
+    }
+
+    /// Bytes of the frame once decoded.
+    #[must_use]
+    pub fn plain_length(&self) -> u32 {
+        self.plain_length
+    }
+
+    /// The compressed bytes. Empty for a frame of zeros.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The same frame, which borrows nothing: to be sent to another thread.
+    #[must_use]
+    pub fn into_owned(self) -> EncodedFrame<'static> {
+        EncodedFrame {
+            codec: self.codec,
+            plain_length: self.plain_length,
+            bytes: Cow::Owned(self.bytes.into_owned()),
         }
-        let compressed = match codec {
-            Codec::None => None,
-            Codec::Lz4 => Some((LZ4, lz4_flex::block::compress(plain))),
-            Codec::Zstd(level) => {
-                let bytes = zstd::bulk::compress(plain, level.clamp(1, 22))
-                    .map_err(|error| Error::io("frame", "cannot be compressed", error))?;
-                Some((ZSTD, bytes))
+    }
+
+    /// Encrypts it, where there is a cipher, for this address, and sums it: all that can be done before its
+    /// place in a pack is known.
+    ///
+    /// # Errors
+    /// What the cipher returns; [`Malformed`](ErrorKind::Malformed) when that adds more than a frame may
+    /// have.
+    pub fn seal(
+        self,
+        address: FrameContext,
+        cipher: Option<&dyn FrameCipher>,
+    ) -> Result<SealedFrame<'a>> {
+        let sealed = match cipher {
+            Some(cipher) if !self.bytes.is_empty() => Some(cipher.seal(address, &self.bytes)?),
+            _ => None,
+        };
+        let is_sealed = sealed.is_some();
+        let stored = sealed.map_or(self.bytes, Cow::Owned);
+        let record = FrameRecord::from_parts(
+            address,
+            0,
+            u32::try_from(stored.len()).unwrap_or(u32::MAX),
+            self.plain_length,
+            self.codec,
+            is_sealed,
+            digest16(&stored),
+        )?;
+        Ok(SealedFrame { record, stored })
+    }
+
+    /// Decompresses it.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when it does not decompress to its length;
+    /// [`Unsupported`](ErrorKind::Unsupported) for an unknown codec.
+    pub fn decode(self) -> Result<Vec<u8>> {
+        let damaged = |reason| Error::new(ErrorKind::Damaged, "frame", reason);
+        let length = self.plain_length as usize;
+        let plain = match self.codec {
+            ZEROS => return Ok(vec![0; length]),
+            NONE => self.bytes.into_owned(),
+            LZ4 => lz4_flex::block::decompress(&self.bytes, length)
+                .map_err(|error| damaged("does not decompress").caused_by(error))?,
+            ZSTD => zstd::bulk::decompress(&self.bytes, length)
+                .map_err(|error| damaged("does not decompress").caused_by(error))?,
+            _ => {
+                let reason = "is of an unknown codec";
+                return Err(Error::new(ErrorKind::Unsupported, "frame", reason));
             }
         };
-        Ok(match compressed {
-            Some((codec, bytes)) if bytes.len() < plain.len() => Self {
-                codec,
-                plain_length,
-                bytes: Cow::Owned(bytes),
-            },
-            _ => Self {
-                codec: NONE,
-                plain_length,
-                bytes: Cow::Borrowed(plain),
-            },
-        })
+        if plain.len() != length {
+            return Err(damaged("decompresses to another length"));
+        }
+        Ok(plain)
     }
 
     /// A frame of zeros.
@@ -133,6 +182,130 @@ impl<'a> EncodedFrame<'a> {
             bytes: Cow::Borrowed(&[]),
         })
     }
+}
+
+/// A frame as a pack stores it, without its place there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedFrame<'a> {
+    /// At offset 0.
+    pub(crate) record: FrameRecord,
+    pub(crate) stored: Cow<'a, [u8]>,
+}
+
+impl SealedFrame<'_> {
+    /// Bytes that a pack stores for it.
+    #[must_use]
+    pub fn stored_length(&self) -> u32 {
+        self.record.stored_length
+    }
+}
+
+/// Compresses frames one after another, and keeps what can be used again between them.
+pub struct FrameEncoder {
+    codec: Codec,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    scratch: Vec<u8>,
+}
+
+impl fmt::Debug for FrameEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameEncoder")
+            .field("codec", &self.codec)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FrameEncoder {
+    /// Prepares to compress with this codec.
+    #[must_use]
+    pub fn new(codec: Codec) -> Self {
+        Self {
+            codec,
+            zstd: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// As [`EncodedFrame::new`].
+    ///
+    /// # Errors
+    /// As [`EncodedFrame::new`].
+    pub fn encode<'a>(&mut self, plain: &'a [u8]) -> Result<EncodedFrame<'a>> {
+        let plain_length = frame_length(plain.len() as u64)?;
+        if is_zero(plain) {
+            return EncodedFrame::zeros(plain_length.into());
+        }
+        let (codec, bytes) = match self.compress(plain)? {
+            Some((codec, length)) if length < plain.len() => {
+                let packed = self.scratch.get(..length).unwrap_or_default();
+                (codec, Cow::Owned(packed.to_vec()))
+            }
+            _ => (NONE, Cow::Borrowed(plain)),
+        };
+        Ok(EncodedFrame {
+            codec,
+            plain_length,
+            bytes,
+        })
+    }
+
+    /// As [`encode`](Self::encode), for bytes that nobody needs any more. Where they are stored as they are
+    /// nothing is copied; else their buffer comes back.
+    pub(crate) fn encode_vec(
+        &mut self,
+        plain: Vec<u8>,
+    ) -> Result<(EncodedFrame<'static>, Vec<u8>)> {
+        let EncodedFrame {
+            codec,
+            plain_length,
+            bytes,
+        } = self.encode(&plain)?;
+        let (bytes, spare) = if codec == NONE {
+            drop(bytes);
+            (plain, Vec::new())
+        } else {
+            (bytes.into_owned(), plain)
+        };
+        let frame = EncodedFrame {
+            codec,
+            plain_length,
+            bytes: Cow::Owned(bytes),
+        };
+        Ok((frame, spare))
+    }
+
+    /// Compresses into the scratch buffer; returns the length there.
+    fn compress(&mut self, plain: &[u8]) -> Result<Option<(u8, usize)>> {
+        match self.codec {
+            Codec::None => Ok(None),
+            Codec::Lz4 => {
+                let most = lz4_flex::block::get_maximum_output_size(FRAME_SIZE);
+                self.scratch.resize(most, 0);
+                let length = lz4_flex::block::compress_into(plain, &mut self.scratch)
+                    .map_err(|error| cannot_compress().caused_by(error))?;
+                Ok(Some((LZ4, length)))
+            }
+            Codec::Zstd(level) => {
+                self.scratch
+                    .resize(zstd::zstd_safe::compress_bound(FRAME_SIZE), 0);
+                let fail = |error| cannot_compress().caused_by(error);
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => {
+                        none.insert(zstd::bulk::Compressor::new(level.clamp(1, 22)).map_err(fail)?)
+                    }
+                };
+                let length = zstd
+                    .compress_to_buffer(plain, self.scratch.as_mut_slice())
+                    .map_err(fail)?;
+                Ok(Some((ZSTD, length)))
+            }
+        }
+    }
+}
+
+fn cannot_compress() -> Error {
+    Error::new(ErrorKind::Io, "frame", "cannot be compressed")
 }
 
 fn frame_length(length: u64) -> Result<u32> {
@@ -155,6 +328,73 @@ pub struct FrameRecord {
 }
 
 impl FrameRecord {
+    /// A record that was written down elsewhere than in a pack's directory.
+    ///
+    /// # Errors
+    /// [`Malformed`](ErrorKind::Malformed) when no writer makes such a frame, or it would end beyond all
+    /// packs.
+    pub fn from_parts(
+        address: FrameContext,
+        offset: u64,
+        stored_length: u32,
+        plain_length: u32,
+        codec: u8,
+        sealed: bool,
+        digest: [u8; 16],
+    ) -> Result<Self> {
+        let record = Self {
+            context: address,
+            offset,
+            stored_length,
+            plain_length,
+            codec,
+            sealed,
+            digest,
+        };
+        record.validate()?;
+        Ok(record)
+    }
+
+    /// The same bytes in the same pack, known to be another frame's: the one that a copied frame was
+    /// before. What was sealed for that address is opened with it.
+    #[must_use]
+    pub fn for_address(self, address: FrameContext) -> Self {
+        Self {
+            context: address,
+            ..self
+        }
+    }
+
+    /// The frame's address: where it was written first.
+    #[must_use]
+    pub fn address(&self) -> FrameContext {
+        self.context
+    }
+
+    /// Where the stored bytes begin in the pack.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes that the pack holds for it; 0 for a frame of zeros.
+    #[must_use]
+    pub fn stored_length(&self) -> u32 {
+        self.stored_length
+    }
+
+    /// The codec as the directory has it: see `docs/formats/pack.md`.
+    #[must_use]
+    pub fn codec(&self) -> u8 {
+        self.codec
+    }
+
+    /// Whether the stored bytes are encrypted.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
     /// Where the stored bytes are in the pack. Empty for a frame of zeros.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
@@ -184,18 +424,19 @@ impl FrameRecord {
         Err(self.damaged("its bytes are not those that were written"))
     }
 
-    /// Checks, opens and decompresses the stored bytes.
+    /// Checks and decrypts the stored bytes, and leaves them compressed: to be sealed for another reader.
     ///
     /// # Errors
-    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written, or do not decode;
-    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher.
-    pub fn decode(&self, stored: &[u8], cipher: Option<&dyn FrameCipher>) -> Result<Vec<u8>> {
+    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher; what
+    /// the cipher returns.
+    pub fn unseal<'a>(
+        &self,
+        stored: &'a [u8],
+        cipher: Option<&dyn FrameCipher>,
+    ) -> Result<EncodedFrame<'a>> {
         self.check(stored)?;
-        let length = self.plain_length as usize;
-        if self.codec == ZEROS {
-            return Ok(vec![0; length]);
-        }
-        let opened = match (self.sealed, cipher) {
+        let bytes = match (self.sealed, cipher) {
             (false, _) => Cow::Borrowed(stored),
             (true, Some(cipher)) => Cow::Owned(cipher.open(self.context, stored)?),
             (true, None) => {
@@ -206,24 +447,21 @@ impl FrameRecord {
                 ));
             }
         };
-        let plain = match self.codec {
-            NONE => opened.into_owned(),
-            LZ4 => lz4_flex::block::decompress(&opened, length)
-                .map_err(|error| self.damaged("does not decompress").caused_by(error))?,
-            ZSTD => zstd::bulk::decompress(&opened, length)
-                .map_err(|error| self.damaged("does not decompress").caused_by(error))?,
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    self.subject(),
-                    "is of an unknown codec",
-                ));
-            }
-        };
-        if plain.len() != length {
-            return Err(self.damaged("decompresses to another length"));
-        }
-        Ok(plain)
+        Ok(EncodedFrame {
+            codec: self.codec,
+            plain_length: self.plain_length,
+            bytes,
+        })
+    }
+
+    /// Checks, opens and decompresses the stored bytes.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when they are not those that were written, or do not decode;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the frame is encrypted and there is no cipher.
+    pub fn decode(&self, stored: &[u8], cipher: Option<&dyn FrameCipher>) -> Result<Vec<u8>> {
+        let frame = self.unseal(stored, cipher)?;
+        frame.decode().map_err(|error| error.about(self.subject()))
     }
 
     /// What no writer would say about a frame.
@@ -232,7 +470,9 @@ impl FrameRecord {
         let fits = frame_length(self.plain_length.into()).is_ok()
             && self.codec <= ZEROS
             && stored <= FRAME_SIZE + SEAL_OVERHEAD
-            && (self.codec == ZEROS) == (stored == 0);
+            && (self.codec == ZEROS) == (stored == 0)
+            && !(self.sealed && self.codec == ZEROS)
+            && self.offset.checked_add(stored as u64).is_some();
         if fits {
             return Ok(());
         }

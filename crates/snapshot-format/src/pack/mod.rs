@@ -7,13 +7,18 @@ mod directory;
 mod entry;
 mod frame;
 mod index;
+mod line;
+mod neon_extract;
 mod neon_read;
 mod neon_write;
 mod wire;
 mod write;
 
 pub use directory::{Flags, PackId};
-pub use frame::{Codec, EncodedFrame, FRAME_SIZE, FrameCipher, FrameContext, FrameRecord};
+pub use frame::{
+    Codec, EncodedFrame, FRAME_SIZE, FrameCipher, FrameContext, FrameEncoder, FrameRecord,
+    SealedFrame,
+};
 pub use index::{FrameTable, Opening, PackIndex, Step, TableRef};
 pub use neon_read::{NeonFile, ReadRange};
 pub use neon_write::NeonWriter;

@@ -13,7 +13,7 @@ use crate::pack::entry::{Place, Root, parse_entries};
 use crate::pack::frame::{FRAME_SIZE, FrameCipher, FrameRecord};
 use crate::pack::index::{FrameTable, Opening, PackIndex, Step};
 use crate::path::SnapshotPath;
-use crate::stream::{Chunk, ChunkData, End, Entry, Sink, Source, is_zero};
+use crate::stream::{End, Entry};
 
 /// Decoded frames that are kept.
 const KEPT_FRAMES: usize = 32;
@@ -226,7 +226,7 @@ impl<R: ReadRange> NeonFile<R> {
         let mut bytes = Vec::new();
         let mut at = offset;
         while at < end {
-            let (frame, start, stop) = piece(&entry, place, at, end)?;
+            let (frame, start, stop) = piece_of(&entry, place, at, end)?;
             let content = self.frame(frame)?;
             let part = content.get(start..stop).ok_or_else(|| short(&entry))?;
             bytes.extend_from_slice(part);
@@ -255,7 +255,7 @@ impl<R: ReadRange> NeonFile<R> {
         Ok(())
     }
 
-    fn page(&self, page: usize) -> Result<Vec<(Entry, Place)>> {
+    pub(crate) fn page(&self, page: usize) -> Result<Vec<(Entry, Place)>> {
         let Some((frame, first)) = self.root.pages.get(page) else {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -286,7 +286,7 @@ impl<R: ReadRange> NeonFile<R> {
         Ok(found.ok().map(|index| entries.swap_remove(index)))
     }
 
-    fn record(&self, frame: u64) -> Result<FrameRecord> {
+    pub(crate) fn record(&self, frame: u64) -> Result<FrameRecord> {
         let which = self.index.table_of(frame)?;
         let kept = self
             .kept
@@ -314,7 +314,7 @@ impl<R: ReadRange> NeonFile<R> {
             .ok_or_else(|| Error::malformed("table of a pack", "lacks a frame"))
     }
 
-    fn frame(&self, frame: u64) -> Result<Arc<Vec<u8>>> {
+    pub(crate) fn frame(&self, frame: u64) -> Result<Arc<Vec<u8>>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = kept.frames.iter().position(|(number, _)| *number == frame)
             && let Some((_, bytes)) = kept.frames.remove(at)
@@ -339,46 +339,22 @@ impl<R: ReadRange> NeonFile<R> {
         Ok(bytes)
     }
 
-    fn send_file(&self, entry: &Entry, place: Place, sink: &mut dyn Sink) -> Result<()> {
-        sink.entry(entry)?;
-        let size = entry.size();
-        let mut at = 0;
-        while at < size {
-            let (frame, start, stop) = piece(entry, place, at, size)?;
-            let content = self.frame(frame)?;
-            let part = content.get(start..stop).ok_or_else(|| short(entry))?;
-            let data = if is_zero(part) {
-                ChunkData::Zeros(part.len() as u64)
-            } else {
-                ChunkData::Bytes(part)
-            };
-            sink.chunk(&Chunk { offset: at, data })?;
-            at += part.len() as u64;
-        }
-        Ok(())
+    pub(crate) fn reader(&self) -> &R {
+        &self.reader
     }
-}
 
-impl<R: ReadRange> Source for NeonFile<R> {
-    /// Directories first, then files in the order of their paths.
-    fn send(&mut self, sink: &mut dyn Sink) -> Result<()> {
-        for files in [false, true] {
-            for page in 0..self.entry_pages() {
-                for (entry, place) in self.page(page)? {
-                    match (files, entry.is_file()) {
-                        (true, true) => self.send_file(&entry, place, sink)?,
-                        (false, false) => sink.entry(&entry)?,
-                        _ => {}
-                    }
-                }
-            }
-        }
-        sink.end(&self.root.end)
+    pub(crate) fn cipher(&self) -> Option<&dyn FrameCipher> {
+        self.cipher.as_deref()
     }
 }
 
 /// The frame that holds a byte of a file, and the part of it up to `end`.
-fn piece(entry: &Entry, place: Place, at: u64, end: u64) -> Result<(u64, usize, usize)> {
+pub(crate) fn piece_of(
+    entry: &Entry,
+    place: Place,
+    at: u64,
+    end: u64,
+) -> Result<(u64, usize, usize)> {
     let to_usize = |value: u64| usize::try_from(value).map_err(|_| short(entry));
     match place {
         Place::Nothing => Err(short(entry)),
@@ -400,6 +376,6 @@ fn piece(entry: &Entry, place: Place, at: u64, end: u64) -> Result<(u64, usize, 
     }
 }
 
-fn short(entry: &Entry) -> Error {
+pub(crate) fn short(entry: &Entry) -> Error {
     Error::malformed(entry.path.to_string(), "its frames hold less than its size")
 }

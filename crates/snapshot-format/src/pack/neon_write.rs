@@ -5,7 +5,8 @@ use std::io::Write;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pack::entry::{Place, Root, put_entry};
-use crate::pack::frame::{Codec, EncodedFrame, FRAME_SIZE};
+use crate::pack::frame::FRAME_SIZE;
+use crate::pack::line::FrameLine;
 use crate::pack::write::{PackOptions, PackWriter, SnapshotRoot};
 use crate::path::SnapshotPath;
 use crate::start_up::StartUpRank;
@@ -21,8 +22,7 @@ const SHARED_LIMIT: u64 = 32 << 10;
 /// Memory: a hundred bytes or so per file. Nothing is durable before the caller makes the stream so.
 pub struct NeonWriter<W> {
     /// None once it was ended.
-    pack: Option<PackWriter<W>>,
-    codec: Codec,
+    pack: Option<FrameLine<W>>,
     entries: Vec<(Entry, Place)>,
     progress: Progress,
     current: Option<Current>,
@@ -53,10 +53,9 @@ impl<W: Write + Send> NeonWriter<W> {
     /// # Errors
     /// [`Io`](ErrorKind::Io).
     pub fn new(stream: W, options: PackOptions) -> Result<Self> {
-        let codec = options.codec;
+        let pack = PackWriter::begin(stream, options, true)?;
         Ok(Self {
-            pack: Some(PackWriter::begin(stream, options, true)?),
-            codec,
+            pack: Some(FrameLine::new(pack)),
             entries: Vec::new(),
             progress: Progress::default(),
             current: None,
@@ -68,13 +67,21 @@ impl<W: Write + Send> NeonWriter<W> {
         })
     }
 
+    /// Compresses, encrypts and digests in so many threads; with none, as without this call, in the
+    /// caller's. The file is the same. To be called before anything is sent.
+    #[must_use]
+    pub fn threads(mut self, count: usize) -> Self {
+        self.pack = self.pack.map(|pack| pack.threads(count));
+        self
+    }
+
     /// The stream, once the snapshot's end has been sent; none before.
     #[must_use]
     pub fn into_inner(self) -> Option<W> {
         self.finished
     }
 
-    fn pack(&mut self) -> Result<&mut PackWriter<W>> {
+    fn pack(&mut self) -> Result<&mut FrameLine<W>> {
         self.pack
             .as_mut()
             .ok_or_else(|| Error::new(ErrorKind::Inconsistent, "pack", "was ended before"))
@@ -84,8 +91,9 @@ impl<W: Write + Send> NeonWriter<W> {
         if self.shared.is_empty() {
             return Ok(());
         }
-        let bytes = std::mem::take(&mut self.shared);
-        let number = self.pack()?.append(&bytes)?;
+        let next = self.pack()?.buffer();
+        let bytes = std::mem::replace(&mut self.shared, next);
+        let number = self.pack()?.push(bytes)?;
         for index in self.waiting.drain(..) {
             if let Some((_, Place::Shared { frame, .. })) = self.entries.get_mut(index) {
                 *frame = number;
@@ -96,10 +104,9 @@ impl<W: Write + Send> NeonWriter<W> {
 
     fn flush_own(&mut self) -> Result<()> {
         if !self.own.is_empty() {
-            let bytes = std::mem::take(&mut self.own);
-            self.pack()?.append(&bytes)?;
-            self.own = bytes;
-            self.own.clear();
+            let next = self.pack()?.buffer();
+            let bytes = std::mem::replace(&mut self.own, next);
+            self.pack()?.push(bytes)?;
         }
         Ok(())
     }
@@ -131,8 +138,7 @@ impl<W: Write + Send> NeonWriter<W> {
                     data = ChunkData::Bytes(later);
                 }
                 ChunkData::Zeros(count) if self.own.is_empty() && count >= FRAME_SIZE as u64 => {
-                    let frame = EncodedFrame::zeros(FRAME_SIZE as u64)?;
-                    self.pack()?.append_encoded(&frame)?;
+                    self.pack()?.push_zeros(FRAME_SIZE as u64)?;
                     data = ChunkData::Zeros(count - FRAME_SIZE as u64);
                 }
                 ChunkData::Zeros(count) => {
@@ -231,22 +237,21 @@ impl<W: Write + Send> Sink for NeonWriter<W> {
             if page.len() + bytes.len() > FRAME_SIZE
                 && let Some(first) = first.take()
             {
-                root.pages.push((self.pack()?.append(&page)?, first));
-                page.clear();
+                let full = std::mem::take(&mut page);
+                root.pages.push((self.pack()?.push(full)?, first));
             }
             first.get_or_insert_with(|| entry.path.clone());
             page.append(&mut bytes);
         }
         if let Some(first) = first {
-            root.pages.push((self.pack()?.append(&page)?, first));
+            root.pages.push((self.pack()?.push(page)?, first));
         }
         let frame = self.pack()?.next_frame();
         let bytes = root.to_bytes()?;
         let mut count = 0;
         for piece in bytes.chunks(FRAME_SIZE) {
             // Not all zero by its version, so each piece but the last is a full frame.
-            let encoded = EncodedFrame::new(piece, self.codec)?;
-            self.pack()?.append_encoded(&encoded)?;
+            self.pack()?.push(piece.to_vec())?;
             count += 1;
         }
         let Some(pack) = self.pack.take() else {

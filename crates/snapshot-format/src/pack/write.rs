@@ -1,5 +1,6 @@
 //! Writing a pack in one pass: nothing is ever written twice, so that a pipe will do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
@@ -9,7 +10,10 @@ use crate::pack::directory::{
     FOOTER_SIZE, Flags, Footer, PackHeader, PackId, ROOT_ENTRY, ROOT_HEAD, TABLE_FRAMES,
     TABLE_HEAD, put_record,
 };
-use crate::pack::frame::{Codec, EncodedFrame, FrameCipher, FrameContext, FrameRecord, digest16};
+use crate::pack::frame::{
+    Codec, EncodedFrame, FrameCipher, FrameContext, FrameEncoder, FrameRecord, SealedFrame,
+    digest16,
+};
 
 /// How to write a pack.
 #[derive(Debug, Clone)]
@@ -50,6 +54,7 @@ pub struct SnapshotRoot {
 pub struct PackWriter<W> {
     stream: W,
     options: PackOptions,
+    encoder: FrameEncoder,
     offset: u64,
     frames: u64,
     table_start: u64,
@@ -84,6 +89,7 @@ impl<W: Write> PackWriter<W> {
         };
         let mut writer = Self {
             stream,
+            encoder: FrameEncoder::new(options.codec),
             options,
             offset: 0,
             frames: 0,
@@ -94,6 +100,10 @@ impl<W: Write> PackWriter<W> {
         writer.put(&header.to_bytes())?;
         writer.table_start = writer.offset;
         Ok(writer)
+    }
+
+    pub(crate) fn options(&self) -> &PackOptions {
+        &self.options
     }
 
     /// The number the next frame gets.
@@ -113,34 +123,71 @@ impl<W: Write> PackWriter<W> {
     /// # Errors
     /// As [`EncodedFrame::new`], what the cipher returns, [`Io`](ErrorKind::Io).
     pub fn append(&mut self, plain: &[u8]) -> Result<u64> {
-        let frame = EncodedFrame::new(plain, self.options.codec)?;
-        self.append_encoded(&frame)
+        let frame = self.encoder.encode(plain)?;
+        Ok(self.append_encoded(&frame)?.context.frame)
     }
 
-    /// Appends a frame that was compressed before; returns its number.
+    /// Appends a frame that was compressed before; returns its record. Its number is that of the record's
+    /// [address](FrameRecord::address).
     ///
     /// # Errors
     /// What the cipher returns, [`Io`](ErrorKind::Io).
-    pub fn append_encoded(&mut self, frame: &EncodedFrame<'_>) -> Result<u64> {
-        let number = self.frames;
-        let context = FrameContext {
+    pub fn append_encoded(&mut self, frame: &EncodedFrame<'_>) -> Result<FrameRecord> {
+        let address = FrameContext {
             pack: self.options.id,
-            frame: number,
+            frame: self.frames,
         };
-        let sealed = match &self.options.cipher {
-            Some(cipher) if !frame.bytes.is_empty() => Some(cipher.seal(context, &frame.bytes)?),
-            _ => None,
-        };
-        let stored = sealed.as_deref().unwrap_or(&frame.bytes);
-        let record = FrameRecord {
-            context,
-            offset: self.offset,
-            stored_length: u32::try_from(stored.len()).unwrap_or(u32::MAX),
-            plain_length: frame.plain_length,
+        self.append_encoded_as(address, frame)
+    }
+
+    /// Appends a frame that is known by another address than its place here, and seals it for that one.
+    /// It gets the [next number](Self::next_frame) here; who reads it must know its address, which the
+    /// pack does not record.
+    ///
+    /// # Errors
+    /// What the cipher returns, [`Io`](ErrorKind::Io).
+    pub fn append_encoded_as(
+        &mut self,
+        address: FrameContext,
+        frame: &EncodedFrame<'_>,
+    ) -> Result<FrameRecord> {
+        let borrowed = EncodedFrame {
             codec: frame.codec,
-            sealed: sealed.is_some(),
-            digest: digest16(stored),
+            plain_length: frame.plain_length,
+            bytes: Cow::Borrowed(&frame.bytes),
         };
+        let cipher = self.options.cipher.clone();
+        self.append_sealed(&borrowed.seal(address, cipher.as_deref())?)
+    }
+
+    /// Appends a frame that was [sealed](EncodedFrame::seal) before, perhaps in another thread.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io).
+    pub fn append_sealed(&mut self, frame: &SealedFrame<'_>) -> Result<FrameRecord> {
+        let record = FrameRecord {
+            offset: self.offset,
+            ..frame.record
+        };
+        self.append_record(record, &frame.stored)
+    }
+
+    /// Appends the stored bytes of a frame of another pack as they are, sealed or not, without a key.
+    /// Returns the record of its place here, with the address that `frame` has. As with
+    /// [`append_encoded_as`](Self::append_encoded_as), the pack does not record that address.
+    ///
+    /// # Errors
+    /// [`Damaged`](ErrorKind::Damaged) when the bytes are not the frame's; [`Io`](ErrorKind::Io).
+    pub fn append_stored(&mut self, frame: &FrameRecord, stored: &[u8]) -> Result<FrameRecord> {
+        frame.check(stored)?;
+        let record = FrameRecord {
+            offset: self.offset,
+            ..*frame
+        };
+        self.append_record(record, stored)
+    }
+
+    fn append_record(&mut self, record: FrameRecord, stored: &[u8]) -> Result<FrameRecord> {
         record.validate()?;
         self.put(stored)?;
         put_record(&mut self.table, &record);
@@ -148,7 +195,7 @@ impl<W: Write> PackWriter<W> {
         if self.frames.is_multiple_of(TABLE_FRAMES.into()) {
             self.put_table()?;
         }
-        Ok(number)
+        Ok(record)
     }
 
     /// Ends the pack and gives back the stream, flushed. `start_up_frames` says how many of the first

@@ -9,10 +9,12 @@ use crate::stream::{BadPage, End, Owner};
 #[must_use = "a snapshot is complete only when `finish` has sent its end"]
 pub struct Copied {
     pub(crate) end: End,
-    /// Files sent.
+    /// Files of which something was sent.
     pub files: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Pages of relations read. Pages that were read again because they looked torn count once.
+    pub pages: u64,
     /// Files that were gone when their turn came.
     pub vanished: u64,
     /// Files that had become shorter, whose rest was sent as zeros.
@@ -27,6 +29,7 @@ pub struct Copied {
 pub(crate) struct Tally {
     pub(crate) files: u64,
     pub(crate) bytes: u64,
+    pub(crate) pages: u64,
     pub(crate) vanished: u64,
     pub(crate) shrunk: u64,
     pub(crate) settled_by_log: u64,
@@ -37,6 +40,7 @@ impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
         self.files += other.files;
         self.bytes += other.bytes;
+        self.pages += other.pages;
         self.vanished += other.vanished;
         self.shrunk += other.shrunk;
         self.settled_by_log += other.settled_by_log;

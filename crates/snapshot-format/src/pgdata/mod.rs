@@ -3,11 +3,14 @@
 mod bracket;
 mod control;
 mod copied;
+mod existing;
+mod parallel;
 mod place;
 mod plan;
 mod read;
 mod relation_pages;
 mod rules;
+mod select;
 mod stop;
 mod write;
 mod write_files;
@@ -15,8 +18,10 @@ mod write_options;
 
 pub use bracket::Bracket;
 pub use copied::Copied;
+pub use existing::ExistingDirectory;
 pub use read::PgData;
 pub use rules::{EXCLUSIONS, Exclusion};
+pub use select::Select;
 pub use stop::{Stop, StopWal};
 pub use write::DirectoryWriter;
 pub use write_options::{DirectoryOptions, Flush, Ownership, TablespacePlaces, Written};

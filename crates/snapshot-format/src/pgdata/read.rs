@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use neon_pg_layout::wal::{WalFormat, end_of_log};
 use neon_pg_layout::{ClusterState, ControlFile, DataFile, Fork, Lsn, ReplayedLog, SegmentName};
 use rustix::fs::{AtFlags, statat};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::extents::{DEFAULT_EXTENT, MIN_EXTENT};
 use crate::kind::SnapshotKind;
 use crate::path::SnapshotPath;
 use crate::pgdata::bracket::Bracket;
@@ -20,14 +20,10 @@ use crate::pgdata::place::{Root, Roots};
 use crate::pgdata::plan::{self, CONTROL, Plan};
 use crate::pgdata::relation_pages::{RelationPages, refuse};
 use crate::pgdata::rules::WalNeeded;
-use crate::stream::{
-    CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, ParallelSink, Sink, Source, is_zero,
-};
+use crate::stream::{CHUNK_SIZE, Chunk, ChunkData, End, Entry, EntryKind, Sink, Source, is_zero};
 
 /// Longer than any checkpoint record with the page headers it may cross.
 const CHECKPOINT_RECORD: u64 = 1024;
-const DEFAULT_EXTENT: u64 = 32 << 20;
-const MIN_EXTENT: u64 = 8 << 20;
 
 /// A data directory to be copied, in a known state.
 ///
@@ -42,7 +38,7 @@ pub struct PgData {
     control_bytes: Vec<u8>,
     crash_log_end: OnceLock<Lsn>,
     allow_bad_pages: bool,
-    extent: u64,
+    pub(crate) extent: u64,
 }
 
 impl PgData {
@@ -191,7 +187,9 @@ impl PgData {
             let entry = plan::entry(planned.path.clone(), EntryKind::File { size }, &stat);
             sink.entry(&entry)?;
             let mut send = |chunk: &Chunk<'_>| sink.chunk(chunk);
-            self.read(&file, &entry, 0..size, &mut buffer, &mut tally, &mut send)?;
+            let ended = self.read(&file, &entry, 0..size, &mut buffer, &mut tally, &mut send)?;
+            tally.files += 1;
+            tally.shrunk += u64::from(ended.is_some());
         }
         let (entry, bytes) = self.control_last(&plan.roots)?;
         sink.entry(&entry)?;
@@ -202,61 +200,7 @@ impl PgData {
         self.copied(plan, tally)
     }
 
-    /// As [`copy`](Self::copy), with several threads. Each takes parts of large files of the
-    /// [extent size](Self::extent_size), or small neighbouring files that make up as much.
-    ///
-    /// # Errors
-    /// As [`copy`](Self::copy); the first error of any thread ends all.
-    pub fn copy_parallel(&self, sink: &dyn ParallelSink, threads: usize) -> Result<Copied> {
-        let plan = self.plan()?;
-        for entry in &plan.directories {
-            sink.entry(entry)?;
-        }
-        let work = self.extents(&plan.files);
-        let next = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
-        let total = Mutex::new(Tally::default());
-        let run = || {
-            let outcome = self.work(sink, &plan, &work, &next, &stop);
-            if outcome.is_err() {
-                stop.store(true, Ordering::Relaxed);
-            }
-            let tally = outcome?;
-            total
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .add(tally);
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(run)).collect();
-            let mut outcome = run();
-            for other in others {
-                let other = other.join().unwrap_or_else(|_| {
-                    Err(Error::new(
-                        ErrorKind::Inconsistent,
-                        "a copying thread",
-                        "panicked",
-                    ))
-                });
-                outcome = outcome.and(other);
-            }
-            outcome
-        })?;
-        let (entry, bytes) = self.control_last(&plan.roots)?;
-        let mut worker = sink.worker()?;
-        worker.begin(&entry, 0..entry.size())?;
-        worker.chunk(&Chunk {
-            offset: 0,
-            data: ChunkData::Bytes(&bytes),
-        })?;
-        worker.commit()?;
-        worker.finish()?;
-        let tally = total.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.copied(plan, tally)
-    }
-
-    fn plan(&self) -> Result<Plan> {
+    pub(crate) fn plan(&self) -> Result<Plan> {
         let root = Root::open(&self.root.path)?;
         let clean = self.kind == SnapshotKind::Cold;
         let behind = self
@@ -271,103 +215,10 @@ impl PgData {
         plan::walk(root, self.kind, self.control.major.layout(), &wal)
     }
 
-    /// Cuts the files into pieces of work, neighbours together.
-    fn extents(&self, files: &[Entry]) -> Vec<Vec<(usize, Range<u64>)>> {
-        let mut work = Vec::new();
-        let mut small = Vec::new();
-        let mut gathered = 0;
-        for (index, entry) in files.iter().enumerate() {
-            let size = entry.size();
-            if size < MIN_EXTENT {
-                small.push((index, 0..size));
-                gathered += size.max(4096);
-                if gathered >= MIN_EXTENT {
-                    work.push(std::mem::take(&mut small));
-                    gathered = 0;
-                }
-                continue;
-            }
-            let mut start = 0;
-            while start < size {
-                let rest = size - start;
-                // A last piece below the minimum goes with the one before it.
-                let length = if rest < self.extent + MIN_EXTENT {
-                    rest
-                } else {
-                    self.extent
-                };
-                work.push(vec![(index, start..start + length)]);
-                start += length;
-            }
-        }
-        if !small.is_empty() {
-            work.push(small);
-        }
-        work
-    }
-
-    fn work(
-        &self,
-        sink: &dyn ParallelSink,
-        plan: &Plan,
-        work: &[Vec<(usize, Range<u64>)>],
-        next: &AtomicUsize,
-        stop: &AtomicBool,
-    ) -> Result<Tally> {
-        let mut worker = sink.worker()?;
-        let mut tally = Tally::default();
-        let mut buffer = vec![0; CHUNK_SIZE];
-        while !stop.load(Ordering::Relaxed)
-            && let Some(pieces) = work.get(next.fetch_add(1, Ordering::Relaxed))
-        {
-            for (index, range) in pieces {
-                let Some(entry) = plan.files.get(*index) else {
-                    continue;
-                };
-                let whole = *range == (0..entry.size());
-                if whole && self.became_unlogged(&plan.roots, entry) {
-                    continue;
-                }
-                let opened = plan.roots.open_file(&entry.path)?;
-                match opened {
-                    Some((file, stat)) => {
-                        self.check_unchanged(entry, u64::try_from(stat.st_size).unwrap_or(0))?;
-                        worker.begin(entry, range.clone())?;
-                        let mut send = |chunk: &Chunk<'_>| worker.chunk(chunk);
-                        self.read(
-                            &file,
-                            entry,
-                            range.clone(),
-                            &mut buffer,
-                            &mut tally,
-                            &mut send,
-                        )?;
-                        worker.commit()?;
-                    }
-                    None if whole => self.vanished(entry, &mut tally)?,
-                    // Another thread may have sent its part: the file keeps its size, and the log
-                    // says that it is to be removed.
-                    None => {
-                        self.vanished(entry, &mut tally)?;
-                        worker.begin(entry, range.clone())?;
-                        let data = ChunkData::Zeros(range.end - range.start);
-                        worker.chunk(&Chunk {
-                            offset: range.start,
-                            data,
-                        })?;
-                        worker.commit()?;
-                    }
-                }
-            }
-        }
-        worker.finish()?;
-        Ok(tally)
-    }
-
     /// Whether the file belongs to an unlogged relation that was being created when its directory was
     /// listed: its main fork was there, its init fork not yet. Copied, it would stop recovery, which makes
     /// the main fork from the init fork and does not expect it.
-    fn became_unlogged(&self, roots: &Roots, entry: &Entry) -> bool {
+    pub(crate) fn became_unlogged(&self, roots: &Roots, entry: &Entry) -> bool {
         if !self.kind.is_bracketed() {
             return false;
         }
@@ -383,7 +234,7 @@ impl PgData {
             })
     }
 
-    fn check_unchanged(&self, planned: &Entry, size: u64) -> Result<()> {
+    pub(crate) fn check_unchanged(&self, planned: &Entry, size: u64) -> Result<()> {
         if self.kind.is_bracketed() || planned.size() == size {
             return Ok(());
         }
@@ -398,7 +249,7 @@ impl PgData {
         )
     }
 
-    fn vanished(&self, entry: &Entry, tally: &mut Tally) -> Result<()> {
+    pub(crate) fn vanished(&self, entry: &Entry, tally: &mut Tally) -> Result<()> {
         if !self.kind.is_bracketed() {
             return Err(self.changing(&entry.path));
         }
@@ -406,8 +257,9 @@ impl PgData {
         Ok(())
     }
 
-    /// Sends a part of a file: what lies beyond its end by now as zeros, what it has grown by not.
-    fn read(
+    /// Sends a part of a file: what lies beyond its end by now as zeros, what it has grown by not. Returns
+    /// where the file ended, if before the end of the part: there, or earlier still.
+    pub(crate) fn read(
         &self,
         file: &File,
         entry: &Entry,
@@ -415,20 +267,23 @@ impl PgData {
         buffer: &mut [u8],
         tally: &mut Tally,
         send: &mut dyn FnMut(&Chunk<'_>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         let pages = RelationPages::of(self, entry);
+        let page = self.page_size();
         let mut offset = range.start;
-        tally.files += u64::from(range.start == 0);
         while offset < range.end {
-            let wanted = usize::try_from(range.end - offset)
-                .unwrap_or(CHUNK_SIZE)
-                .min(CHUNK_SIZE);
+            // Chunks end at multiples of their size, also where a part begins between two.
+            let room = CHUNK_SIZE as u64 - offset % CHUNK_SIZE as u64;
+            let wanted = usize::try_from(room.min(range.end - offset)).unwrap_or(CHUNK_SIZE);
             let (bytes, _) = buffer
                 .split_at_mut_checked(wanted)
                 .unwrap_or((&mut [], &mut []));
             let read = read_up_to(file, bytes, offset)
                 .map_err(|error| Error::io(entry.path.to_string(), "cannot be read", error))?;
             tally.bytes += read as u64;
+            if pages.is_some() {
+                tally.pages += (read as u64).div_ceil(page);
+            }
             if read < wanted {
                 if !self.kind.is_bracketed() {
                     return Err(self.changing(&entry.path));
@@ -436,7 +291,6 @@ impl PgData {
                 if let Some(missing) = bytes.get_mut(read..) {
                     missing.fill(0);
                 }
-                tally.shrunk += 1;
             }
             let zero = is_zero(bytes);
             if !zero && let Some(pages) = &pages {
@@ -453,20 +307,27 @@ impl PgData {
             };
             send(&Chunk { offset, data })?;
             offset += wanted as u64;
-            if read < wanted && offset < range.end {
-                // The file ended: what is left of the part is zeros too.
-                send(&Chunk {
-                    offset,
-                    data: ChunkData::Zeros(range.end - offset),
-                })?;
-                break;
+            if read < wanted {
+                if offset < range.end {
+                    // The file ended: what is left of the part is zeros too.
+                    send(&Chunk {
+                        offset,
+                        data: ChunkData::Zeros(range.end - offset),
+                    })?;
+                }
+                return Ok(Some(offset - (wanted - read) as u64));
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Bytes of a page of this cluster.
+    pub(crate) fn page_size(&self) -> u64 {
+        self.control.build.block_size.bytes() as u64
     }
 
     /// The control file as it is now: for a stopped cluster, it must be what it was.
-    fn control_last(&self, roots: &Roots) -> Result<(Entry, Vec<u8>)> {
+    pub(crate) fn control_last(&self, roots: &Roots) -> Result<(Entry, Vec<u8>)> {
         let path = SnapshotPath::new(CONTROL)?;
         let (bytes, control) = read_control(&self.root)?;
         let stopped = !self.kind.is_bracketed();
@@ -484,7 +345,7 @@ impl PgData {
         Ok((plan::entry(path, kind, &stat), bytes))
     }
 
-    fn copied(&self, plan: Plan, tally: Tally) -> Result<Copied> {
+    pub(crate) fn copied(&self, plan: Plan, tally: Tally) -> Result<Copied> {
         if !self.allow_bad_pages {
             refuse(&tally.bad_pages)?;
         }
@@ -503,6 +364,7 @@ impl PgData {
             end,
             files: tally.files,
             bytes: tally.bytes,
+            pages: tally.pages,
             vanished: tally.vanished,
             shrunk: tally.shrunk,
             settled_by_log: tally.settled_by_log,

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, FileTimes};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -16,8 +17,8 @@ use std::time::{Duration, SystemTime};
 
 use neon_pg_layout::{ControlFile, Oid, TablespaceMap};
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fsync, mkdirat, openat, renameat,
-    symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fstat, fsync, mkdirat,
+    openat, renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -29,15 +30,22 @@ use crate::pgdata::place::{Root, Roots, failed, names};
 use crate::pgdata::plan::CONTROL;
 use crate::pgdata::write_files::{Worker, create};
 use crate::pgdata::write_options::{DirectoryOptions, Flush, Ownership, TablespacePlaces, Written};
-use crate::stream::{ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink};
+use crate::stream::{
+    Change, ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink, Wanted,
+};
 
 /// Writes a data directory, its tablespaces and its log directory; nothing outside them.
+///
+/// The directory is new, or one that is there and is changed: see
+/// [`ExistingDirectory`](crate::pgdata::ExistingDirectory).
 ///
 /// When [`end`](ParallelSink::end) has returned, everything is durable and the server starts on it.
 /// Dropped before, it leaves a directory without `global/pg_control`, which no server accepts.
 #[derive(Debug)]
 pub struct DirectoryWriter {
     options: DirectoryOptions,
+    /// Whether it changes a directory that is there.
+    pub(crate) update: bool,
     roots: RwLock<Roots>,
     state: Mutex<State>,
 }
@@ -80,9 +88,113 @@ impl DirectoryWriter {
         }
         Ok(Self {
             options,
+            update: false,
             roots: RwLock::new(roots),
             state: Mutex::default(),
         })
+    }
+
+    /// Begins to change a directory that is there. From now on the server refuses it, until
+    /// [`end`](ParallelSink::end) has returned.
+    pub(crate) fn change(roots: Roots, options: DirectoryOptions) -> Result<Self> {
+        let control = SnapshotPath::new(CONTROL)?;
+        let global = roots.directory(&control.parent().unwrap_or_else(SnapshotPath::root));
+        match global {
+            Ok(global) => {
+                let fail = |error| failed(&control, "cannot be removed", error);
+                for name in [control.name(), NEW] {
+                    match unlinkat(&global, name, AtFlags::empty()) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(error) => return Err(fail(error)),
+                    }
+                }
+                fsync(&global).map_err(fail)?;
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self {
+            options,
+            update: true,
+            roots: RwLock::new(roots),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Removes a file, an empty directory, or the link of a tablespace, of a directory that is changed. What lies
+    /// behind a link stays.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) for a directory that is made new; [`Io`](ErrorKind::Io).
+    pub fn remove(&self, entry: &Entry) -> Result<()> {
+        if !self.update || entry.path.is_root() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                entry.path.to_string(),
+                "not to be removed by who makes a new directory",
+            ));
+        }
+        let fail = |error| failed(&entry.path, "cannot be removed", error);
+        let parent = self.parent(&entry.path)?;
+        let flags = match entry.kind {
+            EntryKind::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        match unlinkat(&parent, entry.path.name(), flags) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(fail(error)),
+        }
+    }
+
+    /// Removes a file that will be made anew, so that no other name of the old one is written to.
+    pub(crate) fn make_room(&self, directory: &OwnedFd, entry: &Entry) -> Result<()> {
+        if !self.update {
+            return Ok(());
+        }
+        match unlinkat(directory, entry.path.name(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(failed(&entry.path, "cannot be removed", error)),
+        }
+    }
+
+    /// Opens a file of which parts are to be written anew, as long as it will be.
+    fn open_part(&self, entry: &Entry) -> Result<File> {
+        let parent = self.parent(&entry.path)?;
+        let fail = |error| failed(&entry.path, "cannot be opened", error);
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = openat(&parent, entry.path.name(), flags, Mode::empty()).map_err(fail)?;
+        let stat = fstat(&fd).map_err(fail)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
+            return Err(Error::new(
+                ErrorKind::Unsafe,
+                entry.path.to_string(),
+                "not a file of its own: what is written to it would be written elsewhere too",
+            ));
+        }
+        let file = File::from(fd);
+        file.set_len(entry.size())
+            .map_err(|error| Error::io(entry.path.to_string(), "cannot be written", error))?;
+        Ok(file)
+    }
+
+    /// A file of which nothing, or only parts, come.
+    fn file_in_part(&self, entry: &Entry, ranges: &[Range<u64>]) -> Result<()> {
+        self.notice(entry);
+        let file = self.open_part(entry)?;
+        let left: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        if left == 0 {
+            let file = self.attributes(OwnedFd::from(file), entry)?;
+            if self.flushes_files() {
+                file.sync_all().map_err(|error| {
+                    Error::io(entry.path.to_string(), "cannot be flushed", error)
+                })?;
+            }
+            return Ok(());
+        }
+        let done = BTreeMap::new();
+        let parts = Parts { left, done };
+        self.state().parts.insert(entry.path.clone(), parts);
+        Ok(())
     }
 
     /// How much has been written so far.
@@ -187,6 +299,10 @@ impl DirectoryWriter {
             let parent = self.parent(path)?;
             match mkdirat(&parent, path.name(), Mode::RWXU) {
                 Ok(()) => {}
+                Err(Errno::EXIST) if self.update => {
+                    let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+                    drop(roots.directory(path)?);
+                }
                 Err(Errno::EXIST) if self.state().implied.remove(path) => {
                     self.state().directories.retain(|known| known.path != *path);
                 }
@@ -206,6 +322,13 @@ impl DirectoryWriter {
                 "not the place of a tablespace",
             ));
         }
+        let known = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        if self.update && known.tablespaces.contains_key(&oid) {
+            drop(known);
+            self.state().directories.push(entry.clone());
+            return Ok(());
+        }
+        drop(known);
         let refuse = |reason| Err(Error::new(ErrorKind::Unsupported, path.to_string(), reason));
         let place = match &self.options.tablespaces {
             TablespacePlaces::Refuse => {
@@ -322,6 +445,24 @@ impl ParallelSink for DirectoryWriter {
         }
     }
 
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
+        match wanted {
+            Wanted::Whole => return Ok(()),
+            Wanted::Nothing if self.update => return self.file_in_part(entry, &[]),
+            Wanted::Ranges(ranges) if self.update => return self.file_in_part(entry, ranges),
+            _ => {}
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            entry.path.to_string(),
+            "comes in part, and a directory needs all of it",
+        ))
+    }
+
+    fn changed(&self, _: &Entry, _: Change) -> Result<()> {
+        Ok(())
+    }
+
     fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
         Ok(Box::new(Worker::new(self)))
     }
@@ -361,14 +502,13 @@ impl ParallelSink for DirectoryWriter {
         }
         drop(state);
 
-        if self.options.manifest {
+        if self.options.manifest && !self.update {
             let manifest_entry = Entry {
                 path: SnapshotPath::new(MANIFEST)?,
                 ..entry.clone()
             };
             drop(self.small_file(&manifest_entry, MANIFEST.as_bytes(), &manifest)?);
         }
-        const NEW: &[u8] = b"pg_control.new";
         let global = self.small_file(&entry, NEW, &bytes)?;
         // Deepest first: what a directory holds is durable before the directory is.
         directories.sort_by(|a, b| b.path.cmp(&a.path));
@@ -402,6 +542,9 @@ impl ParallelSink for DirectoryWriter {
         fsync(&global).map_err(fail)
     }
 }
+
+/// The control file before it gets its name.
+const NEW: &[u8] = b"pg_control.new";
 
 fn absolute(path: &Path) -> Result<&Path> {
     if path.is_absolute() {

@@ -39,6 +39,8 @@ struct Current {
     entry: Entry,
     range: Range<u64>,
     target: Target,
+    /// Whether something else may stand where it is written.
+    over: bool,
     crc: Crc,
 }
 
@@ -95,7 +97,9 @@ impl<'a> Worker<'a> {
         };
         let fail = |error| failed(&entry.path, "cannot be made", error);
         let name = entry.path.name();
-        if *range == (0..entry.size()) {
+        let in_part = self.writer.update && self.writer.state().parts.contains_key(&entry.path);
+        if *range == (0..entry.size()) && !in_part {
+            self.writer.make_room(directory, entry)?;
             return Ok(Target::File(File::from(
                 create(directory, name).map_err(fail)?,
             )));
@@ -106,6 +110,7 @@ impl<'a> Worker<'a> {
             let fd = openat(directory, name, flags, Mode::empty()).map_err(fail)?;
             return Ok(Target::File(File::from(fd)));
         }
+        self.writer.make_room(directory, entry)?;
         let file = File::from(create(directory, name).map_err(fail)?);
         file.set_len(entry.size())
             .map_err(|error| Error::io(entry.path.to_string(), "cannot be made", error))?;
@@ -119,6 +124,11 @@ impl<'a> Worker<'a> {
 
     fn flush(&mut self) -> Result<()> {
         let each = self.writer.flushes_files();
+        // Writing begins for all before the first is waited for: the file system then places all of them
+        // in one transaction of its journal instead of one each.
+        for file in self.unflushed.iter().filter(|_| each) {
+            start_writing(file);
+        }
         for file in self.unflushed.drain(..).filter(|_| each) {
             file.sync_all().map_err(|error| {
                 Error::io("files of the data directory", "cannot be flushed", error)
@@ -139,8 +149,10 @@ impl ExtentSink for Worker<'_> {
         }
         self.progress.begin(entry, &range)?;
         self.writer.notice(entry);
+        let over = self.writer.update && self.writer.state().parts.contains_key(&entry.path);
         let target = self.open(entry, &range)?;
         self.current = Some(Current {
+            over,
             entry: entry.clone(),
             range,
             target,
@@ -160,6 +172,11 @@ impl ExtentSink for Worker<'_> {
         };
         current.crc.add(chunk.data);
         match (&mut current.target, chunk.data) {
+            (Target::File(file), data) if current.over => {
+                write_over(file, data, chunk.offset).map_err(|error| {
+                    Error::io(current.entry.path.to_string(), "cannot be written", error)
+                })?;
+            }
             (Target::File(file), ChunkData::Bytes(bytes)) => {
                 let sparse = write_sparse(file, bytes, chunk.offset).map_err(|error| {
                     Error::io(current.entry.path.to_string(), "cannot be written", error)
@@ -184,6 +201,7 @@ impl ExtentSink for Worker<'_> {
             entry,
             range,
             target,
+            over,
             crc,
         }) = self.current.take()
         else {
@@ -205,7 +223,7 @@ impl ExtentSink for Worker<'_> {
             }
             Target::File(file) => file,
         };
-        let whole = range == (0..entry.size());
+        let whole = range == (0..entry.size()) && !over;
         let crc = if whole {
             Some(crc)
         } else {
@@ -254,6 +272,34 @@ impl Parts {
             self.done.values().for_each(|part| whole.join(*part));
             whole
         })
+    }
+}
+
+/// Asks the system to write a file's pages soon. A hint: the flush that follows does not depend on it.
+fn start_writing(file: &File) {
+    #[cfg(target_os = "linux")]
+    {
+        let advice = rustix::fs::Advice::DontNeed;
+        rustix::fs::fadvise(file, 0, None, advice).unwrap_or(());
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _: &File = file;
+}
+
+/// Writes also what is zero: something else may stand there.
+fn write_over(file: &File, data: ChunkData<'_>, offset: u64) -> std::io::Result<()> {
+    match data {
+        ChunkData::Bytes(bytes) => file.write_all_at(bytes, offset),
+        ChunkData::Zeros(count) => {
+            let zeros = [0; SPARSE];
+            let (mut at, end) = (offset, offset.saturating_add(count));
+            while at < end {
+                let length = usize::try_from(end - at).unwrap_or(SPARSE).min(SPARSE);
+                file.write_all_at(zeros.get(..length).unwrap_or_default(), at)?;
+                at += length as u64;
+            }
+            Ok(())
+        }
     }
 }
 

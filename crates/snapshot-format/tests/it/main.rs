@@ -8,16 +8,21 @@
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
+    clippy::single_range_in_vec_init,
     reason = "tests panic on failure"
 )]
 
 mod clusters;
 mod detection;
 mod hostile_tar;
+mod http;
 mod neon_files;
+mod neon_unpack;
+mod packs;
 mod pgdata_cold;
 mod pgdata_online;
 mod pgdata_refuses;
+mod pgdata_selected;
 mod survives;
 mod tar_sets;
 

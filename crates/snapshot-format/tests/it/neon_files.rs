@@ -1,13 +1,11 @@
 //! `.neon` files: through pipes, by ranges, of a terabyte, encrypted, damaged, of other versions.
 
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use neon_snapshot_format::pack::{
-    Codec, FrameCipher, FrameContext, NeonFile, NeonWriter, PackId, PackOptions, ReadRange,
+    Codec, FrameCipher, FrameContext, NeonFile, NeonWriter, PackId, PackOptions,
 };
 use neon_snapshot_format::pgdata::PgData;
 use neon_snapshot_format::{
@@ -18,40 +16,16 @@ use neon_testkit::{PgMajor, StopMode};
 
 use crate::clusters::{check_running, contents, start, target, tree, unpack, varied, verify};
 use crate::for_every_major;
+use crate::http::Served;
 
-fn path(text: &str) -> SnapshotPath {
+pub(crate) fn path(text: &str) -> SnapshotPath {
     SnapshotPath::new(text).unwrap()
 }
 
-fn packed(codec: Codec) -> PackOptions {
+pub(crate) fn packed(codec: Codec) -> PackOptions {
     PackOptions {
         codec,
         ..PackOptions::new(PackId(*b"golden pack id 1"))
-    }
-}
-
-/// Counts what is read.
-struct Counting<R>(R, Arc<AtomicU64>, Arc<AtomicU64>);
-
-impl<R> Counting<R> {
-    fn new(reader: R) -> (Self, Arc<AtomicU64>, Arc<AtomicU64>) {
-        let (bytes, reads) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        (
-            Self(reader, Arc::clone(&bytes), Arc::clone(&reads)),
-            bytes,
-            reads,
-        )
-    }
-}
-
-impl<R: ReadRange> ReadRange for Counting<R> {
-    fn length(&self) -> Result<u64> {
-        self.0.length()
-    }
-    fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
-        self.1.fetch_add(range.end - range.start, Ordering::Relaxed);
-        self.2.fetch_add(1, Ordering::Relaxed);
-        self.0.read(range)
     }
 }
 
@@ -134,7 +108,7 @@ for_every_major!(a_neon_file_goes_through_a_pipe_and_back:
     a_neon_file_of_18_goes_through_a_pipe_and_back = V18,
 );
 
-fn entry(name: &str, kind: EntryKind) -> Entry {
+pub(crate) fn entry(name: &str, kind: EntryKind) -> Entry {
     Entry {
         path: path(name),
         kind,
@@ -146,7 +120,7 @@ fn entry(name: &str, kind: EntryKind) -> Entry {
 
 /// A terabyte of table, as far as the directory is concerned: frames of zeros have records like others.
 #[test]
-fn opening_a_terabyte_reads_less_than_a_mebibyte_and_a_page_little_more() {
+fn opening_a_terabyte_over_http_reads_less_than_a_mebibyte_and_a_page_little_more() {
     let mut file = tempfile::tempfile().unwrap();
     let stream = std::io::BufWriter::with_capacity(1 << 20, file.try_clone().unwrap());
     let mut writer = NeonWriter::new(stream, packed(Codec::None)).unwrap();
@@ -170,25 +144,25 @@ fn opening_a_terabyte_reads_less_than_a_mebibyte_and_a_page_little_more() {
     drop(writer.into_inner().unwrap().into_inner().unwrap());
     std::io::Seek::rewind(&mut file).unwrap();
 
-    let (counting, bytes, reads) = Counting::new(file);
-    let neon = NeonFile::open(counting, None).unwrap();
+    let served = Served::new(file);
+    let neon = NeonFile::open(served.client(), None).unwrap();
     assert_eq!(
         neon.index().frame_count() >> 20,
         8,
         "8 Mi frames of 128 KiB"
     );
-    let (opened, requests) = (bytes.load(Ordering::Relaxed), reads.load(Ordering::Relaxed));
+    let (requests, opened) = served.counts();
     assert!(opened < 1 << 20, "{opened} bytes");
-    assert!(requests <= 4, "{requests} requests");
+    assert!(requests <= 5, "{requests} requests, one for the length");
     let page = neon.read(&path("base/5/16400.777"), 1 << 29, 8192).unwrap();
     assert_eq!(page, [777_usize as u8 | 1; 8192]);
-    let (all, requests) = (bytes.load(Ordering::Relaxed), reads.load(Ordering::Relaxed));
+    let (requests, all) = served.counts();
     assert!(all < 1 << 20, "{all} bytes with one page");
-    assert!(requests <= 8, "{requests} requests");
+    assert!(requests <= 9, "{requests} requests");
     // Its map is known now: another page of the neighbourhood costs one read.
     neon.read(&path("base/5/16400.777"), (1 << 29) + (1 << 20), 8192)
         .unwrap();
-    assert!(reads.load(Ordering::Relaxed) <= requests + 1);
+    assert!(served.counts().0 <= requests + 1);
 }
 
 /// A small snapshot with every kind of entry and of place.
@@ -232,7 +206,7 @@ fn send_sample(sink: &mut dyn Sink) {
     sink.end(&end).unwrap();
 }
 
-fn sample_files() -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn sample_files() -> Vec<(&'static str, Vec<u8>)> {
     let pages: Vec<u8> = (0..40_000_u32).map(|n| (n / 100) as u8).collect();
     let mut sparse = vec![0; 140_000];
     sparse[139_999] = 1;
@@ -245,7 +219,7 @@ fn sample_files() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn sample(options: PackOptions) -> Vec<u8> {
+pub(crate) fn sample(options: PackOptions) -> Vec<u8> {
     let mut writer = NeonWriter::new(Vec::new(), options).unwrap();
     send_sample(&mut writer);
     writer.into_inner().unwrap()
@@ -308,6 +282,39 @@ fn with_footer(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     bytes
 }
 
+/// Changes the bytes of a file without compression as somebody would who knows the format: every digest is
+/// right afterwards.
+pub(crate) fn forged(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let mut bytes = sample(packed(Codec::None));
+    let u32_at = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+    };
+    let footer = bytes.len() - 144;
+    change(&mut bytes[..footer]);
+    let root = u32_at(&bytes, footer + 16);
+    let half =
+        |bytes: &[u8]| -> [u8; 16] { blake3::hash(bytes).as_bytes()[..16].try_into().unwrap() };
+    for number in 0..u32_at(&bytes, root) {
+        let listed = root + 8 + 24 * number;
+        let table = u32_at(&bytes, listed);
+        let mut at = u32_at(&bytes, table + 8);
+        let records = u32_at(&bytes, table + 16);
+        for record in (0..records).map(|number| table + 24 + 28 * number) {
+            let length = u32_at(&bytes, record);
+            let digest = half(&bytes[at..at + length]);
+            bytes[record + 12..record + 28].copy_from_slice(&digest);
+            at += length;
+        }
+        let digest = half(&bytes[table..table + 24 + 28 * records]);
+        bytes[listed + 8..listed + 24].copy_from_slice(&digest);
+    }
+    let digest = *blake3::hash(&bytes[root..footer]).as_bytes();
+    bytes[footer + 88..footer + 120].copy_from_slice(&digest);
+    let digest = half(&bytes[footer..footer + 120]);
+    bytes[footer + 120..footer + 136].copy_from_slice(&digest);
+    bytes
+}
+
 #[test]
 fn newer_versions_and_unknown_additions_are_refused_by_class() {
     let refused = |bytes: Vec<u8>| NeonFile::open(bytes, None).unwrap_err();
@@ -358,7 +365,7 @@ fn every_flipped_byte_is_found_and_none_is_read_as_data() {
 
 /// Not for use: adds a keystream and a keyed digest.
 #[derive(Debug)]
-struct Toy([u8; 32]);
+pub(crate) struct Toy(pub(crate) [u8; 32]);
 
 impl Toy {
     fn tag(&self, frame: FrameContext, bytes: &[u8]) -> [u8; 32] {
@@ -413,6 +420,58 @@ fn encrypted_frames_show_nothing_and_are_checked_without_a_key() {
         ErrorKind::Damaged
     );
     NeonFile::open(bytes, cipher(7)).unwrap().check().unwrap();
+}
+
+#[test]
+fn threads_change_no_byte_of_a_file_and_their_errors_are_the_callers() {
+    let cipher: Arc<dyn FrameCipher> = Arc::new(Toy([7; 32]));
+    for codec in [Codec::None, Codec::Lz4, Codec::Zstd(1)] {
+        for cipher in [None, Some(Arc::clone(&cipher))] {
+            let options = PackOptions {
+                cipher,
+                ..packed(codec)
+            };
+            let alone = sample(options.clone());
+            for threads in [1, 3] {
+                let writer = NeonWriter::new(Vec::new(), options.clone()).unwrap();
+                let mut writer = writer.threads(threads);
+                send_sample(&mut writer);
+                assert!(writer.into_inner().unwrap() == alone, "{codec:?} {threads}");
+            }
+        }
+    }
+    /// Fails, or panics.
+    #[derive(Debug)]
+    struct Broken(bool);
+    impl FrameCipher for Broken {
+        fn seal(&self, _: FrameContext, _: &[u8]) -> Result<Vec<u8>> {
+            assert!(!self.0, "meant");
+            Err(Error::new(ErrorKind::Unsupported, "key", "is gone"))
+        }
+        fn open(&self, _: FrameContext, sealed: &[u8]) -> Result<Vec<u8>> {
+            Ok(sealed.to_vec())
+        }
+    }
+    for (panics, kind) in [
+        (false, ErrorKind::Unsupported),
+        (true, ErrorKind::Inconsistent),
+    ] {
+        let options = PackOptions {
+            cipher: Some(Arc::new(Broken(panics))),
+            ..packed(Codec::None)
+        };
+        let mut writer = NeonWriter::new(Vec::new(), options).unwrap().threads(2);
+        let size = 64 << 20;
+        writer.entry(&entry("x", EntryKind::File { size })).unwrap();
+        let bytes = [1; 128 << 10];
+        let outcome = (0..size >> 17).try_for_each(|index| {
+            let (offset, data) = (index << 17, ChunkData::Bytes(&bytes));
+            writer.chunk(&Chunk { offset, data })
+        });
+        assert_eq!(outcome.unwrap_err().kind(), kind);
+        assert!(writer.end(&End::default()).is_err());
+        assert!(writer.into_inner().is_none());
+    }
 }
 
 #[test]

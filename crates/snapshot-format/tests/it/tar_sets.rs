@@ -173,7 +173,7 @@ for_every_major!(our_tar_set_is_read_by_others_and_starts:
     our_lz4_tar_set_of_15_starts_and_verifies = V15,
     our_zstd_tar_set_of_16_starts_and_verifies = V16,
     our_tar_set_of_17_with_its_log_apart_starts_and_its_manifest_reads_back = V17,
-    our_tar_set_of_18_starts_and_its_manifest_reads_back = V18,
+    our_tar_set_of_18_starts_and_verifies = V18,
 );
 
 #[test]

@@ -111,6 +111,10 @@ impl Storage for Memory {
         Capabilities::full(Durability::Process)
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     fn location(&self) -> String {
         "memory:".to_owned()
     }

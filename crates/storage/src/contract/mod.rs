@@ -166,6 +166,15 @@ pub async fn run_read_only(reader: Arc<dyn Storage>, writer: Arc<dyn Storage>) -
 
 /// Takes a storage through one case.
 pub async fn run_case(case: Case, reader: &Arc<dyn Storage>, writer: &Arc<dyn Storage>) -> Outcome {
+    for storage in [writer, reader] {
+        match storage.probe().await {
+            Ok(found) if found == storage.capabilities() => {}
+            Ok(_) => {
+                return Outcome::Broken(Failure::new("a probe is not remembered"));
+            }
+            Err(error) => return Outcome::Broken(Failure::from(error)),
+        }
+    }
     if !(case.needs)(&reader.capabilities()) {
         return Outcome::NotClaimed;
     }

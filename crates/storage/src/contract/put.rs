@@ -46,6 +46,11 @@ fn chunked(bytes: Bytes, size: usize) -> Body {
     Body::stream(stream::iter(chunks))
 }
 
+/// As [`chunked`], and can be sent again.
+fn replayable(bytes: Bytes, size: usize) -> Body {
+    Body::replayable(move || chunked(bytes.clone(), size).into_stream())
+}
+
 async fn what_is_put_is_read_back(s: Subject) -> Result<(), Failure> {
     for length in [0usize, 1, 8192, 1_000_003] {
         let (key, content) = (s.key(&format!("object-{length}"))?, pattern(length));
@@ -66,7 +71,7 @@ async fn what_is_put_is_read_back(s: Subject) -> Result<(), Failure> {
 async fn a_create_never_replaces(s: Subject) -> Result<(), Failure> {
     let key = s.key("dir/once")?;
     s.reader.create(&key, "first").await?;
-    for body in [Body::from("second"), chunked(pattern(LARGE), 1 << 20)] {
+    for body in [Body::from("second"), replayable(pattern(LARGE), 1 << 20)] {
         let error = refused(
             "second create",
             s.reader.create(&key, body).await,

@@ -133,6 +133,10 @@ impl Storage for Faulty {
         self.inner.capabilities()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe().await
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

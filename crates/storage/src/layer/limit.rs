@@ -76,6 +76,10 @@ impl Storage for Limit {
         self.inner.capabilities()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe().await
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -159,6 +159,10 @@ impl Storage for Meter {
         self.inner.capabilities()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe().await
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -1,5 +1,6 @@
 //! Storages over storages. Each adds one behaviour and leaves the contract whole.
 
+mod attempts;
 mod limit;
 mod meter;
 mod prefix;

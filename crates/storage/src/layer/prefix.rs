@@ -72,6 +72,10 @@ impl Storage for Prefix {
         self.inner.capabilities()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe().await
+    }
+
     fn location(&self) -> String {
         // Options come after the path of a locator.
         let inner = self.inner.location();

@@ -110,6 +110,10 @@ impl Storage for RateLimit {
         self.inner.capabilities()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe().await
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

@@ -48,6 +48,10 @@ impl Storage for ReadOnly {
         self.inner.capabilities().read_only()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

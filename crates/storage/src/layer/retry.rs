@@ -1,7 +1,9 @@
 //! Tries again what may help: jittered, growing pauses under one deadline.
 //!
 //! A put is repeated if its body can be produced again, under one token, so that a repetition
-//! recognises an object whose answer was lost. A read goes on where it broke off, bound to the
+//! recognises an object whose answer was lost. Where it meets another's object instead, the first
+//! attempt may have taken effect and been replaced since: that outcome is unknown, and said to be
+//! ([`Error::outcome_unknown`]). A read goes on where it broke off, bound to the
 //! version it began with. A listing goes on after the last key it gave out.
 
 use std::collections::BTreeSet;
@@ -15,8 +17,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use tokio::time::Instant;
 
+use super::attempts::{Attempts, Progress, watched};
 use crate::body::Body;
 use crate::capabilities::Capabilities;
 use crate::error::{Error, ErrorKind, Operation, Result, Retry};
@@ -34,8 +36,9 @@ pub struct RetryPolicy {
     /// The longest pause of all, doubled towards from the first; 20 s.
     pub longest_pause: Duration,
     /// From the first attempt of an operation to giving up, also on an attempt that hangs; 3 min.
-    /// A body being read or a listing has it anew after every answer; a put has a second more for
-    /// every 128 KiB, and a put of unknown length as long as it takes.
+    /// A body being read or a listing has it anew after every answer. Of a put it is the time in
+    /// which nothing moves: while its body is taken, however slowly and however long it is, no
+    /// time counts, and what a backend may hold unsent has a second more for every 128 KiB.
     pub deadline: Duration,
 }
 
@@ -49,9 +52,6 @@ impl Default for RetryPolicy {
     }
 }
 
-/// A put that sends fewer bytes per second than this counts as hanging.
-const SLOWEST: u64 = 128 * 1024;
-
 /// Retries the operations of a storage.
 #[derive(Debug, Clone)]
 pub struct RetryLayer {
@@ -64,72 +64,6 @@ impl RetryLayer {
     pub fn new(inner: Arc<dyn Storage>, policy: RetryPolicy) -> Self {
         Self { inner, policy }
     }
-}
-
-/// The attempts of one operation.
-struct Attempts<'a> {
-    policy: &'a RetryPolicy,
-    deadline: Instant,
-    pause: Duration,
-    made: u32,
-}
-
-impl<'a> Attempts<'a> {
-    fn new(policy: &'a RetryPolicy) -> Self {
-        Self {
-            policy,
-            deadline: far(policy.deadline),
-            pause: policy.first_pause,
-            made: 0,
-        }
-    }
-
-    /// Runs one attempt under the deadline.
-    async fn attempt<T>(
-        &mut self,
-        operation: Operation,
-        subject: &str,
-        attempt: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        self.made = self.made.saturating_add(1);
-        match tokio::time::timeout_at(self.deadline, attempt).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(ErrorKind::Unavailable, operation)
-                .subject(subject)
-                .detail(format!("no answer within {:?}", self.policy.deadline))),
-        }
-    }
-
-    /// Pauses before the next attempt, or gives the error back if there will be none.
-    async fn pause(&mut self, error: Error) -> Result<()> {
-        let at_least = match error.retry_hint() {
-            Retry::Never => return Err(error),
-            Retry::MayHelp => Duration::ZERO,
-            Retry::After(pause) => pause,
-        };
-        let drawn = self.pause.mul_f64(fastrand::f64()).max(at_least);
-        self.pause = self.pause.saturating_mul(2).min(self.policy.longest_pause);
-        let wake = far(drawn);
-        if wake >= self.deadline {
-            return Err(error);
-        }
-        tracing::debug!(
-            attempts = self.made,
-            pause_ms = drawn.as_millis(),
-            kind = ?error.kind(),
-            operation = %error.operation(),
-            "trying again"
-        );
-        tokio::time::sleep_until(wake).await;
-        Ok(())
-    }
-}
-
-/// A moment from now, however large the distance is.
-fn far(distance: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(distance.min(Duration::from_secs(1 << 30)))
-        .unwrap_or(now)
 }
 
 impl RetryLayer {
@@ -227,6 +161,10 @@ impl Storage for RetryLayer {
         self.inner.capabilities()
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        self.inner.probe().await
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }
@@ -235,29 +173,35 @@ impl Storage for RetryLayer {
         let mut options = options;
         options.token.get_or_insert_with(PutToken::random);
         let mut attempts = Attempts::new(&self.policy);
-        let length = body.length();
-        let sending = Duration::from_secs(length.unwrap_or(0) / SLOWEST);
-        attempts.deadline = attempts
-            .deadline
-            .checked_add(sending)
-            .unwrap_or(attempts.deadline);
         let mut body = body;
+        // Whether an attempt so far may have taken effect.
+        let mut unknown = false;
         loop {
             let next = body.try_clone();
-            let attempt = self.inner.put(key, body, options.clone());
+            let progress = Progress::begin();
+            let body_now = match body.as_bytes() {
+                Some(bytes) => {
+                    progress.taken(bytes.len());
+                    body
+                }
+                None => watched(body, progress.clone()),
+            };
+            let attempt = self.inner.put(key, body_now, options.clone());
             // A stream that comes once is as slow as its producer: no deadline cuts it.
             let result = match &next {
-                Some(_) => {
-                    attempts
-                        .attempt(Operation::Put, key.as_str(), attempt)
-                        .await
-                }
+                Some(_) => attempts.moving(key.as_str(), &progress, attempt).await,
                 None => attempt.await,
             };
             match (result, next) {
                 (Ok(meta), _) => return Ok(meta),
                 (Err(error), None) => return Err(error),
                 (Err(error), Some(next)) => {
+                    let error = if unknown {
+                        error.after_a_lost_answer(self.inner.capabilities().recognises_own_put)
+                    } else {
+                        error
+                    };
+                    unknown |= error.outcome_unknown();
                     attempts.pause(error).await?;
                     body = next;
                 }
@@ -357,23 +301,24 @@ impl RetryLayer {
         while !left.is_empty() {
             let keys: Vec<Result<Key>> = left.iter().cloned().map(Ok).collect();
             let mut deletes = self.inner.delete_many(stream::iter(keys).boxed());
-            let mut last = None;
+            let (mut last, mut all) = (None, None);
             loop {
                 let next = async { Ok(deletes.next().await) };
                 match attempts.attempt(Operation::Delete, "", next).await {
                     Ok(None) => break,
                     Ok(Some(Ok(key))) => {
-                        left.remove(&key);
-                        answers.push(Ok(key));
+                        if left.remove(&key) {
+                            answers.push(Ok(key));
+                        }
                     }
                     Ok(Some(Err(error))) if error.is_retryable() => last = Some(error),
                     Ok(Some(Err(error))) => {
-                        match error.key() {
-                            Some(key) => drop(left.remove(key)),
-                            // About the whole batch, and final.
-                            None => left.clear(),
+                        let named = error.key().and_then(|key| left.take(key));
+                        match named {
+                            Some(_) => answers.push(Err(error)),
+                            // About no key of ours, so about all that get no answer of their own.
+                            None => all = Some(error),
                         }
-                        answers.push(Err(error));
                     }
                     Err(error) => {
                         last = Some(error);
@@ -381,19 +326,36 @@ impl RetryLayer {
                     }
                 }
             }
-            let Some(error) = last else { break };
+            if let Some(error) = all {
+                answers.extend(each(&mut left, error));
+            }
+            if left.is_empty() {
+                break;
+            }
+            let error = last.unwrap_or_else(|| {
+                Error::new(ErrorKind::Unavailable, Operation::Delete)
+                    .detail("the storage said nothing about this key")
+            });
             if let Err(error) = attempts.pause(error).await {
-                let (kind, retry) = (error.kind(), error.retry_hint());
-                let mut cause = Some(error);
-                for key in std::mem::take(&mut left) {
-                    let failed = match cause.take() {
-                        Some(first) => first,
-                        None => Error::new(kind, Operation::Delete).retry(retry),
-                    };
-                    answers.push(Err(failed.subject(key.to_string())));
-                }
+                answers.extend(each(&mut left, error));
             }
         }
         answers
     }
+}
+
+/// The error for every key that is left: with its cause for the first, its kind for the others.
+fn each(left: &mut BTreeSet<Key>, error: Error) -> Vec<Result<Key>> {
+    let (kind, retry) = (error.kind(), error.retry_hint());
+    let mut cause = Some(error);
+    std::mem::take(left)
+        .into_iter()
+        .map(|key| {
+            let failed = match cause.take() {
+                Some(first) => first,
+                None => Error::new(kind, Operation::Delete).retry(retry),
+            };
+            Err(failed.subject(key.to_string()))
+        })
+        .collect()
 }

@@ -87,6 +87,7 @@ async fn a_profile_is_found_in_the_given_files() {
         &credentials,
         format!(
             "[default]\naws_access_key_id = nobody\naws_secret_access_key = nothing\n\n\
+         [half]\naws_access_key_id = lonely\n\n\
          [work]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
             options.access_key, options.secret_key
         ),
@@ -107,7 +108,7 @@ async fn a_profile_is_found_in_the_given_files() {
         .create(&key("k"), "x")
         .await
         .unwrap();
-    for name in ["default", "none", "broken"] {
+    for name in ["default", "none", "broken", "half"] {
         let error = open(&server, profile(name))
             .await
             .read(&key("k"))
@@ -125,7 +126,7 @@ async fn a_profile_is_found_in_the_given_files() {
     ]
     .into_iter()
     .collect();
-    let found = S3Credentials::from_variables(&variables, None);
+    let found = S3Credentials::from_variables(&variables, None).unwrap();
     assert_eq!(
         open(&server, found).await.read(&key("k")).await.unwrap(),
         "x"
@@ -209,7 +210,7 @@ async fn a_role_is_taken_by_a_token_in_a_file() {
     ]
     .into_iter()
     .collect();
-    let credentials = S3Credentials::from_variables(&variables, Some(&[]));
+    let credentials = S3Credentials::from_variables(&variables, Some(&[])).unwrap();
     open(&server, credentials.clone())
         .await
         .create(&key("k"), "x")

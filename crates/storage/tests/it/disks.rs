@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use neon_storage::{Disk, RealDisk};
+use neon_storage::{Disk, Place, RealDisk};
 
 /// One change of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Recorder {
     count: Arc<AtomicU64>,
     failed: Arc<Mutex<Option<Step>>>,
     fail: u64,
+    /// While set, no directory can be opened: too many open files.
+    pub exhausted: Arc<AtomicBool>,
 }
 
 impl Recorder {
@@ -49,6 +51,7 @@ impl Recorder {
             count: Arc::default(),
             failed: Arc::default(),
             fail: step,
+            exhausted: Arc::default(),
         }
     }
 
@@ -77,8 +80,10 @@ impl Recorder {
 }
 
 impl Disk for Recorder {
-    fn create(&self, path: &Path, mode: u32) -> io::Result<File> {
-        self.step(Step::Create(path.into()), || RealDisk.create(path, mode))
+    fn create(&self, place: Place<'_>, mode: u32) -> io::Result<File> {
+        self.step(Step::Create(place.path().into()), || {
+            RealDisk.create(place, mode)
+        })
     }
     fn write(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.step(Step::Write(path.into(), bytes.into()), || {
@@ -90,24 +95,34 @@ impl Disk for Recorder {
             RealDisk.sync_file(file, path)
         })
     }
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step(Step::Link(from.into(), to.into()), || {
+    fn link(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+        self.step(Step::Link(from.path().into(), to.path().into()), || {
             RealDisk.link(from, to)
         })
     }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step(Step::Rename(from.into(), to.into()), || {
+    fn rename(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+        self.step(Step::Rename(from.path().into(), to.path().into()), || {
             RealDisk.rename(from, to)
         })
     }
-    fn unlink(&self, path: &Path) -> io::Result<()> {
-        self.step(Step::Unlink(path.into()), || RealDisk.unlink(path))
+    fn unlink(&self, place: Place<'_>) -> io::Result<()> {
+        self.step(Step::Unlink(place.path().into()), || RealDisk.unlink(place))
     }
-    fn make_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
-        self.step(Step::MakeDir(path.into()), || RealDisk.make_dir(path, mode))
+    fn make_dir(&self, place: Place<'_>, mode: u32) -> io::Result<()> {
+        self.step(Step::MakeDir(place.path().into()), || {
+            RealDisk.make_dir(place, mode)
+        })
     }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.step(Step::SyncDir(path.into()), || RealDisk.sync_dir(path))
+    fn open_dir(&self, root: &Path, below: &Path) -> io::Result<File> {
+        if self.exhausted.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(24));
+        }
+        RealDisk.open_dir(root, below)
+    }
+    fn sync_dir(&self, directory: &File, path: &Path) -> io::Result<()> {
+        self.step(Step::SyncDir(path.into()), || {
+            RealDisk.sync_dir(directory, path)
+        })
     }
 }
 

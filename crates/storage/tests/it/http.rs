@@ -1,7 +1,7 @@
 //! HTTP, read only: the contract over a plain web server, resumption, redirections, kinds.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use neon_storage::{
@@ -20,6 +20,22 @@ struct Served {
     native: Arc<Native>,
     web: Web,
     http: Http,
+}
+
+impl Served {
+    /// Makes a file look as if its second were not over, for as long as the test may take.
+    fn rejuvenate(&self, name: &str) {
+        let file = std::fs::File::open(self._dir.path().join(name)).unwrap();
+        let then = SystemTime::now() + Duration::from_secs(3600);
+        file.set_modified(then).unwrap();
+    }
+
+    /// Makes a file look so many seconds older.
+    fn age(&self, name: &str, seconds: u64) {
+        let file = std::fs::File::open(self._dir.path().join(name)).unwrap();
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        file.set_modified(then).unwrap();
+    }
 }
 
 async fn served() -> Served {
@@ -52,6 +68,7 @@ async fn http_keeps_the_contract_of_a_reader() {
 async fn a_body_that_breaks_is_resumed_where_it_broke() {
     let served = served().await;
     served.native.create(&key("k"), content()).await.unwrap();
+    served.age("k", 3600);
     for no_etag in [false, true] {
         served.web.set(|manners| {
             manners.no_etag = no_etag;
@@ -215,4 +232,74 @@ async fn user_and_password_are_sent_as_basic_authentication() {
         Http::new(config).unwrap().read(&key("k")).await.unwrap(),
         "x"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_that_nothing_binds_together_come_out_of_one_answer() {
+    let served = served().await;
+    let name = key("k");
+    served.native.create(&name, content()).await.unwrap();
+    // Too far apart to be fetched together for the sake of requests.
+    let ranges = [1_000_000..1_000_100, 0..100, 500_000..500_010];
+    let expected: Vec<Bytes> = ranges
+        .iter()
+        .map(|range| {
+            let at = |offset: u64| usize::try_from(offset).unwrap();
+            content().slice(at(range.start)..at(range.end))
+        })
+        .collect();
+    let inverted: Vec<Bytes> = expected
+        .iter()
+        .map(|bytes| bytes.iter().map(|byte| !byte).collect())
+        .collect();
+    for no_modified in [true, false] {
+        // The file is so young that its time tells nothing.
+        served.rejuvenate("k");
+        served.web.set(|manners| {
+            manners.no_etag = true;
+            manners.no_modified = no_modified;
+            manners.faces = Some(0);
+        });
+        let got = served.http.get_ranges(&name, &ranges, GetOptions::new());
+        let got = got.await.unwrap();
+        assert!(
+            got == expected || got == inverted,
+            "two versions are joined"
+        );
+        served.web.set(|manners| manners.faces = None);
+        let got = served.http.get_ranges(&name, &ranges, GetOptions::new());
+        assert_eq!(got.await.unwrap(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_entity_tag_the_time_of_the_last_change_is_the_version() {
+    let served = served().await;
+    served.native.create(&key("k"), content()).await.unwrap();
+    served.rejuvenate("k");
+    served.web.set(|manners| manners.no_etag = true);
+    assert_eq!(
+        served.http.head(&key("k")).await.unwrap().meta.version,
+        None,
+        "within its second a file can change once more"
+    );
+    served.age("k", 7200);
+    let version = served
+        .http
+        .head(&key("k"))
+        .await
+        .unwrap()
+        .meta
+        .version
+        .unwrap();
+    let bound = || GetOptions::new().if_version(version.clone());
+    let got = served.http.get(&key("k"), bound()).await.unwrap();
+    assert!(got.bytes().await.unwrap() == content());
+    served.native.overwrite(&key("k"), "other").await.unwrap();
+    for ignored in [false, true] {
+        served.age("k", 3600);
+        served.web.set(|manners| manners.no_if_match = ignored);
+        let error = served.http.get(&key("k"), bound()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Precondition);
+    }
 }

@@ -84,7 +84,11 @@ async fn all_layers_together_over_failing_calls_keep_the_contract() {
         Operation::List if call % 2 == 0 => Some(Fault::Break(ErrorKind::Unavailable)),
         _ => None,
     });
-    let retry = RetryLayer::new(Arc::new(Replayable(Arc::new(faulty))), quick());
+    let passing = Passing {
+        inner: Arc::new(faulty),
+        remembers: true,
+    };
+    let retry = RetryLayer::new(Arc::new(passing), quick());
     let limit = Limit::new(Arc::new(retry), 3);
     let rate = RateLimit::new(Arc::new(limit), Some(1 << 32), Some(1 << 32));
     let prefix = Prefix::new(Arc::new(Meter::new(Arc::new(rate), |_| {})), key("p"));
@@ -103,32 +107,43 @@ async fn all_layers_together_over_failing_calls_keep_the_contract() {
     }
 }
 
-/// Passes everything on: shows that a third party's layer needs nothing but the trait.
+/// Passes everything on, except which put it is if it shan't be remembered: shows that a third
+/// party's layer needs nothing but the trait.
 #[derive(Debug)]
-struct Replayable(Arc<dyn Storage>);
+struct Passing {
+    inner: Arc<dyn Storage>,
+    remembers: bool,
+}
 
 #[async_trait::async_trait]
-impl Storage for Replayable {
+impl Storage for Passing {
     fn capabilities(&self) -> neon_storage::Capabilities {
-        self.0.capabilities()
+        let mut capabilities = self.inner.capabilities();
+        capabilities.recognises_own_put &= self.remembers;
+        capabilities
+    }
+    async fn probe(&self) -> neon_storage::Result<neon_storage::Capabilities> {
+        self.inner.probe().await?;
+        Ok(self.capabilities())
     }
     fn location(&self) -> String {
-        self.0.location()
+        self.inner.location()
     }
     async fn put(
         &self,
         key: &Key,
         body: Body,
-        options: PutOptions,
+        mut options: PutOptions,
     ) -> neon_storage::Result<neon_storage::ObjectMeta> {
-        self.0.put(key, body, options).await
+        options.token = options.token.filter(|_| self.remembers);
+        self.inner.put(key, body, options).await
     }
     async fn get(
         &self,
         key: &Key,
         options: GetOptions,
     ) -> neon_storage::Result<neon_storage::GetResult> {
-        self.0.get(key, options).await
+        self.inner.get(key, options).await
     }
     async fn get_ranges(
         &self,
@@ -136,22 +151,22 @@ impl Storage for Replayable {
         ranges: &[std::ops::Range<u64>],
         options: GetOptions,
     ) -> neon_storage::Result<Vec<Bytes>> {
-        self.0.get_ranges(key, ranges, options).await
+        self.inner.get_ranges(key, ranges, options).await
     }
     async fn head(&self, key: &Key) -> neon_storage::Result<neon_storage::Head> {
-        self.0.head(key).await
+        self.inner.head(key).await
     }
     fn list(
         &self,
         options: ListOptions,
     ) -> stream::BoxStream<'static, neon_storage::Result<neon_storage::ObjectMeta>> {
-        self.0.list(options)
+        self.inner.list(options)
     }
     fn delete_many(
         &self,
         keys: stream::BoxStream<'static, neon_storage::Result<Key>>,
     ) -> stream::BoxStream<'static, neon_storage::Result<Key>> {
-        self.0.delete_many(keys)
+        self.inner.delete_many(keys)
     }
 }
 
@@ -441,4 +456,234 @@ async fn a_read_only_view_still_lists() {
     let listed: Vec<_> = view.list(ListOptions::all()).try_collect().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert!(!view.capabilities().write);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swap_whose_answer_was_lost_is_never_told_as_refused() {
+    for somebody_else_writes in [false, true] {
+        let memory = memory();
+        let first = memory.create(&key("k"), "old").await.unwrap();
+        let version = first.version.unwrap();
+        let writer = Arc::clone(&memory);
+        // The first attempt takes effect and its answer is lost; before the second one another
+        // writer may have replaced what it wrote.
+        let faulty = Faulty::planned(Arc::clone(&memory), move |call, _, _| match call {
+            0 => Some(Fault::LoseAnswer(ErrorKind::Unavailable)),
+            1 if somebody_else_writes => {
+                future::FutureExt::now_or_never(writer.overwrite(&key("k"), "theirs"))
+                    .unwrap()
+                    .unwrap();
+                None
+            }
+            _ => None,
+        });
+        let retry = RetryLayer::new(Arc::new(faulty), RetryPolicy::default());
+        let swapped = retry.replace(&key("k"), &version, "mine").await;
+        if somebody_else_writes {
+            let error = swapped.unwrap_err();
+            assert!(error.outcome_unknown(), "{error:?}");
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert!(!error.is_retryable(), "under that version it can't succeed");
+            assert_eq!(error.key(), Some("k"));
+        } else {
+            swapped.unwrap();
+            assert_eq!(memory.read(&key("k")).await.unwrap(), "mine");
+        }
+        let stale = retry.replace(&key("k"), &version, "late").await;
+        let error = stale.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Precondition);
+        assert!(!error.outcome_unknown(), "nothing was lost: {error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_whose_answer_was_lost_is_refused_only_for_anothers_object() {
+    // What is there is somebody else's: that is final, though ours may have been there before.
+    let memory = memory();
+    let faulty = Faulty::nth(memory.clone(), 0, Fault::Fail(ErrorKind::Unavailable));
+    let retry = RetryLayer::new(Arc::new(faulty), RetryPolicy::default());
+    memory.create(&key("k"), "theirs").await.unwrap();
+    let error = retry.create(&key("k"), "mine").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert!(error.outcome_unknown(), "{error:?}");
+    let error = retry.create(&key("k"), "mine").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert!(!error.outcome_unknown(), "{error:?}");
+    // Where that can't be told, what is there may be ours.
+    let forgetful = Passing {
+        inner: memory.clone(),
+        remembers: false,
+    };
+    let lost = Fault::LoseAnswer(ErrorKind::Unavailable);
+    let faulty = Faulty::nth(Arc::new(forgetful), 0, lost);
+    let retry = RetryLayer::new(Arc::new(faulty), RetryPolicy::default());
+    let error = retry.create(&key("other"), "mine").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.outcome_unknown(), "{error:?}");
+}
+
+/// Takes the chunks of a body at a pace of its own and says nothing of it.
+#[derive(Debug)]
+struct Slow {
+    inner: Arc<dyn Storage>,
+    pause: Duration,
+    breaks: AtomicU64,
+}
+
+#[async_trait::async_trait]
+impl Storage for Slow {
+    fn capabilities(&self) -> neon_storage::Capabilities {
+        self.inner.capabilities()
+    }
+    async fn probe(&self) -> neon_storage::Result<neon_storage::Capabilities> {
+        self.inner.probe().await
+    }
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    async fn put(
+        &self,
+        key: &Key,
+        body: Body,
+        options: PutOptions,
+    ) -> neon_storage::Result<neon_storage::ObjectMeta> {
+        let mut chunks = body.into_stream();
+        let mut all = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            all.extend_from_slice(&chunk.unwrap());
+            tokio::time::sleep(self.pause).await;
+            if all.len() > 50 && self.breaks.load(Ordering::SeqCst) > 0 {
+                self.breaks.fetch_sub(1, Ordering::SeqCst);
+                return Err(neon_storage::Error::new(
+                    ErrorKind::Unavailable,
+                    Operation::Put,
+                ));
+            }
+        }
+        self.inner.put(key, all.into(), options).await
+    }
+    async fn get(
+        &self,
+        key: &Key,
+        options: GetOptions,
+    ) -> neon_storage::Result<neon_storage::GetResult> {
+        self.inner.get(key, options).await
+    }
+    async fn get_ranges(
+        &self,
+        key: &Key,
+        ranges: &[std::ops::Range<u64>],
+        options: GetOptions,
+    ) -> neon_storage::Result<Vec<Bytes>> {
+        self.inner.get_ranges(key, ranges, options).await
+    }
+    async fn head(&self, key: &Key) -> neon_storage::Result<neon_storage::Head> {
+        self.inner.head(key).await
+    }
+    fn list(
+        &self,
+        options: ListOptions,
+    ) -> stream::BoxStream<'static, neon_storage::Result<neon_storage::ObjectMeta>> {
+        self.inner.list(options)
+    }
+    fn delete_many(
+        &self,
+        keys: stream::BoxStream<'static, neon_storage::Result<Key>>,
+    ) -> stream::BoxStream<'static, neon_storage::Result<Key>> {
+        // Keeps silent about every second key, and fails as a whole.
+        let answered = self.inner.delete_many(keys.step_by_two());
+        let whole = neon_storage::Error::new(ErrorKind::Denied, Operation::Delete);
+        answered.chain(stream::iter([Err(whole)])).boxed()
+    }
+}
+
+trait StepByTwo {
+    fn step_by_two(self) -> Self;
+}
+
+impl StepByTwo for stream::BoxStream<'static, neon_storage::Result<Key>> {
+    fn step_by_two(self) -> Self {
+        self.enumerate()
+            .filter(|(index, _)| future::ready(index % 2 == 0))
+            .map(|(_, key)| key)
+            .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_put_that_moves_is_not_cut_by_the_deadline() {
+    for (length, breaks) in [(None, 0u64), (Some(100), 0), (None, 2)] {
+        let slow = Slow {
+            inner: memory(),
+            pause: Duration::from_secs(50),
+            breaks: AtomicU64::new(breaks),
+        };
+        let retry = RetryLayer::new(Arc::new(slow), RetryPolicy::default());
+        let mut body = Body::replayable(|| {
+            stream::iter((0..100u8).map(|byte| Ok(Bytes::from(vec![byte])))).boxed()
+        });
+        if let Some(length) = length {
+            body = body.with_length(length);
+        }
+        // More than an hour under a deadline of three minutes.
+        let put = retry.create(&key("k"), body).await;
+        assert_eq!(put.unwrap().size, 100, "{length:?} {breaks}");
+    }
+    // Without a move it ends as ever, however often it is tried.
+    let stuck = Slow {
+        inner: memory(),
+        pause: Duration::from_secs(1 << 20),
+        breaks: AtomicU64::new(0),
+    };
+    let retry = RetryLayer::new(Arc::new(stuck), RetryPolicy::default());
+    let body = Body::replayable(|| stream::iter([Ok(Bytes::from_static(b"x"))]).boxed());
+    let began = tokio::time::Instant::now();
+    let error = retry.create(&key("k"), body).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        began.elapsed() <= Duration::from_secs(400),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_slow_to_produce_is_waited_for() {
+    let retry = RetryLayer::new(memory(), RetryPolicy::default());
+    let body = Body::replayable(|| {
+        stream::iter(0..3u8)
+            .then(|byte| async move {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+                Ok(Bytes::from(vec![byte]))
+            })
+            .boxed()
+    });
+    assert_eq!(retry.create(&key("k"), body).await.unwrap().size, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_fails_as_a_whole_answers_for_every_key() {
+    let slow = Slow {
+        inner: memory(),
+        pause: Duration::ZERO,
+        breaks: AtomicU64::new(0),
+    };
+    let retry = RetryLayer::new(Arc::new(slow), RetryPolicy::default());
+    let keys: Vec<Key> = (0..10).map(|number| key(&format!("k{number}"))).collect();
+    let asked = stream::iter(keys.clone().into_iter().map(Ok)).boxed();
+    let answers: Vec<_> = retry.delete_many(asked).collect().await;
+    let mut named: Vec<String> = answers
+        .iter()
+        .map(|answer| match answer {
+            Ok(key) => key.to_string(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Denied);
+                error.key().unwrap().to_owned()
+            }
+        })
+        .collect();
+    named.sort();
+    let all: Vec<String> = keys.iter().map(Key::to_string).collect();
+    assert_eq!(named, all);
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
 }

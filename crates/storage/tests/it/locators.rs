@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+#[cfg(feature = "s3")]
+use neon_storage::Variables;
 use neon_storage::{
     Context, ErrorKind, Factory, Key, Locator, Memory, Registry, Result, Storage, StorageExt,
-    Variables,
 };
 
 fn key(text: &str) -> Key {
@@ -149,6 +150,9 @@ async fn nothing_is_silently_ignored() {
         "s3://bucket/x?endpoint=host:1",
         "s3://bucket/x?sse=rot13",
         "s3://bucket/x?conditional=maybe",
+        "s3://bucket/x?checksum=sum",
+        "s3://bucket/x?sse=AES256&sse-kms-id=key-1",
+        "s3://bucket/x?sse-kms-id=key-1&sse=AES256",
         "s3://user:secret@bucket/x",
         "s3://",
     ] {
@@ -166,6 +170,48 @@ async fn nothing_is_silently_ignored() {
         open("s3://b/x", &[("S3_SSE", "rot13")]).await,
         ErrorKind::Invalid
     );
+    for half in [
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"),
+    ] {
+        assert_eq!(
+            open("s3://b/x", &[half]).await,
+            ErrorKind::Invalid,
+            "{half:?}"
+        );
+    }
+}
+
+#[cfg(feature = "s3")]
+#[test]
+fn options_mean_the_same_in_every_order() {
+    use neon_storage::{Encryption, S3Config};
+    let config = |text: &str| {
+        let locator = Locator::parse(text).unwrap();
+        S3Config::from_locator(&locator, &Context::default()).unwrap()
+    };
+    let key = Some(Encryption::Kms(Some("key-1".to_owned())));
+    for text in [
+        "s3://bucket/x?sse=aws:kms&sse-kms-id=key-1",
+        "s3://bucket/x?sse-kms-id=key-1&sse=aws:kms",
+        "s3://bucket/x?sse-kms-id=key-1",
+    ] {
+        assert_eq!(config(text).encryption, key, "{text}");
+    }
+    let default = config("s3://bucket/x?sse=aws:kms").encryption;
+    assert_eq!(default, Some(Encryption::Kms(None)));
+    let sizes = |text: &str| {
+        let config = config(text);
+        (config.part_size, config.max_part_size)
+    };
+    let expected = (100 << 20, 200 << 20);
+    for text in [
+        "s3://bucket/x?part-size=104857600&max-part-size=209715200",
+        "s3://bucket/x?max-part-size=209715200&part-size=104857600",
+    ] {
+        assert_eq!(sizes(text), expected, "{text}");
+    }
 }
 
 #[cfg(feature = "ssh")]

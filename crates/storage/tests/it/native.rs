@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -427,12 +428,109 @@ async fn what_is_no_object_is_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_put_through_a_link_to_a_directory() {
+async fn no_verb_goes_through_a_link_in_the_middle_of_a_path() {
     let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let storage = open(dir.path());
+    std::fs::create_dir(elsewhere.path().join("deep")).unwrap();
+    for file in ["x", "deep/y"] {
+        std::fs::write(elsewhere.path().join(file), "not ours").unwrap();
+    }
+    // One was a link from the beginning; the other was a directory that this handle knows.
     std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("linked")).unwrap();
-    assert!(storage.create(&key("linked/x"), "x").await.is_err());
-    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    storage.create(&key("swapped/x"), "ours").await.unwrap();
+    std::fs::remove_dir_all(dir.path().join("swapped")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("swapped")).unwrap();
+    for name in ["linked/x", "linked/deep/y", "swapped/x", "swapped/deep/y"] {
+        let name = key(name);
+        let absent = |error: neon_storage::Error| {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+        };
+        absent(storage.read(&name).await.unwrap_err());
+        absent(storage.read_range(&name, 0..2).await.unwrap_err());
+        let several = storage.get_ranges(&name, &[0..1, 1..2], GetOptions::new());
+        absent(several.await.unwrap_err());
+        absent(storage.head(&name).await.unwrap_err());
+        storage.delete(&name).await.unwrap();
+        for options in [PutOptions::create(), PutOptions::overwrite()] {
+            let error = storage.put(&name, "x".into(), options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+        }
+    }
+    let new = key("linked/new");
+    assert!(storage.create(&new, "x").await.is_err());
+    for prefix in ["", "linked", "linked/", "swapped/deep/"] {
+        assert_eq!(storage.list_all(prefix).await.unwrap(), [], "{prefix}");
+    }
+    for file in ["x", "deep/y"] {
+        let content = std::fs::read_to_string(elsewhere.path().join(file)).unwrap();
+        assert_eq!(content, "not ours", "{file}");
+    }
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 2);
+    // The root itself is the user's word, links and all.
+    let through = open(&dir.path().join("linked"));
+    assert_eq!(through.read(&key("x")).await.unwrap(), "not ours");
+    through.create(&key("new"), "x").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_under_a_key_is_no_object_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path());
+    storage.create(&key("real"), "x").await.unwrap();
+    std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+    storage.delete(&key("link")).await.unwrap();
+    assert!(dir.path().join("link").is_symlink());
+    assert_eq!(storage.read(&key("real")).await.unwrap(), "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_cannot_be_opened_is_no_failed_fsync() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Recorder::new();
+    let options = NativeOptions::default();
+    let storage = Native::open_on(Arc::new(disk.clone()), dir.path(), options).unwrap();
+    storage.create(&key("d/a"), "1").await.unwrap();
+    disk.exhausted.store(true, Ordering::SeqCst);
+    for error in [
+        storage.create(&key("d/b"), "2").await.unwrap_err(),
+        storage.overwrite(&key("d/a"), "2").await.unwrap_err(),
+        storage.delete(&key("d/a")).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        assert!(
+            error.is_retryable() && !error.outcome_unknown(),
+            "{error:?}"
+        );
+    }
+    disk.exhausted.store(false, Ordering::SeqCst);
+    assert_eq!(storage.read(&key("d/a")).await.unwrap(), "1");
+    assert!(!storage.exists(&key("d/b")).await.unwrap());
+    storage.create(&key("d/b"), "2").await.unwrap();
+    storage.delete(&key("d/a")).await.unwrap();
+    let temps = dir.path().join(".neon-storage/tmp");
+    assert_eq!(std::fs::read_dir(temps).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_a_root_that_was_there_is_synced_before_anything_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let disk = Recorder::new();
+    let options = NativeOptions::default();
+    let storage = Native::open_on(Arc::new(disk.clone()), &root, options).unwrap();
+    assert_eq!(disk.steps(), [], "opening and reading change nothing");
+    storage.create(&key("k"), "x").await.unwrap();
+    let synced = Step::SyncDir(dir.path().to_owned());
+    assert_eq!(
+        disk.steps().iter().filter(|step| **step == synced).count(),
+        1
+    );
+    storage.create(&key("l"), "x").await.unwrap();
+    assert_eq!(
+        disk.steps().iter().filter(|step| **step == synced).count(),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use neon_storage::{
-    Body, Conditional, Encryption, ErrorKind, GetOptions, Key, Limit, Prefix, PutOptions, PutToken,
-    Retry, RetryLayer, RetryPolicy, S3, S3Config, S3Credentials, S3Keys, Storage, StorageExt,
-    contract,
+    Body, Checksum, Conditional, Context, Encryption, ErrorKind, GetOptions, Key, Limit, Locator,
+    Operation, Prefix, PutOptions, PutToken, ReadOnly, Registry, Retry, RetryLayer, RetryPolicy,
+    S3, S3Config, S3Credentials, S3Keys, Storage, StorageExt, contract,
 };
 use neon_testkit::s3::{Conditions, Fault, S3Server, S3ServerOptions};
 
@@ -85,7 +85,6 @@ async fn a_provider_without_conditions_keeps_the_rest_of_the_contract() {
     let mut config = config(&server);
     config.conditional = Conditional::Probed;
     let s3 = S3::open(config).await.unwrap();
-    assert!(!s3.capabilities().create_only && !s3.capabilities().compare_and_swap);
     let refused = s3.create(&key("k"), "x").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
     s3.overwrite(&key("k"), "x").await.unwrap();
@@ -93,19 +92,81 @@ async fn a_provider_without_conditions_keeps_the_rest_of_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_may_only_read_open_an_endpoint_that_is_probed() {
+async fn whoever_only_reads_writes_nothing_also_where_conditions_are_probed() {
     let server = server();
     open(&server).await.create(&key("k"), "x").await.unwrap();
     server.plan(|request| {
-        request
-            .is_put_object()
-            .then(|| Fault::answer(403, "AccessDenied"))
+        let reads = matches!(request.method.as_str(), "GET" | "HEAD");
+        (!reads).then(|| Fault::answer(403, "AccessDenied"))
     });
     let mut config = config(&server);
     config.conditional = Conditional::Automatic;
+    let before = server.requests();
     let s3 = S3::open(config).await.unwrap();
-    assert!(!s3.capabilities().create_only);
+    assert!(!s3.capabilities().create_only, "not before it is known");
+    assert_eq!(server.requests(), before, "opening sends nothing");
     assert_eq!(s3.read(&key("k")).await.unwrap(), "x");
+    s3.head(&key("k")).await.unwrap();
+    assert_eq!(s3.list_all("").await.unwrap().len(), 1);
+    let reads = server.requests_of("GET") + server.requests_of("HEAD");
+    let view = ReadOnly::new(Arc::new(s3.clone()));
+    assert!(!view.probe().await.unwrap().create_only);
+    assert_eq!(
+        server.requests_of("GET") + server.requests_of("HEAD"),
+        reads
+    );
+    // Who may not write is told so when writing.
+    let error = s3.create(&key("l"), "x").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    assert_eq!(
+        (error.operation(), error.key()),
+        (Operation::Put, Some("l"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_are_probed_once_below_the_prefix_when_they_are_first_needed() {
+    let server = server();
+    // Nothing may be written or deleted outside of the prefix.
+    server.plan(|request| {
+        let inside = request.path.starts_with("/bucket/some/where/");
+        let writes = request.is_put_object() && !inside;
+        writes.then(|| Fault::answer(403, "AccessDenied"))
+    });
+    let text = format!(
+        "s3://bucket/some/where?endpoint={}&region=us-east-1",
+        server.endpoint()
+    );
+    let options = server.options();
+    let mut context = Context::default();
+    context.s3_credentials = Some(S3Credentials::Static(S3Keys::new(
+        options.access_key.as_str(),
+        options.secret_key.as_str(),
+    )));
+    let locator = Locator::parse(&text).unwrap();
+    let storage = Registry::default().open(&locator, &context).await.unwrap();
+    storage.overwrite(&key("a"), "x").await.unwrap();
+    assert_eq!(server.requests(), 1, "an overwrite needs no condition");
+    storage.create(&key("b"), "x").await.unwrap();
+    let probed = server.requests();
+    assert!(probed > 20, "{probed}");
+    assert!(storage.capabilities().create_only);
+    storage.create(&key("c"), "x").await.unwrap();
+    assert_eq!(server.requests(), probed + 1, "asked once");
+    assert_eq!(server.objects("bucket").len(), 3, "the probe cleans up");
+    // Also when it is dropped half way.
+    let again = Registry::default().open(&locator, &context).await.unwrap();
+    server.plan(|request| {
+        request
+            .is_put_object()
+            .then_some(Fault::Delay(Duration::from_millis(30)))
+    });
+    let cut = tokio::time::timeout(Duration::from_millis(200), again.probe()).await;
+    assert!(cut.is_err(), "{cut:?}");
+    eventually("the dropped probe is cleaned up", || {
+        server.objects("bucket").len() == 3
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,7 +182,8 @@ async fn the_probe_tells_enforced_conditions_from_pretended_ones() {
         let mut config = config(&server);
         config.conditional = Conditional::Probed;
         let s3 = S3::open(config).await.unwrap();
-        let can = s3.capabilities();
+        let can = s3.probe().await.unwrap();
+        assert_eq!(can, s3.capabilities(), "it is remembered");
         assert_eq!(
             (can.create_only, can.compare_and_swap),
             (enforced, enforced),
@@ -530,4 +592,221 @@ async fn two_processes_racing_with_tokens_have_one_winner() {
             "equal content is not equal identity: {a:?} {b:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_that_the_sdk_repeated_is_never_told_as_refused() {
+    for length in [10usize, 11 << 20] {
+        for somebody_else_writes in [false, true] {
+            let server = server();
+            let (s3, name) = (open(&server).await, key("k"));
+            let old = s3.create(&key("k"), "old").await.unwrap();
+            let count = Arc::new(AtomicU64::new(0));
+            let other = open(&server).await;
+            server.plan(move |request| {
+                if !request.headers.contains_key("if-match") {
+                    return None;
+                }
+                match count.fetch_add(1, Ordering::SeqCst) {
+                    0 => Some(Fault::LoseAnswer),
+                    // Before the repetition arrives, another writer has been there.
+                    1 => Some(Fault::Delay(Duration::from_secs(2))),
+                    _ => None,
+                }
+            });
+            let swap = s3.replace(&name, old.version.as_ref().unwrap(), vec![1u8; length]);
+            let theirs = async {
+                if !somebody_else_writes {
+                    return;
+                }
+                while other.head(&key("k")).await.unwrap().meta.version == old.version {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other.overwrite(&key("k"), "theirs").await.unwrap();
+            };
+            let (swapped, ()) = tokio::join!(swap, theirs);
+            if somebody_else_writes {
+                let error = swapped.unwrap_err();
+                assert!(error.outcome_unknown(), "{length}: {error:?}");
+                assert_ne!(error.kind(), ErrorKind::Precondition, "{length}: {error:?}");
+                assert_eq!(s3.read(&key("k")).await.unwrap(), "theirs");
+            } else {
+                assert_eq!(swapped.unwrap().size, length as u64);
+            }
+            server.heal();
+            let stale = s3.replace(&name, old.version.as_ref().unwrap(), "late");
+            let error = stale.await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Precondition);
+            assert!(!error.outcome_unknown(), "{error:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_that_nothing_happened() {
+    let server = server();
+    let mut config = config(&server);
+    config.attempts = 1;
+    let s3 = S3::open(config).await.unwrap();
+    for (fault, unknown) in [
+        (Fault::answer(503, "SlowDown"), false),
+        (Fault::answer(403, "AccessDenied"), false),
+        (Fault::answer(500, "InternalError"), true),
+        (Fault::Drop, true),
+    ] {
+        let named = format!("{fault:?}");
+        server.plan(move |_| Some(fault.clone()));
+        let error = s3.overwrite(&key("k"), "x").await.unwrap_err();
+        assert_eq!(error.outcome_unknown(), unknown, "{named}: {error:?}");
+        // Parts alone are no object.
+        let error = s3
+            .overwrite(&key("k"), vec![0u8; 11 << 20])
+            .await
+            .unwrap_err();
+        assert!(!error.outcome_unknown(), "{named}: {error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_with_object_lock_takes_uploads_that_carry_a_digest() {
+    let server = S3Server::start(S3ServerOptions {
+        object_lock: true,
+        ..S3ServerOptions::default()
+    });
+    for (checksum, taken) in [(Checksum::None, false), (Checksum::Md5, true)] {
+        let mut config = config(&server);
+        config.checksum = checksum;
+        let s3 = S3::open(config).await.unwrap();
+        for (name, length) in [
+            ("small", 1usize),
+            ("large", 11 << 20),
+            ("one-part", 1 << 20),
+        ] {
+            let put = s3.create(&key(name), vec![7u8; length]).await;
+            if taken {
+                put.unwrap();
+                assert_eq!(s3.read(&key(name)).await.unwrap().len(), length);
+            } else {
+                assert_eq!(put.unwrap_err().kind(), ErrorKind::Invalid, "{name}");
+            }
+        }
+    }
+    assert_eq!(server.objects("bucket").len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_about_no_key_leaves_no_key_deleted_for_sure() {
+    let server = server();
+    let s3 = open(&server).await;
+    let keys: Vec<Key> = (0..5).map(|number| key(&format!("k{number}"))).collect();
+    let delete = |retried: bool| {
+        let asked = stream::iter(keys.clone().into_iter().map(Ok)).boxed();
+        let s3: Arc<dyn Storage> = Arc::new(s3.clone());
+        let storage = match retried {
+            false => s3,
+            true => Arc::new(RetryLayer::new(s3, RetryPolicy::default())),
+        };
+        async move { storage.delete_many(asked).collect::<Vec<_>>().await }
+    };
+    for (code, kind) in [
+        ("InternalError", ErrorKind::Unavailable),
+        ("AccessDenied", ErrorKind::Denied),
+    ] {
+        for stranger in ["", "<Key>another</Key>"] {
+            let count = Arc::new(AtomicU64::new(0));
+            let text = format!(
+                "<?xml version=\"1.0\"?><DeleteResult><Error><Code>AccessDenied</Code>\
+                 <Key>k1</Key></Error><Error><Code>{code}</Code>{stranger}</Error></DeleteResult>"
+            );
+            server.plan(move |request| {
+                (request.asks("delete") && count.fetch_add(1, Ordering::SeqCst) == 0)
+                    .then(|| Fault::Say(text.clone()))
+            });
+            let answers = delete(false).await;
+            assert_eq!(answers.len(), 5);
+            for answer in answers {
+                let error = answer.unwrap_err();
+                let own = error.key() == Some("k1");
+                let expected = if own { ErrorKind::Denied } else { kind };
+                assert_eq!(error.kind(), expected, "{error:?}");
+            }
+        }
+    }
+    // Above it the layer tries again those that may help.
+    let count = Arc::new(AtomicU64::new(0));
+    server.plan(move |request| {
+        let text = "<DeleteResult><Error><Code>InternalError</Code></Error></DeleteResult>";
+        (request.asks("delete") && count.fetch_add(1, Ordering::SeqCst) == 0)
+            .then(|| Fault::Say(text.to_owned()))
+    });
+    let answers = delete(true).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_the_authority_must_be_trusted() {
+    let server = S3Server::start(S3ServerOptions {
+        tls: true,
+        ..S3ServerOptions::default()
+    });
+    assert!(server.endpoint().starts_with("https://"));
+    let mut trusting = config(&server);
+    trusting.ca_certificate = Some(server.authority().unwrap().as_bytes().to_vec());
+    let s3 = S3::open(trusting.clone()).await.unwrap();
+    for length in [10usize, 11 << 20] {
+        let name = key(&format!("of-{length}"));
+        s3.create(&name, vec![4u8; length]).await.unwrap();
+        assert_eq!(s3.read(&name).await.unwrap().len(), length);
+    }
+    assert_eq!(s3.list_all("").await.unwrap().len(), 2);
+    // Without the authority, or with another's, nothing is sent.
+    let before = server.requests();
+    let stranger = S3Server::start(S3ServerOptions {
+        tls: true,
+        ..S3ServerOptions::default()
+    });
+    for authority in [None, stranger.authority()] {
+        let mut config = config(&server);
+        config.attempts = 1;
+        config.ca_certificate = authority.map(|pem| pem.as_bytes().to_vec());
+        let s3 = S3::open(config).await.unwrap();
+        let error = s3.read(&key("of-10")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        let text = format!("{:?}", std::error::Error::source(&error));
+        assert!(text.to_lowercase().contains("certificate"), "{text}");
+    }
+    assert_eq!(server.requests(), before);
+    // The whole contract, with the certificate by variable as the AWS tools take it.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), server.authority().unwrap()).unwrap();
+    let options = server.options();
+    let mut context = Context::default();
+    context.variables = [
+        ("AWS_CA_BUNDLE", file.path().to_str().unwrap()),
+        ("AWS_ACCESS_KEY_ID", options.access_key.as_str()),
+        ("AWS_SECRET_ACCESS_KEY", options.secret_key.as_str()),
+    ]
+    .into_iter()
+    .collect();
+    let text = format!("s3://bucket/tls?endpoint={}&list-page=7", server.endpoint());
+    let locator = Locator::parse(&text).unwrap();
+    let storage = Registry::default().open(&locator, &context).await.unwrap();
+    contract::run(storage).await.into_result().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_name_the_region_and_the_bucket_as_configured() {
+    let server = server();
+    let mut config = config(&server);
+    config.region = Some("eu-south-2".to_owned());
+    let s3 = S3::open(config).await.unwrap();
+    server.plan(|request| {
+        let signed = request.headers.get("authorization");
+        let scope = signed.is_some_and(|v| v.to_str().unwrap().contains("/eu-south-2/s3/"));
+        let named = request.path.starts_with("/bucket");
+        (!scope || !named).then(|| Fault::answer(400, "InvalidRequest"))
+    });
+    s3.create(&key("k"), "x").await.unwrap();
+    assert_eq!(s3.read(&key("k")).await.unwrap(), "x");
+    assert_eq!(s3.list_all("").await.unwrap().len(), 1);
 }

@@ -265,3 +265,39 @@ async fn the_systems_ssh_and_its_configuration_are_used() {
     let error = registry.open(&locator, &context).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_another_process_removed_are_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let ssh = open(&root).await;
+    ssh.create(&key("a/b/c"), "x").await.unwrap();
+    for gone in ["a", "a/b", ".neon-storage", ".neon-storage/tmp"] {
+        for overwrite in [false, true] {
+            std::fs::remove_dir_all(root.join(gone)).unwrap();
+            let _taken = std::fs::remove_file(root.join("a/b/c"));
+            let put = if overwrite {
+                ssh.overwrite(&key("a/b/c"), "y").await
+            } else {
+                ssh.create(&key("a/b/c"), "y").await
+            };
+            put.unwrap_or_else(|error| panic!("{gone}: {error:?}"));
+            assert_eq!(ssh.read(&key("a/b/c")).await.unwrap(), "y");
+        }
+    }
+    std::fs::remove_dir_all(&root).unwrap();
+    ssh.create(&key("a/b/c"), "z").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_far_clock_is_looked_at_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let ssh = open(&root).await;
+    ssh.create(&key("k"), "x").await.unwrap();
+    assert!(ssh.head(&key("k")).await.unwrap().clock.is_some());
+    // Where it can't be looked at there is none, rather than one told from what was seen earlier:
+    // in between this machine may have slept.
+    std::fs::remove_dir_all(root.join(".neon-storage/tmp")).unwrap();
+    assert_eq!(ssh.head(&key("k")).await.unwrap().clock, None);
+}

@@ -24,6 +24,10 @@ pub struct Manners {
     pub cut: Option<(usize, u64)>,
     /// Send no entity tags.
     pub no_etag: bool,
+    /// Send no time of the last change.
+    pub no_modified: bool,
+    /// Show another content at every second answer, as if the file were replaced back and forth.
+    pub faces: Option<u64>,
     /// Ignore `Range`.
     pub no_ranges: bool,
     /// Ignore `If-Match`.
@@ -165,6 +169,12 @@ fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<In
     {
         return bare(412);
     }
+    if let Some(since) = given(header::IF_UNMODIFIED_SINCE)
+        && !manners.no_if_match
+        && since != modified
+    {
+        return bare(412);
+    }
     let if_range = given(header::IF_RANGE);
     let same =
         if_range.is_none_or(|validator| Some(&validator) == etag.as_ref() || validator == modified);
@@ -191,8 +201,10 @@ fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<In
     let mut response = Response::builder()
         .status(status)
         .header(header::CONTENT_LENGTH, to - from)
-        .header(header::LAST_MODIFIED, modified)
         .header(header::DATE, httpdate::fmt_http_date(SystemTime::now()));
+    if !manners.no_modified {
+        response = response.header(header::LAST_MODIFIED, modified);
+    }
     if let Some(etag) = etag {
         response = response.header(header::ETAG, etag);
     }
@@ -210,6 +222,12 @@ fn answer(root: &std::path::Path, manners: &Mutex<Manners>, request: &Request<In
     }
     let mut content = vec![0u8; usize::try_from(to - from).unwrap()];
     file.read_exact_at(&mut content, from).unwrap();
+    if let Some(faces) = &mut manners.faces {
+        *faces += 1;
+        if *faces % 2 == 0 {
+            content.iter_mut().for_each(|byte| *byte = !*byte);
+        }
+    }
     let cut = match &mut manners.cut {
         Some((after, times)) if *times > 0 && content.len() > *after => {
             *times -= 1;

@@ -111,3 +111,23 @@ impl Content {
 pub(super) fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// A digest as it stands in `Content-MD5`.
+pub(super) fn base64(digest: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in digest.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            let index = usize::try_from(bits >> (18 - 6 * place) & 63).unwrap();
+            let pad = place > chunk.len();
+            text.push(if pad {
+                '='
+            } else {
+                char::from(ALPHABET[index])
+            });
+        }
+    }
+    text
+}

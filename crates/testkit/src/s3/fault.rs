@@ -55,6 +55,8 @@ pub enum Fault {
         /// The `Retry-After` header, in seconds.
         retry_after: Option<u64>,
     },
+    /// Answered with this document as if all were well, nothing is done.
+    Say(String),
     /// Handled so much later.
     Delay(Duration),
     /// The connection closes before anything is done.

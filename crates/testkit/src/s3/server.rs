@@ -13,10 +13,15 @@ use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::UnsyncB
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::bucket::{Bucket, Conditions, PendingUpload, StoredObject};
 use super::content::Content;
@@ -34,6 +39,10 @@ pub struct S3ServerOptions {
     pub buckets: Vec<String>,
     /// How faithfully conditions on writes are kept.
     pub conditions: Conditions,
+    /// Whether the buckets have object lock: uploads without a digest are refused.
+    pub object_lock: bool,
+    /// Whether it speaks TLS, with a certificate by an authority of its own.
+    pub tls: bool,
 }
 
 impl Default for S3ServerOptions {
@@ -43,6 +52,42 @@ impl Default for S3ServerOptions {
             secret_key: "testkit/secret+key/that=never/shows".to_owned(),
             buckets: vec!["bucket".to_owned()],
             conditions: Conditions::Atomic,
+            object_lock: false,
+            tls: false,
+        }
+    }
+}
+
+/// An authority that nobody else knows, and a certificate for loopback that it signed.
+struct Tls {
+    authority: String,
+    acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    fn make() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let signed = authority.self_signed(&key).unwrap();
+        let issuer = Issuer::new(authority, key);
+        let server_key = KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let params = CertificateParams::new(names).unwrap();
+        let certificate = params.signed_by(&server_key, &issuer).unwrap();
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(server_key.serialize_der()).into(),
+            )
+            .unwrap();
+        Self {
+            authority: signed.pem(),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
         }
     }
 }
@@ -53,6 +98,7 @@ impl Default for S3ServerOptions {
 pub struct S3Server {
     address: SocketAddr,
     options: S3ServerOptions,
+    authority: Option<String>,
     shared: Arc<Shared>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -88,7 +134,11 @@ impl S3Server {
             buckets: Mutex::new(buckets),
             conditions: Mutex::new(options.conditions),
             next_upload: AtomicU64::new(1),
+            object_lock: options.object_lock,
         });
+        let tls = options.tls.then(Tls::make);
+        let authority = tls.as_ref().map(|tls| tls.authority.clone());
+        let acceptor = tls.map(|tls| tls.acceptor);
         let mut builder = S3ServiceBuilder::new(Service(Arc::clone(&state)));
         builder.set_auth(SimpleAuth::from_single(
             options.access_key.clone(),
@@ -115,7 +165,7 @@ impl S3Server {
             runtime.block_on(async move {
                 let listener = TcpListener::from_std(listener).unwrap();
                 tokio::select! {
-                    () = accept(listener, serving) => {}
+                    () = accept(listener, acceptor, serving) => {}
                     _ = stopped => {}
                 }
             });
@@ -124,6 +174,7 @@ impl S3Server {
         Self {
             address,
             options,
+            authority,
             shared,
             stop: Some(stop),
             thread: Some(thread),
@@ -132,7 +183,13 @@ impl S3Server {
 
     /// Where it listens.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.options.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate of the authority behind its TLS, in PEM.
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
     }
 
     /// Whom it lets in.
@@ -251,14 +308,25 @@ impl Drop for S3Server {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     while let Ok((connection, _)) = listener.accept().await {
-        tokio::spawn(serve(connection, Arc::clone(&shared)));
+        let _unsupported = connection.set_nodelay(true);
+        let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+        tokio::spawn(async move {
+            match tls {
+                None => serve(connection, shared).await,
+                // A client that doesn't trust the certificate goes away here.
+                Some(tls) => {
+                    if let Ok(connection) = tls.accept(connection).await {
+                        serve(connection, shared).await;
+                    }
+                }
+            }
+        });
     }
 }
 
-async fn serve(connection: TcpStream, shared: Arc<Shared>) {
-    let _unsupported = connection.set_nodelay(true);
+async fn serve<C: AsyncRead + AsyncWrite + Unpin>(connection: C, shared: Arc<Shared>) {
     let service = service_fn(move |request| handle(request, Arc::clone(&shared)));
     let connection = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(connection), service);
@@ -298,6 +366,11 @@ async fn handle(request: http::Request<Incoming>, shared: Arc<Shared>) -> std::i
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::LoseAnswer) => lose = true,
         Some(Fault::CutBody(length)) => cut = Some(length),
+        Some(Fault::Say(text)) => {
+            let _body = request.into_body().collect().await;
+            let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
+            return Ok(http::Response::new(body.boxed_unsync()));
+        }
         Some(Fault::Answer {
             status,
             code,

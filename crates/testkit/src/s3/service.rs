@@ -8,7 +8,7 @@ use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::bucket::{Bucket, Conditions, Object, Upload};
-use super::content::{Content, hex};
+use super::content::{Content, base64, hex};
 
 /// What the service and the handle of the test share.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub(super) struct State {
     pub(super) buckets: Mutex<std::collections::HashMap<String, Bucket>>,
     pub(super) conditions: Mutex<Conditions>,
     pub(super) next_upload: std::sync::atomic::AtomicU64,
+    pub(super) object_lock: bool,
 }
 
 impl State {
@@ -71,6 +72,28 @@ fn length(size: u64) -> Option<i64> {
     i64::try_from(size).ok()
 }
 
+/// Checks the digest that an upload carries; with object lock it must carry one.
+fn digested(
+    lock: bool,
+    headers: &http::HeaderMap,
+    content_md5: Option<&str>,
+    digest: &[u8; 16],
+) -> S3Result<()> {
+    let summed = headers
+        .keys()
+        .any(|name| name.as_str().starts_with("x-amz-checksum-"));
+    match content_md5 {
+        Some(stated) if stated == base64(digest) => Ok(()),
+        Some(_) => Err(s3_error!(BadDigest)),
+        None if lock && !summed => Err(s3_error!(
+            InvalidRequest,
+            "Content-MD5 OR x-amz-checksum- HTTP header is required for Put requests with Object \
+             Lock parameters"
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Whether the conditions of a read hold.
 fn readable(object: &Object, if_match: Option<&ETagCondition>) -> S3Result<()> {
     match if_match {
@@ -87,12 +110,15 @@ impl S3 for Service {
         &self,
         req: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
+        let headers = req.headers;
         let input = req.input;
         let (content, digest) = match input.body {
             Some(body) => Content::receive(SyncError(body)).await,
             None => Content::receive(stream::empty::<Result<bytes::Bytes, std::io::Error>>()).await,
         }
         .map_err(|_| s3_error!(IncompleteBody))?;
+        let lock = self.0.object_lock;
+        digested(lock, &headers, input.content_md5.as_deref(), &digest)?;
         let object = Object {
             content,
             etag: hex(&digest),
@@ -311,6 +337,7 @@ impl S3 for Service {
         &self,
         req: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
+        let headers = req.headers;
         let input = req.input;
         let known = |bucket: &mut Bucket| bucket.uploads.contains_key(&input.upload_id);
         if !self.0.bucket(&input.bucket, known)? {
@@ -323,6 +350,8 @@ impl S3 for Service {
         let (content, digest) = Content::receive(SyncError(body))
             .await
             .map_err(|_| s3_error!(IncompleteBody))?;
+        let lock = self.0.object_lock;
+        digested(lock, &headers, input.content_md5.as_deref(), &digest)?;
         self.0.bucket(&input.bucket, |bucket| {
             let upload = bucket.uploads.get_mut(&input.upload_id);
             let upload = upload.ok_or_else(|| s3_error!(NoSuchUpload))?;

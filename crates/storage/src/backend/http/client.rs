@@ -123,11 +123,37 @@ pub(super) fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> 
     httpdate::parse_http_date(text(headers, name)?).ok()
 }
 
-/// A strong `ETag`. A weak one promises no equal bytes.
+/// What begins a version that is the time of the last change.
+const MODIFIED: &str = "modified:";
+
+/// What tells one state of an object from another: a strong `ETag`, or else the time of the last
+/// change. A weak `ETag` promises no equal bytes. A time is strong (RFC 9110, 8.8.2.2) if its
+/// second was over when the answer was made: what changes later has a later one.
 pub(super) fn version(headers: &HeaderMap) -> Option<Version> {
-    text(headers, header::ETAG)
-        .filter(|etag| etag.starts_with('"'))
-        .map(Version::new)
+    if let Some(etag) = text(headers, header::ETAG) {
+        return etag.starts_with('"').then(|| Version::new(etag));
+    }
+    let (modified, now) = (
+        date(headers, header::LAST_MODIFIED)?,
+        date(headers, header::DATE)?,
+    );
+    let over = now.duration_since(modified).ok()? >= Duration::from_secs(1);
+    let modified = text(headers, header::LAST_MODIFIED)?;
+    over.then(|| Version::new(format!("{MODIFIED}{modified}")))
+}
+
+/// The header that asks for a version and for no other.
+pub(super) fn bound_to(version: &Version) -> (HeaderName, String) {
+    match version.as_str().strip_prefix(MODIFIED) {
+        Some(modified) => (header::IF_UNMODIFIED_SINCE, modified.to_owned()),
+        None => (header::IF_MATCH, version.as_str().to_owned()),
+    }
+}
+
+/// What `If-Range` has for a version.
+pub(super) fn validator(version: &Version) -> Option<HeaderValue> {
+    let text = version.as_str();
+    HeaderValue::try_from(text.strip_prefix(MODIFIED).unwrap_or(text)).ok()
 }
 
 /// The facts of an object of `size`, from the head of an answer.

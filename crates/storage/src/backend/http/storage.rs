@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use hyper::body::Incoming;
 
 use super::address::Base;
-use super::client::{date, meta, text, version};
+use super::client::{bound_to, date, meta, text, validator, version};
 use crate::body::Body;
 use crate::capabilities::{Capabilities, Durability};
 use crate::coalesce;
@@ -202,14 +202,6 @@ impl Download {
     }
 }
 
-/// What a resumption may be bound to: a strong `ETag`, else the time of the last change.
-fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
-    match headers.get(header::ETAG) {
-        Some(etag) if etag.as_bytes().starts_with(b"\"") => Some(etag.clone()),
-        _ => headers.get(header::LAST_MODIFIED).cloned(),
-    }
-}
-
 /// `bytes FIRST-LAST/SIZE` as range and size.
 fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
     let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
@@ -230,6 +222,10 @@ impl Storage for Http {
             list: false,
             ..Capabilities::full(Durability::Provider).read_only()
         }
+    }
+
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
     }
 
     fn location(&self) -> String {
@@ -262,7 +258,8 @@ impl Storage for Http {
             add(header::RANGE, format!("bytes={range}"))?;
         }
         if let Some(wanted) = &options.if_version {
-            add(header::IF_MATCH, wanted.as_str().to_owned())?;
+            let (name, value) = bound_to(wanted);
+            add(name, value)?;
         }
         let answer = self
             .shared
@@ -279,7 +276,7 @@ impl Storage for Http {
                 "the server insists on encoding the content",
             ));
         }
-        // Not every server honours If-Match.
+        // Not every server honours the condition.
         if options.if_version.is_some() && version(&head.headers) != options.if_version {
             return Err(failed(ErrorKind::Precondition, "another version is there"));
         }
@@ -304,7 +301,7 @@ impl Storage for Http {
             body,
             left: range.clone(),
             size,
-            validator: validator(&head.headers),
+            validator: version(&head.headers).as_ref().and_then(validator),
             breaks: 0,
         };
         let body = stream::unfold(download, |mut download| async move {

@@ -3,15 +3,18 @@
 //! All of this blocks and runs on a blocking thread as one piece: a caller that goes away
 //! meanwhile can't stop it half way.
 
-use std::fs::{File, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{FileType, OFlags};
+
+use super::beneath::{self, kind, nothing_there};
 use super::dirs::{DirError, Dirs};
-use super::disk::Disk;
+use super::disk::{Disk, Place};
 use super::storage::NativeOptions;
 use super::temp::{self, Temp};
 use super::version;
@@ -27,32 +30,44 @@ pub(super) struct Writer {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) options: NativeOptions,
     dirs: Dirs,
+    /// Whether the root's own name is known to be durable.
+    rooted: AtomicBool,
     prepared: AtomicBool,
     poisoned: AtomicBool,
 }
 
+/// The place of temporaries, below the root.
+fn temps() -> PathBuf {
+    Path::new(RESERVED).join("tmp")
+}
+
+/// The directory of a key, below the root; empty for the root.
+fn directory_of(key: &Key) -> &Path {
+    Path::new(key.as_str()).parent().unwrap_or(Path::new(""))
+}
+
 impl Writer {
-    pub(super) fn new(root: PathBuf, disk: Arc<dyn Disk>, options: NativeOptions) -> Self {
+    pub(super) fn new(
+        root: PathBuf,
+        disk: Arc<dyn Disk>,
+        options: NativeOptions,
+        rooted: bool,
+    ) -> Self {
         Self {
             root,
             disk,
             options,
             dirs: Dirs::default(),
+            rooted: AtomicBool::new(rooted),
             prepared: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
         }
     }
 
-    pub(super) fn path(&self, key: &Key) -> PathBuf {
-        self.root.join(key.as_str())
-    }
-
-    fn temps(&self) -> PathBuf {
-        self.root.join(RESERVED).join("tmp")
-    }
-
-    fn lock_path(&self) -> PathBuf {
-        self.root.join(RESERVED).join("lock")
+    /// Opens an object.
+    pub(super) fn open(&self, key: &Key) -> io::Result<File> {
+        let root = beneath::root(&self.root)?;
+        beneath::object(&root, Path::new(key.as_str()))
     }
 
     /// Refuses once a sync has failed.
@@ -77,10 +92,10 @@ impl Writer {
             .because(error)
     }
 
-    fn ensure_dir(&self, operation: Operation, subject: &str, directory: &Path) -> Result<()> {
+    fn ensure_dir(&self, operation: Operation, subject: &str, below: &Path) -> Result<File> {
         let mode = self.options.dir_mode;
-        match self.dirs.ensure(&*self.disk, &self.root, directory, mode) {
-            Ok(()) => Ok(()),
+        match self.dirs.ensure(&*self.disk, &self.root, below, mode) {
+            Ok(directory) => Ok(directory),
             Err(DirError::Sync(error)) => Err(self.poison(operation, subject, error)),
             Err(DirError::Make(error)) if error.kind() == io::ErrorKind::NotADirectory => {
                 Err(below_a_key(operation, subject))
@@ -93,27 +108,21 @@ impl Writer {
     pub(super) fn temp(&self, key: &Key) -> Result<Temp> {
         let subject = key.as_str();
         self.check(Operation::Put, subject)?;
-        let mode = self.options.file_mode;
-        let first = !self.prepared.load(Ordering::Acquire);
-        if first {
-            self.prepare(Operation::Put, subject)?;
-        }
-        match Temp::create(&self.disk, &self.temps(), mode) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !first => {
-                self.dirs.forget();
-                self.prepare(Operation::Put, subject)?;
-                Temp::create(&self.disk, &self.temps(), mode)
-            }
-            other => other,
-        }
-        .map_err(|error| from_io(Operation::Put, subject, error))
+        self.prepare(Operation::Put, subject)?;
+        let directory = self.ensure_dir(Operation::Put, subject, &temps())?;
+        let (above, mode) = (self.root.join(temps()), self.options.file_mode);
+        Temp::create(&self.disk, directory, &above, mode)
+            .map_err(|error| from_io(Operation::Put, subject, error))
     }
 
+    /// Once per handle, before its first change.
     fn prepare(&self, operation: Operation, subject: &str) -> Result<()> {
-        let temps = self.temps();
-        self.ensure_dir(operation, subject, &temps)?;
-        let now = self.clock();
-        if let Some(now) = now {
+        if self.prepared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.sync_root(operation, subject)?;
+        let temps = self.ensure_dir(operation, subject, &temps())?;
+        if let Some(now) = self.clock() {
             match temp::sweep(&temps, now) {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "removed temporaries of dead writers"),
@@ -124,27 +133,48 @@ impl Writer {
         Ok(())
     }
 
+    /// Whoever made the root may not have synced its name.
+    fn sync_root(&self, operation: Operation, subject: &str) -> Result<()> {
+        if self.rooted.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let parent = parent_of(&self.root);
+        match self.disk.open_dir(&parent, Path::new("")) {
+            Ok(directory) => self
+                .disk
+                .sync_dir(&directory, &parent)
+                .map_err(|error| self.poison(operation, subject, error))?,
+            // Who may not read the parent didn't make the root either.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::debug!(root = %self.root.display(), "the root's name can't be synced");
+            }
+            Err(error) => return Err(from_io(operation, subject, error)),
+        }
+        self.rooted.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// What the file system would stamp a file with now.
     pub(super) fn clock(&self) -> Option<std::time::SystemTime> {
-        use rustix::fs::{Mode, OFlags};
         #[cfg(target_os = "linux")]
         if let Ok(unnamed) = rustix::fs::open(
             &self.root,
             OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::RUSR | Mode::WUSR,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
         ) {
             return File::from(unnamed)
                 .metadata()
                 .ok()
                 .map(|meta| version::modified(&meta));
         }
-        let path = self
-            .temps()
-            .join(format!("clock-{:016x}", fastrand::u64(..)));
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).ok()?);
+        let root = beneath::root(&self.root).ok()?;
+        let name = format!("clock-{:016x}", fastrand::u64(..));
+        let directory = beneath::directory(&root, &temps()).ok()?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+        let file = beneath::open(&directory, Path::new(&name), flags, 0o600).ok()?;
         let now = file.metadata().ok().map(|meta| version::modified(&meta));
-        let _swept_later = std::fs::remove_file(&path);
+        let none = rustix::fs::AtFlags::empty();
+        let _swept_later = rustix::fs::unlinkat(&directory, &name, none);
         now
     }
 
@@ -156,7 +186,7 @@ impl Writer {
         options: &PutOptions,
     ) -> Result<ObjectMeta> {
         let subject = key.as_str();
-        let failed = |error| from_io(Operation::Put, subject, error);
+        let failed = |error| from_io(Operation::Put, subject, error).without_effect();
         self.check(Operation::Put, subject)?;
         if let Some(token) = &options.token {
             version::set_token(&temp.file, token);
@@ -164,24 +194,32 @@ impl Writer {
         version::stamp(&temp.file).map_err(failed)?;
         self.disk
             .sync_file(&temp.file, &temp.path)
-            .map_err(|error| self.poison(Operation::Put, subject, error))?;
+            .map_err(|error| self.poison(Operation::Put, subject, error).without_effect())?;
         let meta = version::object(key.clone(), &temp.file.metadata().map_err(failed)?);
-        let target = self.path(key);
-        let directory = target.parent().unwrap_or(&self.root);
-        self.ensure_dir(Operation::Put, subject, directory)?;
-        let existing = match self.name(key, &mut temp, &target, options) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // Somebody removed the directory: make it again, and trust no memory of it.
-                self.dirs.forget();
-                self.ensure_dir(Operation::Put, subject, directory)?;
-                self.name(key, &mut temp, &target, options)?
-            }
-            other => other?,
-        };
+        let (target, below) = (self.root.join(key.as_str()), directory_of(key));
+        // Opened before anything is named, so that a failure to open it leaves nothing behind.
+        let mut directory = self
+            .ensure_dir(Operation::Put, subject, below)
+            .map_err(Error::without_effect)?;
+        let mut named = self.name(key, &mut temp, Place::new(&directory, &target), options);
+        if let Err(error) = &named
+            && error.kind() == ErrorKind::NotFound
+        {
+            // Somebody removed the directory: make it again, and trust no memory of it.
+            self.dirs.forget();
+            directory = self
+                .ensure_dir(Operation::Put, subject, below)
+                .map_err(Error::without_effect)?;
+            named = self.name(key, &mut temp, Place::new(&directory, &target), options);
+        }
+        let existing = named?;
         // Also when a put meets its own object: the first attempt may have died before this.
         self.disk
-            .sync_dir(directory)
-            .map_err(|error| self.poison(Operation::Put, subject, error))?;
+            .sync_dir(&directory, target.parent().unwrap_or(&self.root))
+            .map_err(|error| {
+                self.poison(Operation::Put, subject, error)
+                    .with_unknown_outcome()
+            })?;
         Ok(existing.unwrap_or(meta))
     }
 
@@ -190,15 +228,15 @@ impl Writer {
         &self,
         key: &Key,
         temp: &mut Temp,
-        target: &Path,
+        target: Place<'_>,
         options: &PutOptions,
     ) -> Result<Option<ObjectMeta>> {
         let subject = key.as_str();
         match &options.mode {
-            PutMode::Create => match self.disk.link(&temp.path, target) {
+            PutMode::Create => match self.disk.link(temp.place(), target) {
                 Ok(()) => Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    if target.is_dir() {
+                    if is(target, FileType::Directory) {
                         return Err(below_a_key(Operation::Put, subject));
                     }
                     match self.own(key, target, options) {
@@ -215,10 +253,10 @@ impl Writer {
             }
             PutMode::IfVersion(expected) => {
                 let _exclusive = self.lock(Operation::Put, subject, true)?;
-                let present = std::fs::symlink_metadata(target)
+                let present = beneath::stat(target.directory(), Path::new(target.name()))
                     .ok()
-                    .filter(|meta| meta.is_file());
-                if present.is_some_and(|meta| version::of(&meta) == *expected) {
+                    .filter(|stat| kind(stat) == FileType::RegularFile);
+                if present.is_some_and(|stat| version::of(&stat) == *expected) {
                     self.rename(subject, temp, target)?;
                     return Ok(None);
                 }
@@ -232,8 +270,8 @@ impl Writer {
         }
     }
 
-    fn rename(&self, subject: &str, temp: &mut Temp, target: &Path) -> Result<()> {
-        match self.disk.rename(&temp.path, target) {
+    fn rename(&self, subject: &str, temp: &mut Temp, target: Place<'_>) -> Result<()> {
+        match self.disk.rename(temp.place(), target) {
             Ok(()) => {
                 temp.disarm();
                 Ok(())
@@ -245,9 +283,9 @@ impl Writer {
         }
     }
 
-    fn own(&self, key: &Key, target: &Path, options: &PutOptions) -> Option<ObjectMeta> {
+    fn own(&self, key: &Key, target: Place<'_>, options: &PutOptions) -> Option<ObjectMeta> {
         let token = options.token.as_ref()?;
-        let file = open(target).ok()?;
+        let file = beneath::object(target.directory(), Path::new(target.name())).ok()?;
         version::has_token(&file, token)
             .then(|| Some(version::object(key.clone(), &file.metadata().ok()?)))?
     }
@@ -255,12 +293,12 @@ impl Writer {
     /// Locks out puts under a version (shared), or those and every overwrite and delete.
     fn lock(&self, operation: Operation, subject: &str, exclusive: bool) -> Result<File> {
         let failed = |error| from_io(operation, subject, error);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(self.options.file_mode)
-            .open(self.lock_path())
+        let (path, flags) = (
+            Path::new(RESERVED).join("lock"),
+            OFlags::CREATE | OFlags::RDWR,
+        );
+        let file = beneath::root(&self.root)
+            .and_then(|root| beneath::open(&root, &path, flags, self.options.file_mode))
             .map_err(failed)?;
         if exclusive {
             file.lock()
@@ -273,7 +311,6 @@ impl Writer {
 
     /// Deletes a batch; every directory is synced once, after its names are gone.
     pub(super) fn delete(&self, keys: Vec<Key>) -> Vec<Result<Key>> {
-        let mut touched = std::collections::BTreeSet::new();
         let subject = keys.first().map(Key::to_string).unwrap_or_default();
         let prepared = self.check(Operation::Delete, &subject).and_then(|()| {
             if !self.root.join(RESERVED).is_dir() {
@@ -285,74 +322,103 @@ impl Writer {
             Ok(lock) => lock,
             Err(first) => return all_failed(keys, first),
         };
-        let mut outcomes: Vec<Result<Key>> = Vec::with_capacity(keys.len());
+        let mut by_directory: BTreeMap<PathBuf, Vec<Key>> = BTreeMap::new();
         for key in keys {
-            let path = self.path(&key);
-            match self.disk.unlink(&path) {
-                Ok(()) => {
-                    touched.insert(path.parent().unwrap_or(&self.root).to_owned());
+            let below = directory_of(&key).to_owned();
+            by_directory.entry(below).or_default().push(key);
+        }
+        by_directory
+            .into_iter()
+            .flat_map(|(below, keys)| self.delete_in(&below, keys))
+            .collect()
+    }
+
+    fn delete_in(&self, below: &Path, keys: Vec<Key>) -> Vec<Result<Key>> {
+        let subject = keys.first().map(Key::to_string).unwrap_or_default();
+        let opened = self
+            .check(Operation::Delete, &subject)
+            .map(|()| self.disk.open_dir(&self.root, below));
+        let directory = match opened {
+            Ok(Ok(directory)) => directory,
+            // Also behind a link: what it leads to is no part of the storage.
+            Ok(Err(error)) if nothing_there(&error) => return keys.into_iter().map(Ok).collect(),
+            Ok(Err(error)) => {
+                let error = from_io(Operation::Delete, &subject, error).without_effect();
+                return all_failed(keys, error);
+            }
+            Err(refused) => return all_failed(keys, refused),
+        };
+        let mut outcomes: Vec<Result<Key>> = Vec::with_capacity(keys.len());
+        let mut gone = Vec::new();
+        for key in keys {
+            let path = self.root.join(key.as_str());
+            let place = Place::new(&directory, &path);
+            match beneath::stat(&directory, Path::new(place.name())) {
+                Ok(stat) if kind(&stat) == FileType::RegularFile => {}
+                // A directory or a link is no object, and stays.
+                Ok(_) => {
                     outcomes.push(Ok(key));
+                    continue;
                 }
-                Err(error) if nothing_there(&error) || path.is_dir() => outcomes.push(Ok(key)),
+                Err(error) if nothing_there(&error) => {
+                    outcomes.push(Ok(key));
+                    continue;
+                }
+                Err(error) => {
+                    outcomes.push(Err(from_io(Operation::Delete, key.as_str(), error)));
+                    continue;
+                }
+            }
+            match self.disk.unlink(place) {
+                Ok(()) => gone.push(key),
+                Err(error) if nothing_there(&error) => outcomes.push(Ok(key)),
                 Err(error) => {
                     outcomes.push(Err(from_io(Operation::Delete, key.as_str(), error)));
                 }
             }
         }
-        for directory in touched {
-            match self.disk.sync_dir(&directory) {
-                Err(error) if !nothing_there(&error) => {
-                    let first = self.poison(Operation::Delete, &subject, error);
-                    let (gone, failed): (Vec<_>, Vec<_>) =
-                        outcomes.into_iter().partition(Result::is_ok);
-                    let gone = gone.into_iter().flatten().collect();
-                    return all_failed(gone, first).into_iter().chain(failed).collect();
-                }
-                _ => {}
-            }
+        if !gone.is_empty()
+            && let Err(error) = self.disk.sync_dir(&directory, &self.root.join(below))
+        {
+            let first = self
+                .poison(Operation::Delete, &subject, error)
+                .with_unknown_outcome();
+            outcomes.extend(all_failed(gone, first));
+            return outcomes;
         }
+        outcomes.extend(gone.into_iter().map(Ok));
         outcomes
     }
+}
+
+/// Where a root's own name stands.
+pub(super) fn parent_of(root: &Path) -> PathBuf {
+    match root.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        Some(_) => PathBuf::from("."),
+        None => root.to_owned(),
+    }
+}
+
+fn is(place: Place<'_>, wanted: FileType) -> bool {
+    beneath::stat(place.directory(), Path::new(place.name()))
+        .is_ok_and(|stat| kind(&stat) == wanted)
 }
 
 /// One error with its cause for the first key, the same kind for the others.
 fn all_failed(keys: Vec<Key>, first: Error) -> Vec<Result<Key>> {
     let (kind, retry) = (first.kind(), first.retry_hint());
+    let keys_first = keys.first().map(Key::to_string);
     let others = keys.into_iter().skip(1).map(move |key| {
         Err(Error::new(kind, Operation::Delete)
             .subject(key.to_string())
             .retry(retry))
     });
-    std::iter::once(Err(first)).chain(others).collect()
-}
-
-fn nothing_there(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
-}
-
-/// Opens an object for reading; links and directories are no objects.
-pub(super) fn open(path: &Path) -> io::Result<File> {
-    let nofollow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(nofollow)
-        .open(path)
-    {
-        Ok(file) => file,
-        Err(error) if nothing_there(&error) => return Err(io::ErrorKind::NotFound.into()),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Err(error) => return Err(error),
+    let first = match keys_first {
+        Some(key) => first.subject(key),
+        None => return Vec::new(),
     };
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::ErrorKind::NotFound.into())
-    }
+    std::iter::once(Err(first)).chain(others).collect()
 }
 
 fn below_a_key(operation: Operation, subject: &str) -> Error {

@@ -2,17 +2,18 @@
 //!
 //! A file is only as durable as every directory on its path. Another process may have made a
 //! directory and not yet synced it, so finding one proves nothing: each is synced into its parent
-//! once by this handle before it relies on it. Directories are never removed by this backend, so
-//! what is known stays true.
+//! once by this handle before it relies on it. This backend never removes a directory; where
+//! somebody else did, what is known is forgotten.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::disk::Disk;
+use super::disk::{Disk, Place};
 
-/// The directories that this handle knows to be durable.
+/// The directories that this handle knows to be durable, by their path below the root.
 #[derive(Debug, Default)]
 pub(super) struct Dirs {
     known: Mutex<HashSet<PathBuf>>,
@@ -21,60 +22,65 @@ pub(super) struct Dirs {
 /// What went wrong while making a directory durable.
 #[derive(Debug)]
 pub(super) enum DirError {
-    /// Making it failed.
+    /// Making or opening it failed; nothing is the matter with the disk.
     Make(io::Error),
     /// Syncing it failed.
     Sync(io::Error),
 }
 
 impl Dirs {
-    /// Makes `directory` and what is missing above it, down from `root`, durable. The root exists
-    /// and is durable already.
+    /// Makes `below` and what is missing above it, down from `root`, durable, and opens it. The
+    /// root exists and is durable already.
     pub(super) fn ensure(
         &self,
         disk: &dyn Disk,
         root: &Path,
-        directory: &Path,
+        below: &Path,
         mode: u32,
-    ) -> Result<(), DirError> {
-        if directory == root || self.knows(directory) {
-            return Ok(());
-        }
-        let Some(parent) = directory.parent() else {
-            return Ok(());
-        };
-        self.ensure(disk, root, parent, mode)?;
-        match disk.make_dir(directory, mode) {
-            Ok(()) => {}
-            // A link is no directory: what it leads to is not listed, and may lie elsewhere.
-            Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists
-                    && directory.symlink_metadata().is_ok_and(|meta| meta.is_dir()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(DirError::Make(io::Error::from(
-                    io::ErrorKind::NotADirectory,
-                )));
+    ) -> Result<File, DirError> {
+        let open = |below: &Path| disk.open_dir(root, below).map_err(DirError::Make);
+        if self.knows(below) {
+            match disk.open_dir(root, below) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.forget(),
+                other => return other.map_err(DirError::Make),
             }
-            Err(error) => return Err(DirError::Make(error)),
         }
-        disk.sync_dir(parent).map_err(DirError::Sync)?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(directory.to_owned());
-        Ok(())
+        let mut parent = open(Path::new(""))?;
+        let mut at = PathBuf::new();
+        for segment in below.components() {
+            let above = root.join(&at);
+            at.push(segment);
+            if self.knows(&at) {
+                parent = open(&at)?;
+                continue;
+            }
+            let path = root.join(&at);
+            match disk.make_dir(Place::new(&parent, &path), mode) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(DirError::Make(error));
+                }
+                _ => {}
+            }
+            // Fails where a link or a file has the name: what a link leads to is not listed, and
+            // may lie elsewhere.
+            let next = open(&at)?;
+            disk.sync_dir(&parent, &above).map_err(DirError::Sync)?;
+            self.known().insert(at.clone());
+            parent = next;
+        }
+        Ok(parent)
     }
 
-    fn knows(&self, directory: &Path) -> bool {
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(directory)
+    fn known(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn knows(&self, below: &Path) -> bool {
+        self.known().contains(below)
     }
 
     /// Forgets everything: somebody removed a directory behind our back.
     pub(super) fn forget(&self) {
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.known().clear();
     }
 }

@@ -5,10 +5,13 @@
 //! A directory sorts as its name with a slash, which is where its keys belong: `a-b`, `a/c`, `a0`.
 
 use std::collections::{BinaryHeap, VecDeque};
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+
+use super::beneath::{self, kind};
 use super::version;
 use crate::error::{Operation, Result, from_io};
 use crate::key::{Key, RESERVED};
@@ -34,6 +37,8 @@ struct Directory {
     names: VecDeque<String>,
     /// Where the next pass begins, if one is needed.
     resume: Option<String>,
+    /// Open once it was read.
+    handle: Option<File>,
 }
 
 impl Walk {
@@ -42,6 +47,7 @@ impl Walk {
             prefix: String::new(),
             names: VecDeque::new(),
             resume: Some(String::new()),
+            handle: None,
         };
         Self {
             root,
@@ -64,8 +70,7 @@ impl Walk {
                     }
                     Some(after) => {
                         let subject = top.prefix.clone();
-                        let directory = self.root.join(&top.prefix);
-                        scan(&directory, top, &after, &self.options)
+                        scan(&self.root, top, &after, &self.options)
                             .map_err(|error| from_io(Operation::List, &subject, error))?;
                     }
                 }
@@ -77,13 +82,20 @@ impl Walk {
                     prefix: path,
                     names: VecDeque::new(),
                     resume: Some(String::new()),
+                    handle: None,
                 });
                 continue;
             }
             // Names that are no keys were put there by somebody else.
-            let Ok(key) = Key::new(path) else { continue };
-            match fs::symlink_metadata(self.root.join(key.as_str())) {
-                Ok(meta) => found.push(version::object(key, &meta)),
+            let (Ok(key), Some(handle)) = (Key::new(path), &top.handle) else {
+                continue;
+            };
+            match beneath::stat(handle, Path::new(&name)) {
+                Ok(stat) if kind(&stat) == FileType::RegularFile => {
+                    found.push(version::object(key, &stat));
+                }
+                // It is no longer what it was when its name was read.
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(from_io(Operation::List, key.as_str(), error)),
             }
@@ -94,30 +106,40 @@ impl Walk {
 
 /// One pass: the smallest [`BATCH`] names after `after` that the listing may want.
 fn scan(
-    path: &std::path::Path,
+    root: &Path,
     directory: &mut Directory,
     after: &str,
     options: &ListOptions,
 ) -> io::Result<()> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+    let below = Path::new(directory.prefix.trim_end_matches('/'));
+    let opened = beneath::root(root).and_then(|root| beneath::directory(&root, below));
+    let handle = match opened {
+        Ok(handle) => handle,
+        Err(error) if beneath::nothing_there(&error) => return Ok(()),
         Err(error) => return Err(error),
     };
     let mut smallest = Smallest::new(BATCH);
-    for entry in entries {
+    for entry in rustix::fs::Dir::read_from(&handle)? {
         let entry = entry?;
-        let Ok(mut name) = entry.file_name().into_string() else {
+        let Ok(mut name) = String::from_utf8(entry.file_name().to_bytes().to_vec()) else {
             continue;
         };
-        if name == RESERVED {
+        if name == RESERVED || name == "." || name == ".." {
             continue;
         }
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            name.push('/');
-        } else if !kind.is_file() {
-            continue;
+        let kind = match entry.file_type() {
+            // Not every file system tells with the name.
+            FileType::Unknown => match beneath::stat(&handle, Path::new(&name)) {
+                Ok(stat) => kind(&stat),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            },
+            known => known,
+        };
+        match kind {
+            FileType::Directory => name.push('/'),
+            FileType::RegularFile => {}
+            _ => continue,
         }
         if name.as_str() > after && wanted(&directory.prefix, &name, options) {
             smallest.offer(name);
@@ -126,6 +148,7 @@ fn scan(
     let (names, more) = smallest.into_sorted();
     directory.resume = if more { names.back().cloned() } else { None };
     directory.names = names;
+    directory.handle = Some(handle);
     Ok(())
 }
 

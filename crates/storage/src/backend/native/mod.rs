@@ -11,8 +11,10 @@
 //! 5. fsync the directory, remove the temporary.
 //!
 //! After a failed fsync the kernel may have dropped dirty pages and report success next time, so
-//! the handle refuses all further writes. Reads go on.
+//! the handle refuses all further writes. Reads go on. A failure to open a directory is none of
+//! fsync and refuses nothing.
 
+mod beneath;
 mod commit;
 mod dirs;
 mod disk;
@@ -22,7 +24,7 @@ mod storage;
 mod temp;
 mod version;
 
-pub use disk::{Disk, RealDisk};
+pub use disk::{Disk, Place, RealDisk};
 #[cfg(feature = "ssh")]
 pub(crate) use list::{Smallest, wanted};
 pub use storage::{Native, NativeOptions};

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::commit::{self, Writer};
-use super::disk::{Disk, RealDisk};
+use super::commit::{Writer, parent_of};
+use super::disk::{Disk, Place, RealDisk};
 use super::list::Walk;
 use super::read::{self, blocking};
 use super::version;
@@ -76,27 +76,28 @@ impl Native {
     ) -> Result<Self> {
         let root = root.into();
         let failed = |error| from_io(Operation::Open, &root.display().to_string(), error);
+        // Whether this handle knows the root's own name to be durable.
+        let mut rooted = false;
         match fs::metadata(&root) {
             Ok(meta) if meta.is_dir() => {}
             Ok(_) => return Err(failed(io::ErrorKind::NotADirectory.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound && options.create_root => {
-                match disk.make_dir(&root, options.dir_mode) {
+                let parent = parent_of(&root);
+                let directory = disk.open_dir(&parent, Path::new("")).map_err(failed)?;
+                match disk.make_dir(Place::new(&directory, &root), options.dir_mode) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(failed(error));
                     }
                     _ => {}
                 }
-                let parent = match root.parent() {
-                    Some(parent) if !parent.as_os_str().is_empty() => parent,
-                    _ => Path::new("."),
-                };
-                disk.sync_dir(parent).map_err(failed)?;
+                disk.sync_dir(&directory, &parent).map_err(failed)?;
+                rooted = true;
             }
             Err(error) => return Err(failed(error)),
         }
         let tokens = fs::File::open(&root).is_ok_and(|root| version::tokens_are_kept(&root));
         Ok(Self {
-            writer: Arc::new(Writer::new(root, disk, options)),
+            writer: Arc::new(Writer::new(root, disk, options, rooted)),
             tokens,
         })
     }
@@ -117,6 +118,10 @@ impl Storage for Native {
         }
     }
 
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
+    }
+
     fn location(&self) -> String {
         self.writer.root.display().to_string()
     }
@@ -124,7 +129,9 @@ impl Storage for Native {
     async fn put(&self, key: &Key, body: Body, options: PutOptions) -> Result<ObjectMeta> {
         let subject = key.as_str();
         let (writer, name) = (Arc::clone(&self.writer), key.clone());
-        let mut temp = blocking(Operation::Put, subject, move || writer.temp(&name)).await??;
+        let mut temp = blocking(Operation::Put, subject, move || writer.temp(&name))
+            .await?
+            .map_err(Error::without_effect)?;
         let mut body = body.into_stream();
         let mut ended = false;
         while !ended {
@@ -157,7 +164,7 @@ impl Storage for Native {
                     .map(|()| temp)
             })
             .await?
-            .map_err(|error| from_io(Operation::Put, subject, error))?;
+            .map_err(|error| from_io(Operation::Put, subject, error).without_effect())?;
         }
         let (writer, name) = (Arc::clone(&self.writer), key.clone());
         blocking(Operation::Put, subject, move || {
@@ -199,7 +206,7 @@ impl Storage for Native {
         let (writer, name) = (Arc::clone(&self.writer), key.clone());
         blocking(Operation::Head, key.as_str(), move || {
             let failed = |error| from_io(Operation::Head, name.as_str(), error);
-            let file = commit::open(&writer.path(&name)).map_err(failed)?;
+            let file = writer.open(&name).map_err(failed)?;
             let meta = file.metadata().map_err(failed)?;
             Ok(Head::new(
                 version::object(name.clone(), &meta),
@@ -268,7 +275,7 @@ impl Native {
         let (writer, name, options) = (Arc::clone(&self.writer), key.clone(), options.clone());
         blocking(Operation::Get, key.as_str(), move || {
             let failed = |error| from_io(Operation::Get, name.as_str(), error);
-            let file = commit::open(&writer.path(&name)).map_err(failed)?;
+            let file = writer.open(&name).map_err(failed)?;
             let meta = version::object(name.clone(), &file.metadata().map_err(failed)?);
             match options.if_version {
                 Some(version) if meta.version.as_ref() != Some(&version) => {

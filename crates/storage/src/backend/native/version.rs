@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{Timespec, Timestamps, XattrFlags};
+use rustix::fs::{Stat, Timespec, Timestamps, XattrFlags};
 
 use crate::key::Key;
 use crate::object::{ObjectMeta, Version};
@@ -18,25 +18,61 @@ use crate::options::PutToken;
 /// The attribute that remembers which put made a file.
 const TOKEN: &str = "user.neon-storage.put";
 
+/// What a file system says about a file, however it was asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    inode: u64,
+    size: u64,
+    seconds: i64,
+    nanos: i64,
+}
+
+impl From<&Metadata> for Facts {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            inode: meta.ino(),
+            size: meta.size(),
+            seconds: meta.mtime(),
+            nanos: meta.mtime_nsec(),
+        }
+    }
+}
+
+impl From<&Stat> for Facts {
+    #[allow(
+        clippy::useless_conversion,
+        clippy::unnecessary_fallible_conversions,
+        reason = "the types of these fields differ between platforms"
+    )]
+    fn from(stat: &Stat) -> Self {
+        Self {
+            inode: stat.st_ino.into(),
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            seconds: stat.st_mtime.into(),
+            nanos: i64::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        }
+    }
+}
+
 /// The version of a file.
-pub(super) fn of(meta: &Metadata) -> Version {
+pub(super) fn of(facts: impl Into<Facts>) -> Version {
+    let facts = facts.into();
     Version::new(format!(
         "{:x}-{:x}-{:x}.{:x}",
-        meta.ino(),
-        meta.size(),
-        meta.mtime(),
-        meta.mtime_nsec()
+        facts.inode, facts.size, facts.seconds, facts.nanos
     ))
 }
 
 /// The facts of a file as those of an object.
-pub(super) fn object(key: Key, meta: &Metadata) -> ObjectMeta {
-    ObjectMeta::new(key, meta.size(), Some(of(meta)), modified(meta))
+pub(super) fn object(key: Key, facts: impl Into<Facts>) -> ObjectMeta {
+    let facts = facts.into();
+    ObjectMeta::new(key, facts.size, Some(of(facts)), modified(facts))
 }
 
-pub(super) fn modified(meta: &Metadata) -> SystemTime {
-    let nanos = u32::try_from(meta.mtime_nsec()).unwrap_or(0);
-    match u64::try_from(meta.mtime()) {
+pub(super) fn modified(facts: impl Into<Facts>) -> SystemTime {
+    let facts = facts.into();
+    let nanos = u32::try_from(facts.nanos).unwrap_or(0);
+    match u64::try_from(facts.seconds) {
         Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos),
         Err(_) => SystemTime::UNIX_EPOCH,
     }

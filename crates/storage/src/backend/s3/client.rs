@@ -1,9 +1,12 @@
 //! The SDK's client, set up so that S3-compatibles take what it sends.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+    FinalizerInterceptorContextRef,
+};
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
@@ -93,19 +96,56 @@ pub(super) fn build(config: &S3Config) -> Result<aws_sdk_s3::Client> {
     Ok(aws_sdk_s3::Client::from_conf(builder.build()))
 }
 
-/// Takes the `Date` of an answer, which the SDK's outputs leave out: the storage's own clock.
+/// Watches the attempts that the SDK makes of one request: takes the `Date` of an answer, which the
+/// SDK's outputs leave out (the storage's own clock), and notes attempts whose end tells nothing.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Clock(Arc<Mutex<Option<SystemTime>>>);
+pub(super) struct Watch(Arc<Mutex<Watched>>);
 
-impl Clock {
-    pub(super) fn read(&self) -> Option<SystemTime> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Debug, Clone, Copy, Default)]
+struct Watched {
+    clock: Option<SystemTime>,
+    sent: bool,
+    unclear: bool,
+}
+
+impl Watch {
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn clock(&self) -> Option<SystemTime> {
+        self.lock().clock
+    }
+
+    /// Whether an attempt so far may have taken effect although it failed.
+    pub(super) fn unclear(&self) -> bool {
+        self.lock().unclear
     }
 }
 
-impl Intercept for Clock {
+impl Intercept for Watch {
     fn name(&self) -> &'static str {
-        "clock"
+        "watch"
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        self.lock().sent = false;
+        Ok(())
+    }
+
+    fn read_before_transmit(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        self.lock().sent = true;
+        Ok(())
     }
 
     fn read_before_deserialization(
@@ -116,8 +156,25 @@ impl Intercept for Clock {
     ) -> std::result::Result<(), BoxError> {
         let date = context.response().headers().get("date");
         if let Some(date) = date.and_then(|date| httpdate::parse_http_date(date).ok()) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(date);
+            self.lock().clock = Some(date);
         }
+        Ok(())
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        let failed = !matches!(context.output_or_error(), Some(Ok(_)));
+        // A refusal by status is one; 503 is the request to come back later. What breaks off, and
+        // what fails inside of the storage, may have been done before.
+        let refused = context
+            .response()
+            .is_some_and(|answer| matches!(answer.status().as_u16(), 300..=499 | 501 | 503));
+        let mut watched = self.lock();
+        watched.unclear |= watched.sent && failed && !refused;
         Ok(())
     }
 }

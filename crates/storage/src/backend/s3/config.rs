@@ -21,6 +21,20 @@ pub enum Encryption {
     Customer(Secret),
 }
 
+/// Digests that uploads carry for the storage to check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Checksum {
+    /// As [`Md5`](Self::Md5) on AWS itself, as [`None`](Self::None) at any other endpoint.
+    #[default]
+    Automatic,
+    /// None but the signature. Buckets with object lock refuse such uploads.
+    None,
+    /// `Content-MD5` with every object and part: what a bucket with object lock demands, and of
+    /// all the kinds of S3 the one that S3-compatibles have known longest.
+    Md5,
+}
+
 /// A bucket and how to reach it. Debug leaves out what an endpoint may hide.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -62,6 +76,11 @@ pub struct S3Config {
     pub read_timeout: Duration,
     /// Whether conditional writes are taken on trust, tried first, or not used.
     pub conditional: Conditional,
+    /// Where conditional writes are tried: keys that begin with this and a slash, or with
+    /// `neon-probe-` if it is empty. The prefix, where a locator has one.
+    pub probe_prefix: String,
+    /// What uploads carry for the storage to check.
+    pub checksum: Checksum,
 }
 
 impl fmt::Debug for S3Config {
@@ -78,6 +97,8 @@ impl fmt::Debug for S3Config {
             .field("max_part_size", &self.max_part_size)
             .field("upload_concurrency", &self.upload_concurrency)
             .field("conditional", &self.conditional)
+            .field("probe_prefix", &self.probe_prefix)
+            .field("checksum", &self.checksum)
             .finish_non_exhaustive()
     }
 }
@@ -103,6 +124,51 @@ impl S3Config {
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(60),
             conditional: Conditional::Automatic,
+            probe_prefix: String::new(),
+            checksum: Checksum::Automatic,
         }
+    }
+
+    /// Whether it is AWS itself, by whatever name.
+    pub(super) fn is_aws(&self) -> bool {
+        let Some(endpoint) = &self.endpoint else {
+            return true;
+        };
+        let url = url::Url::parse(endpoint).ok();
+        let host = url.as_ref().and_then(url::Url::host_str);
+        host.is_some_and(|host| {
+            host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
+        })
+    }
+
+    /// Whether uploads carry `Content-MD5`.
+    pub(super) fn sends_md5(&self) -> bool {
+        match self.checksum {
+            Checksum::Automatic => self.is_aws(),
+            Checksum::None => false,
+            Checksum::Md5 => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aws_itself_gets_a_digest_with_every_upload() {
+        let mut config = S3Config::new("b");
+        assert!(config.sends_md5());
+        for (endpoint, aws) in [
+            ("https://s3.eu-west-1.amazonaws.com", true),
+            ("https://s3.cn-north-1.amazonaws.com.cn", true),
+            ("https://amazonaws.com.example.org", false),
+            ("http://127.0.0.1:9000", false),
+        ] {
+            config.endpoint = Some(endpoint.to_owned());
+            assert_eq!(config.sends_md5(), aws, "{endpoint}");
+        }
+        config.checksum = Checksum::Md5;
+        assert!(config.sends_md5());
     }
 }

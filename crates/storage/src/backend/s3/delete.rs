@@ -1,6 +1,6 @@
 //! Deleting, a thousand objects to a request where the provider can.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use futures_util::StreamExt;
@@ -108,16 +108,23 @@ impl S3 {
                 return outcomes;
             }
         };
-        let mut refused: HashMap<&str, &aws_sdk_s3::types::Error> = answer
-            .errors()
-            .iter()
-            .filter(|error| error.code() != Some("NoSuchKey"))
-            .filter_map(|error| Some((error.key()?, error)))
-            .collect();
-        for key in keys {
-            outcomes.push(match refused.remove(key.as_str()) {
-                None => Ok(key),
-                Some(error) => Err(refusal(&key, error)),
+        let asked: HashSet<&str> = keys.iter().map(Key::as_str).collect();
+        let mut refused: HashMap<&str, &aws_sdk_s3::types::Error> = HashMap::new();
+        // An error about no key of ours may be about any that the quiet answer doesn't mention.
+        let mut any = None;
+        for error in answer.errors() {
+            match error.key() {
+                _ if error.code() == Some("NoSuchKey") => {}
+                Some(key) if asked.contains(key) => {
+                    refused.insert(key, error);
+                }
+                _ => any = Some(error),
+            }
+        }
+        for key in &keys {
+            outcomes.push(match refused.remove(key.as_str()).or(any) {
+                None => Ok(key.clone()),
+                Some(error) => Err(refusal(key, error)),
             });
         }
         outcomes

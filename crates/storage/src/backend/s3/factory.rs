@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::config::{Encryption, S3Config};
+use super::config::{Checksum, Encryption, S3Config};
 use super::credentials::{S3Credentials, S3Keys};
 use super::probe::Conditional;
 use super::storage::S3;
@@ -65,13 +65,23 @@ impl S3Config {
         config.apply_variables(&context.variables)?;
         config.credentials = match &context.s3_credentials {
             Some(credentials) => credentials.clone(),
-            None => S3Credentials::from_variables(&context.variables, context.aws_files.as_deref()),
+            None => {
+                S3Credentials::from_variables(&context.variables, context.aws_files.as_deref())?
+            }
         };
+        let mut sse = Sse::default();
         for (name, value) in locator.options() {
             config
-                .apply_option(&name, &value, context)
+                .apply_option(&name, &value, context, &mut sse)
                 .map_err(|problem| locator.invalid(format!("option `{name}`: {problem}")))?;
         }
+        if let Some(encryption) = sse
+            .encryption()
+            .map_err(|problem| locator.invalid(problem))?
+        {
+            config.encryption = Some(encryption);
+        }
+        config.probe_prefix = locator.path();
         if let Some(endpoint) = &config.endpoint
             && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
         {
@@ -80,7 +90,13 @@ impl S3Config {
         Ok(config)
     }
 
-    fn apply_option(&mut self, name: &str, value: &str, context: &Context) -> Result<(), String> {
+    fn apply_option(
+        &mut self,
+        name: &str,
+        value: &str,
+        context: &Context,
+        sse: &mut Sse,
+    ) -> Result<(), String> {
         let text = || value.to_owned();
         let number = || value.parse::<u64>().map_err(|_| "not a number".to_owned());
         let flag = || match value {
@@ -93,8 +109,16 @@ impl S3Config {
             "region" => self.region = Some(text()),
             "path-style" => self.path_style = Some(flag()?),
             "storage-class" => self.storage_class = Some(text()),
-            "sse" => self.encryption = Some(encryption(value, None)?),
-            "sse-kms-id" => self.encryption = Some(Encryption::Kms(Some(text()))),
+            "sse" => sse.name = Some(text()),
+            "sse-kms-id" => sse.key = Some(text()),
+            "checksum" => {
+                self.checksum = match value {
+                    "automatic" => Checksum::Automatic,
+                    "none" => Checksum::None,
+                    "md5" => Checksum::Md5,
+                    _ => return Err("none of automatic, none, md5".to_owned()),
+                };
+            }
             "part-size" => self.set_part_size(number()?),
             "max-part-size" => self.max_part_size = number()?,
             "concurrency" => {
@@ -158,11 +182,13 @@ impl S3Config {
         self.region = first(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
         self.path_style = variables.flag("AWS_S3_FORCE_PATH_STYLE")?;
         self.storage_class = first(&["S3_STORAGE_CLASS"]);
-        if let Some(sse) = variables.get("S3_SSE") {
-            let key = variables.get("S3_SSE_KMS_ID");
-            self.encryption =
-                Some(encryption(sse, key).map_err(|problem| invalid("S3_SSE", &problem))?);
-        }
+        let sse = Sse {
+            name: first(&["S3_SSE"]),
+            key: first(&["S3_SSE_KMS_ID"]),
+        };
+        self.encryption = sse
+            .encryption()
+            .map_err(|problem| invalid("S3_SSE", &problem))?;
         if let Some(key) = variables.get("S3_SSE_C") {
             use base64::Engine;
             let key = base64::engine::general_purpose::STANDARD.encode(key);
@@ -187,41 +213,73 @@ impl S3Config {
     }
 }
 
-fn encryption(name: &str, key: Option<&str>) -> Result<Encryption, String> {
-    match name {
-        "AES256" => Ok(Encryption::Provider),
-        "aws:kms" => Ok(Encryption::Kms(key.map(str::to_owned))),
-        _ => Err("is neither AES256 nor aws:kms".to_owned()),
+/// Two settings that mean something only together, in whichever order they come.
+#[derive(Default)]
+struct Sse {
+    name: Option<String>,
+    key: Option<String>,
+}
+
+impl Sse {
+    fn encryption(self) -> Result<Option<Encryption>, String> {
+        match (self.name.as_deref(), self.key) {
+            (None, None) => Ok(None),
+            (Some("AES256"), None) => Ok(Some(Encryption::Provider)),
+            (Some("aws:kms"), key) => Ok(Some(Encryption::Kms(key))),
+            (None, key) => Ok(Some(Encryption::Kms(key))),
+            (Some("AES256"), Some(_)) => {
+                Err("of server-side encryption: AES256 takes no key of the key service".to_owned())
+            }
+            (Some(_), _) => {
+                Err("of server-side encryption is neither AES256 nor aws:kms".to_owned())
+            }
+        }
     }
 }
 
 impl S3Credentials {
     /// What the AWS tools would use by these variables: keys, else a token file with a role, else
-    /// the profile (`AWS_PROFILE`, else `default`), else the machine's role.
-    pub fn from_variables(variables: &Variables, files: Option<&[PathBuf]>) -> Self {
+    /// the profile (`AWS_PROFILE`, else `default`), else the machine's role. One half of a pair
+    /// alone is an error: other credentials than were meant would be used.
+    pub fn from_variables(variables: &Variables, files: Option<&[PathBuf]>) -> Result<Self> {
         let first = |names: &[&str]| names.iter().find_map(|name| variables.get(name));
         let id = first(&["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"]);
         let secret = first(&["AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"]);
-        if let (Some(id), Some(secret)) = (id, secret) {
-            let session_token = first(&["AWS_SESSION_TOKEN"]).map(Secret::from);
-            return Self::Static(S3Keys {
-                session_token,
-                ..S3Keys::new(id, secret)
-            });
+        match (id, secret) {
+            (Some(id), Some(secret)) => {
+                let session_token = first(&["AWS_SESSION_TOKEN"]).map(Secret::from);
+                return Ok(Self::Static(S3Keys {
+                    session_token,
+                    ..S3Keys::new(id, secret)
+                }));
+            }
+            (None, None) => {}
+            (Some(_), None) => {
+                return Err(invalid(
+                    "AWS_ACCESS_KEY_ID",
+                    "has no AWS_SECRET_ACCESS_KEY beside it",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(invalid(
+                    "AWS_SECRET_ACCESS_KEY",
+                    "has no AWS_ACCESS_KEY_ID beside it",
+                ));
+            }
         }
         let profile = Self::Profile {
             files: profile_files(variables, files),
             name: variables.get("AWS_PROFILE").unwrap_or("default").to_owned(),
         };
         if variables.get("AWS_PROFILE").is_some() {
-            return profile;
+            return Ok(profile);
         }
         let mut sources = Vec::new();
-        if let (Some(token_file), Some(role)) = (
+        match (
             variables.get("AWS_WEB_IDENTITY_TOKEN_FILE"),
             variables.get("AWS_ROLE_ARN"),
         ) {
-            sources.push(Self::WebIdentity {
+            (Some(token_file), Some(role)) => sources.push(Self::WebIdentity {
                 role_arn: role.to_owned(),
                 session_name: first(&["AWS_ROLE_SESSION_NAME"])
                     .unwrap_or("neon-storage")
@@ -229,14 +287,22 @@ impl S3Credentials {
                 token_file: token_file.into(),
                 endpoint: first(&["AWS_ENDPOINT_URL_STS"]).map(str::to_owned),
                 region: first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).map(str::to_owned),
-            });
+            }),
+            (Some(_), None) => {
+                return Err(invalid(
+                    "AWS_WEB_IDENTITY_TOKEN_FILE",
+                    "has no AWS_ROLE_ARN beside it",
+                ));
+            }
+            // A role alone says which one to take by other means.
+            (None, _) => {}
         }
         sources.push(profile);
         if !matches!(variables.flag("AWS_EC2_METADATA_DISABLED"), Ok(Some(true))) {
             let endpoint = first(&["AWS_EC2_METADATA_SERVICE_ENDPOINT"]).map(str::to_owned);
             sources.push(Self::Instance { endpoint });
         }
-        Self::FirstOf(sources)
+        Ok(Self::FirstOf(sources))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::client::Clock;
+use super::client::Watch;
 use super::error::lower;
 use super::read::time;
 use super::storage::S3;
@@ -116,7 +116,7 @@ impl S3 {
         let mut aborted = 0u64;
         let (mut key_marker, mut id_marker) = (None, None);
         loop {
-            let clock = Clock::default();
+            let watch = Watch::default();
             let answer = self
                 .shared
                 .client
@@ -126,11 +126,11 @@ impl S3 {
                 .set_key_marker(key_marker)
                 .set_upload_id_marker(id_marker)
                 .customize()
-                .interceptor(clock.clone())
+                .interceptor(watch.clone())
                 .send()
                 .await
                 .map_err(|error| lower(Operation::List, prefix, &error))?;
-            let now = clock.read().ok_or_else(|| {
+            let now = watch.clock().ok_or_else(|| {
                 Error::new(ErrorKind::Unsupported, Operation::List)
                     .subject(prefix)
                     .detail("the storage shows no clock to judge ages by")

@@ -6,7 +6,8 @@
 //!   because an earlier attempt did succeed is recognised by it.
 //! - Checksums of the SDK are asked for only where S3 demands them: wrapped uploads and trailers
 //!   are what S3-compatibles most often don't take. The transport's integrity and the signature of
-//!   the payload stand in.
+//!   the payload stand in; `Content-MD5` goes with uploads to AWS, whose buckets with object lock
+//!   take none without, and where it is asked for.
 
 mod client;
 mod config;
@@ -22,7 +23,7 @@ mod put;
 mod read;
 mod storage;
 
-pub use config::{Encryption, S3Config};
+pub use config::{Checksum, Encryption, S3Config};
 pub use credentials::{CredentialsSource, S3Credentials, S3Keys};
 pub(crate) use factory::S3Factory;
 pub use probe::Conditional;

@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::client::Clock;
+use super::client::Watch;
 use super::config::Encryption;
 use super::error::{lower, status};
 use super::parts::{Cutter, Sizes};
-use super::put::{Put, Verdict, pause};
+use super::put::{Put, Verdict, pause, truthful};
 use super::storage::S3;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::key::Key;
@@ -91,15 +91,30 @@ impl Put<'_> {
         &self,
         first: Bytes,
         second: Bytes,
-        mut cutter: Cutter,
+        cutter: Cutter,
         sizes: Sizes,
     ) -> Result<ObjectMeta> {
-        let mut upload = self.begin().await?;
+        let mut upload = self.begin().await.map_err(Error::without_effect)?;
+        let (parts, size) = self
+            .parts(&upload.id, vec![second, first], cutter, sizes)
+            .await
+            // Parts that were not put together are no object.
+            .map_err(Error::without_effect)?;
+        self.complete(&mut upload, parts, size).await
+    }
+
+    /// Uploads every part; `ready` has the first ones, in reverse.
+    async fn parts(
+        &self,
+        upload: &str,
+        mut ready: Vec<Bytes>,
+        mut cutter: Cutter,
+        sizes: Sizes,
+    ) -> Result<(Vec<CompletedPart>, u64)> {
         let concurrency = self.s3.shared.config.upload_concurrency.max(1);
         let mut size = 0u64;
         let mut done: Vec<CompletedPart> = Vec::new();
         let mut flying = FuturesUnordered::new();
-        let mut ready = vec![second, first];
         let mut number = 0u32;
         loop {
             number = number.saturating_add(1);
@@ -132,7 +147,7 @@ impl Put<'_> {
                 break;
             }
             size = size.saturating_add(bytes.len() as u64);
-            flying.push(self.part(&upload.id, number, bytes));
+            flying.push(self.part(upload, number, bytes));
             // What is in memory is bounded by the parts in flight and the one being gathered.
             if flying.len() >= concurrency {
                 done.extend(flying.try_next().await?);
@@ -143,7 +158,7 @@ impl Put<'_> {
         }
         drop(flying);
         done.sort_by_key(CompletedPart::part_number);
-        self.complete(&mut upload, done, size).await
+        Ok((done, size))
     }
 
     async fn begin(&self) -> Result<Upload> {
@@ -197,6 +212,7 @@ impl Put<'_> {
         let number = i32::try_from(number).unwrap_or(i32::MAX);
         let (algorithm, key, digest) = self.s3.customer_key();
         let patience = self.s3.patience(bytes.len());
+        let content_md5 = self.s3.content_md5(&bytes).await;
         let answer = self
             .s3
             .shared
@@ -209,6 +225,7 @@ impl Put<'_> {
             .set_sse_customer_algorithm(algorithm)
             .set_sse_customer_key(key)
             .set_sse_customer_key_md5(digest)
+            .set_content_md5(content_md5)
             .body(ByteStream::from(bytes))
             .customize()
             .config_override(patience)
@@ -234,8 +251,8 @@ impl Put<'_> {
         let upload = CompletedMultipartUpload::builder()
             .set_parts(Some(parts))
             .build();
+        let watch = Watch::default();
         for attempt in 0..COLLISIONS {
-            let clock = Clock::default();
             let answer = self
                 .s3
                 .shared
@@ -251,13 +268,13 @@ impl Put<'_> {
                 .set_sse_customer_key(key.clone())
                 .set_sse_customer_key_md5(digest.clone())
                 .customize()
-                .interceptor(clock.clone())
+                .interceptor(watch.clone())
                 .send()
                 .await;
             let error = match answer {
                 Ok(answer) => {
                     pending.armed = false;
-                    return Ok(self.made(size, answer.e_tag(), &clock));
+                    return Ok(self.made(size, answer.e_tag(), &watch));
                 }
                 Err(error) => error,
             };
@@ -269,16 +286,16 @@ impl Put<'_> {
                     return Ok(meta);
                 }
                 if !(unknown_upload && etag.is_some()) {
-                    return Err(self.lost_upload(lowered));
+                    return Err(truthful(self.lost_upload(lowered), &watch));
                 }
             }
-            match self.judge(status(&error), lowered).await {
+            match self.judge(status(&error), lowered, &watch).await {
                 Verdict::Own(meta) => return Ok(meta),
                 Verdict::Failed(error) => return Err(error),
                 Verdict::Again => pause(attempt).await,
             }
         }
-        Err(self.collided())
+        Err(self.collided(&watch))
     }
 
     /// That the storage forgot the upload says nothing about the object.

@@ -4,14 +4,15 @@
 //! check first and write later. Only the first kind may be relied on, and one client alone can't
 //! tell it from the third.
 
-use futures_util::future;
+use futures_util::{StreamExt, TryStreamExt, future, stream};
 
 use super::storage::S3;
 use crate::capabilities::Capabilities;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::ext::StorageExt;
 use crate::key::Key;
 use crate::object::{ObjectMeta, Version};
+use crate::storage::Storage;
 
 /// Whether conditional writes are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +24,10 @@ pub enum Conditional {
     Automatic,
     /// The provider is known to enforce them.
     Trusted,
-    /// Two clients race when the storage is opened; what isn't enforced is refused afterwards.
+    /// Two clients race before the first put under a condition, or when [`Storage::probe`] asks;
+    /// what isn't enforced is refused.
+    ///
+    /// [`Storage::probe`]: crate::Storage::probe
     Probed,
     /// Never: conditional puts are refused.
     Unused,
@@ -39,13 +43,42 @@ pub(super) struct Found {
     pub(super) compare_and_swap: bool,
 }
 
-/// Races two clients with connections of their own below a random key, and cleans up.
-pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
-    let mut found = Found {
+impl Found {
+    pub(super) const ALL: Self = Self {
         create_only: true,
         compare_and_swap: true,
     };
-    let prefix = format!("neon-probe-{:016x}", fastrand::u64(..));
+    pub(super) const NONE: Self = Self {
+        create_only: false,
+        compare_and_swap: false,
+    };
+}
+
+/// Races two clients with connections of their own below a random key under `prefix`, and cleans up.
+///
+/// In a task of its own, which goes on to its end when the caller goes away; and because it is a
+/// put within a put, for which one stack may be too small.
+pub(super) async fn race(one: S3, two: S3, prefix: String) -> Result<Found> {
+    let subject = one.location();
+    let race = tokio::spawn(async move { contend(&one, &two, &prefix).await });
+    race.await.map_err(|error| {
+        Error::new(ErrorKind::Unavailable, Operation::Open)
+            .subject(subject)
+            .detail("the runtime is shutting down")
+            .because(error)
+    })?
+}
+
+async fn contend(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
+    let mut found = Found::ALL;
+    let above = match prefix.trim_matches('/') {
+        "" => String::new(),
+        prefix => format!("{prefix}/"),
+    };
+    let prefix = format!("{above}neon-probe-{:016x}", fastrand::u64(..));
+    let keys: Vec<Key> = (0..2 * ROUNDS)
+        .map(|round| probe_key(&prefix, round))
+        .collect::<Result<_>>()?;
     let raced = async {
         for round in 0..ROUNDS {
             let key = probe_key(&prefix, round)?;
@@ -78,15 +111,18 @@ pub(super) async fn race(one: &S3, two: &S3) -> Result<Found> {
         Ok(())
     }
     .await;
-    let cleaned = one.delete_prefix(&prefix).await;
+    // Each one is named: who may write below a prefix may not always list it.
+    let cleaned = one
+        .delete_many(stream::iter(keys.into_iter().map(Ok)).boxed())
+        .try_for_each(|_| future::ready(Ok(())))
+        .await;
     raced.and(cleaned)?;
     Ok(found)
 }
 
 fn probe_key(prefix: &str, round: u32) -> Result<Key> {
-    Key::new(format!("{prefix}/{round}")).map_err(|error| {
-        crate::Error::new(ErrorKind::Invalid, crate::Operation::Open).because(error)
-    })
+    Key::new(format!("{prefix}/{round}"))
+        .map_err(|error| Error::new(ErrorKind::Invalid, Operation::Open).because(error))
 }
 
 /// Whether exactly one succeeded, the other was refused, and the winner's content is there.

@@ -7,7 +7,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 use bytes::Bytes;
 
-use super::client::Clock;
+use super::client::Watch;
 use super::config::Encryption;
 use super::error::{lower, status};
 use super::parts::{Cutter, Sizes};
@@ -48,7 +48,7 @@ impl S3 {
         body: Body,
         options: PutOptions,
     ) -> Result<ObjectMeta> {
-        self.check_condition(key, &options.mode)?;
+        self.check_condition(key, &options.mode).await?;
         let token = options.token.unwrap_or_else(PutToken::random);
         let put = Put {
             s3: self,
@@ -77,8 +77,9 @@ impl S3 {
 impl Put<'_> {
     async fn single(&self, bytes: Bytes) -> Result<ObjectMeta> {
         let size = bytes.len() as u64;
+        let watch = Watch::default();
+        let digest = self.s3.content_md5(&bytes).await;
         for attempt in 0..COLLISIONS {
-            let clock = Clock::default();
             let request = self.describe(
                 self.s3
                     .shared
@@ -86,28 +87,29 @@ impl Put<'_> {
                     .put_object()
                     .bucket(self.s3.bucket())
                     .key(self.key.as_str())
+                    .set_content_md5(digest.clone())
                     .body(ByteStream::from(bytes.clone())),
             );
             let error = match request
                 .customize()
-                .interceptor(clock.clone())
+                .interceptor(watch.clone())
                 .config_override(self.s3.patience(bytes.len()))
                 .send()
                 .await
             {
                 Ok(answer) => {
-                    return Ok(self.made(size, answer.e_tag(), &clock));
+                    return Ok(self.made(size, answer.e_tag(), &watch));
                 }
                 Err(error) => error,
             };
             let lowered = lower(Operation::Put, self.key.as_str(), &error);
-            match self.judge(status(&error), lowered).await {
+            match self.judge(status(&error), lowered, &watch).await {
                 Verdict::Own(meta) => return Ok(meta),
                 Verdict::Failed(error) => return Err(error),
                 Verdict::Again => pause(attempt).await,
             }
         }
-        Err(self.collided())
+        Err(self.collided(&watch))
     }
 
     fn describe(&self, request: PutObjectFluentBuilder) -> PutObjectFluentBuilder {
@@ -152,13 +154,20 @@ impl Put<'_> {
         (TOKEN, self.token.as_str())
     }
 
-    pub(super) fn made(&self, size: u64, etag: Option<&str>, clock: &Clock) -> ObjectMeta {
-        let modified = clock.read().unwrap_or_else(std::time::SystemTime::now);
+    pub(super) fn made(&self, size: u64, etag: Option<&str>, watch: &Watch) -> ObjectMeta {
+        let modified = watch.clock().unwrap_or_else(std::time::SystemTime::now);
         ObjectMeta::new(self.key.clone(), size, etag.map(Version::new), modified)
     }
 
     /// Decides about a write that the storage refused or did not answer.
-    pub(super) async fn judge(&self, status: u16, error: Error) -> Verdict {
+    pub(super) async fn judge(&self, status: u16, error: Error, watch: &Watch) -> Verdict {
+        match self.verdict(status, error).await {
+            Verdict::Failed(error) => Verdict::Failed(truthful(error, watch)),
+            other => other,
+        }
+    }
+
+    async fn verdict(&self, status: u16, error: Error) -> Verdict {
         let refused = match (&self.mode, status) {
             (PutMode::Overwrite, 409) => return Verdict::Again,
             (PutMode::Overwrite, _) => return Verdict::Failed(error),
@@ -206,10 +215,21 @@ impl Put<'_> {
         }
     }
 
-    pub(super) fn collided(&self) -> Error {
-        Error::new(ErrorKind::Unavailable, Operation::Put)
+    pub(super) fn collided(&self, watch: &Watch) -> Error {
+        let error = Error::new(ErrorKind::Unavailable, Operation::Put)
             .subject(self.key.as_str())
-            .detail("other writers kept getting in the way")
+            .detail("other writers kept getting in the way");
+        truthful(error, watch)
+    }
+}
+
+/// Says whether the put may have taken effect all the same. The SDK repeats requests too: where an
+/// earlier one may have succeeded, another object in its place does not mean that it did not.
+pub(super) fn truthful(error: Error, watch: &Watch) -> Error {
+    if watch.unclear() {
+        error.after_a_lost_answer(true)
+    } else {
+        error.without_effect()
     }
 }
 

@@ -7,7 +7,7 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
-use super::client::Clock;
+use super::client::Watch;
 use super::error::{lower, status};
 use super::put::token_of;
 use super::storage::S3;
@@ -94,7 +94,7 @@ impl S3 {
     }
 
     pub(super) async fn head_with_token(&self, key: &Key) -> Result<(Head, Option<String>)> {
-        let clock = Clock::default();
+        let watch = Watch::default();
         let (algorithm, customer_key, digest) = self.customer_key();
         let answer = self
             .shared
@@ -106,7 +106,7 @@ impl S3 {
             .set_sse_customer_key(customer_key)
             .set_sse_customer_key_md5(digest)
             .customize()
-            .interceptor(clock.clone())
+            .interceptor(watch.clone())
             .send()
             .await
             .map_err(|error| lower(Operation::Head, key.as_str(), &error))?;
@@ -117,7 +117,7 @@ impl S3 {
         })?;
         let version = answer.e_tag().map(Version::new);
         let meta = ObjectMeta::new(key.clone(), size, version, time(answer.last_modified()));
-        Ok((Head::new(meta, clock.read()), token_of(answer.metadata())))
+        Ok((Head::new(meta, watch.clock()), token_of(answer.metadata())))
     }
 }
 

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use tokio::sync::OnceCell;
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 
@@ -35,7 +36,8 @@ pub(super) struct Shared {
     pub(super) client: aws_sdk_s3::Client,
     pub(super) config: S3Config,
     customer_key_md5: Option<String>,
-    found: Found,
+    /// What conditional writes are worth, once it is known.
+    found: OnceCell<Found>,
 }
 
 impl fmt::Debug for S3 {
@@ -49,55 +51,21 @@ impl fmt::Debug for S3 {
 }
 
 impl S3 {
-    /// Opens a bucket. Sends nothing, unless conditional writes are to be probed, as they are by
-    /// default at an endpoint other than AWS itself.
+    /// Prepares to use a bucket. Sends nothing.
     ///
-    /// Dropped: a probe may leave a few tiny objects below `neon-probe-`.
+    /// Whether conditional writes are enforced is found out, where it has to be, by the first put
+    /// that needs it or by [`Storage::probe`].
     pub async fn open(config: S3Config) -> Result<Self> {
-        let conditional = match config.conditional {
-            Conditional::Automatic if config.endpoint.is_some() => Conditional::Probed,
-            Conditional::Automatic => Conditional::Trusted,
-            chosen => chosen,
+        let known = match config.conditional {
+            Conditional::Automatic if !config.is_aws() => None,
+            Conditional::Automatic | Conditional::Trusted => Some(Found::ALL),
+            Conditional::Unused => Some(Found::NONE),
+            Conditional::Probed => None,
         };
-        let found = match conditional {
-            Conditional::Automatic | Conditional::Trusted => Found {
-                create_only: true,
-                compare_and_swap: true,
-            },
-            Conditional::Unused => Found {
-                create_only: false,
-                compare_and_swap: false,
-            },
-            Conditional::Probed => {
-                let all = Found {
-                    create_only: true,
-                    compare_and_swap: true,
-                };
-                // Clients of their own, so that the requests race on connections of their own.
-                let (one, two) = (Self::with(&config, all)?, Self::with(&config, all)?);
-                let found = match probe::race(&one, &two).await {
-                    Ok(found) => found,
-                    // Who may only read needs no conditional writes.
-                    Err(error) if error.kind() == ErrorKind::Denied => Found {
-                        create_only: false,
-                        compare_and_swap: false,
-                    },
-                    Err(error) => {
-                        return Err(error.during(Operation::Open).subject(one.location()));
-                    }
-                };
-                tracing::debug!(
-                    create_only = found.create_only,
-                    compare_and_swap = found.compare_and_swap,
-                    "probed conditional writes"
-                );
-                found
-            }
-        };
-        Self::with(&config, found)
+        Self::with(&config, known)
     }
 
-    fn with(config: &S3Config, found: Found) -> Result<Self> {
+    fn with(config: &S3Config, known: Option<Found>) -> Result<Self> {
         let customer_key_md5 = match &config.encryption {
             Some(Encryption::Customer(key)) => Some(md5_of_key(config, key.expose())?),
             _ => None,
@@ -106,11 +74,56 @@ impl S3 {
             client: client::build(config)?,
             config: config.clone(),
             customer_key_md5,
-            found,
+            found: OnceCell::new_with(known),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// What conditional writes are worth here, asked once.
+    async fn found(&self) -> Result<Found> {
+        let race = || async {
+            let config = &self.shared.config;
+            // Clients of their own, so that the requests race on connections of their own.
+            let all = Some(Found::ALL);
+            let (one, two) = (Self::with(config, all)?, Self::with(config, all)?);
+            let found = probe::race(one, two, config.probe_prefix.clone())
+                .await
+                .map_err(|error| {
+                    error.detail(
+                        "while conditional writes were tried, which `conditional=trusted` leaves out",
+                    )
+                })?;
+            tracing::debug!(
+                create_only = found.create_only,
+                compare_and_swap = found.compare_and_swap,
+                "probed conditional writes"
+            );
+            Ok(found)
+        };
+        self.shared.found.get_or_try_init(race).await.copied()
+    }
+
+    /// The digest that an upload carries, if it does.
+    pub(super) async fn content_md5(&self, bytes: &Bytes) -> Option<String> {
+        use base64::Engine;
+        /// Hashing so much takes long enough to hold up other tasks.
+        const LONG: usize = 256 * 1024;
+        if !self.shared.config.sends_md5() {
+            return None;
+        }
+        let digest = |bytes: &Bytes| <md5::Md5 as md5::Digest>::digest(bytes);
+        let digest = if bytes.len() < LONG {
+            digest(bytes)
+        } else {
+            let bytes = bytes.clone();
+            // Only a runtime that shuts down doesn't run it; then nothing is sent either.
+            tokio::task::spawn_blocking(move || digest(&bytes))
+                .await
+                .ok()?
+        };
+        Some(base64::engine::general_purpose::STANDARD.encode(digest))
     }
 
     pub(super) fn bucket(&self) -> &str {
@@ -154,11 +167,19 @@ impl S3 {
     }
 
     /// Refuses a condition that the provider doesn't enforce: silence would be believed.
-    pub(super) fn check_condition(&self, key: &Key, mode: &PutMode) -> Result<()> {
+    pub(super) async fn check_condition(&self, key: &Key, mode: &PutMode) -> Result<()> {
+        if *mode == PutMode::Overwrite {
+            return Ok(());
+        }
+        let found = self.found().await.map_err(|error| {
+            error
+                .during(Operation::Put)
+                .subject(key.as_str())
+                .without_effect()
+        })?;
         let enforced = match mode {
-            PutMode::Create => self.shared.found.create_only,
-            PutMode::IfVersion(_) => self.shared.found.compare_and_swap,
-            PutMode::Overwrite => true,
+            PutMode::Create => found.create_only,
+            _ => found.compare_and_swap,
         };
         if enforced {
             return Ok(());
@@ -193,8 +214,19 @@ impl Storage for S3 {
             max_object_size: Some(Sizes::new(&self.shared.config).maximum()),
             ..Capabilities::full(Durability::Provider)
         };
-        self.shared.found.apply(&mut capabilities);
+        let found = self.shared.found.get().copied();
+        found.unwrap_or(Found::NONE).apply(&mut capabilities);
         capabilities
+    }
+
+    async fn probe(&self) -> Result<Capabilities> {
+        self.found().await.map_err(|error| {
+            error
+                .during(Operation::Open)
+                .subject(self.location())
+                .without_effect()
+        })?;
+        Ok(self.capabilities())
     }
 
     fn location(&self) -> String {

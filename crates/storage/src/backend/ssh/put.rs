@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::client::Connection;
-use super::files::Failed;
+use super::files::{Failed, File};
 use super::storage::Ssh;
 use super::wire::{self, Status};
 use crate::body::Body;
@@ -47,26 +47,68 @@ impl Ssh {
         options: PutOptions,
     ) -> Result<ObjectMeta> {
         let subject = key.as_str();
-        let lower = |failed: Failed| failed.lower(Operation::Put, subject);
         if let PutMode::IfVersion(_) = options.mode {
             return Err(Error::new(ErrorKind::Unsupported, Operation::Put)
                 .subject(subject)
                 .detail("SFTP has no versions to compare and swap by"));
         }
-        let connection = self.connection(Operation::Put, subject).await?;
-        self.check_extensions(&connection, &options.mode, subject)?;
-        self.prepare(&connection, subject).await?;
-        let path = format!("{}/{:032x}", self.temps(), fastrand::u128(..));
-        let temp = Temp {
-            connection: Arc::clone(&connection),
-            path,
-        };
-        let flags = wire::OPEN_READ | wire::OPEN_WRITE | wire::OPEN_CREATE | wire::OPEN_EXCLUSIVE;
-        let mode = self.shared.config.file_mode;
-        let file = connection
-            .open_file(&temp.path, flags, mode)
+        let (connection, temp, size, modified) = self
+            .upload(key, body, &options.mode)
             .await
-            .map_err(lower)?;
+            // What has no name yet is no object.
+            .map_err(Error::without_effect)?;
+        let target = self.path(key);
+        let directory = target.rsplit_once('/').map_or("", |(above, _)| above);
+        let extension = naming(&options.mode);
+        let name = || {
+            connection.extended(extension, |packet| {
+                packet.bytes(temp.path.as_bytes()).bytes(target.as_bytes())
+            })
+        };
+        let unnamed = |error: Error| error.without_effect();
+        self.make_dirs(&connection, directory, subject)
+            .await
+            .map_err(unnamed)?;
+        let mut named = name().await;
+        if let Err(failed) = &named
+            && failed.status() == Some(Status::NoSuchFile)
+        {
+            // Somebody removed the directory: make it again, and trust no memory of it.
+            self.forget();
+            self.make_dirs(&connection, directory, subject)
+                .await
+                .map_err(unnamed)?;
+            named = name().await;
+        }
+        if let Err(failed) = named {
+            return Err(self
+                .why(&connection, failed, &options.mode, subject, &target)
+                .await);
+        }
+        Ok(ObjectMeta::new(key.clone(), size, None, modified))
+    }
+
+    /// Writes a temporary and makes its content durable.
+    async fn upload(
+        &self,
+        key: &Key,
+        body: Body,
+        mode: &PutMode,
+    ) -> Result<(Arc<Connection>, Temp, u64, SystemTime)> {
+        let subject = key.as_str();
+        let lower = |failed: Failed| failed.lower(Operation::Put, subject);
+        let connection = self.connection(Operation::Put, subject).await?;
+        self.check_extensions(&connection, mode, subject)?;
+        self.prepare(&connection, subject).await?;
+        let (file, temp) = match self.temp(&connection).await {
+            Err(failed) if failed.status() == Some(Status::NoSuchFile) => {
+                self.forget();
+                self.make_dirs(&connection, &self.temps(), subject).await?;
+                self.temp(&connection).await
+            }
+            other => other,
+        }
+        .map_err(lower)?;
         let mut at = 0u64;
         let mut flying = FuturesUnordered::new();
         let mut body = body.into_stream();
@@ -97,35 +139,18 @@ impl Ssh {
                 .detail("the far side holds another number of bytes than were sent"));
         }
         drop(file);
-        let target = self.path(key);
-        if let Some((directory, _)) = target.rsplit_once('/') {
-            self.make_dirs(&connection, directory, subject).await?;
-        }
-        let named = match options.mode {
-            PutMode::Overwrite => {
-                let fill = |packet: wire::Packet| {
-                    packet.bytes(temp.path.as_bytes()).bytes(target.as_bytes())
-                };
-                connection.extended("posix-rename@openssh.com", fill).await
-            }
-            _ => {
-                let fill = |packet: wire::Packet| {
-                    packet.bytes(temp.path.as_bytes()).bytes(target.as_bytes())
-                };
-                connection.extended("hardlink@openssh.com", fill).await
-            }
+        Ok((connection, temp, at, super::storage::modified(attrs)))
+    }
+
+    async fn temp(&self, connection: &Arc<Connection>) -> Result<(File, Temp), Failed> {
+        let temp = Temp {
+            connection: Arc::clone(connection),
+            path: format!("{}/{:032x}", self.temps(), fastrand::u128(..)),
         };
-        if let Err(failed) = named {
-            return Err(self
-                .why(&connection, failed, &options.mode, subject, &target)
-                .await);
-        }
-        Ok(ObjectMeta::new(
-            key.clone(),
-            at,
-            None,
-            super::storage::modified(attrs),
-        ))
+        let flags = wire::OPEN_READ | wire::OPEN_WRITE | wire::OPEN_CREATE | wire::OPEN_EXCLUSIVE;
+        let mode = self.shared.config.file_mode;
+        let file = connection.open_file(&temp.path, flags, mode).await?;
+        Ok((file, temp))
     }
 
     fn check_extensions(
@@ -134,10 +159,7 @@ impl Ssh {
         mode: &PutMode,
         subject: &str,
     ) -> Result<()> {
-        let needed = match mode {
-            PutMode::Overwrite => "posix-rename@openssh.com",
-            _ => "hardlink@openssh.com",
-        };
+        let needed = naming(mode);
         if connection.has(needed) {
             return Ok(());
         }
@@ -257,6 +279,14 @@ impl Ssh {
             self.learn(path);
         }
         Ok(())
+    }
+}
+
+/// The extension that gives a temporary its name.
+fn naming(mode: &PutMode) -> &'static str {
+    match mode {
+        PutMode::Overwrite => "posix-rename@openssh.com",
+        _ => "hardlink@openssh.com",
     }
 }
 

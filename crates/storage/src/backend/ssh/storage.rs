@@ -11,7 +11,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
-use tokio::time::Instant;
 
 use super::client::Connection;
 use super::config::SshConfig;
@@ -32,8 +31,6 @@ const PIECE: u64 = 32 * 1024;
 const AT_ONCE: usize = 32;
 /// Deletes in flight.
 const DELETES: usize = 32;
-/// For how long the far side's clock is told from ours after it was last looked at.
-const CLOCK: Duration = Duration::from_secs(60);
 
 /// A storage on another machine. Clones share one connection, which is made when it is first
 /// needed and again after it broke.
@@ -47,7 +44,6 @@ pub(super) struct Shared {
     connection: AsyncMutex<Option<Arc<Connection>>>,
     pub(super) prepared: OnceCell<()>,
     known_dirs: Mutex<HashSet<String>>,
-    clock: Mutex<Option<(Instant, SystemTime)>>,
     synced: Mutex<bool>,
 }
 
@@ -72,7 +68,6 @@ impl Ssh {
             connection: AsyncMutex::new(None),
             prepared: OnceCell::new(),
             known_dirs: Mutex::new(HashSet::new()),
-            clock: Mutex::new(None),
             synced: Mutex::new(false),
         };
         let ssh = Self {
@@ -130,18 +125,19 @@ impl Ssh {
         known.insert(directory.to_owned());
     }
 
-    /// The far side's clock: that which it stamps a new file with.
+    /// Forgets every directory: somebody removed one behind our back.
+    pub(super) fn forget(&self) {
+        let mut known = self
+            .shared
+            .known_dirs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.clear();
+    }
+
+    /// The far side's clock: that which it stamps a new file with. Never told from an earlier look
+    /// and a clock of ours, which stands still while this machine sleeps or is paused.
     pub(super) async fn clock(&self, connection: &Arc<Connection>) -> Option<SystemTime> {
-        let cell = || {
-            self.shared
-                .clock
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        let last = *cell();
-        if let Some((at, clock)) = last.filter(|(at, _)| at.elapsed() < CLOCK) {
-            return clock.checked_add(at.elapsed());
-        }
         let path = format!(
             "{}/{RESERVED}/tmp/clock-{:032x}",
             self.root(),
@@ -154,9 +150,7 @@ impl Ssh {
             .ok()?;
         let attrs = file.stat().await;
         connection.tell(wire::REMOVE, |packet| packet.bytes(path.as_bytes()));
-        let now = modified(attrs.ok()?);
-        *cell() = Some((Instant::now(), now));
-        Some(now)
+        Some(modified(attrs.ok()?))
     }
 
     async fn open_object(&self, operation: Operation, key: &Key) -> Result<(File, Attrs)> {
@@ -231,6 +225,10 @@ impl Storage for Ssh {
             keys_below_keys: false,
             ..Capabilities::full(durability)
         }
+    }
+
+    async fn probe(&self) -> Result<Capabilities> {
+        Ok(self.capabilities())
     }
 
     fn location(&self) -> String {
@@ -316,15 +314,14 @@ impl Storage for Ssh {
 
     async fn head(&self, key: &Key) -> Result<Head> {
         let connection = self.connection(Operation::Head, key.as_str()).await?;
-        let attrs = connection
-            .lstat(&self.path(key))
-            .await
-            .map_err(|failed| failed.lower(Operation::Head, key.as_str()))?;
+        let path = self.path(key);
+        let (attrs, clock) = tokio::join!(connection.lstat(&path), self.clock(&connection));
+        let attrs = attrs.map_err(|failed| failed.lower(Operation::Head, key.as_str()))?;
         if !attrs.is_file() {
             return Err(Error::new(ErrorKind::NotFound, Operation::Head).subject(key.as_str()));
         }
         let meta = ObjectMeta::new(key.clone(), attrs.size.unwrap_or(0), None, modified(attrs));
-        Ok(Head::new(meta, self.clock(&connection).await))
+        Ok(Head::new(meta, clock))
     }
 
     fn list(&self, options: ListOptions) -> BoxStream<'static, Result<ObjectMeta>> {

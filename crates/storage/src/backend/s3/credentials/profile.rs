@@ -60,6 +60,14 @@ pub(super) async fn load(files: &[PathBuf], name: &str) -> Result<Profile, Faile
             ..S3Keys::new(id, secret)
         }));
     }
+    // Half a pair is a mistake, and no reason to look elsewhere.
+    for half in ["aws_access_key_id", "aws_secret_access_key"] {
+        if settings.contains_key(half) {
+            return Err(broken(format!(
+                "profile `{name}` has `{half}` without its other half"
+            )));
+        }
+    }
     if let (Some(role_arn), Some(token_file)) = (take("role_arn"), take("web_identity_token_file"))
     {
         return Ok(Profile::WebIdentity(WebIdentity {

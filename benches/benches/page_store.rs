@@ -1,0 +1,290 @@
+//! The page repository against floors measured in the same run, both cores busy: a full snapshot against reading,
+//! checking, summing and compressing the same bytes; a restore against decompressing, writing and flushing them; the
+//! next snapshot from an exact list of changes against a full one; a page that is in memory.
+//!
+//! `cargo bench -p neon-benches --bench page_store [-- MEGABYTES ROUNDS]`; prints the best of each in turns and their
+//! ratios. The repository is in memory, so that no disk is measured but the one that is restored to.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    reason = "a bench stops at the first failure and prints what it measured"
+)]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use neon_pagestore::read::{FrameReaderOptions, MapReader, Snapshot};
+use neon_pagestore::restore::{RestoreOptions, restore};
+use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
+use neon_pagestore::{CommitId, Facts, OpenOptions, Repository};
+use neon_pg_layout::PageCheck;
+use neon_snapshot_format::pack::{Codec, EncodedFrame};
+use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, Flush, PgData, Select};
+use neon_snapshot_format::{Entry, Sequential, SnapshotKind, Wanted};
+use neon_storage::Memory;
+use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
+use tokio::runtime::Runtime;
+
+const CHUNK: usize = 128 << 10;
+const CODECS: [(&str, Codec); 3] = [
+    ("zstd:1", Codec::Zstd(1)),
+    ("lz4", Codec::Lz4),
+    ("none", Codec::None),
+];
+
+fn cluster(megabytes: u64) -> Cluster {
+    let mut cluster = Cluster::builder(PgMajor::V16)
+        .setting("max_wal_size", "8GB")
+        .start();
+    for table in 0..4 {
+        let rows = megabytes * 1024 / 4 * 6;
+        cluster.psql(&format!(
+            "create table t{table} as select i, repeat(md5(i::text), 4) as text from generate_series(1, {rows}) as i"
+        ));
+    }
+    cluster.stop(StopMode::Fast);
+    cluster
+}
+
+/// Everything below a directory, in pieces of a chunk.
+fn pieces(directory: &Path) -> (Vec<PathBuf>, Vec<(usize, u64, usize)>) {
+    let (mut files, mut pieces, mut folders) = (Vec::new(), Vec::new(), vec![directory.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let (path, facts) = (entry.path(), entry.metadata().unwrap());
+            if facts.is_dir() {
+                // The log of a stopped cluster is mostly not copied.
+                if !path.ends_with("pg_wal") {
+                    folders.push(path);
+                }
+                continue;
+            }
+            for start in (0..facts.len()).step_by(CHUNK) {
+                let length = usize::try_from(facts.len() - start).unwrap().min(CHUNK);
+                pieces.push((files.len(), start, length));
+            }
+            files.push(path);
+        }
+    }
+    (files, pieces)
+}
+
+/// Does a piece of work for each number on both cores.
+fn both(count: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        break;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+}
+
+/// Reads, checks, sums and compresses everything; keeps nothing.
+fn floor_of_snapshot(directory: &Path, codec: Codec) -> Duration {
+    let begun = Instant::now();
+    let (files, pieces) = pieces(directory);
+    let files: Vec<File> = files.iter().map(|path| File::open(path).unwrap()).collect();
+    let check = PageCheck {
+        checksums: true,
+        replayed: None,
+    };
+    both(pieces.len(), |number| {
+        let (file, start, length) = pieces[number];
+        let mut bytes = vec![0; length];
+        files[file].read_exact_at(&mut bytes, start).unwrap();
+        for (block, page) in (0..).zip(bytes.chunks(8192)) {
+            if page.len() == 8192 {
+                std::hint::black_box(check.judge(page, block).ok());
+            }
+            std::hint::black_box(blake3::hash(page));
+        }
+        std::hint::black_box(EncodedFrame::new(&bytes, codec).unwrap());
+    });
+    begun.elapsed()
+}
+
+async fn snapshot(
+    repository: &Repository,
+    data: &Path,
+    codec: Codec,
+    parent: Option<(&Snapshot, &'static (dyn Select + Send))>,
+) -> (CommitId, Duration) {
+    let begun = Instant::now();
+    let writing = repository.begin_writing().await.unwrap();
+    let (to, writer, data) = (repository.clone(), writing.writer(), data.to_owned());
+    let parent = parent.map(|(parent, select)| (Parent::of(parent), select));
+    let work = tokio::task::spawn_blocking(move || {
+        let options = SnapshotOptions {
+            codec,
+            ..SnapshotOptions::default()
+        };
+        let mut sink = SnapshotWriter::new(&to, writer, options).unwrap();
+        let source = PgData::cold(&data).unwrap();
+        let copied = match parent {
+            Some((parent, select)) => {
+                sink = sink.with_parent(parent);
+                source.copy_selected(select, &sink, 2).unwrap()
+            }
+            None => source.copy_parallel(&sink, 2).unwrap(),
+        };
+        let mut rest = Sequential::new(&sink).unwrap();
+        copied.finish(&mut rest, None).unwrap();
+        let facts = Facts::of_control(SnapshotKind::Cold, 0, source.control());
+        sink.complete().unwrap().commit(facts)
+    });
+    let commit = work.await.unwrap();
+    let id = writing.commit(&commit).await.unwrap().id;
+    (id, begun.elapsed())
+}
+
+/// Every thousandth page of relations, and nothing else.
+struct Sparse;
+
+impl Select for Sparse {
+    fn wanted(&self, entry: &Entry) -> neon_snapshot_format::Result<Wanted> {
+        let pages = entry.size() / 8192;
+        if !entry.path.as_bytes().starts_with(b"base/") || pages < 8 {
+            return Ok(Wanted::Nothing);
+        }
+        let ranges = (0..pages)
+            .filter(|page| page % 1000 == 7)
+            .map(|page| page * 8192..(page + 1) * 8192);
+        Ok(Wanted::Ranges(ranges.collect()))
+    }
+}
+
+fn flush(directory: &Path) {
+    let status = Command::new("sync").arg("-f").arg(directory).status();
+    assert!(status.unwrap().success());
+}
+
+/// Decompresses everything, writes it and flushes the file system.
+fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Duration {
+    let (files, pieces) = pieces(data);
+    let frames: Vec<EncodedFrame<'static>> = pieces
+        .iter()
+        .map(|(file, start, length)| {
+            let mut bytes = vec![0; *length];
+            let file = File::open(&files[*file]).unwrap();
+            file.read_exact_at(&mut bytes, *start).unwrap();
+            EncodedFrame::new(&bytes, codec).unwrap().into_owned()
+        })
+        .collect();
+    let frames: Vec<Mutex<Option<EncodedFrame<'_>>>> =
+        frames.into_iter().map(|frame| Mutex::new(Some(frame))).collect();
+    std::fs::create_dir(into).unwrap();
+    let begun = Instant::now();
+    let targets: Vec<File> = (0..files.len())
+        .map(|number| File::create(into.join(number.to_string())).unwrap())
+        .collect();
+    both(pieces.len(), |number| {
+        let (file, start, _) = pieces[number];
+        let frame = frames[number].lock().unwrap().take().unwrap();
+        targets[file].write_all_at(&frame.decode().unwrap(), start).unwrap();
+    });
+    flush(into);
+    begun.elapsed()
+}
+
+fn ratio(ours: Duration, floor: Duration) -> f64 {
+    ours.as_secs_f64() / floor.as_secs_f64()
+}
+
+fn main() {
+    let mut words = std::env::args().skip(1).filter_map(|word| word.parse().ok());
+    let (megabytes, rounds) = (words.next().unwrap_or(256), words.next().unwrap_or(3));
+    let runtime = Runtime::new().unwrap();
+    let cluster = cluster(megabytes);
+    let data = cluster.data_dir();
+    for (name, codec) in CODECS {
+        let [mut floor, mut full, mut next, mut restoring, mut writing] = [Duration::MAX; 5];
+        for _ in 0..rounds {
+            floor = floor.min(floor_of_snapshot(&data, codec));
+            runtime.block_on(async {
+                let repository = Repository::init(Arc::new(Memory::new()), OpenOptions::new());
+                let repository = repository.await.unwrap();
+                let maps = MapReader::new(repository.frames(), 64 << 20);
+                let (id, took) = snapshot(&repository, &data, codec, None).await;
+                full = full.min(took);
+                let first = Snapshot::open(&repository, id, &maps).await.unwrap();
+                let (_, took) = snapshot(&repository, &data, codec, Some((&first, &Sparse))).await;
+                next = next.min(took);
+                let scratch = Scratch::new();
+                let target = scratch.path().join("restored");
+                let took = tokio::task::spawn_blocking(move || {
+                    let begun = Instant::now();
+                    let options = DirectoryOptions {
+                        manifest: false,
+                        flush: Flush::FileSystem,
+                        ..DirectoryOptions::default()
+                    };
+                    let writer = DirectoryWriter::create(&target, options).unwrap();
+                    let how = RestoreOptions {
+                        check_pages: false,
+                        ..RestoreOptions::default()
+                    };
+                    restore(&first, &writer, &how).unwrap();
+                    begun.elapsed()
+                });
+                restoring = restoring.min(took.await.unwrap());
+            });
+            let scratch = Scratch::new();
+            writing = writing.min(floor_of_restore(&data, codec, &scratch.path().join("floor")));
+        }
+        println!(
+            "{name}: full snapshot {full:.2?}, floor {floor:.2?}, ratio {:.2}; restore {restoring:.2?}, floor {writing:.2?}, ratio {:.2}; next at 0.1 % {next:.2?}, {:.0} times faster than full",
+            ratio(full, floor),
+            ratio(restoring, writing),
+            ratio(full, next),
+        );
+    }
+    runtime.block_on(async {
+        let repository = Repository::init(Arc::new(Memory::new()), OpenOptions::new());
+        let repository = repository.await.unwrap();
+        let frames = repository.frames_with(FrameReaderOptions {
+            memory: 4 << 30,
+            ..FrameReaderOptions::default()
+        });
+        let maps = MapReader::new(frames, 256 << 20);
+        let (id, _) = snapshot(&repository, &data, Codec::Lz4, None).await;
+        let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
+        let directory = neon_snapshot_format::SnapshotPath::new("base/5").unwrap();
+        let listed = snapshot.list(&directory).await.unwrap();
+        let (path, pages) = listed
+            .into_iter()
+            .map(|(path, attributes)| {
+                let size = attributes.entry(path.clone()).size();
+                (path, u32::try_from(size / 8192).unwrap())
+            })
+            .max_by_key(|(_, pages)| *pages)
+            .unwrap();
+        for page in 0..pages {
+            snapshot.read_page(&path, page).await.unwrap();
+        }
+        let mut state = 1_u64;
+        let count = 200_000;
+        let begun = Instant::now();
+        for _ in 0..count {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let page = u32::try_from((state >> 33) % u64::from(pages)).unwrap();
+            snapshot.read_page(&path, page).await.unwrap().unwrap();
+        }
+        println!("a page of {pages} in memory: {:.2?}", begun.elapsed() / count);
+    });
+}

@@ -1,0 +1,192 @@
+//! The one error type of this crate.
+//!
+//! An error says what went wrong ([`ErrorKind`]), with what (the subject), why (the reason) and what to do about it
+//! (the hint, when there is something to do). Its cause is reached through `source()`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
+/// What went wrong, coarse enough to decide on. Each belongs to one exit code of the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An argument that cannot be meant so.
+    Invalid,
+    /// There is no such instance, storage or snapshot.
+    NotFound,
+    /// There is one of this name already.
+    Exists,
+    /// Somebody else is at it.
+    Busy,
+    /// What was found cannot be what was stored.
+    Damaged,
+    /// The machine lacks something: PostgreSQL, a user, rights, room.
+    Environment,
+    /// It was tried and failed.
+    Failed,
+}
+
+impl ErrorKind {
+    /// The exit code of the command.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Invalid => 2,
+            Self::NotFound => 3,
+            Self::Exists | Self::Busy => 4,
+            Self::Damaged => 5,
+            Self::Environment => 6,
+        }
+    }
+}
+
+/// Why something could not be done.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    subject: String,
+    reason: Cow<'static, str>,
+    hint: Option<Cow<'static, str>>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn new(
+        kind: ErrorKind,
+        subject: impl Into<String>,
+        reason: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            subject: subject.into(),
+            reason: reason.into(),
+            hint: None,
+            source: None,
+        }))
+    }
+
+    pub(crate) fn hinted(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn caused_by(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What the operating system answered.
+    pub(crate) fn io(path: &Path, doing: &'static str, error: impl Into<std::io::Error>) -> Self {
+        let error = error.into();
+        let kind = match error.kind() {
+            std::io::ErrorKind::PermissionDenied
+            | std::io::ErrorKind::ReadOnlyFilesystem
+            | std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded => ErrorKind::Environment,
+            _ => ErrorKind::Failed,
+        };
+        Self::new(kind, path.display().to_string(), doing).caused_by(error)
+    }
+
+    /// What running PostgreSQL for `subject` came to.
+    pub(crate) fn server(subject: impl Into<String>, error: neon_pgctl::Error) -> Self {
+        use neon_pgctl::ErrorKind as Server;
+        let kind = match error.kind() {
+            Server::Invalid | Server::BadSetting => ErrorKind::Invalid,
+            Server::NotACluster => ErrorKind::NotFound,
+            Server::Exists => ErrorKind::Exists,
+            Server::AlreadyRunning | Server::PortInUse | Server::UpstreamAlive => ErrorKind::Busy,
+            Server::Corrupt => ErrorKind::Damaged,
+            Server::NoInstallation
+            | Server::BadInstallation
+            | Server::MissingTool
+            | Server::MissingLibrary
+            | Server::WrongMajor
+            | Server::WrongOwner
+            | Server::Permissions
+            | Server::NoOsUser
+            | Server::SocketPath
+            | Server::DiskFull
+            | Server::OutOfMemory => ErrorKind::Environment,
+            _ => ErrorKind::Failed,
+        };
+        let hint = error.hint().map(|hint| Cow::from(hint.to_owned()));
+        let mut whole = Self::new(kind, subject, "its server failed").caused_by(error);
+        whole.0.hint = hint;
+        whole
+    }
+
+    /// What a storage answered.
+    pub(crate) fn storage(subject: impl Into<String>, error: neon_storage::Error) -> Self {
+        use neon_storage::ErrorKind as Storage;
+        let (kind, reason) = match error.kind() {
+            Storage::NotFound => (ErrorKind::NotFound, "is not there"),
+            Storage::Exists => (ErrorKind::Exists, "is there already"),
+            Storage::Corrupt => (ErrorKind::Damaged, "did not come back as it was stored"),
+            Storage::Invalid | Storage::Unsupported => (ErrorKind::Invalid, "cannot be used so"),
+            Storage::Denied | Storage::Unauthenticated => {
+                (ErrorKind::Environment, "does not let us in")
+            }
+            _ => (ErrorKind::Failed, "cannot be used now"),
+        };
+        Self::new(kind, subject, reason).caused_by(error)
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// With what.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.0.subject
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.0.reason
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.subject, self.0.reason)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("subject", &self.0.subject)
+            .field("reason", &self.0.reason)
+            .field("hint", &self.0.hint)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.0.source.as_deref()?;
+        Some(source)
+    }
+}

@@ -1,0 +1,186 @@
+//! The home: one folder with all that is known on this machine.
+//!
+//! ```text
+//! neon.json               format version and id
+//! pg/<name>/              instances: data, log, run, pgpass
+//! trash/<id>/             instances that were destroyed, for a while
+//! store/local/            the storage that is there from the start
+//! state/pg/<name>.json    a record for each instance, <name>.lock beside it
+//! state/trash/<id>.json   the records of those in the trash
+//! state/storage/<name>.json
+//! state/operations.ndjson what was changed, a line each
+//! ```
+//!
+//! As root, instances belong to another user, who must be able to walk to them: then the home, `pg` and `trash` let everybody
+//! through and list nothing, and all else is closed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::record;
+
+const VERSION: u32 = 1;
+const ABOUT: &str = "neon.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct About {
+    version: u32,
+    id: String,
+}
+
+/// Where a home is, made if it was not there.
+#[derive(Debug, Clone)]
+pub struct Home {
+    root: PathBuf,
+    id: String,
+}
+
+impl Home {
+    /// Opens the home in this folder, or makes one there. Its parent must be there.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for a folder with other things in it, or of a newer version;
+    /// [`Environment`](ErrorKind::Environment) without the rights.
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        let root = std::path::absolute(root)
+            .map_err(|error| Error::io(root, "cannot be made absolute", error))?;
+        let place = root.join(ABOUT);
+        let about: About = match record::read(&place)? {
+            Some(about) => about,
+            None => {
+                refuse_strange(&root)?;
+                let walked = if rustix::process::geteuid().is_root() {
+                    0o711
+                } else {
+                    0o700
+                };
+                for (name, mode) in [
+                    ("", walked),
+                    ("pg", walked),
+                    ("trash", walked),
+                    ("store", 0o700),
+                    ("state", 0o700),
+                    ("state/pg", 0o700),
+                    ("state/trash", 0o700),
+                    ("state/storage", 0o700),
+                ] {
+                    record::folder(&root.join(name), mode)?;
+                }
+                set_mode(&root, walked)?;
+                let new = About {
+                    version: VERSION,
+                    id: random_id()?,
+                };
+                // Two first commands at once: one of them makes it.
+                match record::create(&place, &new) {
+                    Ok(()) => new,
+                    Err(error) if error.kind() == ErrorKind::Exists => {
+                        record::read(&place)?.unwrap_or(new)
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        if about.version != VERSION {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                root.display().to_string(),
+                format!(
+                    "is a home of version {}; this program knows version {VERSION}",
+                    about.version
+                ),
+            )
+            .hinted("use a newer neon"));
+        }
+        Ok(Self { root, id: about.id })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its identity: random, made with it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn instances(&self) -> PathBuf {
+        self.root.join("state/pg")
+    }
+
+    pub(crate) fn storages(&self) -> PathBuf {
+        self.root.join("state/storage")
+    }
+
+    pub(crate) fn operations(&self) -> PathBuf {
+        self.root.join("state/operations.ndjson")
+    }
+
+    pub(crate) fn instance_folder(&self, name: &str) -> PathBuf {
+        self.root.join("pg").join(name)
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("state/trash")
+    }
+
+    pub(crate) fn trash_folder(&self, id: &str) -> PathBuf {
+        self.root.join("trash").join(id)
+    }
+
+    pub(crate) fn local_store(&self) -> PathBuf {
+        self.root.join("store/local")
+    }
+}
+
+/// A folder that is there and has something in it is not made a home: it is likely a mistake. What a first command
+/// that was killed left is no hindrance.
+fn refuse_strange(root: &Path) -> Result<()> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(root, "cannot be listed", error)),
+    };
+    for entry in entries {
+        let name = entry
+            .map_err(|error| Error::io(root, "cannot be listed", error))?
+            .file_name();
+        let name = name.to_string_lossy();
+        let ours = ["pg", "trash", "store", "state"].contains(&&*name) || name.starts_with('.');
+        if !ours {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                root.display().to_string(),
+                format!("is no home and has something in it: {name}"),
+            )
+            .hinted("name an empty folder, or one that is not there"));
+        }
+    }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|error| Error::io(path, "cannot get its mode", error))
+}
+
+/// Sixteen random hexadecimal digits.
+pub(crate) fn random_id() -> Result<String> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::new(
+            ErrorKind::Environment,
+            "randomness of the operating system",
+            "cannot be had",
+        )
+        .caused_by(error)
+    })?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+}

@@ -1,0 +1,162 @@
+//! The handle on a home.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor};
+use neon_storage::{Context, Registry};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::Home;
+use crate::instances::Instances;
+use crate::storages::Storages;
+
+/// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// The search path for programs of PostgreSQL.
+    pub path: OsString,
+    /// Folders with programs of PostgreSQL, before all others.
+    pub pg_bin: Vec<PathBuf>,
+    /// As root: the user that servers run as.
+    pub os_user: String,
+    /// Ports that new instances get.
+    pub ports: RangeInclusive<u16>,
+    /// How long to wait for another command that is at the same thing.
+    pub patience: Duration,
+    /// Schemes of storages.
+    pub registry: Registry,
+    /// Variables and credentials for storages.
+    pub context: Context,
+    /// The clock on the wall.
+    pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+impl Options {
+    /// No search path, the usual folders, user `postgres`, ports from PostgreSQL's own upwards, ten seconds of patience, the system's clock.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            path: OsString::new(),
+            pg_bin: Vec::new(),
+            os_user: "postgres".to_owned(),
+            ports: 5432..=6431,
+            patience: Duration::from_secs(10),
+            registry: Registry::default(),
+            context: Context::default(),
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("path", &self.path)
+            .field("pg_bin", &self.pg_bin)
+            .field("os_user", &self.os_user)
+            .field("ports", &self.ports)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A home, and everything that can be done with it. Cheap to clone; several processes may use one home.
+#[derive(Debug, Clone)]
+pub struct Neon(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    home: Home,
+    options: Options,
+}
+
+impl Neon {
+    /// Opens the home in this folder, made if it is not there.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for a folder that is no home and not empty, or of a newer version;
+    /// [`Environment`](ErrorKind::Environment) without the rights.
+    pub fn open(home: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let neon = Self(Arc::new(Inner {
+            home: Home::open(home.as_ref())?,
+            options,
+        }));
+        neon.storages().ensure_local()?;
+        Ok(neon)
+    }
+
+    /// The home.
+    #[must_use]
+    pub fn home(&self) -> &Home {
+        &self.0.home
+    }
+
+    /// Instances.
+    #[must_use]
+    pub fn pg(&self) -> Instances<'_> {
+        Instances(self)
+    }
+
+    /// Storages.
+    #[must_use]
+    pub fn storages(&self) -> Storages<'_> {
+        Storages(self)
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        (self.0.options.clock)()
+    }
+
+    /// The installations of PostgreSQL on this machine. Runs programs; keep the result.
+    pub(crate) async fn installations(&self) -> Result<Discovered> {
+        let options = self.options();
+        let mut discovery = Discovery::new().with_path(options.path.clone());
+        for folder in &options.pg_bin {
+            discovery = discovery.with_dir(folder);
+        }
+        tokio::task::spawn_blocking(move || discovery.run())
+            .await
+            .map_err(|error| {
+                Error::new(ErrorKind::Failed, "PostgreSQL", "could not be looked for")
+                    .caused_by(error)
+            })
+    }
+
+    /// The installation of this major, or the newest there is.
+    pub(crate) async fn installation(&self, major: Option<PgMajor>) -> Result<Installation> {
+        let found = self.installations().await?;
+        let chosen = match major {
+            Some(major) => found.of(major),
+            None => found.newest(),
+        };
+        chosen
+            .cloned()
+            .map_err(|error| Error::server("PostgreSQL", error))
+    }
+
+    /// Who owns new instances, where that is not who we are.
+    pub(crate) fn os_user(&self) -> Result<Option<OsUser>> {
+        if !OsUser::current().is_root() {
+            return Ok(None);
+        }
+        OsUser::named(&self.options().os_user)
+            .map(Some)
+            .map_err(|error| Error::server(format!("user {}", self.options().os_user), error))
+    }
+}

@@ -1,0 +1,226 @@
+//! Records: the small JSON files that the home consists of, and the locks beside them.
+//!
+//! Every write goes to a temporary name, is synced, gets its name and the folder is synced: what a record says is
+//! the old or the new, also after a loss of power. This is the only place of this crate that writes files.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind as IoKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The largest record that is read; far more than any is.
+const LARGEST: u64 = 16 << 20;
+const TEMPORARY: &str = ".new-";
+
+/// Reads a record; nothing when it is not there.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, "cannot be read", error)),
+    };
+    let mut text = Vec::new();
+    file.take(LARGEST)
+        .read_to_end(&mut text)
+        .map_err(|error| Error::io(path, "cannot be read", error))?;
+    let record = serde_json::from_slice(&text).map_err(|error| {
+        Error::new(
+            ErrorKind::Damaged,
+            path.display().to_string(),
+            "is no record of ours",
+        )
+        .caused_by(error)
+    })?;
+    Ok(Some(record))
+}
+
+/// Writes a record that must not be there yet. Durable when it returns.
+pub(crate) fn create<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let temporary = write(path, record)?;
+    let linked = fs::hard_link(&temporary, path);
+    fs::remove_file(&temporary)
+        .map_err(|error| Error::io(&temporary, "cannot be removed", error))?;
+    match linked {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == IoKind::AlreadyExists => Err(Error::new(
+            ErrorKind::Exists,
+            path.display().to_string(),
+            "is there already",
+        )),
+        Err(error) => Err(Error::io(path, "cannot be written", error)),
+    }
+}
+
+/// Writes a record over what is there. Durable when it returns.
+pub(crate) fn replace<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let temporary = write(path, record)?;
+    fs::rename(&temporary, path).map_err(|error| Error::io(path, "cannot be written", error))?;
+    sync_parent(path)
+}
+
+/// Removes a record; one that is not there is removed. Durable when it returns.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == IoKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(path, "cannot be removed", error)),
+    }
+}
+
+/// Moves a folder to a place that is free. Durable when it returns.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|error| Error::io(from, "cannot be moved", error))?;
+    sync_parent(to)?;
+    sync_parent(from)
+}
+
+/// The records of a folder by the name of their file, without its ending, in order.
+pub(crate) fn list<T: DeserializeOwned>(folder: &Path) -> Result<Vec<(String, T)>> {
+    let failed = |error| Error::io(folder, "cannot be listed", error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.to_str().filter(|name| !name.starts_with(TEMPORARY));
+        names.extend(
+            name.and_then(|name| name.strip_suffix(".json"))
+                .map(str::to_owned),
+        );
+    }
+    names.sort_unstable();
+    let mut records = Vec::with_capacity(names.len());
+    for name in names {
+        // One that goes while we read was removed by somebody else.
+        if let Some(record) = read(&folder.join(format!("{name}.json")))? {
+            records.push((name, record));
+        }
+    }
+    Ok(records)
+}
+
+/// Appends a line to a log. Durable when it returns.
+pub(crate) fn append(path: &Path, line: &str) -> Result<()> {
+    let failed = |error| Error::io(path, "cannot be written", error);
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    let mut whole = String::with_capacity(line.len() + 1);
+    whole.push_str(line);
+    whole.push('\n');
+    file.write_all(whole.as_bytes()).map_err(failed)?;
+    file.sync_data().map_err(failed)
+}
+
+/// Makes a folder of this mode, if it is not there.
+pub(crate) fn folder(path: &Path, mode: u32) -> Result<()> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == IoKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(Error::io(path, "cannot be made", error)),
+    }
+}
+
+fn write<T: Serialize>(path: &Path, record: &T) -> Result<PathBuf> {
+    let parent = parent(path)?;
+    let mut text = serde_json::to_vec_pretty(record).map_err(|error| {
+        Error::new(
+            ErrorKind::Failed,
+            path.display().to_string(),
+            "cannot be written",
+        )
+        .caused_by(error)
+    })?;
+    text.push(b'\n');
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| {
+        Error::new(
+            ErrorKind::Environment,
+            "randomness of the operating system",
+            "cannot be had",
+        )
+        .caused_by(error)
+    })?;
+    let temporary = parent.join(format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random)));
+    let failed = |error| Error::io(&temporary, "cannot be written", error);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(failed)?;
+    let written = file.write_all(&text).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        drop(fs::remove_file(&temporary));
+        return Err(failed(error));
+    }
+    Ok(temporary)
+}
+
+fn parent(path: &Path) -> Result<&Path> {
+    path.parent().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Invalid,
+            path.display().to_string(),
+            "is in no folder",
+        )
+    })
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    let folder = parent(path)?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| Error::io(folder, "cannot be synced", error))
+}
+
+/// A lock on a file. Held until it is dropped, or the process ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock, waiting this long for who holds it.
+    ///
+    /// Dropped: nothing is held.
+    ///
+    /// # Errors
+    /// [`Busy`](ErrorKind::Busy) with `subject` when it is still held then.
+    pub(crate) async fn take(path: &Path, subject: &str, patience: Duration) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        let begun = Instant::now();
+        let mut pause = Duration::from_millis(5);
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < patience => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(100));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(
+                        Error::new(ErrorKind::Busy, subject, "another command is at it")
+                            .hinted("try again when it is done"),
+                    );
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::io(path, "cannot be locked", error)),
+            }
+        }
+    }
+}

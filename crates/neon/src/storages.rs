@@ -1,0 +1,252 @@
+//! Storages: named places for snapshots and log, like remotes of git.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use neon_storage::{Key, Locator, Storage, StorageExt};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::Name;
+use crate::neon::Neon;
+use crate::operation::seconds;
+use crate::record::{self, Lock};
+
+/// What every repository has; whether it is there does not matter, that the question is answered does.
+const ABOUT: &str = "neon.json";
+
+/// The storage that every home has.
+pub const LOCAL: &str = "local";
+
+/// What kind of place a storage is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum StorageType {
+    /// A folder.
+    Native,
+    /// S3 or one of its relatives.
+    S3,
+    /// Behind HTTP, to be read only.
+    Http,
+    /// On another machine, over SSH.
+    Ssh,
+}
+
+impl StorageType {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::S3 => "s3",
+            Self::Http => "http",
+            Self::Ssh => "ssh",
+        }
+    }
+
+    /// The type of the place that a locator names.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for another scheme.
+    pub fn of(locator: &Locator) -> Result<Self> {
+        Ok(match locator.scheme() {
+            "file" => Self::Native,
+            "s3" => Self::S3,
+            "http" | "https" => Self::Http,
+            "ssh" => Self::Ssh,
+            other => {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("storage {locator}"),
+                    format!("no type of storage is at {other}://"),
+                ));
+            }
+        })
+    }
+}
+
+/// What a home knows of a storage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StorageRecord {
+    /// What kind of place it is.
+    #[serde(rename = "type")]
+    pub kind: StorageType,
+    /// Where it is, without secrets.
+    pub locator: String,
+    /// What was chosen: `compression` and the like.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+    /// When it was attached, in seconds since 1970.
+    pub attached: u64,
+}
+
+/// The storages of a home.
+#[derive(Debug, Clone, Copy)]
+pub struct Storages<'a>(pub(crate) &'a Neon);
+
+impl Storages<'_> {
+    /// Makes the local storage known, if it is not.
+    pub(crate) fn ensure_local(&self) -> Result<()> {
+        let path = self.record(LOCAL);
+        if path.exists() {
+            return Ok(());
+        }
+        let place = self.0.home().local_store();
+        record::folder(&place, 0o700)?;
+        let local = StorageRecord {
+            kind: StorageType::Native,
+            locator: place.display().to_string(),
+            options: BTreeMap::new(),
+            attached: seconds(self.0.now()),
+        };
+        match record::create(&path, &local) {
+            Err(error) if error.kind() == ErrorKind::Exists => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Attaches a storage: looks whether it can be reached, and remembers it. Nothing is written to it.
+    ///
+    /// # Errors
+    /// [`Exists`](ErrorKind::Exists) when the name is taken; [`Invalid`](ErrorKind::Invalid) for a locator with a
+    /// password in it, or that names no place; what the storage answers.
+    pub async fn attach(
+        &self,
+        name: &Name,
+        locator: &Locator,
+        options: BTreeMap<String, String>,
+    ) -> Result<StorageRecord> {
+        let kind = StorageType::of(locator)?;
+        if locator.password().is_some() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("storage {locator}"),
+                "has a password in its address, which would be kept in clear",
+            )
+            .hinted("give credentials by the environment or a profile"));
+        }
+        let _lock = self.lock(name).await?;
+        if self.get(name).is_ok() {
+            return Err(taken(name));
+        }
+        let place = self.open_at(name, locator).await?;
+        let about = Key::new(ABOUT).map_err(|error| {
+            Error::new(ErrorKind::Failed, ABOUT, "cannot be asked for").caused_by(error)
+        })?;
+        let reached = place.exists(&about).await;
+        reached.map_err(|error| Error::storage(format!("storage {name}"), error))?;
+        let record = StorageRecord {
+            kind,
+            locator: locator.to_string(),
+            options,
+            attached: seconds(self.0.now()),
+        };
+        let operation = self.0.begin_operation("storage attach", name.as_str())?;
+        operation.end(record::create(&self.record(name.as_str()), &record))?;
+        Ok(record)
+    }
+
+    /// Forgets a storage. What is in it stays.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for the local one;
+    /// [`Busy`](ErrorKind::Busy) while instances keep their snapshots there.
+    pub async fn detach(&self, name: &Name) -> Result<StorageRecord> {
+        if name.as_str() == LOCAL {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "storage local",
+                "belongs to the home and stays",
+            ));
+        }
+        let _lock = self.lock(name).await?;
+        let known = self.get(name)?;
+        let users: Vec<_> = self
+            .0
+            .pg()
+            .records()?
+            .into_iter()
+            .filter(|record| record.storage == *name)
+            .map(|record| record.name.to_string())
+            .collect();
+        if !users.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("storage {name}"),
+                format!("holds the snapshots of {}", users.join(", ")),
+            )
+            .hinted("destroy them, or keep the storage"));
+        }
+        let mut operation = self.0.begin_operation("storage detach", name.as_str())?;
+        operation.detail("locator", known.locator.clone());
+        operation.end(record::remove(&self.record(name.as_str())))?;
+        Ok(known)
+    }
+
+    /// What is known of a storage.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn get(&self, name: &Name) -> Result<StorageRecord> {
+        record::read(&self.record(name.as_str()))?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("storage {name}"),
+                "is not attached here",
+            )
+            .hinted("see `neon storage list`")
+        })
+    }
+
+    /// All storages, by name.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn list(&self) -> Result<Vec<(Name, StorageRecord)>> {
+        record::list(&self.0.home().storages())?
+            .into_iter()
+            .map(|(name, record)| Ok((name.parse()?, record)))
+            .collect()
+    }
+
+    /// Opens a storage.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), and what the storage answers.
+    pub async fn open(&self, name: &Name) -> Result<Arc<dyn Storage>> {
+        let record = self.get(name)?;
+        let locator = Locator::parse(&record.locator)
+            .map_err(|error| Error::storage(format!("storage {name}"), error))?;
+        self.open_at(name, &locator).await
+    }
+
+    async fn open_at(&self, name: &Name, locator: &Locator) -> Result<Arc<dyn Storage>> {
+        let options = self.0.options();
+        options
+            .registry
+            .open(locator, &options.context)
+            .await
+            .map_err(|error| Error::storage(format!("storage {name}"), error))
+    }
+
+    async fn lock(&self, name: &Name) -> Result<Lock> {
+        let path = self.0.home().storages().join(format!("{name}.lock"));
+        Lock::take(&path, &format!("storage {name}"), self.0.options().patience).await
+    }
+
+    fn record(&self, name: &str) -> PathBuf {
+        self.0.home().storages().join(format!("{name}.json"))
+    }
+}
+
+fn taken(name: &Name) -> Error {
+    Error::new(
+        ErrorKind::Exists,
+        format!("storage {name}"),
+        "is attached already",
+    )
+    .hinted("detach it first, or choose another name")
+}

@@ -1,0 +1,6 @@
+//! What a home promises, shown with real servers.
+#![allow(clippy::unwrap_used, reason = "tests panic on failure")]
+
+mod instances;
+mod storages;
+mod support;

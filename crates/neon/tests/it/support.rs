@@ -1,0 +1,85 @@
+//! Homes in scratch folders.
+
+use neon_pg::{CreatePg, ErrorKind, Name, Neon, Options, PgMajor};
+use neon_testkit::{Installation, Scratch};
+
+pub(crate) struct Fixture {
+    pub(crate) neon: Neon,
+    pub(crate) scratch: Scratch,
+    /// Servers of this home are ended with it.
+    major: PgMajor,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> Self {
+        Self::of(PgMajor::V15)
+    }
+
+    pub(crate) fn of(major: PgMajor) -> Self {
+        let scratch = Scratch::new();
+        let neon = Neon::open(scratch.path().join("home"), options(major)).unwrap();
+        Self {
+            neon,
+            scratch,
+            major,
+        }
+    }
+
+    /// The home opened once more, as another command would.
+    pub(crate) fn again(&self) -> Neon {
+        Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
+    }
+
+    pub(crate) fn create(&self) -> CreatePg {
+        let mut create = CreatePg::default();
+        create.major = Some(self.major);
+        create
+    }
+
+    pub(crate) fn stopped(&self, name: &str) -> CreatePg {
+        let mut create = self.create();
+        create.name = Some(name.parse().unwrap());
+        create.no_start = true;
+        create
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // Whatever a failed test left running ends before its folder goes.
+        let pids = std::fs::read_dir(self.scratch.path().join("home/pg"))
+            .into_iter()
+            .flatten();
+        for folder in pids.flatten() {
+            let pid = std::fs::read_to_string(folder.path().join("data/postmaster.pid"))
+                .ok()
+                .and_then(|text| text.lines().next()?.parse::<i32>().ok())
+                .and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                // One that is gone already is what was wanted.
+                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+                while rustix::process::test_kill_process(pid).is_ok() {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            }
+        }
+    }
+}
+
+fn options(major: PgMajor) -> Options {
+    let mut options = Options::new();
+    options.pg_bin = vec![Installation::of(major).bin_dir().to_owned()];
+    // Ports that no other test running now takes while a server of this one is stopped.
+    let slot = u16::try_from(std::process::id() % 1000).unwrap();
+    let first = 30_000 + slot * 20;
+    options.ports = first..=first + 19;
+    options
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub(crate) fn refused<T>(result: neon_pg::Result<T>) -> ErrorKind {
+    result.err().map(|error| error.kind()).unwrap()
+}

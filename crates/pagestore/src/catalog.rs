@@ -1,0 +1,187 @@
+//! The catalogue: what listings show of many snapshots, in a few objects that can be rebuilt from the commits.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use neon_pg_layout::Lsn;
+use neon_snapshot_format::SnapshotKind;
+use neon_storage::{Key, ListOptions, StorageExt};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::facts::{Facts, text_of};
+use crate::id::{CommitId, LineageId, WriterId, random};
+use crate::keys::{self, CATALOG};
+use crate::name::SnapshotName;
+use crate::object::ObjectKind;
+use crate::repository::Repository;
+
+/// So many snapshots outside of the catalogue are left there.
+const LEFT_OUT: usize = 2;
+/// A catalogue of at most so many times what is new is written anew with it: sizes grow geometrically.
+const GROWTH: usize = 4;
+/// The most entries in one object.
+const MOST: usize = 4096;
+
+/// What a listing shows of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// In what state the cluster was.
+    #[serde(with = "text_of")]
+    pub kind: SnapshotKind,
+    /// When it was taken, in seconds since 1970.
+    pub taken: i64,
+    /// The snapshot whose pages it shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<CommitId>,
+    /// The id of the instance it shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The history of log it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<LineageId>,
+    /// The system identifier.
+    pub system: String,
+    /// The major version.
+    pub major: u32,
+    /// Where in the log it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<String>,
+    /// Bytes that it shows.
+    pub bytes: u64,
+    /// Bytes that it added to the repository.
+    pub added: u64,
+    /// Damaged pages in it.
+    pub bad_pages: u64,
+}
+
+impl Summary {
+    /// Of the facts of a commit.
+    #[must_use]
+    pub fn of(facts: &Facts) -> Self {
+        let cost = &facts.cost;
+        Self {
+            kind: facts.kind,
+            taken: facts.taken,
+            parent: facts.parent,
+            instance: facts.instance.clone(),
+            lineage: facts.lineage,
+            system: facts.cluster.system.to_string(),
+            major: facts.cluster.major.number(),
+            stop: facts.log.stop.as_ref().map(Lsn::to_string),
+            bytes: cost.bytes,
+            added: cost.written_data.saturating_add(cost.written_metadata),
+            bad_pages: facts.bad_pages.len() as u64,
+        }
+    }
+}
+
+/// A snapshot in a catalogue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) id: CommitId,
+    pub(crate) writer: WriterId,
+    pub(crate) summary: Summary,
+    /// The names it wanted, and in which generation it has them; none when they were taken. Settled for ever.
+    pub(crate) names: Vec<(SnapshotName, Option<u32>)>,
+}
+
+/// What a process remembers of catalogues and commits it has read.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) entries: HashMap<CommitId, Arc<Entry>>,
+    /// The catalogues that were read, with what is in them.
+    catalogues: BTreeMap<Key, HashSet<CommitId>>,
+}
+
+impl Repository {
+    /// Reads the catalogues that are not known yet.
+    pub(crate) async fn read_catalogues(&self, known: &mut Known) -> Result<()> {
+        let listing = self.shared.storage.list(ListOptions::prefix(CATALOG));
+        let objects: Vec<_> = listing
+            .try_collect()
+            .await
+            .map_err(|error| Error::storage(CATALOG, error))?;
+        let there: HashSet<_> = objects.iter().map(|object| object.key.clone()).collect();
+        known.catalogues.retain(|key, _| there.contains(key));
+        for object in objects {
+            if known.catalogues.contains_key(&object.key) {
+                continue;
+            }
+            match self
+                .get_json::<Vec<Entry>>(&object.key, ObjectKind::Catalog)
+                .await
+            {
+                Ok((_, entries)) => {
+                    let ids = entries.iter().map(|entry| entry.id).collect();
+                    known.catalogues.insert(object.key, ids);
+                    let entries = entries.into_iter().map(|entry| (entry.id, Arc::new(entry)));
+                    known.entries.extend(entries);
+                }
+                // Merged into another; or damaged or of another version, which costs only the reading of commits.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound
+                            | ErrorKind::Damaged
+                            | ErrorKind::Malformed
+                            | ErrorKind::Unsupported
+                            | ErrorKind::Locked
+                    ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is in no catalogue into a new one, together with small ones. For who may write; failing to is no harm.
+    pub(crate) async fn write_catalogue(
+        &self,
+        known: &mut Known,
+        alive: &HashSet<CommitId>,
+    ) -> Result<()> {
+        let catalogued: HashSet<CommitId> = known.catalogues.values().flatten().copied().collect();
+        let mut taken: Vec<CommitId> = known
+            .entries
+            .keys()
+            .filter(|id| alive.contains(id) && !catalogued.contains(id))
+            .copied()
+            .collect();
+        if taken.len() <= LEFT_OUT {
+            return Ok(());
+        }
+        let mut merged = Vec::new();
+        loop {
+            let next = known
+                .catalogues
+                .iter()
+                .filter(|(key, ids)| {
+                    !merged.contains(*key)
+                        && ids.len() <= taken.len().saturating_mul(GROWTH)
+                        && ids.len().saturating_add(taken.len()) <= MOST
+                })
+                .min_by_key(|(_, ids)| ids.len());
+            let Some((key, ids)) = next else { break };
+            taken.extend(ids.iter().filter(|id| alive.contains(id)));
+            merged.push(key.clone());
+        }
+        for ids in taken.chunks(MOST) {
+            let entries: Vec<&Entry> = ids
+                .iter()
+                .filter_map(|id| known.entries.get(id).map(AsRef::as_ref))
+                .collect();
+            let key = keys::catalog(random()?)?;
+            self.put_json(&key, ObjectKind::Catalog, self.shared.me, &entries)
+                .await?;
+            known.catalogues.insert(key, ids.iter().copied().collect());
+        }
+        for key in merged {
+            let deleted = self.shared.storage.delete(&key).await;
+            deleted.map_err(|error| Error::storage(key.as_str(), error))?;
+            known.catalogues.remove(&key);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,334 @@
+//! Copies of snapshots between repositories.
+//!
+//! The commit is copied as it is, so the id stays. Packs that are mostly needed travel whole, under their ids; of others
+//! the needed frames go into new packs, with a note where they are. Into an encrypted repository frames that are not
+//! sealed are sealed on the way, with the key that the map has for their pack. What is there is not sent again, also
+//! after a copy that did not come to its end.
+
+use std::collections::{BTreeMap, HashSet};
+
+use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId};
+
+use crate::claim::NameOutcome;
+use crate::crypt::PackCipher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::gc::{list_packs, run};
+use crate::id::CommitId;
+use crate::keys;
+use crate::map::{At, FrameRef, MapFrame, View, Walk};
+use crate::moves::MovedFrame;
+use crate::name::SnapshotName;
+use crate::object::ObjectKind;
+use crate::pack_file::NewPack;
+use crate::read::FrameReader;
+use crate::repository::{Repository, create};
+use crate::writing::Writing;
+
+/// How large new packs grow.
+const PACK_SIZE: u64 = 64 << 20;
+/// How much is read, and held, at a time of frames that are copied one by one.
+const BATCH: u64 = 8 << 20;
+
+/// What a copy did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Copied {
+    /// The snapshot, here and there.
+    pub id: CommitId,
+    /// What came of its names.
+    pub names: Vec<(SnapshotName, NameOutcome)>,
+    /// Packs that were there already, or whose needed frames were.
+    pub packs_there: u64,
+    /// Packs that travelled whole.
+    pub packs_whole: u64,
+    /// Frames that travelled alone.
+    pub frames: u64,
+    /// Bytes stored in packs there.
+    pub bytes: u64,
+}
+
+/// The frames of one pack that a snapshot needs, by number.
+type Needed = BTreeMap<PackId, BTreeMap<u64, FrameRef>>;
+
+impl Repository {
+    /// Copies a snapshot to another repository; its parents need not be there. When this returns it exists there, as
+    /// durable as that storage makes it.
+    ///
+    /// Dropped or failed: nothing exists there but what a collection finds, and a copy that is begun again soon goes on
+    /// from it.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot; [`Busy`](ErrorKind::Busy) when the other
+    /// repository is just getting rid of it; what reading and writing return.
+    pub async fn copy_to(&self, other: &Self, id: CommitId) -> Result<Copied> {
+        // Our side keeps it meanwhile, where we may say so.
+        let lease = match self.storage().capabilities().write {
+            true => Some(self.lease(&[id]).await?),
+            false => None,
+        };
+        let result = self.copy_protected(other, id).await;
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
+        result
+    }
+
+    async fn copy_protected(&self, other: &Self, id: CommitId) -> Result<Copied> {
+        let (_, commit) = self.require_kept(id).await?;
+        let body = self
+            .get_object(&keys::commit(id)?, ObjectKind::Commit)
+            .await?
+            .body;
+        let reader = self.frames();
+        let needed = needed(&reader, &commit.view()?).await?;
+        let writing = other.begin_writing().await?;
+        let mut copy = Copy {
+            from: self,
+            to: other,
+            writing: &writing,
+            reader,
+            filling: None,
+            moves: BTreeMap::new(),
+            copied: Copied {
+                id,
+                names: Vec::new(),
+                packs_there: 0,
+                packs_whole: 0,
+                frames: 0,
+                bytes: 0,
+            },
+        };
+        let copied = match copy.packs(&needed).await {
+            Ok(()) => copy.copied,
+            Err(error) => {
+                // The lease lapses by itself: until then what was brought is kept for who tries again.
+                drop(writing);
+                return Err(error);
+            }
+        };
+        let committed = writing.commit_body(body, &commit.facts.names).await?;
+        Ok(Copied {
+            names: committed.names,
+            ..copied
+        })
+    }
+}
+
+/// Every frame that a view needs, its own map included.
+async fn needed(reader: &FrameReader, view: &View) -> Result<Needed> {
+    let mut needed = Needed::new();
+    let mut need = |frame: &FrameRef| {
+        needed
+            .entry(frame.pack.id)
+            .or_default()
+            .insert(frame.frame, *frame);
+    };
+    for frame in view
+        .runs
+        .iter()
+        .flat_map(|run| run.index_frames())
+        .map(|(_, frame)| frame)
+    {
+        need(frame);
+        let index = MapFrame::decode(&reader.get(frame).await?)?.index()?;
+        for block in &index.blocks {
+            need(&block.record);
+            block.digests.iter().for_each(&mut need);
+        }
+    }
+    let mut walk = Walk::new(view, false);
+    while let Some(file) = run(reader, &mut walk).await? {
+        for extent in &file.extents {
+            if let At::Frame { frame, .. } = &extent.at {
+                need(frame);
+            }
+        }
+    }
+    Ok(needed)
+}
+
+struct Copy<'a> {
+    from: &'a Repository,
+    to: &'a Repository,
+    writing: &'a Writing,
+    reader: FrameReader,
+    filling: Option<NewPack>,
+    moves: BTreeMap<PackId, Vec<MovedFrame>>,
+    copied: Copied,
+}
+
+impl Copy<'_> {
+    async fn packs(&mut self, needed: &Needed) -> Result<()> {
+        let ids: Vec<PackId> = needed.keys().copied().collect();
+        let brought = self.writing.bring(&ids).await?;
+        let there: HashSet<PackId> = brought.there.iter().copied().collect();
+        let absent: HashSet<PackId> = brought.absent.iter().copied().collect();
+        self.copied.packs_there = there.len() as u64;
+        let sizes = list_packs(self.from).await?;
+        for (id, frames) in needed.iter().filter(|(id, _)| !there.contains(id)) {
+            let missing = self.not_moved_there(*id, frames).await?;
+            if missing.is_empty() {
+                self.copied.packs_there = self.copied.packs_there.saturating_add(1);
+                continue;
+            }
+            let stored: u64 = missing
+                .iter()
+                .map(|frame| u64::from(frame.stored_length))
+                .sum();
+            let wrap = self.to.is_encrypted() && frames.values().any(|frame| !frame.sealed);
+            match sizes.get(id) {
+                Some(size) if absent.contains(id) && !wrap && stored.saturating_mul(2) >= *size => {
+                    self.whole(*id, *size).await?;
+                }
+                _ => self.frames(*id, &missing).await?,
+            }
+        }
+        self.flush().await
+    }
+
+    /// The frames of a pack that are not in another pack there, one that stays.
+    async fn not_moved_there(
+        &self,
+        id: PackId,
+        frames: &BTreeMap<u64, FrameRef>,
+    ) -> Result<Vec<FrameRef>> {
+        let pieces = self.to.moves_of(id).await?;
+        let new: Vec<PackId> = pieces.iter().map(|piece| piece.new).collect();
+        let stay: HashSet<PackId> = match new.is_empty() {
+            true => HashSet::new(),
+            false => self.writing.bring(&new).await?.there.into_iter().collect(),
+        };
+        let moved = |number: u64| {
+            let mut pieces = pieces.iter().filter(|piece| stay.contains(&piece.new));
+            pieces.any(|piece| piece.find(number).is_some())
+        };
+        Ok(frames
+            .values()
+            .filter(|frame| !moved(frame.frame))
+            .copied()
+            .collect())
+    }
+
+    /// A pack as it is, once all its frames have been checked.
+    async fn whole(&mut self, id: PackId, size: u64) -> Result<()> {
+        let file = self.from.pack_file(id, size).await?;
+        let bytes = self.from.pack_range(id, 0..size).await?;
+        for record in &file.records {
+            let range = record.range();
+            let stored = usize::try_from(range.start)
+                .ok()
+                .zip(usize::try_from(range.end).ok())
+                .and_then(|(from, to)| bytes.get(from..to))
+                .ok_or_else(|| {
+                    Error::damaged(format!("pack {id}"), "is shorter than its frames")
+                })?;
+            record
+                .check(stored)
+                .map_err(|error| Error::format(format!("pack {id}"), error))?;
+        }
+        match create(&**self.to.storage(), &keys::pack(id)?, bytes.into()).await {
+            Ok(_) => {}
+            // Somebody else copies the same.
+            Err(error) if error.kind() == ErrorKind::Exists => {}
+            Err(error) => return Err(error),
+        }
+        self.copied.packs_whole = self.copied.packs_whole.saturating_add(1);
+        self.copied.bytes = self.copied.bytes.saturating_add(size);
+        Ok(())
+    }
+
+    /// Some frames of a pack, into a new one.
+    async fn frames(&mut self, id: PackId, frames: &[FrameRef]) -> Result<()> {
+        let mut sorted = frames.to_vec();
+        sorted.sort_by_key(|frame| frame.offset);
+        let mut rest = sorted.as_slice();
+        while !rest.is_empty() {
+            let mut bytes = 0_u64;
+            let batch = rest
+                .iter()
+                .take_while(|frame| {
+                    bytes = bytes.saturating_add(frame.stored_length.into());
+                    bytes <= BATCH
+                })
+                .count()
+                .max(1);
+            let (now, later) = rest.split_at_checked(batch).unwrap_or((rest, &[]));
+            for (frame, stored) in self.reader.stored(now).await? {
+                self.frame(id, &frame, &stored)?;
+            }
+            if self
+                .filling
+                .as_ref()
+                .is_some_and(|pack| pack.size() >= PACK_SIZE)
+            {
+                self.flush().await?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, id: PackId, frame: &FrameRef, stored: &[u8]) -> Result<()> {
+        let context = FrameContext {
+            pack: id,
+            frame: frame.frame,
+        };
+        let format = |error| Error::format(format!("frame {} of pack {id}", frame.frame), error);
+        let record = |bytes: &[u8], sealed, digest| {
+            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            FrameRecord::from_parts(
+                context,
+                0,
+                length,
+                frame.plain_length,
+                frame.codec,
+                sealed,
+                digest,
+            )
+            .map_err(format)
+        };
+        record(stored, frame.sealed, frame.digest)?
+            .check(stored)
+            .map_err(format)?;
+        let wrapped = self.to.is_encrypted() && !frame.sealed && !stored.is_empty();
+        if self.filling.is_none() {
+            self.filling = Some(NewPack::new(self.writing.writer().new_pack()?)?);
+        }
+        let Some(pack) = &mut self.filling else {
+            return Ok(());
+        };
+        let new = if wrapped {
+            let sealed = PackCipher::new(&frame.pack.key)
+                .seal(context, stored)
+                .map_err(format)?;
+            let digest = blake3::hash(&sealed);
+            let digest = digest.as_bytes().first_chunk().copied().unwrap_or_default();
+            pack.append(&record(&sealed, true, digest)?, &sealed)?
+        } else {
+            pack.append(&record(stored, frame.sealed, frame.digest)?, stored)?
+        };
+        self.copied.frames = self.copied.frames.saturating_add(1);
+        self.copied.bytes = self.copied.bytes.saturating_add(new.stored_length().into());
+        self.moves.entry(id).or_default().push(MovedFrame {
+            frame: frame.frame,
+            offset: new.offset(),
+            length: new.stored_length(),
+            wrapped,
+        });
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let Some(pack) = self.filling.take() else {
+            return Ok(());
+        };
+        let new = pack.id;
+        pack.store(&**self.to.storage()).await?;
+        for (old, frames) in std::mem::take(&mut self.moves) {
+            self.to
+                .put_moves(self.writing.writer(), old, new, frames)
+                .await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! The bodies of the fuzz targets: each takes any bytes and must neither panic, hang nor take memory out of
+//! proportion.
+//!
+//! Public so that `fuzz/` and the property tests run the same code; not part of the crate's interface.
+
+pub use crate::map::fuzz::{page_map_block, page_map_index, page_map_runs, page_map_view};
+
+/// One fuzz target: its name and its body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this crate by name.
+pub const ALL: &[Target] = &[
+    ("page_map_block", page_map_block),
+    ("page_map_index", page_map_index),
+    ("page_map_runs", page_map_runs),
+    ("page_map_view", page_map_view),
+];

@@ -1,0 +1,337 @@
+//! One run of a collection.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::{Duration, SystemTime};
+
+use futures_util::{StreamExt, stream};
+use neon_snapshot_format::pack::PackId;
+use neon_storage::Key;
+
+use crate::doomed::{DoomedBody, DoomedList, Stage};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gc::{CollectionPlan, Inventory, Marked, repack};
+use crate::id::CommitId;
+use crate::keys;
+use crate::lease::Lease;
+use crate::repository::Repository;
+
+/// So many graces after it was published, a list of somebody who went away before the end is taken away, if
+/// nothing that is on it is there any more.
+const FORGET_AFTER: u32 = 10;
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Collected {
+    /// Packs that were deleted.
+    pub packs: u64,
+    /// Commits that were deleted.
+    pub commits: u64,
+    /// Bytes of the packs that were deleted.
+    pub freed: u64,
+    /// Bytes of live frames that moved out of sparse packs.
+    pub moved: u64,
+    /// Packs that were announced and can be deleted after the grace.
+    pub announced: u64,
+    /// Bytes in packs that snapshots, writers at work and pins need.
+    pub live: u64,
+    /// When the next run has something to delete.
+    pub next: Option<Duration>,
+}
+
+/// What can go.
+#[derive(Debug, Default)]
+struct Dead {
+    packs: BTreeSet<PackId>,
+    commits: BTreeSet<CommitId>,
+}
+
+impl Dead {
+    fn of(plan: &CollectionPlan) -> Self {
+        let packs = plan.packs.iter().map(|(id, _)| *id);
+        Self {
+            packs: packs.chain(plan.forgotten.iter().copied()).collect(),
+            commits: plan.commits.iter().copied().collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.packs.is_empty() && self.commits.is_empty()
+    }
+
+    fn body(&self, stage: Stage) -> DoomedBody {
+        DoomedBody {
+            stage,
+            packs: self.packs.iter().copied().collect(),
+            commits: self.commits.iter().copied().collect(),
+        }
+    }
+
+    fn retain(&mut self, packs: impl Fn(&PackId) -> bool, commits: impl Fn(&CommitId) -> bool) {
+        self.packs.retain(packs);
+        self.commits.retain(commits);
+    }
+}
+
+impl Repository {
+    /// One run of a collection: deletes what was announced a grace ago and is still not needed, rewrites sparse packs,
+    /// and announces what is not needed now. Beside any number of writers, readers and other runs.
+    ///
+    /// Dropped or failed: nothing that is needed was deleted, and the next run goes on.
+    ///
+    /// # Errors
+    /// When anything that a snapshot needs cannot be read: then nothing is deleted. [`Busy`](ErrorKind::Busy) when this
+    /// process slept for too long.
+    pub async fn collect(&self) -> Result<Collected> {
+        let lease = self.lease(&[]).await?;
+        let run = Run {
+            repository: self,
+            lease: &lease,
+        };
+        let mut result = run.run().await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() != ErrorKind::Storage)
+        {
+            // What a run finds amiss that slept between two looks may be the work of another.
+            result = match lease.prove().await {
+                Ok(_) => result,
+                Err(asleep) => Err(asleep),
+            };
+        }
+        lease.release().await;
+        result
+    }
+}
+
+struct Run<'a> {
+    repository: &'a Repository,
+    lease: &'a Lease,
+}
+
+impl Run<'_> {
+    async fn run(&self) -> Result<Collected> {
+        let grace = self.repository.shared.options.grace;
+        let mut done = Collected::default();
+        let now = self.lease.prove().await?;
+        let lists = self.repository.doomed_lists().await?;
+        let mut shunned = executing(&lists, None);
+        let mut inventory = Inventory::take(self.repository, now, true).await?;
+        let mut marked = Marked::of(self.repository, &inventory, &shunned).await?;
+        let mut plan = CollectionPlan::of(&inventory, &marked);
+        let (old, young): (Vec<_>, Vec<_>) =
+            lists.into_iter().partition(|list| age(list, now) > grace);
+        let mut doomed = Dead::of(&plan);
+        let announced: HashSet<_> = old
+            .iter()
+            .flat_map(|list| &list.body.packs)
+            .copied()
+            .collect();
+        let announced_commits: HashSet<_> = old
+            .iter()
+            .flat_map(|list| &list.body.commits)
+            .copied()
+            .collect();
+        doomed.retain(
+            |pack| announced.contains(pack),
+            |id| announced_commits.contains(id),
+        );
+        if !doomed.is_empty() {
+            let own = self
+                .repository
+                .publish_doomed(doomed.body(Stage::Executing))
+                .await?;
+            // Only now, with the list to be seen by all, is it decided.
+            let now = self.lease.prove().await?;
+            let lists = self.repository.doomed_lists().await?;
+            shunned = executing(&lists, Some(&own.key));
+            inventory = Inventory::take(self.repository, now, true).await?;
+            marked = Marked::of(self.repository, &inventory, &shunned).await?;
+            plan = CollectionPlan::of(&inventory, &marked);
+            let dead = Dead::of(&plan);
+            doomed.retain(
+                |pack| dead.packs.contains(pack),
+                |id| dead.commits.contains(id),
+            );
+            self.delete(&inventory, &doomed, &mut done).await?;
+            self.repository.withdraw_doomed(&own).await?;
+        }
+        self.forget(&old, &inventory, &doomed, now).await?;
+        self.tidy(&inventory).await?;
+
+        let sparse: Vec<PackId> = plan
+            .sparse
+            .iter()
+            .map(|(id, ..)| *id)
+            .filter(|id| !shunned.contains(id))
+            .collect();
+        if !sparse.is_empty() {
+            done.moved =
+                repack::repack(self.repository, self.lease, &inventory, &marked, &sparse).await?;
+        }
+        let mut dead = Dead::of(&plan);
+        dead.packs.extend(&sparse);
+        let known: HashSet<_> = young
+            .iter()
+            .flat_map(|list| &list.body.packs)
+            .copied()
+            .collect();
+        let known_commits: HashSet<_> = young
+            .iter()
+            .flat_map(|list| &list.body.commits)
+            .copied()
+            .collect();
+        dead.retain(
+            |pack| !known.contains(pack) && !doomed.packs.contains(pack),
+            |id| !known_commits.contains(id) && !doomed.commits.contains(id),
+        );
+        done.live = plan.live;
+        done.announced = dead.packs.len() as u64;
+        let first = young
+            .iter()
+            .map(|list| grace.saturating_sub(age(list, now)))
+            .min();
+        done.next = first;
+        if !dead.is_empty() {
+            self.repository
+                .publish_doomed(dead.body(Stage::Announced))
+                .await?;
+            done.next = first.or(Some(grace));
+        }
+        Ok(done)
+    }
+
+    /// Packs first, then commits, then their tombstones: a snapshot that is half gone stays destroyed.
+    async fn delete(&self, inventory: &Inventory, dead: &Dead, done: &mut Collected) -> Result<()> {
+        self.lease.prove().await?;
+        let there = dead
+            .packs
+            .iter()
+            .filter(|id| inventory.packs.contains_key(id));
+        self.delete_keys(there.clone().map(|id| keys::pack(*id)))
+            .await?;
+        for id in there {
+            let size = inventory.packs.get(id).copied().unwrap_or(0);
+            done.packs = done.packs.saturating_add(1);
+            done.freed = done.freed.saturating_add(size);
+        }
+        let moves = inventory.moves.iter().filter(|piece| {
+            dead.packs.contains(&piece.new) || self.nothing_left(inventory, dead, piece.old)
+        });
+        self.delete_keys(moves.map(|piece| Ok(piece.key.clone())))
+            .await?;
+        self.delete_keys(dead.commits.iter().map(|id| keys::commit(*id)))
+            .await?;
+        done.commits = done.commits.saturating_add(dead.commits.len() as u64);
+        for id in &dead.commits {
+            if let Some((_, commit)) = inventory.commits.get(id) {
+                self.repository
+                    .forget_claims(*id, &commit.facts.names)
+                    .await?;
+            }
+        }
+        let tombstones = dead
+            .commits
+            .iter()
+            .filter(|id| inventory.tombstones.commits.contains(id));
+        self.delete_keys(tombstones.map(|id| keys::tombstone(*id)))
+            .await
+    }
+
+    /// Whether no frame of this pack is live wherever it moved to: it is dead itself and moved nowhere that stays.
+    fn nothing_left(&self, inventory: &Inventory, dead: &Dead, old: PackId) -> bool {
+        dead.packs.contains(&old) && !inventory.packs.contains_key(&old)
+    }
+
+    /// Takes away lists that have done their work.
+    async fn forget(
+        &self,
+        old: &[DoomedList],
+        inventory: &Inventory,
+        deleted: &Dead,
+        now: SystemTime,
+    ) -> Result<()> {
+        let grace = self.repository.shared.options.grace;
+        for list in old {
+            let gone = |list: &DoomedList| {
+                let pack =
+                    |id: &PackId| !inventory.packs.contains_key(id) || deleted.packs.contains(id);
+                let commit = |id: &CommitId| {
+                    !inventory.commits.contains_key(id) || deleted.commits.contains(id)
+                };
+                list.body.packs.iter().all(pack) && list.body.commits.iter().all(commit)
+            };
+            let over = match list.body.stage {
+                // Nobody deletes by it; what was on it and lives again is announced anew when it dies.
+                Stage::Announced => true,
+                // Its writer may wake up.
+                Stage::Executing => {
+                    age(list, now) > grace.saturating_mul(FORGET_AFTER) && gone(list)
+                }
+            };
+            if over {
+                self.repository.withdraw_doomed(list).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away leases of writers that are settled, and tombstones of commits that are gone.
+    async fn tidy(&self, inventory: &Inventory) -> Result<()> {
+        let committed: HashSet<_> = inventory
+            .commits
+            .values()
+            .map(|(writer, _)| *writer)
+            .collect();
+        for lease in &inventory.lapsed {
+            let settled = inventory.tombstones.condemned.contains(&lease.writer)
+                || committed.contains(&lease.writer);
+            if settled {
+                self.delete_keys(lease.keys.iter().cloned().map(Ok)).await?;
+            }
+        }
+        let orphans = inventory
+            .tombstones
+            .commits
+            .iter()
+            .filter(|id| !inventory.commits.contains_key(id));
+        self.delete_keys(orphans.map(|id| keys::tombstone(*id)))
+            .await
+    }
+
+    async fn delete_keys(&self, keys: impl Iterator<Item = Result<Key>>) -> Result<()> {
+        let keys: Vec<Key> = keys.collect::<Result<_>>()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let deleted = self
+            .repository
+            .shared
+            .storage
+            .delete_many(stream::iter(keys.into_iter().map(Ok)).boxed());
+        let mut failed = None;
+        let mut deleted = deleted;
+        while let Some(outcome) = deleted.next().await {
+            if let Err(error) = outcome {
+                failed = Some(error);
+            }
+        }
+        match failed {
+            None => Ok(()),
+            Some(error) => Err(Error::storage("what nothing needs", error)),
+        }
+    }
+}
+
+fn age(list: &DoomedList, now: SystemTime) -> Duration {
+    now.duration_since(list.published).unwrap_or_default()
+}
+
+/// The packs that somebody may be deleting, by other lists than our own.
+fn executing(lists: &[DoomedList], own: Option<&Key>) -> HashSet<PackId> {
+    lists
+        .iter()
+        .filter(|list| list.body.stage == Stage::Executing && Some(&list.key) != own)
+        .flat_map(|list| list.body.packs.iter().copied())
+        .collect()
+}

@@ -1,0 +1,161 @@
+//! What there is, taken in an order that misses nothing.
+//!
+//! Packs first: a pack that is there belongs to a writer whose lease is there or was released. Then the flags that
+//! protect: leases, pins. Then what flags are taken down for: a lease is released only after its commit or its moves
+//! were stored, and a tombstone is taken away under a lease; so tombstones, moves and commits come last. A writer
+//! whose lease lapsed is suspected before commits are listed, and condemned when none of them is its.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::SystemTime;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use neon_snapshot_format::pack::PackId;
+use neon_storage::ListOptions;
+
+use crate::commit::Commit;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{CommitId, WriterId};
+use crate::keys::{self, PACKS, SNAPSHOTS};
+use crate::lease::LeaseState;
+use crate::moves::MovePiece;
+use crate::pin::Pin;
+use crate::repository::Repository;
+use crate::tombstone::Tombstones;
+
+/// What there is in a repository.
+#[derive(Debug)]
+pub(crate) struct Inventory {
+    /// Sizes of packs that may go: those that were there first of all.
+    pub(crate) packs: HashMap<PackId, u64>,
+    /// Packs that are there last of all, those of commits that came meanwhile included.
+    pub(crate) there: HashMap<PackId, u64>,
+    /// Writers at work.
+    pub(crate) leases: Vec<LeaseState>,
+    /// Writers that fell silent.
+    pub(crate) lapsed: Vec<LeaseState>,
+    pub(crate) pins: Vec<Pin>,
+    pub(crate) tombstones: Tombstones,
+    /// Latest first.
+    pub(crate) moves: Vec<MovePiece>,
+    pub(crate) commits: BTreeMap<CommitId, (WriterId, Commit)>,
+}
+
+impl Inventory {
+    /// Takes it at this time of the storage. `judge`: suspect and condemn writers that fell silent; else they are
+    /// only left out.
+    pub(crate) async fn take(
+        repository: &Repository,
+        now: SystemTime,
+        judge: bool,
+    ) -> Result<Self> {
+        let packs = list_packs(repository).await?;
+        let grace = repository.shared.options.grace;
+        let (lapsed, leases): (Vec<_>, Vec<_>) = repository
+            .leases()
+            .await?
+            .into_iter()
+            .partition(|lease| lease.lapsed(grace, now));
+        let pins = repository.pins().await?;
+        if judge {
+            for lease in &lapsed {
+                repository.suspect(lease.writer).await?;
+            }
+        }
+        let mut tombstones = repository.tombstones().await?;
+        let moves = repository.all_moves().await?;
+        let commits = list_commits(repository).await?;
+        let committed: HashSet<_> = commits.values().map(|(writer, _)| *writer).collect();
+        for lease in lapsed
+            .iter()
+            .filter(|lease| !committed.contains(&lease.writer))
+        {
+            if judge && tombstones.suspected.contains(&lease.writer) {
+                repository.condemn(lease.writer).await?;
+            }
+            tombstones.condemned.insert(lease.writer);
+        }
+        Ok(Self {
+            packs,
+            there: list_packs(repository).await?,
+            leases,
+            lapsed,
+            pins,
+            tombstones,
+            moves,
+            commits,
+        })
+    }
+
+    /// The commits that are snapshots.
+    pub(crate) fn alive(&self) -> impl Iterator<Item = (CommitId, &Commit)> {
+        self.commits
+            .iter()
+            .filter(|(id, (writer, _))| !self.tombstones.bury(**id, *writer))
+            .map(|(id, (_, commit))| (*id, commit))
+    }
+
+    /// Everything whose pages must stay: snapshots, what writers at work build on, what is pinned.
+    pub(crate) fn roots(&self) -> BTreeMap<CommitId, &Commit> {
+        let parents = self.leases.iter().flat_map(|lease| &lease.body.parents);
+        let held = parents.chain(self.pins.iter().map(|pin| &pin.commit));
+        // Who protects what is not there has looked, or will, and finds that it is not.
+        let held = held.filter_map(|id| Some((*id, &self.commits.get(id)?.1)));
+        self.alive().chain(held).collect()
+    }
+
+    /// Whether a writer at work made this pack or relies on it.
+    pub(crate) fn protected(&self) -> impl Fn(PackId) -> bool + use<> {
+        let writers: HashSet<_> = self.leases.iter().map(|lease| lease.writer).collect();
+        let bringing: HashSet<_> = self
+            .leases
+            .iter()
+            .flat_map(|lease| lease.body.bringing.iter().copied())
+            .collect();
+        move |pack| writers.contains(&WriterId::of_pack(pack)) || bringing.contains(&pack)
+    }
+}
+
+pub(crate) async fn list_packs(repository: &Repository) -> Result<HashMap<PackId, u64>> {
+    let mut packs = HashMap::new();
+    let mut listing = repository.shared.storage.list(ListOptions::prefix(PACKS));
+    while let Some(object) = listing
+        .try_next()
+        .await
+        .map_err(|error| Error::storage(PACKS, error))?
+    {
+        // What is stored there under other keys is not ours, and stays.
+        if let Some(id) = keys::pack_of(&object.key) {
+            packs.insert(id, object.size);
+        }
+    }
+    Ok(packs)
+}
+
+/// Reads every commit. One that cannot be read is an error: what it needs is not known.
+async fn list_commits(repository: &Repository) -> Result<BTreeMap<CommitId, (WriterId, Commit)>> {
+    let listing = repository
+        .shared
+        .storage
+        .list(ListOptions::prefix(SNAPSHOTS));
+    let ids: Vec<CommitId> = listing
+        .map_err(|error| Error::storage(SNAPSHOTS, error))
+        .and_then(|object| async move {
+            keys::commit_of(&object.key)
+                .ok_or_else(|| Error::malformed(object.key.as_str(), "is not where snapshots are"))
+        })
+        .try_collect()
+        .await?;
+    let commits: Vec<_> = stream::iter(ids)
+        .map(|id| async move {
+            match repository.read_commit(id).await {
+                Ok(found) => Ok(Some((id, found))),
+                // Another collection took it meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .buffered(32)
+        .try_collect()
+        .await?;
+    Ok(commits.into_iter().flatten().collect())
+}

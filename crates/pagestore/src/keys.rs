@@ -1,0 +1,95 @@
+//! Under which keys the objects of a repository are stored.
+//!
+//! No key shows a name or a path: names appear as keyed hashes.
+
+use neon_snapshot_format::pack::PackId;
+use neon_storage::Key;
+
+use crate::error::{Error, Result};
+use crate::id::{CommitId, WriterId, from_hex};
+
+pub(crate) const REPOSITORY: &str = "neon.json";
+pub(crate) const KEYS: &str = "keys/";
+pub(crate) const PACKS: &str = "packs/";
+pub(crate) const MOVES: &str = "moves/";
+pub(crate) const SNAPSHOTS: &str = "snapshots/";
+pub(crate) const NAMES: &str = "names/";
+pub(crate) const CATALOG: &str = "catalog/";
+pub(crate) const LEASES: &str = "leases/";
+pub(crate) const PINS: &str = "pins/";
+pub(crate) const TOMBSTONES: &str = "tombstones/";
+pub(crate) const DOOMED: &str = "doomed/";
+
+/// The keyed hash of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct NameHash(pub(crate) [u8; 32]);
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
+            }
+            text
+        })
+}
+
+fn key(text: String) -> Result<Key> {
+    Key::new(text)
+        .map_err(|error| Error::malformed("key of an object", "is not a key").caused_by(error))
+}
+
+/// What a key names, where that is an identity.
+fn id_of<const N: usize>(prefix: &str, key: &Key) -> Option<[u8; N]> {
+    from_hex(key.as_str().strip_prefix(prefix)?)
+}
+
+macro_rules! described {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) $format:expr;)*) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name($($arg: $type),*) -> Result<Key> {
+            key($format)
+        }
+    )*};
+}
+
+described! {
+    repository() REPOSITORY.to_owned();
+    envelope(id: [u8; 16]) format!("{KEYS}{}", hex(&id));
+    epoch(number: u32) format!("{KEYS}epoch-{number:08x}");
+    pack(id: PackId) format!("{PACKS}{:02x}/{id}", id.0.first().copied().unwrap_or_default());
+    moves(old: PackId, new: PackId) format!("{MOVES}{old}/{new}");
+    commit(id: CommitId) format!("{SNAPSHOTS}{id}");
+    claim(name: NameHash, generation: u32) format!("{NAMES}{}/{generation:08x}", hex(&name.0));
+    declined(name: NameHash, id: CommitId) format!("{NAMES}{}/declined-{id}", hex(&name.0));
+    catalog(id: [u8; 16]) format!("{CATALOG}{}", hex(&id));
+    lease(writer: WriterId, sequence: u32) format!("{LEASES}{writer}/{sequence:08x}");
+    pin(id: [u8; 16]) format!("{PINS}{}", hex(&id));
+    tombstone(id: CommitId) format!("{TOMBSTONES}{id}");
+    suspicion(writer: WriterId) format!("{TOMBSTONES}writer-{writer}");
+    condemnation(writer: WriterId) format!("{TOMBSTONES}condemned-{writer}");
+    doomed(id: [u8; 16]) format!("{DOOMED}{}", hex(&id));
+}
+
+/// The folder of a name's claims.
+pub(crate) fn claims_of(name: NameHash) -> String {
+    format!("{NAMES}{}/", hex(&name.0))
+}
+
+/// The folder of a pack's moves.
+pub(crate) fn moves_of(old: PackId) -> String {
+    format!("{MOVES}{old}/")
+}
+
+pub(crate) fn commit_of(key: &Key) -> Option<CommitId> {
+    id_of(SNAPSHOTS, key).map(CommitId)
+}
+
+pub(crate) fn pack_of(key: &Key) -> Option<PackId> {
+    let (folder, id) = key.as_str().strip_prefix(PACKS)?.split_once('/')?;
+    id.starts_with(folder)
+        .then(|| from_hex(id))
+        .flatten()
+        .map(PackId)
+}

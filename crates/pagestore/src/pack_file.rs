@@ -1,0 +1,156 @@
+//! Packs in the storage as wholes: their directories, and making one from frames that are stored already.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use neon_snapshot_format::pack::{
+    FrameRecord, Opening, PackId, PackIndex, PackOptions, PackWriter, Step,
+};
+use neon_storage::{Storage, StorageExt};
+
+use crate::error::{Error, Result};
+use crate::keys;
+use crate::repository::{Repository, create};
+
+/// Frames that lie no further apart than this are read at once.
+const GAP: u64 = 64 << 10;
+/// The most bytes read at once.
+const REQUEST: u64 = 8 << 20;
+
+/// A pack in the storage, with its whole directory.
+#[derive(Debug)]
+pub(crate) struct PackFile {
+    pub(crate) id: PackId,
+    pub(crate) index: PackIndex,
+    /// The record of every frame, in order.
+    pub(crate) records: Vec<FrameRecord>,
+}
+
+impl Repository {
+    /// Reads a pack's directory.
+    pub(crate) async fn pack_file(&self, id: PackId, size: u64) -> Result<PackFile> {
+        let subject = || format!("pack {id}");
+        let format = |error| Error::format(subject(), error);
+        let mut opening = Opening::new(size).map_err(format)?;
+        let mut range = opening.range();
+        let index = loop {
+            let bytes = self.pack_range(id, range).await?;
+            match opening.feed(&bytes).map_err(format)? {
+                Step::Read(next) => range = next,
+                Step::Done(index) => break index,
+            }
+        };
+        if index.id() != id {
+            return Err(Error::damaged(subject(), "holds another pack"));
+        }
+        let mut records = Vec::new();
+        let mut frame = 0;
+        while frame < index.frame_count() {
+            let table = index.table_of(frame).map_err(format)?;
+            let bytes = self.pack_range(id, table.range.clone()).await?;
+            let table = index.table(&table, &bytes).map_err(format)?;
+            let before = frame;
+            while let Some(record) = table.frame(frame) {
+                records.push(*record);
+                frame = frame.saturating_add(1);
+            }
+            if frame == before {
+                return Err(Error::malformed(subject(), "has an empty table"));
+            }
+        }
+        Ok(PackFile { id, index, records })
+    }
+
+    /// A range of a pack.
+    pub(crate) async fn pack_range(&self, id: PackId, range: Range<u64>) -> Result<Bytes> {
+        let key = keys::pack(id)?;
+        let bytes = self.shared.storage.read_range(&key, range).await;
+        bytes.map_err(|error| Error::storage(format!("pack {id}"), error))
+    }
+
+    /// The stored bytes of frames of one pack, checked, given in ascending order. `take` gets each.
+    pub(crate) async fn each_stored(
+        &self,
+        id: PackId,
+        records: &[FrameRecord],
+        mut take: impl FnMut(&FrameRecord, Bytes) -> Result<()>,
+    ) -> Result<()> {
+        let mut rest = records;
+        while let Some(first) = rest.first() {
+            let start = first.offset();
+            let mut end = start;
+            let near = |end: u64, record: &FrameRecord| {
+                record.offset() <= end.saturating_add(GAP)
+                    && record.range().end.saturating_sub(start) <= REQUEST
+            };
+            let mut count = 0_usize;
+            for record in rest {
+                if count > 0 && !near(end, record) {
+                    break;
+                }
+                end = end.max(record.range().end);
+                count = count.saturating_add(1);
+            }
+            let (now, later) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+            let bytes = match end > start {
+                true => self.pack_range(id, start..end).await?,
+                false => Bytes::new(),
+            };
+            for record in now {
+                let range = record.range();
+                let from = usize::try_from(range.start.saturating_sub(start)).unwrap_or(usize::MAX);
+                let to = usize::try_from(range.end.saturating_sub(start)).unwrap_or(usize::MAX);
+                if to > bytes.len() || from > to {
+                    return Err(Error::damaged(
+                        format!("pack {id}"),
+                        "is shorter than its frames",
+                    ));
+                }
+                let stored = bytes.slice(from..to);
+                record
+                    .check(&stored)
+                    .map_err(|error| Error::format(format!("pack {id}"), error))?;
+                take(record, stored)?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+/// A pack that is being made in memory from frames that are stored already.
+#[derive(Debug)]
+pub(crate) struct NewPack {
+    pub(crate) id: PackId,
+    writer: PackWriter<Vec<u8>>,
+}
+
+impl NewPack {
+    pub(crate) fn new(id: PackId) -> Result<Self> {
+        let writer = PackWriter::new(Vec::new(), PackOptions::new(id))
+            .map_err(|error| Error::format(format!("pack {id}"), error))?;
+        Ok(Self { id, writer })
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.writer.position()
+    }
+
+    /// Appends a frame as it is stored; returns its place.
+    pub(crate) fn append(&mut self, record: &FrameRecord, stored: &[u8]) -> Result<FrameRecord> {
+        self.writer
+            .append_stored(record, stored)
+            .map_err(|error| Error::format(format!("pack {}", self.id), error))
+    }
+
+    /// Stores it.
+    pub(crate) async fn store(self, storage: &dyn Storage) -> Result<()> {
+        let bytes = self
+            .writer
+            .finish(0, None)
+            .map_err(|error| Error::format(format!("pack {}", self.id), error))?;
+        create(storage, &keys::pack(self.id)?, bytes)
+            .await
+            .map(drop)
+    }
+}

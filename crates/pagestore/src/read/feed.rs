@@ -1,0 +1,278 @@
+//! A whole snapshot in pieces of work: which part of which file comes next, and the frames it needs, fetched while
+//! the piece before it is at work.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use neon_snapshot_format::{StartUpRank, Wanted};
+use tokio::task::JoinHandle;
+
+use crate::bridge::Bridge;
+use crate::error::{Error, ErrorKind, Result};
+use crate::map::{FileKind, FrameRef, MappedFile, Walk};
+use crate::read::frames::{FrameReader, decode, subject};
+use crate::read::layout::Layout;
+use crate::read::memory::Address;
+use crate::read::pages::Snapshot;
+
+/// Files, or what is wanted of them, are gathered up to so many bytes.
+const PIECE: u64 = 8 << 20;
+/// What a file costs beside its bytes.
+const FILE: u64 = 4096;
+
+/// Part of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct FilePart {
+    pub(crate) file: Arc<MappedFile>,
+    pub(crate) range: Range<u64>,
+}
+
+/// Is told of each file, and what of it will be handed out, before that.
+type Announce<'a> = &'a (dyn Fn(&MappedFile, &Wanted) -> Result<()> + Sync);
+/// Says what of a file is to be handed out; nothing at all, not even its name, if none.
+type Choose<'a> = &'a (dyn Fn(&MappedFile) -> Option<Wanted> + Sync);
+
+/// Hands out a snapshot's files, in the order of their paths, cut into pieces.
+pub(crate) struct Queue<'a> {
+    snapshot: Snapshot,
+    bridge: Bridge,
+    rank: Option<StartUpRank>,
+    announce: Option<Announce<'a>>,
+    choose: Option<Choose<'a>>,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Queue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("snapshot", &self.snapshot)
+            .field("rank", &self.rank)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    walk: Walk,
+    cut: VecDeque<FilePart>,
+    over: bool,
+}
+
+impl<'a> Queue<'a> {
+    /// Of all files, or of those of a rank.
+    pub(crate) fn new(snapshot: &Snapshot, bridge: &Bridge, rank: Option<StartUpRank>) -> Self {
+        let state = State {
+            walk: Walk::new(snapshot.view(), false),
+            cut: VecDeque::new(),
+            over: false,
+        };
+        Self {
+            snapshot: snapshot.clone(),
+            bridge: bridge.clone(),
+            rank,
+            announce: None,
+            choose: None,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Tells of files before they are handed out.
+    pub(crate) fn announcing(mut self, announce: Announce<'a>) -> Self {
+        self.announce = Some(announce);
+        self
+    }
+
+    /// Hands out only some files, or parts of them.
+    pub(crate) fn choosing(mut self, choose: Choose<'a>) -> Self {
+        self.choose = Some(choose);
+        self
+    }
+
+    /// The next piece of work; none after the last.
+    pub(crate) fn next(&self) -> Result<Option<Vec<FilePart>>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = Vec::new();
+        let mut weight = 0;
+        while weight < PIECE {
+            let part = match state.cut.pop_front() {
+                Some(part) => part,
+                None if state.over => break,
+                None => {
+                    let next = self
+                        .snapshot
+                        .maps()
+                        .wait(&self.bridge, &mut state.walk)
+                        .inspect_err(|_| state.over = true)?;
+                    let Some(file) = next else {
+                        state.over = true;
+                        break;
+                    };
+                    let FileKind::File { size } = file.attributes.kind else {
+                        continue;
+                    };
+                    if self
+                        .rank
+                        .is_some_and(|rank| rank != StartUpRank::of(&file.path))
+                    {
+                        continue;
+                    }
+                    let wanted = match self.choose {
+                        Some(choose) => choose(&file),
+                        None => Some(Wanted::Whole),
+                    };
+                    let Some(wanted) = wanted else { continue };
+                    if let Some(announce) = self.announce {
+                        announce(&file, &wanted)?;
+                    }
+                    let file = Arc::new(file);
+                    let mut ranges = match wanted {
+                        Wanted::Whole => std::iter::once(0..size).collect(),
+                        Wanted::Ranges(ranges) => ranges,
+                        Wanted::Nothing => Vec::new(),
+                    }
+                    .into_iter()
+                    .map(|range| FilePart {
+                        file: Arc::clone(&file),
+                        range,
+                    });
+                    let Some(first) = ranges.next() else { continue };
+                    state.cut.extend(ranges);
+                    first
+                }
+            };
+            let length = part.range.end - part.range.start;
+            if length < 2 * PIECE {
+                weight += length + FILE;
+                parts.push(part);
+                continue;
+            }
+            // A large file is cut, and makes up pieces of its own.
+            let at = part.range.start + PIECE;
+            let file = Arc::clone(&part.file);
+            let rest = at..part.range.end;
+            state.cut.push_front(FilePart {
+                file: part.file,
+                range: rest,
+            });
+            let range = part.range.start..at;
+            parts.push(FilePart { file, range });
+            break;
+        }
+        Ok((!parts.is_empty()).then_some(parts))
+    }
+}
+
+/// Frames of one piece of work.
+#[derive(Debug, Default)]
+pub(crate) struct Fetched {
+    frames: HashMap<Address, Frame>,
+    /// Plain bytes that were asked for.
+    pub(crate) live: u64,
+}
+
+#[derive(Debug)]
+enum Frame {
+    Plain(Bytes),
+    Stored(Bytes),
+}
+
+impl Fetched {
+    /// A frame, decoded when first asked for.
+    pub(crate) fn get(&mut self, frame: &FrameRef) -> Result<Bytes> {
+        match self.frames.get_mut(&frame.id()) {
+            Some(Frame::Plain(bytes)) => Ok(bytes.clone()),
+            Some(stored) => {
+                let bytes = match stored {
+                    Frame::Stored(bytes) => Bytes::from(decode(frame, bytes)?),
+                    Frame::Plain(bytes) => bytes.clone(),
+                };
+                *stored = Frame::Plain(bytes.clone());
+                Ok(bytes)
+            }
+            None => Err(Error::damaged(subject(frame), "was not brought")),
+        }
+    }
+}
+
+/// Fetches what parts need. Frames of which these parts use all go past the memory; the others will be asked for
+/// again by neighbours.
+async fn fetch(frames: FrameReader, wanted: Vec<(FrameRef, u64)>) -> Result<Fetched> {
+    let mut used: HashMap<Address, (FrameRef, u64)> = HashMap::new();
+    for (frame, bytes) in wanted {
+        used.entry(frame.id()).or_insert((frame, 0)).1 += bytes;
+    }
+    let live = used.values().map(|(_, bytes)| bytes).sum();
+    let (mut all, mut some) = (Vec::new(), Vec::new());
+    for (frame, bytes) in used.into_values() {
+        let whole = bytes >= u64::from(frame.plain_length) && frame.stored_length > 0;
+        if whole { &mut all } else { &mut some }.push(frame);
+    }
+    let (stored, plain) = tokio::try_join!(frames.stored(&all), frames.get_many(&some))?;
+    let stored = stored
+        .into_iter()
+        .map(|(frame, bytes)| (frame.id(), Frame::Stored(bytes)));
+    let plain = some
+        .iter()
+        .zip(plain)
+        .map(|(frame, bytes)| (frame.id(), Frame::Plain(bytes)));
+    Ok(Fetched {
+        frames: stored.chain(plain).collect(),
+        live,
+    })
+}
+
+/// Pieces of work with their frames, one of them fetched ahead.
+#[derive(Debug)]
+pub(crate) struct Feed<'a> {
+    queue: &'a Queue<'a>,
+    ahead: Option<(Vec<FilePart>, Fetching)>,
+}
+
+/// Stops fetching when nobody waits for it.
+#[derive(Debug)]
+struct Fetching(JoinHandle<Result<Fetched>>);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<'a> Feed<'a> {
+    pub(crate) fn new(queue: &'a Queue<'a>) -> Self {
+        Self { queue, ahead: None }
+    }
+
+    fn begin(&self) -> Result<Option<(Vec<FilePart>, Fetching)>> {
+        let Some(parts) = self.queue.next()? else {
+            return Ok(None);
+        };
+        let page_size = self.queue.snapshot.view().page_size;
+        let mut wanted = Vec::new();
+        for part in &parts {
+            wanted.extend(Layout::new(&part.file, page_size).frames(&part.range)?);
+        }
+        let frames = self.queue.snapshot.maps().frames().clone();
+        let task = self.queue.bridge.spawn(fetch(frames, wanted));
+        Ok(Some((parts, Fetching(task))))
+    }
+
+    /// The next piece of work; none after the last.
+    pub(crate) fn next(&mut self) -> Result<Option<(Vec<FilePart>, Fetched)>> {
+        let now = match self.ahead.take() {
+            Some(begun) => Some(begun),
+            None => self.begin()?,
+        };
+        let Some((parts, mut fetching)) = now else {
+            return Ok(None);
+        };
+        self.ahead = self.begin()?;
+        let fetched = self.queue.bridge.wait(&mut fetching.0).map_err(|error| {
+            Error::new(ErrorKind::Storage, "reading of frames", "was stopped").caused_by(error)
+        })??;
+        Ok(Some((parts, fetched)))
+    }
+}

@@ -1,0 +1,720 @@
+//! Frames by their address: one ranged read each, verified, opened, decoded, and kept for a while.
+//!
+//! Frames that lie side by side in a pack are read in one request; a frame that somebody reads already is
+//! waited for and not read twice. A pack that is gone was repacked: its frames are looked up under `moves/`.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt, try_join_all};
+use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId};
+use neon_storage::{GetOptions, Storage, StorageExt};
+use tokio::sync::Semaphore;
+
+use crate::bridge::blocking;
+use crate::crypt::PackCipher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::keys;
+use crate::map::FrameRef;
+use crate::read::disk_cache::DiskCache;
+use crate::read::flights::{Flight, Flights, Landed, unload};
+use crate::read::memory::{Address, Memory};
+
+/// Says where the frames of packs that are gone live now.
+pub trait Moved: Send + Sync + fmt::Debug {
+    /// The place of a frame whose own pack is gone; none when nobody says that it was moved.
+    fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>>;
+}
+
+/// Where the stored bytes of a frame begin by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The pack that holds them.
+    pub pack: PackId,
+    /// Where in it.
+    pub offset: u64,
+    /// How many bytes there are.
+    pub length: u32,
+    /// They were sealed once more when they were brought into an encrypted repository: with the key of the frame's
+    /// own pack, for the frame's address.
+    pub wrapped: bool,
+}
+
+/// How frames are read.
+#[derive(Debug, Clone)]
+pub struct FrameReaderOptions {
+    /// Bytes of decoded frames kept in memory.
+    pub memory: u64,
+    /// Frames kept on a local disk.
+    pub disk: Option<DiskCache>,
+    /// Two frames of a pack are read at once when no more bytes than this lie between them.
+    pub gap: u64,
+    /// The most bytes read in one request.
+    pub request: u64,
+    /// Requests under way at once.
+    pub concurrency: usize,
+}
+
+impl Default for FrameReaderOptions {
+    fn default() -> Self {
+        Self {
+            memory: 64 << 20,
+            disk: None,
+            gap: 64 << 10,
+            request: 4 << 20,
+            concurrency: 16,
+        }
+    }
+}
+
+/// What reading frames came to so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrameUse {
+    /// Frames asked for.
+    pub frames: u64,
+    /// Of them found in memory.
+    pub in_memory: u64,
+    /// Of them found on the local disk.
+    pub on_disk: u64,
+    /// Requests to the storage.
+    pub requests: u64,
+    /// Bytes that came from the storage.
+    pub received: u64,
+}
+
+/// Reads frames. Clones share caches and counters.
+#[derive(Clone)]
+pub struct FrameReader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    storage: Arc<dyn Storage>,
+    moved: Arc<dyn Moved>,
+    options: FrameReaderOptions,
+    state: Mutex<State>,
+    requests: Semaphore,
+    counted: Counted,
+}
+
+struct State {
+    memory: Memory<Bytes>,
+    flights: Flights,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    frames: AtomicU64,
+    in_memory: AtomicU64,
+    on_disk: AtomicU64,
+    requests: AtomicU64,
+    received: AtomicU64,
+}
+
+impl fmt::Debug for FrameReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameReader")
+            .field("storage", &self.inner.storage)
+            .field("options", &self.inner.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FrameReader {
+    /// Reads frames of the packs in a repository's storage.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        moved: Arc<dyn Moved>,
+        options: FrameReaderOptions,
+    ) -> Self {
+        let state = State {
+            memory: Memory::new(options.memory),
+            flights: Flights::default(),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                storage,
+                moved,
+                requests: Semaphore::new(options.concurrency.max(1)),
+                options,
+                state: Mutex::new(state),
+                counted: Counted::default(),
+            }),
+        }
+    }
+
+    /// What reading came to so far.
+    #[must_use]
+    pub fn used(&self) -> FrameUse {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counted = &self.inner.counted;
+        FrameUse {
+            frames: load(&counted.frames),
+            in_memory: load(&counted.in_memory),
+            on_disk: load(&counted.on_disk),
+            requests: load(&counted.requests),
+            received: load(&counted.received),
+        }
+    }
+
+    /// The plain bytes of a frame that is in memory.
+    #[must_use]
+    pub fn cached(&self, frame: &FrameRef) -> Option<Bytes> {
+        let bytes = self.inner.lock().memory.get(address(frame))?;
+        self.inner.counted.frames.fetch_add(1, Ordering::Relaxed);
+        self.inner.counted.in_memory.fetch_add(1, Ordering::Relaxed);
+        Some(bytes)
+    }
+
+    /// The plain bytes of a frame.
+    ///
+    /// # Errors
+    /// - [`Damaged`](ErrorKind::Damaged) when they are not what was written, or the pack is missing and
+    ///   was not moved;
+    /// - what the storage returns.
+    ///
+    /// Dropped: nothing remains.
+    pub async fn get(&self, frame: &FrameRef) -> Result<Bytes> {
+        if let Some(bytes) = self.cached(frame) {
+            return Ok(bytes);
+        }
+        let mut frames = self.get_many(std::slice::from_ref(frame)).await?;
+        frames
+            .pop()
+            .ok_or_else(|| Error::damaged(subject(frame), "was not brought"))
+    }
+
+    /// The plain bytes of several frames, in the order in which they are asked for; neighbours in one request.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); the first error ends all.
+    ///
+    /// Dropped: nothing remains.
+    pub async fn get_many(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+        let counted = &self.inner.counted;
+        counted
+            .frames
+            .fetch_add(frames.len() as u64, Ordering::Relaxed);
+        let mut found: Vec<Option<Bytes>> = vec![None; frames.len()];
+        let mut waiting: Vec<(usize, Flight)> = Vec::new();
+        {
+            let mut state = self.inner.lock();
+            let mut missing = Vec::new();
+            for (index, (frame, found)) in frames.iter().zip(&mut found).enumerate() {
+                if frame.stored_length == 0 {
+                    *found = Some(Bytes::from(
+                        record(frame)?
+                            .decode(&[], None)
+                            .map_err(|error| Error::format(subject(frame), error))?,
+                    ));
+                } else if let Some(bytes) = state.memory.get(address(frame)) {
+                    counted.in_memory.fetch_add(1, Ordering::Relaxed);
+                    *found = Some(bytes);
+                } else if let Some(flight) = state.flights.join(address(frame)) {
+                    waiting.push((index, flight));
+                } else {
+                    missing.push((index, *frame));
+                }
+            }
+            missing.sort_by_key(|(_, frame)| (frame.pack.id, frame.offset));
+            for run in self.inner.runs(&missing) {
+                let mut wanted: Vec<FrameRef> = run.iter().map(|(_, frame)| *frame).collect();
+                wanted.dedup_by_key(|frame| frame.frame);
+                let addresses: Vec<Address> = wanted.iter().map(address).collect();
+                let request = bring(Arc::clone(&self.inner), wanted).boxed();
+                let flight = state.flights.depart(addresses.into_iter(), request);
+                waiting.extend(run.iter().map(|(index, _)| (*index, flight.clone())));
+            }
+        }
+        let landed = try_join_all(waiting.into_iter().map(|(index, flight)| async move {
+            let landed = flight.await;
+            match frames.get(index) {
+                Some(frame) => unload(&landed, address(frame)).map(|bytes| (index, bytes)),
+                None => Err(Error::damaged("frame", "was not asked for")),
+            }
+        }))
+        .await?;
+        for (index, bytes) in landed {
+            if let Some(found) = found.get_mut(index) {
+                *found = Some(bytes);
+            }
+        }
+        found
+            .into_iter()
+            .zip(frames)
+            .map(|(found, frame)| {
+                found.ok_or_else(|| Error::damaged(subject(frame), "was not brought"))
+            })
+            .collect()
+    }
+
+    /// Begins to read frames that will be asked for soon, unless requests are queueing already. What goes wrong
+    /// is told to who asks for them.
+    pub(crate) fn prefetch(&self, frames: Vec<FrameRef>) {
+        if self.inner.requests.available_permits() == 0 || frames.is_empty() {
+            return;
+        }
+        let reader = self.clone();
+        drop(tokio::spawn(async move {
+            drop(reader.get_many(&frames).await);
+        }));
+    }
+
+    /// The stored bytes of frames, past the memory: for who reads everything once and decodes in a thread of its own
+    /// with [`decode`]. They come back in the order of packs.
+    pub(crate) async fn stored(&self, frames: &[FrameRef]) -> Result<Vec<(FrameRef, Bytes)>> {
+        let counted = &self.inner.counted;
+        counted
+            .frames
+            .fetch_add(frames.len() as u64, Ordering::Relaxed);
+        let mut sorted: Vec<((), FrameRef)> = frames.iter().map(|frame| ((), *frame)).collect();
+        sorted.sort_by_key(|(_, frame)| (frame.pack.id, frame.offset));
+        sorted.dedup_by_key(|(_, frame)| frame.id());
+        let runs = self.inner.runs(&sorted).map(|run| async move {
+            let frames: Vec<FrameRef> = run.iter().map(|(_, frame)| *frame).collect();
+            let stored = self.inner.stored(&frames).await?;
+            Ok::<_, Error>(frames.into_iter().zip(stored).collect::<Vec<_>>())
+        });
+        Ok(try_join_all(runs).await?.into_iter().flatten().collect())
+    }
+}
+
+/// One request on its way. Ends in memory, whoever still waits for it.
+async fn bring(inner: Arc<Inner>, frames: Vec<FrameRef>) -> Landed {
+    let outcome = inner.plain(&frames).await;
+    let mut state = inner.lock();
+    for frame in &frames {
+        state.flights.arrive(address(frame));
+    }
+    let plain = outcome.map_err(Arc::new)?;
+    let landed: Arc<[(Address, Bytes)]> = frames.iter().map(address).zip(plain).collect();
+    for (address, bytes) in landed.iter() {
+        state.memory.put(*address, bytes.clone(), bytes.len());
+    }
+    Ok(landed)
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cuts sorted frames into what is read at once.
+    fn runs<'f, T>(
+        &self,
+        frames: &'f [(T, FrameRef)],
+    ) -> impl Iterator<Item = &'f [(T, FrameRef)]> {
+        let (gap, request) = (self.options.gap, self.options.request);
+        let mut first = 0;
+        frames.chunk_by(move |(_, a), (_, b)| {
+            // The first comparison of a run begins with its first frame.
+            if first == 0 {
+                first = a.offset;
+            }
+            let near = a.pack.id == b.pack.id
+                && b.offset <= range(a).end.saturating_add(gap)
+                && range(b).end.saturating_sub(first) <= request;
+            if !near {
+                first = b.offset;
+            }
+            near
+        })
+    }
+
+    async fn plain(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+        let stored = self.stored(frames).await?;
+        if let ([frame], [stored]) = (frames, stored.as_slice()) {
+            return decode(frame, stored).map(|plain| vec![Bytes::from(plain)]);
+        }
+        let frames = frames.to_vec();
+        blocking("decoding of frames", move || {
+            frames
+                .iter()
+                .zip(&stored)
+                .map(|(frame, stored)| decode(frame, stored).map(Bytes::from))
+                .collect()
+        })
+        .await
+    }
+
+    /// The stored bytes of frames of one pack, from the disk or the storage. What the storage sent is verified
+    /// before the disk keeps it; what the disk has is verified when it is read.
+    async fn stored(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+        let Some(disk) = self.options.disk.clone() else {
+            return self.received(frames).await;
+        };
+        let wanted = frames.to_vec();
+        let cache = disk.clone();
+        let mut found = blocking("local cache", move || {
+            Ok(wanted
+                .iter()
+                .map(|frame| cache.get(frame))
+                .collect::<Vec<_>>())
+        })
+        .await?;
+        let missing: Vec<FrameRef> = frames
+            .iter()
+            .zip(&found)
+            .filter(|(_, found)| found.is_none())
+            .map(|(frame, _)| *frame)
+            .collect();
+        self.counted
+            .on_disk
+            .fetch_add((frames.len() - missing.len()) as u64, Ordering::Relaxed);
+        if !missing.is_empty() {
+            let received = self.received(&missing).await?;
+            let kept: Vec<(FrameRef, Bytes)> = missing
+                .iter()
+                .copied()
+                .zip(received.iter().cloned())
+                .collect();
+            blocking("local cache", move || {
+                for (frame, stored) in &kept {
+                    if record(frame)?.check(stored).is_ok() {
+                        disk.put(frame, stored);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+            let mut received = received.into_iter();
+            for found in found.iter_mut().filter(|found| found.is_none()) {
+                *found = received.next();
+            }
+        }
+        found
+            .into_iter()
+            .zip(frames)
+            .map(|(found, frame)| {
+                found.ok_or_else(|| Error::damaged(subject(frame), "was not brought"))
+            })
+            .collect()
+    }
+
+    /// The stored bytes of frames of one pack, in ascending order, from the storage.
+    async fn received(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+        let permit = self.requests.acquire().await;
+        let (Some(first), Ok(_permit)) = (frames.first(), permit) else {
+            return Ok(Vec::new());
+        };
+        let places: Vec<Range<u64>> = frames.iter().map(range).collect();
+        match self.request(first.pack.id, &places).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let mut all = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let Some(place) = self.moved.find(frame).await? else {
+                return Err(Error::damaged(
+                    subject(frame),
+                    "its pack is not in the storage",
+                ));
+            };
+            let end = place.offset.saturating_add(place.length.into());
+            for stored in self.request(place.pack, &[place.offset..end]).await? {
+                all.push(match place.wrapped {
+                    true => unwrap(frame, &stored)?,
+                    false => stored,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Reads ranges of one pack: near ones in one piece.
+    async fn request(&self, pack: PackId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let key = keys::pack(pack)?;
+        let gap = self.options.gap;
+        let mut whole: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            match whole.last_mut() {
+                Some(last) if range.start <= last.end.saturating_add(gap) => {
+                    last.end = last.end.max(range.end);
+                }
+                _ => whole.push(range.clone()),
+            }
+        }
+        self.counted
+            .requests
+            .fetch_add(whole.len() as u64, Ordering::Relaxed);
+        let fail = |error| Error::storage(key.as_str(), error);
+        let pieces = match whole.as_slice() {
+            [only] => vec![
+                self.storage
+                    .read_range(&key, only.clone())
+                    .await
+                    .map_err(fail)?,
+            ],
+            many => self
+                .storage
+                .get_ranges(&key, many, GetOptions::new())
+                .await
+                .map_err(fail)?,
+        };
+        let received = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.counted.received.fetch_add(received, Ordering::Relaxed);
+        ranges
+            .iter()
+            .map(|range| {
+                let piece = whole
+                    .iter()
+                    .zip(&pieces)
+                    .find(|(whole, _)| whole.start <= range.start && range.end <= whole.end);
+                piece
+                    .and_then(|(whole, piece)| {
+                        let from = usize::try_from(range.start - whole.start).ok()?;
+                        let to = usize::try_from(range.end - whole.start).ok()?;
+                        (to <= piece.len()).then(|| piece.slice(from..to))
+                    })
+                    .ok_or_else(|| Error::damaged(key.as_str(), "is shorter than its frames"))
+            })
+            .collect()
+    }
+}
+
+/// Opens what was sealed for an encrypted repository around the bytes that the map knows.
+pub(crate) fn unwrap(frame: &FrameRef, stored: &[u8]) -> Result<Bytes> {
+    let context = FrameContext {
+        pack: frame.pack.id,
+        frame: frame.frame,
+    };
+    let opened = PackCipher::new(&frame.pack.key).open(context, stored);
+    opened
+        .map(Bytes::from)
+        .map_err(|error| Error::format(subject(frame), error))
+}
+
+pub(crate) fn address(frame: &FrameRef) -> Address {
+    (frame.pack.id, frame.frame)
+}
+
+fn range(frame: &FrameRef) -> Range<u64> {
+    frame.offset..frame.offset.saturating_add(frame.stored_length.into())
+}
+
+pub(crate) fn subject(frame: &FrameRef) -> String {
+    format!("frame {} of pack {}", frame.frame, frame.pack.id)
+}
+
+fn record(frame: &FrameRef) -> Result<FrameRecord> {
+    let context = FrameContext {
+        pack: frame.pack.id,
+        frame: frame.frame,
+    };
+    FrameRecord::from_parts(
+        context,
+        frame.offset,
+        frame.stored_length,
+        frame.plain_length,
+        frame.codec,
+        frame.sealed,
+        frame.digest,
+    )
+    .map_err(|error| Error::format(subject(frame), error))
+}
+
+/// Verifies, opens and decodes the stored bytes of a frame.
+pub(crate) fn decode(frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>> {
+    let cipher = frame.sealed.then(|| PackCipher::new(&frame.pack.key));
+    let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
+    record(frame)?
+        .decode(stored, cipher)
+        .map_err(|error| Error::format(subject(frame), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use neon_snapshot_format::pack::{Codec, EncodedFrame};
+    use neon_storage::{Fault, Faulty, Memory as MemoryStorage, Meter, Operation};
+
+    use super::*;
+    use crate::bridge::Bridge;
+    use crate::crypt::DataKey;
+    use crate::id::WriterId;
+    use crate::map::PackRef;
+    use crate::write::PackUpload;
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Moved for Nowhere {
+        fn find<'a>(&'a self, _: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
+            std::future::ready(Ok(None)).boxed()
+        }
+    }
+
+    #[derive(Debug)]
+    struct Into(PackId);
+
+    impl Moved for Into {
+        fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
+            let place = Place {
+                pack: self.0,
+                offset: frame.offset,
+                length: frame.stored_length,
+                wrapped: false,
+            };
+            std::future::ready(Ok(Some(place))).boxed()
+        }
+    }
+
+    /// Frames of 128 KiB, each filled with its number, not compressed.
+    async fn pack_of(storage: &Arc<dyn Storage>, count: u8) -> Vec<FrameRef> {
+        let storage = Arc::clone(storage);
+        tokio::task::spawn_blocking(move || {
+            let pack = PackRef {
+                id: WriterId::random().unwrap().new_pack().unwrap(),
+                key: DataKey::random().unwrap(),
+            };
+            let bridge = Bridge::current().unwrap();
+            let key = keys::pack(pack.id).unwrap();
+            let mut upload =
+                PackUpload::begin(&bridge, storage, key, pack, Codec::None, None).unwrap();
+            let frames = (0..count)
+                .map(|number| {
+                    let plain = vec![number + 1; 128 << 10];
+                    let frame = EncodedFrame::new(&plain, Codec::None).unwrap();
+                    upload.append(&frame).unwrap()
+                })
+                .collect();
+            upload.finish().unwrap().wait().unwrap();
+            frames
+        })
+        .await
+        .unwrap()
+    }
+
+    fn metered(storage: &Arc<dyn Storage>) -> (Arc<dyn Storage>, Arc<AtomicU64>) {
+        let gets = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&gets);
+        let meter = Meter::new(Arc::clone(storage), move |event| {
+            if event.operation == Operation::Get {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        (Arc::new(meter), gets)
+    }
+
+    fn reader(storage: Arc<dyn Storage>, options: FrameReaderOptions) -> FrameReader {
+        FrameReader::new(storage, Arc::new(Nowhere), options)
+    }
+
+    #[tokio::test]
+    async fn a_frame_costs_one_request_however_many_ask_and_however_often() {
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let frames = pack_of(&memory, 3).await;
+        let slow: Arc<dyn Storage> = Arc::new(Faulty::slow(memory, Duration::from_millis(20)));
+        let (storage, gets) = metered(&slow);
+        let reader = reader(storage, FrameReaderOptions::default());
+        let asked = (0..50).map(|_| reader.get(&frames[1]));
+        for bytes in try_join_all(asked).await.unwrap() {
+            assert!(bytes.len() == 128 << 10 && bytes.iter().all(|byte| *byte == 2));
+        }
+        reader.get(&frames[1]).await.unwrap();
+        assert_eq!(gets.load(Ordering::SeqCst), 1);
+        assert_eq!(reader.used().frames, 51);
+    }
+
+    #[tokio::test]
+    async fn neighbours_come_in_one_request_and_far_ones_do_not() {
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let frames = pack_of(&memory, 100).await;
+        let (storage, gets) = metered(&memory);
+        let reader = reader(storage, FrameReaderOptions::default());
+        let wanted: Vec<FrameRef> = [9, 7, 8, 7, 40].map(|index| frames[index]).to_vec();
+        let plain = reader.get_many(&wanted).await.unwrap();
+        let found: Vec<u8> = plain.iter().map(|bytes| bytes[0]).collect();
+        assert_eq!(found, [10, 8, 9, 8, 41]);
+        assert_eq!(gets.load(Ordering::SeqCst), 2);
+        // No request is larger than was said: 4 MiB hold 31 frames and a bit.
+        let all = reader.get_many(&frames).await.unwrap();
+        assert!(
+            all.iter()
+                .zip(1..)
+                .all(|(bytes, number)| bytes[0] == number)
+        );
+        assert!(reader.used().requests >= 5);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_nobody_waits_for_any_more_does_not_stop_the_next() {
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let frames = pack_of(&memory, 1).await;
+        let faulty: Arc<dyn Storage> = Arc::new(Faulty::nth(memory, 0, Fault::Hang));
+        let reader = reader(faulty, FrameReaderOptions::default());
+        let given_up = tokio::time::timeout(Duration::from_millis(50), reader.get(&frames[0]));
+        assert!(given_up.await.is_err());
+        assert_eq!(reader.get(&frames[0]).await.unwrap()[0], 1);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_not_those_written_are_refused_by_name() {
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let frames = pack_of(&memory, 2).await;
+        let key = keys::pack(frames[0].pack.id).unwrap();
+        let mut bytes = memory.read(&key).await.unwrap().to_vec();
+        let at = usize::try_from(frames[0].offset).unwrap();
+        bytes[at + 77] ^= 1;
+        memory.overwrite(&key, bytes.clone()).await.unwrap();
+        let reader = reader(Arc::clone(&memory), FrameReaderOptions::default());
+        let (one, two) = tokio::join!(reader.get(&frames[0]), reader.get(&frames[0]));
+        for error in [one.unwrap_err(), two.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Damaged);
+            assert!(
+                error.to_string().contains(&frames[0].pack.id.to_string()),
+                "{error}"
+            );
+        }
+        reader.get(&frames[1]).await.unwrap();
+        memory.overwrite(&key, bytes[..at].to_vec()).await.unwrap();
+        assert!(reader.get(&frames[0]).await.is_err());
+        memory.delete(&key).await.unwrap();
+        let error = reader.get(&frames[0]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_frame_is_found_where_it_was_moved_to() {
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let frames = pack_of(&memory, 2).await;
+        let (from, to) = (
+            frames[0].pack.id,
+            WriterId::random().unwrap().new_pack().unwrap(),
+        );
+        let bytes = memory.read(&keys::pack(from).unwrap()).await.unwrap();
+        memory
+            .create(&keys::pack(to).unwrap(), bytes)
+            .await
+            .unwrap();
+        memory.delete(&keys::pack(from).unwrap()).await.unwrap();
+        let reader = FrameReader::new(memory, Arc::new(Into(to)), FrameReaderOptions::default());
+        assert_eq!(reader.get(&frames[1]).await.unwrap()[0], 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_on_the_local_disk_is_not_fetched_again() {
+        let place = tempfile::tempdir().unwrap();
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let frames = pack_of(&memory, 3).await;
+        for requests in [1, 0] {
+            let options = FrameReaderOptions {
+                disk: Some(DiskCache::open(place.path(), 1 << 30).unwrap()),
+                ..FrameReaderOptions::default()
+            };
+            let reader = reader(Arc::clone(&memory), options);
+            let plain = reader.get_many(&frames).await.unwrap();
+            assert!(
+                plain
+                    .iter()
+                    .zip(1..)
+                    .all(|(bytes, number)| bytes[0] == number)
+            );
+            assert_eq!(reader.used().requests, requests);
+        }
+    }
+}

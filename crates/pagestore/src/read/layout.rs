@@ -1,0 +1,157 @@
+//! A file's bytes out of its extents.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use neon_snapshot_format::{CHUNK_SIZE, Chunk, ChunkData};
+
+use crate::error::{Error, Result};
+use crate::map::{At, Extent, FileKind, FrameRef, MappedFile};
+
+/// Where the bytes of one file are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout<'a> {
+    file: &'a MappedFile,
+    size: u64,
+    page_size: u64,
+}
+
+/// Pages that lie side by side, cut to what is asked for.
+struct Piece {
+    /// In the file.
+    bytes: Range<u64>,
+    /// Zeros if none.
+    frame: Option<(FrameRef, u64)>,
+}
+
+impl<'a> Layout<'a> {
+    pub(crate) fn new(file: &'a MappedFile, page_size: u32) -> Self {
+        let size = match file.attributes.kind {
+            FileKind::File { size } => size,
+            _ => 0,
+        };
+        Self {
+            file,
+            size,
+            page_size: page_size.into(),
+        }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn extents(&self, range: &Range<u64>) -> &'a [Extent] {
+        let first = range.start / self.page_size;
+        let end = range.end.div_ceil(self.page_size);
+        let extents = self.file.extents.as_slice();
+        let from = extents.partition_point(|extent| u64::from(extent.end()) <= first);
+        let to = extents.partition_point(|extent| u64::from(extent.page) < end);
+        extents.get(from..to).unwrap_or_default()
+    }
+
+    fn pieces(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
+        let mut next = range.start;
+        let mut pieces = Vec::new();
+        for extent in self.extents(range) {
+            let start = u64::from(extent.page) * self.page_size;
+            let end = (u64::from(extent.end()) * self.page_size)
+                .min(range.end)
+                .min(self.size);
+            if start > next {
+                break;
+            }
+            let frame = match &extent.at {
+                At::Zeros => None,
+                At::Frame { frame, offset } => Some((*frame, u64::from(*offset) + (next - start))),
+            };
+            if end > next {
+                let bytes = next..end;
+                pieces.push(Piece { bytes, frame });
+                next = end;
+            }
+        }
+        if next < range.end {
+            return Err(Error::malformed(
+                self.file.path.to_string(),
+                format!("the map says nothing of byte {next}"),
+            ));
+        }
+        Ok(pieces)
+    }
+
+    /// The frames that hold a range, each with how many of its bytes do.
+    pub(crate) fn frames(&self, range: &Range<u64>) -> Result<Vec<(FrameRef, u64)>> {
+        let mut frames: Vec<(FrameRef, u64)> = Vec::new();
+        for piece in self.pieces(range)? {
+            let Some((frame, _)) = piece.frame else {
+                continue;
+            };
+            let length = piece.bytes.end - piece.bytes.start;
+            match frames.last_mut() {
+                Some((last, used)) if last.id() == frame.id() => *used += length,
+                _ => frames.push((frame, length)),
+            }
+        }
+        Ok(frames)
+    }
+
+    /// Tells a range, which begins with a page, chunk by chunk. `frame` has the plain bytes of frames at hand.
+    pub(crate) fn chunks(
+        &self,
+        range: Range<u64>,
+        mut frame: impl FnMut(&FrameRef) -> Result<Bytes>,
+        mut tell: impl FnMut(&Chunk<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut offset = range.start;
+        let mut buffer: Vec<u8> = Vec::new();
+        while offset < range.end {
+            let room = CHUNK_SIZE as u64 - offset % CHUNK_SIZE as u64;
+            let end = range.end.min(offset + room);
+            let pieces = self.pieces(&(offset..end))?;
+            let mut slice = |piece: &Piece| match &piece.frame {
+                None => Ok(None),
+                Some((of, at)) => self.slice(&frame(of)?, *at, &piece.bytes).map(Some),
+            };
+            let whole;
+            let data = match pieces.as_slice() {
+                zeros if zeros.iter().all(|piece| piece.frame.is_none()) => {
+                    ChunkData::Zeros(end - offset)
+                }
+                [only] => {
+                    whole = slice(only)?.unwrap_or_default();
+                    ChunkData::Bytes(&whole)
+                }
+                many => {
+                    buffer.clear();
+                    for piece in many {
+                        match slice(piece)? {
+                            Some(bytes) => buffer.extend_from_slice(&bytes),
+                            None => {
+                                let length = piece.bytes.end - piece.bytes.start;
+                                let length = usize::try_from(length).unwrap_or(0);
+                                buffer.resize(buffer.len() + length, 0);
+                            }
+                        }
+                    }
+                    ChunkData::Bytes(&buffer)
+                }
+            };
+            tell(&Chunk { offset, data })?;
+            offset = end;
+        }
+        Ok(())
+    }
+
+    fn slice(&self, frame: &Bytes, at: u64, bytes: &Range<u64>) -> Result<Bytes> {
+        let end = at.saturating_add(bytes.end - bytes.start);
+        let place = (usize::try_from(at), usize::try_from(end));
+        match place {
+            (Ok(at), Ok(end)) if end <= frame.len() => Ok(frame.slice(at..end)),
+            _ => Err(Error::malformed(
+                self.file.path.to_string(),
+                "the map leads beyond the end of a frame",
+            )),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Reading: frames out of a storage, pages and whole snapshots out of frames.
+
+mod disk_cache;
+pub(crate) mod feed;
+mod flights;
+mod frames;
+pub(crate) mod layout;
+mod maps;
+mod memory;
+mod pages;
+mod read_ahead;
+pub(crate) mod source;
+
+pub use disk_cache::DiskCache;
+pub use frames::{FrameReader, FrameReaderOptions, FrameUse, Moved, Place};
+pub use maps::MapReader;
+pub use pages::Snapshot;
+pub use source::SnapshotSource;

@@ -1,0 +1,377 @@
+//! From what came in to the map of the snapshot.
+//!
+//! The list of what came and the files of the parent are walked side by side. What is new, changed or gone goes into
+//! the newest run; how many of the parent's runs are merged with it, the level policy says.
+
+use std::ops::Range;
+
+use neon_snapshot_format::pack::Codec;
+use neon_snapshot_format::{End, SnapshotPath};
+
+use crate::commit::Commit;
+use crate::error::{Error, ErrorKind, Result};
+use crate::facts::{BadPage, Facts, Noted};
+use crate::map::{
+    Attributes, BlockSink, FileKind, FileState, KEEP_ALL, MappedFile, Merge, RunRef, RunWriter,
+    Spool, View, Walk, encode_runs, policy,
+};
+use crate::read::{MapReader, Snapshot};
+use crate::write::gather::{Item, Sorted};
+use crate::write::packs::Packs;
+use crate::write::part::{ANNOUNCED, Coming, GONE, Part, get_announced, get_part};
+use crate::write::snapshot::{SnapshotWriter, WriteReport};
+
+/// The snapshot whose pages a new one shares.
+#[derive(Debug, Clone)]
+pub struct Parent {
+    /// Its map.
+    pub view: View,
+    /// Reads it.
+    pub maps: MapReader,
+}
+
+impl Parent {
+    /// An open snapshot.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            view: snapshot.view().clone(),
+            maps: snapshot.maps().clone(),
+        }
+    }
+}
+
+/// A snapshot of which everything but the commit is stored.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Stored {
+    /// Its map, to be put into the commit.
+    pub view: View,
+    /// What the source said at the end.
+    pub end: End,
+    /// What was written.
+    pub report: WriteReport,
+}
+
+impl Stored {
+    /// The commit of it: what the caller knows, with what was found out while writing.
+    #[must_use]
+    pub fn commit(&self, mut facts: Facts) -> Commit {
+        if let Some(kind) = self.end.kind {
+            facts.kind = kind;
+        }
+        facts.skipped = self
+            .end
+            .skipped
+            .iter()
+            .map(|skipped| Noted {
+                path: skipped.path.to_string(),
+                reason: skipped.reason.to_owned(),
+            })
+            .collect();
+        facts.bad_pages = self
+            .end
+            .bad_pages
+            .iter()
+            .map(|bad| BadPage {
+                path: bad.path.to_string(),
+                block: bad.block,
+                reason: bad.reason.clone(),
+            })
+            .collect();
+        let report = &self.report;
+        facts.cost.files = report.files;
+        facts.cost.bytes = report.bytes;
+        facts.cost.changed_pages = report.pages.saturating_add(report.zero_pages);
+        facts.cost.written_data = report.stored_data;
+        facts.cost.written_metadata = report.stored_metadata;
+        Commit {
+            facts,
+            runs: encode_runs(&self.view.runs).into(),
+        }
+    }
+}
+
+impl SnapshotWriter {
+    /// Makes the map, durably. To be called when all has come, from a thread outside of the runtime.
+    ///
+    /// With a parent, files of which nothing came keep their pages, and of files of which ranges came, all
+    /// other pages.
+    ///
+    /// # Errors
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either; what the
+    /// storage returns.
+    pub fn complete(self) -> Result<Stored> {
+        let end = self.end_of_source()?;
+        let mut metadata = Packs::new(self.target.clone(), Codec::Zstd(3));
+        let page_size = self.options.page_size;
+        let runs = match &self.parent {
+            None => {
+                let mut writer = RunWriter::new(&mut metadata, page_size)?;
+                self.delta(&mut writer, None)?;
+                vec![writer.finish()?.0]
+            }
+            Some(parent) => {
+                if parent.view.page_size != page_size {
+                    return Err(Error::new(
+                        ErrorKind::Inconsistent,
+                        "parent",
+                        "has pages of another size",
+                    ));
+                }
+                let mut writer = RunWriter::new(Spool::default(), page_size)?;
+                self.delta(&mut writer, Some(parent))?;
+                let (delta, spool) = writer.finish()?;
+                self.merge(&mut metadata, parent, &delta, &spool)?
+            }
+        };
+        metadata.finish()?;
+        let report = WriteReport {
+            stored_metadata: metadata.written().0,
+            ..self.report()
+        };
+        let runs = runs.into_iter().filter(|run| !run.is_empty()).collect();
+        Ok(Stored {
+            view: View { runs, page_size },
+            end,
+            report,
+        })
+    }
+
+    fn merge(
+        &self,
+        metadata: &mut Packs,
+        parent: &Parent,
+        delta: &RunRef,
+        spool: &Spool,
+    ) -> Result<Vec<RunRef>> {
+        let old = &parent.view.runs;
+        if delta.is_empty() {
+            return Ok(old.clone());
+        }
+        let sizes: Vec<_> = old.iter().map(RunRef::size).collect();
+        let count = policy::plan(&sizes, delta.size()).min(old.len());
+        let (merged, kept) = old.split_at_checked(count).unwrap_or((old, &[]));
+        let page_size = self.options.page_size;
+        let mut merge = Merge::new(metadata, page_size, delta, merged, kept.is_empty())?;
+        let unstored = |frame: &crate::map::FrameRef| spool.decode(frame).ok();
+        let run = self
+            .bridge()
+            .wait(parent.maps.run_with(&mut merge, unstored))?
+            .map(|(run, _)| run);
+        Ok(run.into_iter().chain(kept.iter().cloned()).collect())
+    }
+
+    /// Writes what differs from the parent.
+    fn delta<S: BlockSink>(
+        &self,
+        writer: &mut RunWriter<S>,
+        parent: Option<&Parent>,
+    ) -> Result<()> {
+        let mut news = News {
+            sorted: self.gathering.sorted()?,
+            ahead: None,
+        };
+        let mut old = parent.map(|parent| (Walk::new(&parent.view, false), &parent.maps));
+        let mut next_old = || match &mut old {
+            Some((walk, maps)) => maps.wait(self.bridge(), walk),
+            None => Ok(None),
+        };
+        let (mut new, mut before) = (news.next()?, next_old()?);
+        loop {
+            let order = match (&new, &before) {
+                (None, None) => return Ok(()),
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(new), Some(before)) => new.path.cmp(&before.path),
+            };
+            let matching = if order.is_le() { new.take() } else { None };
+            let known = if order.is_ge() { before.take() } else { None };
+            match (&matching, &known) {
+                (Some(file), known) if !file.gone => {
+                    self.file(writer, file, known.as_ref())?;
+                }
+                (_, Some(known)) => writer.begin(&known.path, &FileState::Removed)?,
+                (_, None) => {}
+            }
+            if order.is_le() {
+                new = news.next()?;
+            }
+            if order.is_ge() {
+                before = next_old()?;
+            }
+        }
+    }
+
+    /// Writes what is new about one file.
+    fn file<S: BlockSink>(
+        &self,
+        writer: &mut RunWriter<S>,
+        new: &New,
+        old: Option<&MappedFile>,
+    ) -> Result<()> {
+        let wrong = |reason| Error::new(ErrorKind::Inconsistent, new.path.to_string(), reason);
+        let Some((attributes, coming)) = &new.announced else {
+            return Err(wrong("data of a file that was not announced"));
+        };
+        let page_size = self.page_size();
+        let size = size_of(attributes);
+        let pages = |size: u64| u32::try_from(size.div_ceil(page_size)).unwrap_or(u32::MAX);
+        // The parent's pages count only where the same path was a file already.
+        let shared = old.filter(|old| {
+            matches!(old.attributes.kind, FileKind::File { .. })
+                && matches!(attributes.kind, FileKind::File { .. })
+        });
+        let missing = match (coming, shared) {
+            (Coming::Whole, _) | (_, None) => new.uncovered(0, pages(size)),
+            (Coming::Nothing, Some(old)) => {
+                let known = size_of(&old.attributes);
+                // Nothing of it is to be read also when only whole pages were cut off.
+                let cut = size < known && size.is_multiple_of(page_size);
+                (size != known && !cut).then_some(0)
+            }
+            (Coming::Ranges, Some(old)) => {
+                let known = size_of(&old.attributes);
+                let whole = u32::try_from(known / page_size).unwrap_or(u32::MAX);
+                if size > known {
+                    new.uncovered(whole, pages(size))
+                } else {
+                    None
+                }
+            }
+        };
+        if let Some(page) = missing {
+            return Err(wrong("pages are missing that no parent has")
+                .caused_by(format!("the first is page {page}")));
+        }
+        let same = old.is_some_and(|old| old.attributes == *attributes);
+        // Of what came, some may be the parent's: then its pages stay visible under those that are new.
+        let compared = new.parts.iter().any(|part| !part.same.is_empty());
+        let whole = (*coming == Coming::Whole && !compared) || shared.is_none();
+        if whole && compared {
+            return Err(wrong("pages of a parent that does not have them"));
+        }
+        let is_file = matches!(attributes.kind, FileKind::File { .. });
+        let pages_came = new.parts.iter().any(|part| !part.extents.is_empty());
+        if same && !pages_came && !(whole && is_file && size > 0) {
+            return Ok(());
+        }
+        let state = if same && !whole {
+            FileState::Same
+        } else {
+            let limit = if whole { 0 } else { KEEP_ALL };
+            FileState::Present {
+                attributes: attributes.clone(),
+                limit,
+            }
+        };
+        writer.begin(&new.path, &state)?;
+        for part in &new.parts {
+            let mut digests = part.digests.as_slice();
+            for extent in &part.extents {
+                let count = match extent.at {
+                    crate::map::At::Zeros => 0,
+                    crate::map::At::Frame { .. } => extent.count as usize,
+                };
+                let (own, rest) = digests
+                    .split_at_checked(count)
+                    .ok_or_else(|| wrong("has fewer digests than pages"))?;
+                writer.pages(extent, own)?;
+                digests = rest;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn size_of(attributes: &Attributes) -> u64 {
+    match attributes.kind {
+        FileKind::File { size } => size,
+        _ => 0,
+    }
+}
+
+/// What came of one path.
+#[derive(Debug)]
+struct New {
+    path: SnapshotPath,
+    announced: Option<(Attributes, Coming)>,
+    gone: bool,
+    parts: Vec<Part>,
+}
+
+impl New {
+    /// The first page from `from` up to `to` that did not come.
+    fn uncovered(&self, from: u32, to: u32) -> Option<u32> {
+        let mut next = from;
+        for part in &self.parts {
+            let mut came: Vec<Range<u32>> = part.same.clone();
+            came.extend(part.extents.iter().map(|extent| extent.page..extent.end()));
+            came.sort_by_key(|range| range.start);
+            for range in came {
+                if range.start > next {
+                    return (next < to).then_some(next);
+                }
+                next = next.max(range.end);
+            }
+        }
+        (next < to).then_some(next)
+    }
+}
+
+/// The sorted list, by path.
+struct News<'a> {
+    sorted: Sorted<'a>,
+    ahead: Option<Item>,
+}
+
+impl News<'_> {
+    fn next(&mut self) -> Result<Option<New>> {
+        let first = match self.ahead.take() {
+            Some(item) => Some(item),
+            None => self.sorted.next()?,
+        };
+        let Some(first) = first else {
+            return Ok(None);
+        };
+        let path = SnapshotPath::new(first.path.clone())
+            .map_err(|error| Error::format("list of files", error))?;
+        let mut new = New {
+            path,
+            announced: None,
+            gone: false,
+            parts: Vec::new(),
+        };
+        new.take(&first)?;
+        loop {
+            match self.sorted.next()? {
+                Some(item) if item.path == new.path.as_bytes() => new.take(&item)?,
+                other => {
+                    self.ahead = other;
+                    return Ok(Some(new));
+                }
+            }
+        }
+    }
+}
+
+impl New {
+    fn take(&mut self, item: &Item) -> Result<()> {
+        match item.order {
+            ANNOUNCED => {
+                // A directory that became another file meanwhile, or a file that comes twice.
+                if self.announced.is_some() {
+                    return Err(Error::new(
+                        ErrorKind::Exists,
+                        self.path.to_string(),
+                        "comes twice",
+                    ));
+                }
+                self.announced = Some(get_announced(&item.content)?);
+            }
+            GONE => self.gone = true,
+            _ => self.parts.push(get_part(&item.content)?),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! Packs written one after the other: frames go in, a pack ends when it is large enough, and the next begins
+//! while the rest of the last one is still on its way.
+
+use neon_snapshot_format::pack::{Codec, EncodedFrame};
+
+use crate::error::{Error, Result};
+use crate::map::{BlockSink, FrameRef};
+use crate::write::snapshot::Target;
+use crate::write::upload::{PackUpload, Uploaded};
+
+/// A row of packs of one writer, written by one thread at a time.
+#[derive(Debug)]
+pub(crate) struct Packs {
+    target: Target,
+    codec: Codec,
+    open: Option<PackUpload>,
+    /// Ended, and perhaps not durable yet.
+    ended: Option<Uploaded>,
+    /// Stored bytes of packs that are durable.
+    stored: u64,
+    /// Bytes of frames handed in.
+    plain: u64,
+}
+
+impl Packs {
+    pub(crate) fn new(target: Target, codec: Codec) -> Self {
+        Self {
+            target,
+            codec,
+            open: None,
+            ended: None,
+            stored: 0,
+            plain: 0,
+        }
+    }
+
+    /// Compresses and appends a frame. Its address is good when [`finish`](Self::finish) has returned.
+    pub(crate) fn append(&mut self, plain: &[u8]) -> Result<FrameRef> {
+        let frame =
+            EncodedFrame::new(plain, self.codec).map_err(|error| Error::format("frame", error))?;
+        self.plain += plain.len() as u64;
+        let mut upload = match self.open.take() {
+            Some(upload) => upload,
+            None => self.target.begin(self.codec)?,
+        };
+        let place = upload.append(&frame)?;
+        if upload.position() < self.target.pack_size() {
+            self.open = Some(upload);
+        } else {
+            self.end(upload)?;
+        }
+        Ok(place)
+    }
+
+    fn end(&mut self, upload: PackUpload) -> Result<()> {
+        let ended = upload.finish()?;
+        if let Some(before) = self.ended.replace(ended) {
+            self.stored += before.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the last pack and waits until all are durable.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        if let Some(upload) = self.open.take() {
+            self.end(upload)?;
+        }
+        if let Some(ended) = self.ended.take() {
+            self.stored += ended.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes stored, and bytes that they hold.
+    pub(crate) fn written(&self) -> (u64, u64) {
+        (self.stored, self.plain)
+    }
+}
+
+impl BlockSink for Packs {
+    fn put(&mut self, plain: &[u8]) -> Result<FrameRef> {
+        self.append(plain)
+    }
+}

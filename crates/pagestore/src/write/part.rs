@@ -1,0 +1,279 @@
+//! What a worker learned about a file, as bytes to be sorted. The layout lives as long as the process.
+
+use std::ops::Range;
+
+use neon_snapshot_format::pack::PackId;
+use neon_snapshot_format::{Owner, Wanted};
+
+use crate::crypt::DataKey;
+use crate::error::{Error, Result};
+use crate::map::{At, Attributes, Extent, FileKind, FrameRef, PackRef, PageDigest};
+
+/// The order of items of one path: what it is, what became of it, its pages.
+pub(crate) const ANNOUNCED: u64 = 0;
+pub(crate) const GONE: u64 = 1 << 32;
+pub(crate) const PART: u64 = 2 << 32;
+
+/// How much of a file was to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coming {
+    Whole,
+    Nothing,
+    Ranges,
+}
+
+impl Coming {
+    pub(crate) fn of(wanted: &Wanted) -> Self {
+        match wanted {
+            Wanted::Whole => Self::Whole,
+            Wanted::Ranges(ranges) if !ranges.is_empty() => Self::Ranges,
+            Wanted::Nothing | Wanted::Ranges(_) => Self::Nothing,
+        }
+    }
+}
+
+/// Appends an announcement.
+pub(crate) fn put_announced(out: &mut Vec<u8>, attributes: &Attributes, coming: Coming) {
+    out.push(match coming {
+        Coming::Whole => 0,
+        Coming::Nothing => 1,
+        Coming::Ranges => 2,
+    });
+    out.extend_from_slice(&attributes.mode.to_le_bytes());
+    out.extend_from_slice(&attributes.modified.to_le_bytes());
+    out.push(attributes.owner.is_some().into());
+    let owner = attributes.owner.unwrap_or(Owner { uid: 0, gid: 0 });
+    out.extend_from_slice(&owner.uid.to_le_bytes());
+    out.extend_from_slice(&owner.gid.to_le_bytes());
+    match &attributes.kind {
+        FileKind::File { size } => {
+            out.push(0);
+            out.extend_from_slice(&size.to_le_bytes());
+        }
+        FileKind::Directory => out.push(1),
+        FileKind::Tablespace { oid, location } => {
+            out.push(if location.is_some() { 3 } else { 2 });
+            out.extend_from_slice(&oid.to_le_bytes());
+            out.extend_from_slice(location.as_deref().unwrap_or_default());
+        }
+    }
+}
+
+/// Reads an announcement.
+pub(crate) fn get_announced(bytes: &[u8]) -> Result<(Attributes, Coming)> {
+    let mut fields = Fields(bytes);
+    let coming = match fields.byte()? {
+        0 => Coming::Whole,
+        1 => Coming::Nothing,
+        _ => Coming::Ranges,
+    };
+    let mode = u32::from_le_bytes(fields.array()?);
+    let modified = i64::from_le_bytes(fields.array()?);
+    let owned = fields.byte()? != 0;
+    let owner = Owner {
+        uid: u32::from_le_bytes(fields.array()?),
+        gid: u32::from_le_bytes(fields.array()?),
+    };
+    let kind = match fields.byte()? {
+        0 => FileKind::File {
+            size: u64::from_le_bytes(fields.array()?),
+        },
+        1 => FileKind::Directory,
+        located => FileKind::Tablespace {
+            oid: u32::from_le_bytes(fields.array()?),
+            location: (located == 3).then(|| fields.0.to_vec()),
+        },
+    };
+    let attributes = Attributes {
+        kind,
+        mode,
+        owner: owned.then_some(owner),
+        modified,
+    };
+    Ok((attributes, coming))
+}
+
+/// Neighbouring pages of a file and their digests.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Part {
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) digests: Vec<PageDigest>,
+    /// Pages that came and are those of the parent.
+    pub(crate) same: Vec<Range<u32>>,
+}
+
+/// Appends a part.
+pub(crate) fn put_part(out: &mut Vec<u8>, part: &Part) {
+    let Part {
+        extents,
+        digests,
+        same,
+    } = part;
+    let count = u32::try_from(same.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&count.to_le_bytes());
+    for range in same {
+        out.extend_from_slice(&range.start.to_le_bytes());
+        out.extend_from_slice(&range.end.to_le_bytes());
+    }
+    let count = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&count.to_le_bytes());
+    for extent in extents {
+        out.extend_from_slice(&extent.page.to_le_bytes());
+        out.extend_from_slice(&extent.count.to_le_bytes());
+        match &extent.at {
+            At::Zeros => out.push(0),
+            At::Frame { frame, offset } => {
+                out.push(1);
+                out.extend_from_slice(&offset.to_le_bytes());
+                put_frame(out, frame);
+            }
+        }
+    }
+    out.extend(digests.iter().flatten());
+}
+
+/// Reads a part.
+pub(crate) fn get_part(bytes: &[u8]) -> Result<Part> {
+    let mut fields = Fields(bytes);
+    let mut same = Vec::new();
+    for _ in 0..u32::from_le_bytes(fields.array()?) {
+        let start = u32::from_le_bytes(fields.array()?);
+        same.push(start..u32::from_le_bytes(fields.array()?));
+    }
+    let count = u32::from_le_bytes(fields.array()?);
+    let mut extents = Vec::new();
+    for _ in 0..count {
+        let page = u32::from_le_bytes(fields.array()?);
+        let count = u32::from_le_bytes(fields.array()?);
+        let at = if fields.byte()? == 0 {
+            At::Zeros
+        } else {
+            let offset = u32::from_le_bytes(fields.array()?);
+            At::Frame {
+                frame: fields.frame()?,
+                offset,
+            }
+        };
+        extents.push(Extent { page, count, at });
+    }
+    let (digests, _) = fields.0.as_chunks::<16>();
+    Ok(Part {
+        extents,
+        digests: digests.to_vec(),
+        same,
+    })
+}
+
+fn put_frame(out: &mut Vec<u8>, frame: &FrameRef) {
+    out.extend_from_slice(&frame.pack.id.0);
+    out.extend_from_slice(&frame.pack.key.0);
+    out.extend_from_slice(&frame.frame.to_le_bytes());
+    out.extend_from_slice(&frame.offset.to_le_bytes());
+    out.extend_from_slice(&frame.stored_length.to_le_bytes());
+    out.extend_from_slice(&frame.plain_length.to_le_bytes());
+    out.push(frame.codec);
+    out.push(frame.sealed.into());
+    out.extend_from_slice(&frame.digest);
+}
+
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (array, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or_else(|| Error::malformed("list of files", "did not come back whole"))?;
+        self.0 = rest;
+        Ok(*array)
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn frame(&mut self) -> Result<FrameRef> {
+        Ok(FrameRef {
+            pack: PackRef {
+                id: PackId(self.array()?),
+                key: DataKey(self.array()?),
+            },
+            frame: u64::from_le_bytes(self.array()?),
+            offset: u64::from_le_bytes(self.array()?),
+            stored_length: u32::from_le_bytes(self.array()?),
+            plain_length: u32::from_le_bytes(self.array()?),
+            codec: self.byte()?,
+            sealed: self.byte()? != 0,
+            digest: self.array()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_is_got() {
+        let frame = FrameRef {
+            pack: PackRef {
+                id: PackId([1; 16]),
+                key: DataKey([2; 32]),
+            },
+            frame: 3,
+            offset: 1 << 40,
+            stored_length: 5,
+            plain_length: 6,
+            codec: 2,
+            sealed: true,
+            digest: [7; 16],
+        };
+        let part = Part {
+            extents: vec![
+                Extent {
+                    page: 0,
+                    count: 4,
+                    at: At::Zeros,
+                },
+                Extent {
+                    page: 4,
+                    count: 2,
+                    at: At::Frame { frame, offset: 9 },
+                },
+            ],
+            digests: vec![[1; 16], [2; 16]],
+            same: vec![6..9, 20..21],
+        };
+        let mut bytes = Vec::new();
+        put_part(&mut bytes, &part);
+        assert_eq!(get_part(&bytes).unwrap(), part);
+        for (kind, coming) in [
+            (FileKind::File { size: 1 << 33 }, Coming::Whole),
+            (FileKind::Directory, Coming::Nothing),
+            (
+                FileKind::Tablespace {
+                    oid: 16400,
+                    location: Some(b"/x".to_vec()),
+                },
+                Coming::Ranges,
+            ),
+            (
+                FileKind::Tablespace {
+                    oid: 16400,
+                    location: None,
+                },
+                Coming::Whole,
+            ),
+        ] {
+            let attributes = Attributes {
+                kind,
+                mode: 0o700,
+                owner: Some(Owner { uid: 1, gid: 2 }),
+                modified: -5,
+            };
+            let mut bytes = Vec::new();
+            put_announced(&mut bytes, &attributes, coming);
+            assert_eq!(get_announced(&bytes).unwrap(), (attributes, coming));
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! A snapshot on its way into a repository, from several threads.
+//!
+//! Each worker owns a row of packs and writes the pages it is given into frames; what it learned of files goes into
+//! one sorted list. When all pages are durable, the list and the parent's map are walked side by side, and what
+//! differs becomes the newest run of the new map. The commit comes after that, and is not made here.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use neon_snapshot_format::pack::{Codec, FrameCipher};
+use neon_snapshot_format::{Change, End, Entry, ExtentSink, ParallelSink, Wanted};
+
+use crate::bridge::Bridge;
+use crate::crypt::PackCipher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::WriterId;
+use crate::keys;
+use crate::map::{Attributes, PackRef};
+use crate::repository::Repository;
+use crate::write::complete::Parent;
+use crate::write::gather::{Buffer, Gathering};
+use crate::write::part::{ANNOUNCED, Coming, GONE, put_announced};
+use crate::write::upload::{PACK_SIZE, PackUpload};
+use crate::write::worker::{State, Worker};
+
+/// How a snapshot is written.
+#[derive(Debug, Clone)]
+pub struct SnapshotOptions {
+    /// How frames are compressed.
+    pub codec: Codec,
+    /// Bytes of a page of the cluster.
+    pub page_size: u32,
+    /// A pack ends when it has grown to this many bytes.
+    pub pack_size: u64,
+    /// Whether parts of files are compared with the parent too, and not only whole files: for a source that reads
+    /// everything because nobody knows what changed.
+    pub compare: bool,
+    /// Where a nameless temporary file may be made for the list of files. In memory if absent, which a million
+    /// files want to be 200 MB.
+    pub scratch: Option<PathBuf>,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> Self {
+        Self {
+            codec: Codec::default(),
+            page_size: 8192,
+            pack_size: PACK_SIZE,
+            compare: false,
+            scratch: None,
+        }
+    }
+}
+
+/// Where packs go.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    bridge: Bridge,
+    repository: Repository,
+    writer: WriterId,
+    pack_size: u64,
+}
+
+impl Target {
+    pub(crate) fn begin(&self, codec: Codec) -> Result<PackUpload> {
+        let pack = PackRef {
+            id: self.writer.new_pack()?,
+            key: crate::crypt::DataKey::random()?,
+        };
+        let cipher = self.repository.is_encrypted().then(|| {
+            let cipher: Arc<dyn FrameCipher> = Arc::new(PackCipher::new(&pack.key));
+            cipher
+        });
+        let storage = Arc::clone(self.repository.storage());
+        let key = keys::pack(pack.id)?;
+        PackUpload::begin(&self.bridge, storage, key, pack, codec, cipher)
+    }
+
+    pub(crate) fn pack_size(&self) -> u64 {
+        self.pack_size
+    }
+}
+
+/// What writing pages came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct WriteReport {
+    /// Files that were announced.
+    pub files: u64,
+    /// Bytes that they have.
+    pub bytes: u64,
+    /// Bytes that came in.
+    pub received: u64,
+    /// Pages that were stored.
+    pub pages: u64,
+    /// Pages that were zero and are nowhere.
+    pub zero_pages: u64,
+    /// Pages that came and that the parent has.
+    pub same_pages: u64,
+    /// Bytes of data packs stored.
+    pub stored_data: u64,
+    /// Bytes of metadata packs stored.
+    pub stored_metadata: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    pub(crate) files: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) received: AtomicU64,
+    pub(crate) pages: AtomicU64,
+    pub(crate) zero_pages: AtomicU64,
+    pub(crate) same_pages: AtomicU64,
+}
+
+impl Counted {
+    pub(crate) fn add(counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+
+    fn report(&self) -> WriteReport {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        WriteReport {
+            files: load(&self.files),
+            bytes: load(&self.bytes),
+            received: load(&self.received),
+            pages: load(&self.pages),
+            zero_pages: load(&self.zero_pages),
+            same_pages: load(&self.same_pages),
+            ..WriteReport::default()
+        }
+    }
+}
+
+/// Takes a snapshot in, from as many threads as it is given workers; through
+/// [`Sequential`](neon_snapshot_format::Sequential) also from one, in order.
+///
+/// Its methods wait for the storage, so they must be called from threads outside of the runtime, such as
+/// `spawn_blocking` gives. When [`end`](ParallelSink::end) has returned, all pages are durable;
+/// [`complete`](Self::complete) then makes the map. Dropped before, it leaves packs that no snapshot uses.
+#[derive(Debug)]
+pub struct SnapshotWriter {
+    pub(crate) options: SnapshotOptions,
+    pub(crate) target: Target,
+    pub(crate) gathering: Gathering,
+    pub(crate) counted: Counted,
+    pub(crate) parent: Option<Parent>,
+    announced: Mutex<Buffer>,
+    idle: Mutex<Vec<State>>,
+    ended: Mutex<Option<(End, u64)>>,
+}
+
+impl SnapshotWriter {
+    /// Begins a snapshot of this writer. Must be called where the repository's runtime is known: in it, or in one
+    /// of its blocking threads.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) outside of a runtime.
+    pub fn new(
+        repository: &Repository,
+        writer: WriterId,
+        options: SnapshotOptions,
+    ) -> Result<Self> {
+        let target = Target {
+            bridge: Bridge::current()?,
+            repository: repository.clone(),
+            writer,
+            pack_size: options.pack_size.max(1),
+        };
+        Ok(Self {
+            gathering: Gathering::new(options.scratch.as_deref()),
+            target,
+            options,
+            counted: Counted::default(),
+            parent: None,
+            announced: Mutex::default(),
+            idle: Mutex::default(),
+            ended: Mutex::default(),
+        })
+    }
+
+    /// Shares the pages of a snapshot that the writer protects.
+    #[must_use]
+    pub fn with_parent(mut self, parent: Parent) -> Self {
+        self.parent = (!parent.view.runs.is_empty()).then_some(parent);
+        self
+    }
+
+    /// What writing came to so far; stored bytes are known when it has ended.
+    #[must_use]
+    pub fn report(&self) -> WriteReport {
+        let stored_data = lock(&self.ended).as_ref().map_or(0, |(_, stored)| *stored);
+        WriteReport {
+            stored_data,
+            ..self.counted.report()
+        }
+    }
+
+    pub(crate) fn page_size(&self) -> u64 {
+        self.options.page_size.into()
+    }
+
+    /// What the source said at the end.
+    pub(crate) fn end_of_source(&self) -> Result<End> {
+        let ended = lock(&self.ended);
+        ended.as_ref().map(|(end, _)| end.clone()).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot",
+                "is completed before all of it has come",
+            )
+        })
+    }
+
+    pub(crate) fn bridge(&self) -> &Bridge {
+        &self.target.bridge
+    }
+
+    /// Takes back what a worker used, for the next one.
+    pub(crate) fn give_back(&self, state: State) {
+        lock(&self.idle).push(state);
+    }
+
+    fn announce(&self, entry: &Entry, coming: Coming) -> Result<()> {
+        let mut content = Vec::with_capacity(64);
+        put_announced(&mut content, &Attributes::of(entry), coming);
+        if entry.is_file() {
+            Counted::add(&self.counted.files, 1);
+            Counted::add(&self.counted.bytes, entry.size());
+        }
+        let mut buffer = lock(&self.announced);
+        let path = entry.path.as_bytes();
+        self.gathering.add(&mut buffer, path, ANNOUNCED, &content)
+    }
+
+    fn flush(&self) -> Result<u64> {
+        self.gathering.put_aside(&mut lock(&self.announced))?;
+        let states = std::mem::take(&mut *lock(&self.idle));
+        let mut stored = 0;
+        for state in states {
+            stored += state.finish(self)?;
+        }
+        Ok(stored)
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An error of ours where the stream of a snapshot passes it on.
+pub(crate) fn passed(error: Error) -> neon_snapshot_format::Error {
+    use neon_snapshot_format::ErrorKind as Format;
+    let kind = match error.kind() {
+        ErrorKind::NotFound => Format::NotFound,
+        ErrorKind::Exists => Format::Exists,
+        ErrorKind::Damaged => Format::Damaged,
+        ErrorKind::Malformed => Format::Malformed,
+        ErrorKind::Unsupported => Format::Unsupported,
+        ErrorKind::Inconsistent => Format::Inconsistent,
+        ErrorKind::Limit => Format::Limit,
+        _ => Format::Io,
+    };
+    neon_snapshot_format::Error::new(kind, error.subject(), error.reason().to_owned())
+        .caused_by(error)
+}
+
+impl ParallelSink for SnapshotWriter {
+    fn entry(&self, entry: &Entry) -> neon_snapshot_format::Result<()> {
+        self.announce(entry, Coming::Whole).map_err(passed)
+    }
+
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> neon_snapshot_format::Result<()> {
+        self.announce(entry, Coming::of(wanted)).map_err(passed)
+    }
+
+    fn changed(&self, entry: &Entry, change: Change) -> neon_snapshot_format::Result<()> {
+        match change {
+            Change::Gone => {
+                let mut buffer = lock(&self.announced);
+                self.gathering
+                    .add(&mut buffer, entry.path.as_bytes(), GONE, &[])
+                    .map_err(passed)
+            }
+            // What comes makes up the announced size.
+            _ => Ok(()),
+        }
+    }
+
+    fn worker(&self) -> neon_snapshot_format::Result<Box<dyn ExtentSink + '_>> {
+        let idle = lock(&self.idle).pop();
+        let state = idle.unwrap_or_else(|| State::new(self));
+        Ok(Box::new(Worker::new(self, state)))
+    }
+
+    fn end(&self, end: &End) -> neon_snapshot_format::Result<()> {
+        let stored = self.flush().map_err(passed)?;
+        *lock(&self.ended) = Some((end.clone(), stored));
+        Ok(())
+    }
+}

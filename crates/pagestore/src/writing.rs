@@ -1,0 +1,273 @@
+//! A writer at work: what must happen, and in which order, for a snapshot to come into being beside other writers
+//! and collections.
+//!
+//! 1. The lease is put before anything else; it names the parent before the parent is looked at.
+//! 2. Packs are written under ids that carry the writer's; others' packs are named in the lease before they are relied
+//!    on.
+//! 3. A last heartbeat shows that the writer never slept for half the grace.
+//! 4. The commit is created.
+//! 5. No suspicion of this writer is there: the snapshot exists. Otherwise it is retracted.
+//! 6. Its names are claimed.
+
+use std::collections::HashSet;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use neon_snapshot_format::pack::PackId;
+use neon_storage::{ListOptions, StorageExt};
+
+use crate::claim::NameOutcome;
+use crate::commit::Commit;
+use crate::crypt::{DataKey, PackCipher};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{CommitId, WriterId};
+use crate::keys::{self, PACKS};
+use crate::lease::Lease;
+use crate::map::PackRef;
+use crate::name::SnapshotName;
+use crate::object::{Object, ObjectKind};
+use crate::repository::Repository;
+
+/// From how many packs on listing them is cheaper than asking for each.
+const LIST_FROM: usize = 200;
+
+/// One snapshot being written. Makes at most one commit.
+///
+/// Dropped: what was written is garbage, and a collection takes it once the lease has lapsed.
+/// [`abandon`](Self::abandon) spares it that wait.
+#[derive(Debug)]
+pub struct Writing {
+    repository: Repository,
+    lease: Lease,
+}
+
+/// A snapshot that exists.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Committed {
+    /// Its id.
+    pub id: CommitId,
+    /// What came of the names it asked for.
+    pub names: Vec<(SnapshotName, NameOutcome)>,
+}
+
+impl Repository {
+    /// Begins to write a snapshot. A task of the current tokio runtime keeps the lease alive.
+    ///
+    /// Dropped: a lease may remain until it lapses.
+    ///
+    /// # Errors
+    /// [`Storage`](ErrorKind::Storage).
+    pub async fn begin_writing(&self) -> Result<Writing> {
+        Ok(Writing {
+            repository: self.clone(),
+            lease: self.lease(&[]).await?,
+        })
+    }
+}
+
+impl Writing {
+    /// The writer.
+    #[must_use]
+    pub fn writer(&self) -> WriterId {
+        self.lease.writer()
+    }
+
+    /// The repository.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// A new pack of this writer with its key.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) when the system has no randomness to give.
+    pub fn new_pack(&self) -> Result<PackRef> {
+        Ok(PackRef {
+            id: self.writer().new_pack()?,
+            key: DataKey::random()?,
+        })
+    }
+
+    /// What to seal the frames of a pack with; nothing in a repository that is not encrypted.
+    #[must_use]
+    pub fn cipher(&self, pack: &PackRef) -> Option<PackCipher> {
+        self.repository
+            .is_encrypted()
+            .then(|| PackCipher::new(&pack.key))
+    }
+
+    /// Makes sure that a snapshot and all its pages stay until this writer is done, and reads its commit. To be called
+    /// before anything of it is relied on.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot (any more).
+    pub async fn protect(&self, parent: CommitId) -> Result<Commit> {
+        self.lease.add_parent(parent).await?;
+        Ok(self.repository.require_kept(parent).await?.1)
+    }
+
+    /// Announces packs of other writers that the new snapshot refers to, and returns those that are there and stay.
+    /// Any other must be stored under its id if nothing is there, or have its frames stored in a pack of this
+    /// writer, with a note where they moved: see [`Brought`].
+    ///
+    /// # Errors
+    /// [`Storage`](ErrorKind::Storage).
+    pub async fn bring(&self, packs: &[PackId]) -> Result<Brought> {
+        self.lease.add_packs(packs).await?;
+        let doomed = self.repository.doomed().await?;
+        let there = self.existing(packs).await?;
+        let mut brought = Brought::default();
+        for pack in packs {
+            let list = match (doomed.packs.contains(pack), there.contains(pack)) {
+                (true, _) => &mut brought.doomed,
+                (false, true) => &mut brought.there,
+                (false, false) => &mut brought.absent,
+            };
+            list.push(*pack);
+        }
+        Ok(brought)
+    }
+
+    async fn existing(&self, packs: &[PackId]) -> Result<HashSet<PackId>> {
+        let storage = &self.repository.shared.storage;
+        if packs.len() >= LIST_FROM {
+            let wanted: HashSet<_> = packs.iter().copied().collect();
+            return storage
+                .list(ListOptions::prefix(PACKS))
+                .try_filter_map(|object| async move { Ok(keys::pack_of(&object.key)) })
+                .try_filter(|pack| std::future::ready(wanted.contains(pack)))
+                .try_collect()
+                .await
+                .map_err(|error| Error::storage(PACKS, error));
+        }
+        stream::iter(packs.iter().copied())
+            .map(|pack| async move {
+                let key = keys::pack(pack)?;
+                let there = storage.exists(&key).await;
+                let there = there.map_err(|error| Error::storage(key.as_str(), error))?;
+                Ok(there.then_some(pack))
+            })
+            .buffer_unordered(16)
+            .try_filter_map(|pack| async move { Ok(pack) })
+            .try_collect()
+            .await
+    }
+
+    /// Makes the snapshot exist. All its packs must be stored. When this returns, it is as durable as the storage makes
+    /// it; a name that another snapshot has is no error, see [`Committed::names`].
+    ///
+    /// Dropped, or failed with [`Storage`](ErrorKind::Storage): the snapshot exists or not.
+    ///
+    /// # Errors
+    /// [`Busy`](ErrorKind::Busy) when this writer was silent for too long: nothing exists.
+    pub async fn commit(self, commit: &Commit) -> Result<Committed> {
+        let body = match commit.encode() {
+            Ok(body) => body,
+            Err(error) => {
+                self.abandon().await;
+                return Err(error);
+            }
+        };
+        self.commit_body(body, &commit.facts.names).await
+    }
+
+    /// As [`commit`](Self::commit), with the bytes that a commit has elsewhere.
+    pub(crate) async fn commit_body(
+        self,
+        body: Vec<u8>,
+        names: &[SnapshotName],
+    ) -> Result<Committed> {
+        match self.try_commit(body, names).await {
+            // A commit that was sent and not acknowledged may still arrive. The lease is left to lapse, so that this
+            // writer is condemned before its packs go.
+            Err(error) if error.kind() == ErrorKind::Storage => Err(error),
+            result => {
+                self.lease.release().await;
+                result
+            }
+        }
+    }
+
+    async fn try_commit(&self, body: Vec<u8>, wanted: &[SnapshotName]) -> Result<Committed> {
+        if let Some(name) = wanted.iter().find(|name| name.is_current()) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("name {name}"),
+                "stands for the live state and is given to no snapshot",
+            ));
+        }
+        self.lease.prove().await?;
+        let writer = self.writer();
+        let id = CommitId::of(&body);
+        let object = Object::new(ObjectKind::Commit, writer, body);
+        match self
+            .repository
+            .put_object(&keys::commit(id)?, &object)
+            .await
+        {
+            Ok(_) => self.stand_or_retract(id).await?,
+            // The same snapshot was brought here before.
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                self.repository.require_kept(id).await.map_err(|error| {
+                    let reason = "was here and is going away; try again after a collection";
+                    Error::new(ErrorKind::Busy, format!("snapshot {id}"), reason).caused_by(error)
+                })?;
+            }
+            Err(error) => return Err(error),
+        }
+        let mut names = Vec::with_capacity(wanted.len());
+        for name in wanted {
+            let outcome = self.repository.claim(writer, name, id).await;
+            names.push((name.clone(), outcome));
+        }
+        Ok(Committed { id, names })
+    }
+
+    /// After the commit was created: either no suspicion was there when we looked, and every collection that
+    /// suspects us later sees the commit; or we take it back.
+    async fn stand_or_retract(&self, id: CommitId) -> Result<()> {
+        let doubt = match self.repository.is_suspected(self.writer()).await {
+            Ok(false) => return self.refuse_buried(id).await,
+            Ok(true) => Error::new(
+                ErrorKind::Busy,
+                format!("writer {}", self.writer()),
+                "was taken for gone; what it wrote may be gone too, begin anew",
+            ),
+            Err(error) => error,
+        };
+        self.repository.bury_commit(id, "retracted").await?;
+        Err(doubt)
+    }
+
+    /// A snapshot that was destroyed here and is brought again stays destroyed until a collection forgot it.
+    async fn refuse_buried(&self, id: CommitId) -> Result<()> {
+        let key = keys::tombstone(id)?;
+        let buried = self.repository.shared.storage.exists(&key).await;
+        match buried.map_err(|error| Error::storage(key.as_str(), error))? {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorKind::Busy,
+                format!("snapshot {id}"),
+                "was destroyed here; try again after a collection",
+            )),
+        }
+    }
+
+    /// Ends without a snapshot.
+    pub async fn abandon(self) {
+        self.lease.release().await;
+    }
+}
+
+/// What [`Writing::bring`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Brought {
+    /// These are there, and stay.
+    pub there: Vec<PackId>,
+    /// Nothing is there: to be stored under their ids.
+    pub absent: Vec<PackId>,
+    /// These are there and are being deleted: their frames have to be stored in a new pack, with a note where they are.
+    pub doomed: Vec<PackId>,
+}

@@ -1,0 +1,134 @@
+//! What is damaged is found and named.
+
+use neon_pagestore::Repository;
+use neon_pagestore::crypt::KeySource;
+use neon_storage::{Key, StorageExt};
+
+use crate::clocked::Clocked;
+use crate::support::{GRACE, init, open, options, read, write};
+
+/// A small repository in which everything occurs: moves, tombstones, pins, several snapshots, a catalogue.
+async fn busy(storage: &Clocked, repository: &Repository) {
+    let first = write(repository, None, &[("a", 1), ("b", 2), ("c", 3)], &["pg@1"]).await;
+    let second = write(repository, Some(first), &[("b", 4), ("c", 5)], &["pg@2"]).await;
+    repository.destroy(first).await.unwrap();
+    for _ in 0..3 {
+        repository.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    let third = write(repository, Some(second), &[("a", 6)], &["pg@3"]).await;
+    write(repository, Some(second), &[("d", 7)], &["pg@3"]).await;
+    repository.pin(third, "a mount").await.unwrap();
+    repository.list().await.unwrap();
+    repository.destroy(third).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sound_repository_is_found_sound() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    busy(&storage, &repository).await;
+    for read_data in [false, true] {
+        let checked = open(&storage).await.check(read_data).await.unwrap();
+        assert_eq!(checked.findings, []);
+        assert_eq!(checked.snapshots, 2);
+        assert_eq!(checked.pages > 0, read_data);
+    }
+    let sealed = Clocked::new();
+    let key = KeySource::passphrase("x").with_cost(64, 1);
+    let other = Repository::init(std::sync::Arc::new(sealed.clone()), options().key(key))
+        .await
+        .unwrap();
+    for id in repository.snapshot_ids().await.unwrap() {
+        repository.copy_to(&other, id).await.unwrap();
+    }
+    let checked = other.check(true).await.unwrap();
+    assert_eq!((checked.findings, checked.snapshots), (vec![], 2));
+}
+
+#[tokio::test]
+async fn every_changed_byte_is_found_and_the_object_named() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    busy(&storage, &repository).await;
+    for object in storage.list_all("").await.unwrap() {
+        let whole = storage.read(&object.key).await.unwrap();
+        let is_pack = object.key.as_str().starts_with("packs/");
+        // Every byte of what is small; of a pack its ends, and some of its frames.
+        let step = |at: usize| match is_pack && at > 80 && at + 500 < whole.len() {
+            true => 997,
+            false => 7,
+        };
+        let mut at = 0;
+        while at < whole.len() {
+            let mut changed = whole.to_vec();
+            changed[at] ^= 1 << (at % 8);
+            storage.overwrite(&object.key, changed).await.unwrap();
+            let opened = Repository::open(std::sync::Arc::new(storage.clone()), options()).await;
+            if object.key.as_str() == "neon.json" {
+                assert!(opened.is_err(), "{at}");
+            } else {
+                let checked = opened.unwrap().check(true).await.unwrap();
+                let id = object.key.segments().last().unwrap().to_owned();
+                let named = checked
+                    .findings
+                    .iter()
+                    .any(|finding| finding.object.contains(&id));
+                assert!(named, "{} byte {at}: {:?}", object.key, checked.findings);
+            }
+            at += step(at);
+        }
+        storage.overwrite(&object.key, whole).await.unwrap();
+    }
+    assert!(repository.check(true).await.unwrap().is_sound());
+}
+
+#[tokio::test]
+async fn what_is_damaged_or_missing_is_named_with_the_snapshots_it_hurts() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    let before = storage.list_all("packs/").await.unwrap();
+    let second = write(&repository, Some(first), &[("b", 2)], &["pg@2"]).await;
+    write(&repository, None, &[("c", 3)], &["pg@3"]).await;
+    for object in before {
+        let key: Key = object.key;
+        let whole = storage.read(&key).await.unwrap();
+        let mut changed = whole.to_vec();
+        changed[100] ^= 1;
+        storage.overwrite(&key, changed).await.unwrap();
+        let checked = repository.check(true).await.unwrap();
+        let hurt: Vec<_> = checked
+            .findings
+            .iter()
+            .flat_map(|finding| finding.snapshots.clone())
+            .collect();
+        assert!(
+            hurt.contains(&first) && hurt.contains(&second),
+            "{checked:?}"
+        );
+        assert!(
+            hurt.iter().all(|id| [first, second].contains(id)),
+            "{checked:?}"
+        );
+        let reread = open(&storage).await;
+        let error = read(&reread, second).await.unwrap_err();
+        let pack = key.segments().last().unwrap();
+        let text = format!("{error} {:?}", std::error::Error::source(&error));
+        assert!(text.contains(pack), "{text}");
+
+        storage.delete(&key).await.unwrap();
+        let checked = open(&storage).await.check(false).await.unwrap();
+        let hurt: Vec<_> = checked
+            .findings
+            .iter()
+            .flat_map(|finding| finding.snapshots.clone())
+            .collect();
+        assert!(
+            hurt.contains(&first) && hurt.contains(&second),
+            "{checked:?}"
+        );
+        storage.create(&key, whole).await.unwrap();
+    }
+    assert!(repository.check(true).await.unwrap().is_sound());
+}

@@ -1,0 +1,525 @@
+//! Real clusters: copied into a repository on a disk, restored, judged by the stock programs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::restore::{RestoreOptions, RestorePlan, Restored, restore};
+use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
+use neon_pagestore::{CommitId, Facts, OpenOptions, Repository};
+use neon_pg_layout::{Lsn, TimelineId};
+use neon_snapshot_format::pgdata::{
+    Bracket, DirectoryOptions, DirectoryWriter, ExistingDirectory, Flush, Ownership, PgData, Stop, StopWal,
+    TablespacePlaces,
+};
+use neon_snapshot_format::{Sequential, SnapshotKind, SnapshotPath};
+use neon_storage::{Native, NativeOptions};
+use neon_testkit::workload::Workload;
+use neon_testkit::{Cluster, PgMajor, Session, StopMode};
+
+use crate::files::reader;
+
+/// One test per major, each calling `$body(PgMajor)`.
+macro_rules! for_every_major {
+    ($body:ident: $($name:ident = $major:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            $body(PgMajor::$major).await;
+        }
+    )*};
+}
+
+async fn repository(place: &Path) -> Repository {
+    let place = place.to_owned();
+    let native = tokio::task::spawn_blocking(|| Native::open(place, NativeOptions::default()))
+        .await
+        .unwrap()
+        .unwrap();
+    Repository::init(Arc::new(native), OpenOptions::new())
+        .await
+        .unwrap()
+}
+
+/// Runs in a thread beside the runtime.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Writes a snapshot with what `copy` copies.
+async fn snapshot(
+    repository: &Repository,
+    parent: Option<&Snapshot>,
+    copy: impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static,
+) -> CommitId {
+    let writing = repository.begin_writing().await.unwrap();
+    let (to, writer) = (repository.clone(), writing.writer());
+    let parent = parent.cloned();
+    let (stored, facts) = beside(move || {
+        let mut sink = SnapshotWriter::new(&to, writer, SnapshotOptions::default()).unwrap();
+        if let Some(parent) = &parent {
+            sink = sink.with_parent(Parent::of(parent));
+        }
+        let facts = copy(&sink);
+        (sink.complete().unwrap(), facts)
+    })
+    .await;
+    let commit = stored.commit(facts);
+    assert_eq!(commit.facts.bad_pages, []);
+    writing.commit(&commit).await.unwrap().id
+}
+
+fn copy_cold(data: PathBuf) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
+    move |sink| {
+        let source = PgData::cold(&data).unwrap();
+        let facts = Facts::of_control(SnapshotKind::Cold, 0, source.control());
+        let copied = source.copy_parallel(sink, 2).unwrap();
+        let mut rest = Sequential::new(sink).unwrap();
+        copied.finish(&mut rest, None).unwrap();
+        facts
+    }
+}
+
+/// A backup that is open on a running cluster.
+struct Backup {
+    session: Session,
+    modern: bool,
+    start: Lsn,
+}
+
+impl Backup {
+    fn begin(cluster: &Cluster) -> Self {
+        let modern = cluster.major() >= PgMajor::V15;
+        let mut session = cluster.session("postgres");
+        let start = session.run(if modern {
+            "select pg_backup_start('test', true)"
+        } else {
+            "select pg_start_backup('test', true, false)"
+        });
+        Self {
+            session,
+            modern,
+            start: start.parse().unwrap(),
+        }
+    }
+
+    fn bracket(&self, cluster: &Cluster) -> Bracket {
+        let session = Mutex::new(cluster.session("postgres"));
+        Bracket::new(self.start, move || {
+            let mut session = session.lock().unwrap();
+            Ok(session.run("select pg_current_wal_insert_lsn()").parse()?)
+        })
+    }
+
+    /// The position, the label and the tablespace map.
+    fn stop(mut self) -> (Lsn, Vec<u8>, Vec<u8>) {
+        let call = if self.modern {
+            "pg_backup_stop(false)"
+        } else {
+            "pg_stop_backup(false, false)"
+        };
+        let row = self.session.run(&format!(
+            "select lsn, encode(convert_to(labelfile, 'UTF8'), 'hex'), \
+             encode(convert_to(spcmapfile, 'UTF8'), 'hex') from {call}"
+        ));
+        let columns: Vec<&str> = row.split('|').collect();
+        let unhex = |text: &str| -> Vec<u8> {
+            let digits = text.as_bytes().chunks(2);
+            digits
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+                .collect()
+        };
+        (
+            columns[0].parse().unwrap(),
+            unhex(columns[1]),
+            unhex(columns[2]),
+        )
+    }
+}
+
+fn copy_online(cluster: &Cluster) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
+    let backup = Backup::begin(cluster);
+    let source = PgData::online(&cluster.data_dir(), backup.bracket(cluster)).unwrap();
+    let wal = cluster.data_dir().join("pg_wal");
+    move |sink| {
+        let mut facts = Facts::of_control(SnapshotKind::Online, 0, source.control());
+        facts.log.start = Some(backup.start);
+        let copied = source.copy_parallel(sink, 2).unwrap();
+        let (position, label, tablespace_map) = backup.stop();
+        facts.log.stop = Some(position);
+        let stop = Stop {
+            label: &label,
+            tablespace_map: &tablespace_map,
+            position,
+            timeline: TimelineId::FIRST,
+            wal: StopWal::Directory(&wal),
+        };
+        let mut rest = Sequential::new(sink).unwrap();
+        copied.finish(&mut rest, Some(stop)).unwrap();
+        facts
+    }
+}
+
+/// A stopped cluster of this major whose data directory is missing, to be written.
+fn target(major: PgMajor) -> Cluster {
+    let cluster = Cluster::builder(major).init();
+    fs::remove_dir_all(cluster.data_dir()).unwrap();
+    // Tablespaces go below a folder that the server's user can enter.
+    neon_testkit::OsUser::current().create_dir(&tablespaces(&cluster));
+    cluster
+}
+
+fn tablespaces(target: &Cluster) -> PathBuf {
+    target.scratch_dir().join("restored-tablespaces")
+}
+
+async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Restored {
+    let options = DirectoryOptions {
+        ownership: Ownership::Recorded,
+        tablespaces: TablespacePlaces::Below(tablespaces(target)),
+        // One flush, which many tests beside each other can afford.
+        flush: Flush::FileSystem,
+        ..DirectoryOptions::default()
+    };
+    let writer = DirectoryWriter::create(&target.data_dir(), options).unwrap();
+    let snapshot = snapshot.clone();
+    beside(move || restore(&snapshot, &writer, &RestoreOptions::default()).unwrap()).await
+}
+
+/// Every file and directory with mode and content, by path relative to the data directory; links of tablespaces
+/// are followed.
+fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(data.join(&folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            let full = data.join(&path);
+            let facts = fs::metadata(&full).unwrap();
+            let name = path.to_str().unwrap().to_owned();
+            let mode = facts.permissions().mode() & 0o7777;
+            if facts.is_dir() {
+                found.insert(name, (mode, None));
+                folders.push(path);
+            } else if facts.is_file() {
+                found.insert(name, (mode, Some(fs::read(full).unwrap())));
+            }
+        }
+    }
+    found
+}
+
+/// What a cold copy may lack, written down apart from the code's own table.
+fn may_be_missing(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap();
+    let below = |directory: &str| path.starts_with(&format!("{directory}/"));
+    path == "postmaster.opts"
+        || name.starts_with("pg_internal.init")
+        || path.split('/').any(|part| part.starts_with("pgsql_tmp"))
+        || [
+            "pg_stat_tmp",
+            "pg_notify",
+            "pg_subtrans",
+            "pg_serial",
+            "pg_snapshots",
+            "pg_dynshmem",
+            "pg_replslot",
+        ]
+        .into_iter()
+        .any(below)
+        || below("pg_wal/summaries")
+        || (below("pg_wal") && name.len() == 24)
+        || (below("pg_wal/archive_status") && name.len() > 24)
+}
+
+fn assert_equal(source: &Path, copy: &Path) {
+    let (source, mut copy) = (tree(source), tree(copy));
+    copy.remove("backup_manifest")
+        .expect("a manifest is written");
+    for (path, facts) in &source {
+        match copy.remove(path) {
+            Some(copied) => assert!(copied == *facts, "{path} differs"),
+            None => assert!(may_be_missing(path), "{path} is missing"),
+        }
+    }
+    assert!(copy.is_empty(), "not in the source: {:?}", copy.keys());
+}
+
+/// Has `pg_amcheck` look at everything where it is here (15), and the server read every row elsewhere; then stops the
+/// cluster and has `pg_checksums` read every page where that is here, and our own reader everywhere.
+fn judge(mut cluster: Cluster) {
+    // What waits prepared holds locks.
+    let waiting = "select format('rollback prepared %L', gid) from pg_prepared_xacts";
+    for rollback in cluster.psql(waiting).lines() {
+        cluster.psql(rollback);
+    }
+    let contrib = "select count(*) from pg_available_extensions where name = 'amcheck'";
+    if cluster.psql(contrib) == "1" && cluster.installation().tool("pg_amcheck").is_some() {
+        let arguments = ["--all", "--install-missing", "--heapallindexed"];
+        cluster.run_tool("pg_amcheck", arguments);
+    } else {
+        let databases = cluster
+            .psql("select datname from pg_database where datallowconn and datconnlimit <> -2");
+        for database in databases.lines() {
+            let tables = "select format('%I.%I', nspname, relname) from pg_class c \
+                          join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm')";
+            for table in cluster.psql_in(database, tables).lines() {
+                let read = format!("select count(*) from {table} t where t::text <> ''");
+                cluster.psql_in(database, &read);
+            }
+        }
+    }
+    cluster.stop(StopMode::Fast);
+    let data = PgData::cold(&cluster.data_dir()).unwrap();
+    if data.control().data_checksums && cluster.installation().tool("pg_checksums").is_some() {
+        let directory = cluster.data_dir();
+        cluster.run_tool(
+            "pg_checksums",
+            ["--check", "-D", directory.to_str().unwrap()],
+        );
+    }
+}
+
+/// What a cluster under test is set to, and what what is written from it must be set to.
+fn prepare(cluster: &mut Cluster) {
+    cluster.set("max_prepared_transactions", 8);
+    cluster.set("allow_in_place_tablespaces", "on");
+}
+
+const LOADS: [Workload; 5] = [
+    Workload::Ddl,
+    Workload::Toast,
+    Workload::Tablespaces,
+    Workload::Visibility,
+    Workload::Prepared,
+];
+
+async fn a_cold_snapshot_comes_back(major: PgMajor) {
+    let mut cluster = Cluster::builder(major)
+        .checksums(major != PgMajor::V16)
+        .init();
+    prepare(&mut cluster);
+    cluster.start();
+    for (seed, load) in (1..).zip(LOADS) {
+        load.run(&cluster, seed, 3, 4);
+    }
+    cluster.psql("create unlogged table scratch as select generate_series(1, 1000) i");
+    cluster.stop(StopMode::Fast);
+    let place = neon_testkit::Scratch::new();
+    let repository = repository(&place.path().join("repository")).await;
+    let maps = reader(&repository);
+    let first = snapshot(&repository, None, copy_cold(cluster.data_dir())).await;
+    let first = Snapshot::open(&repository, first, &maps).await.unwrap();
+    let mut copy = target(major);
+    let restored = restore_into(&first, &copy).await;
+    assert_eq!(restored.bad_pages, []);
+    assert!(
+        restored.used.received < 2 * restored.live,
+        "{} received for {} live",
+        restored.used.received,
+        restored.live
+    );
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    prepare(&mut copy);
+    copy.start();
+    assert_eq!(copy.psql("select count(*) from scratch"), "1000");
+    for load in LOADS {
+        load.verify(&copy);
+    }
+    judge(copy);
+
+    // And with a parent, of which everything is read and much is the same.
+    cluster.start();
+    for (seed, load) in (11..).zip(LOADS) {
+        let mut load = load.prepare(&cluster, seed, 1);
+        drop(load.as_mut().map(|load| load.rounds(2)));
+    }
+    cluster.stop(StopMode::Fast);
+    let copied = copy_cold(cluster.data_dir());
+    let second = snapshot(&repository, Some(&first), copied).await;
+    let second = Snapshot::open(&repository, second, &maps).await.unwrap();
+    let copy = target(major);
+    restore_into(&second, &copy).await;
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+}
+
+for_every_major!(a_cold_snapshot_comes_back:
+    a_cold_snapshot_of_13_comes_back_byte_for_byte = V13,
+    a_cold_snapshot_of_14_comes_back_byte_for_byte = V14,
+    a_cold_snapshot_of_15_comes_back_byte_for_byte = V15,
+    a_cold_snapshot_of_16_without_checksums_comes_back_byte_for_byte = V16,
+    a_cold_snapshot_of_17_comes_back_byte_for_byte = V17,
+    a_cold_snapshot_of_18_comes_back_byte_for_byte = V18,
+);
+
+async fn an_online_snapshot_under_load_starts(major: PgMajor) {
+    let mut cluster = Cluster::builder(major)
+        .checksums(major != PgMajor::V15)
+        .setting("wal_keep_size", "512MB")
+        .init();
+    prepare(&mut cluster);
+    cluster.start();
+    // Not the one that moves whole databases between tablespaces: replay copies what it finds of a database that moved
+    // while it was copied, with any program that copies files.
+    let mut loads = LOADS.to_vec();
+    loads.retain(|load| *load != Workload::Tablespaces);
+    loads.extend([Workload::Databases, Workload::Pgbench]);
+    let outside = cluster.tablespace_dir("outside");
+    cluster.psql(&format!(
+        "create tablespace outside location '{}'",
+        outside.display()
+    ));
+    cluster.psql("create table far (i int) tablespace outside; create unlogged table scratch (i int) tablespace outside");
+    cluster.psql("insert into far select generate_series(1, 5000); insert into scratch values (1)");
+    let running: Vec<_> = (1..)
+        .zip(&loads)
+        .map(|(seed, load)| load.prepare(&cluster, seed, 2).unwrap().in_background())
+        .collect();
+    let place = neon_testkit::Scratch::new();
+    let repository = repository(&place.path().join("repository")).await;
+    let id = snapshot(&repository, None, copy_online(&cluster)).await;
+    for load in running {
+        load.stop();
+    }
+    let maps = reader(&repository);
+    let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
+    let mut copy = target(major);
+    let restored = restore_into(&snapshot, &copy).await;
+    assert_eq!(restored.bad_pages, []);
+    prepare(&mut copy);
+    copy.start();
+    for load in loads {
+        load.verify(&copy);
+    }
+    assert_eq!(copy.psql("select sum(i) from far"), "12502500");
+    assert_eq!(
+        copy.psql("select count(*) from scratch"),
+        "0",
+        "recovery reset it"
+    );
+    judge(copy);
+    cluster.stop(StopMode::Immediate);
+}
+
+for_every_major!(an_online_snapshot_under_load_starts:
+    an_online_snapshot_of_13_under_load_starts_and_is_whole = V13,
+    an_online_snapshot_of_14_under_load_starts_and_is_whole = V14,
+    an_online_snapshot_of_15_without_checksums_under_load_starts_and_is_whole = V15,
+    an_online_snapshot_of_16_under_load_starts_and_is_whole = V16,
+    an_online_snapshot_of_17_under_load_starts_and_is_whole = V17,
+    an_online_snapshot_of_18_under_load_starts_and_is_whole = V18,
+);
+
+async fn turn_into(snapshot: &Snapshot, copy: &Cluster, by_map: Option<&Snapshot>) -> RestorePlan {
+    let directory = ExistingDirectory::open(&copy.data_dir()).unwrap();
+    let (snapshot, by_map) = (snapshot.clone(), by_map.cloned());
+    let writing = DirectoryOptions {
+        ownership: Ownership::Recorded,
+        tablespaces: TablespacePlaces::Below(tablespaces(copy)),
+        flush: Flush::FileSystem,
+        ..DirectoryOptions::default()
+    };
+    beside(move || {
+        let options = RestoreOptions::default();
+        let keep = |path: &SnapshotPath| path.as_bytes() == b"kept/by whom.txt";
+        let plan = match by_map {
+            Some(present) => RestorePlan::by_map(&snapshot, present.view()).unwrap(),
+            None => RestorePlan::by_content(&snapshot, &directory, &keep, &options).unwrap(),
+        };
+        let restored = plan
+            .execute(&snapshot, directory, writing, &options)
+            .unwrap();
+        assert_eq!(restored.bad_pages, []);
+        assert_eq!(restored.bytes, plan.bytes);
+        plan
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
+    // Without checksums hints are not in the log: only the content tells.
+    let mut cluster = Cluster::builder(PgMajor::V15).checksums(false).init();
+    prepare(&mut cluster);
+    cluster.start();
+    let loads = [Workload::Ddl, Workload::Tablespaces, Workload::Visibility];
+    for (seed, load) in (1..).zip(loads) {
+        load.run(&cluster, seed, 3, 3);
+    }
+    cluster.psql("create table filler as select i, repeat(md5(i::text), 30) from generate_series(1, 30000) i; checkpoint");
+    cluster.stop(StopMode::Fast);
+    let place = neon_testkit::Scratch::new();
+    let repository = repository(&place.path().join("repository")).await;
+    let maps = reader(&repository);
+    let first = snapshot(&repository, None, copy_cold(cluster.data_dir())).await;
+    let first = Snapshot::open(&repository, first, &maps).await.unwrap();
+    let mut copy = target(PgMajor::V15);
+    restore_into(&first, &copy).await;
+
+    prepare(&mut copy);
+    copy.start();
+    for load in loads {
+        load.verify(&copy);
+    }
+    copy.psql("select count(*) from filler; update filler set i = -i where i % 500 = 0; create table more as select 1 i; vacuum filler; create table short as select generate_series(1, 100000)");
+    copy.stop(StopMode::Fast);
+    let kept = copy.data_dir().join("kept/by whom.txt");
+    fs::create_dir(kept.parent().unwrap()).unwrap();
+    fs::write(&kept, "mine").unwrap();
+    fs::write(copy.data_dir().join("base/left over"), "not mine").unwrap();
+    // A second name elsewhere must not be written through.
+    let outside = copy.scratch_dir().join("outside");
+    let config = copy.data_dir().join("PG_VERSION");
+    fs::hard_link(&config, &outside).unwrap();
+    fs::remove_file(&config).unwrap();
+    fs::write(&config, "99\n").unwrap();
+
+    let plan = turn_into(&first, &copy, None).await;
+    let total: u64 = first.facts().cost.bytes;
+    assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
+    assert!(plan.compared > total / 2);
+    assert!(
+        plan.removed
+            .iter()
+            .any(|entry| entry.path.as_bytes() == b"base/left over")
+    );
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "15\n");
+    fs::remove_dir_all(kept.parent().unwrap()).unwrap();
+    fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+
+    // Again: nothing differs but what always comes last.
+    fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
+    let plan = turn_into(&first, &copy, None).await;
+    assert_eq!((plan.bytes, plan.removed.len()), (8192, 0), "{:?}", plan.files);
+
+    // Forward by the maps alone, which is right for a directory that is known.
+    cluster.start();
+    cluster.psql("update filler set i = -i where i % 300 = 0; drop table if exists more; checkpoint");
+    cluster.stop(StopMode::Fast);
+    let second = snapshot(&repository, Some(&first), copy_cold(cluster.data_dir())).await;
+    let second = Snapshot::open(&repository, second, &maps).await.unwrap();
+    let plan = turn_into(&second, &copy, Some(&first)).await;
+    assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
+    fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
+
+    // Stopped in the middle, it is no cluster for anybody.
+    let writer = ExistingDirectory::open(&copy.data_dir())
+        .unwrap()
+        .change(DirectoryOptions::default())
+        .unwrap();
+    drop(writer);
+    assert!(PgData::cold(&copy.data_dir()).is_err());
+    assert!(copy.try_start().is_err());
+    turn_into(&second, &copy, None).await;
+    copy.start();
+    for load in loads {
+        load.verify(&copy);
+    }
+    judge(copy);
+}

@@ -1,0 +1,172 @@
+//! Snapshots travel between repositories and stay what they are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use neon_pagestore::crypt::KeySource;
+use neon_pagestore::{ErrorKind, NameOutcome, Repository};
+use neon_storage::{Fault, Faulty, Memory, Operation, StorageExt};
+
+use crate::clocked::Clocked;
+use crate::support::{GRACE, init, options, read, write};
+
+const FILES: [(&str, u64); 6] = [("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5), ("f", 6)];
+
+async fn encrypted(storage: &Clocked, phrase: &str) -> Repository {
+    let key = KeySource::passphrase(phrase).with_cost(64, 1);
+    Repository::init(Arc::new(storage.clone()), options().key(key))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_snapshot_is_the_same_in_every_repository() {
+    let stores: [Clocked; 4] = std::array::from_fn(|_| Clocked::new());
+    let repositories = [
+        init(&stores[0]).await,
+        init(&stores[1]).await,
+        encrypted(&stores[2], "two").await,
+        encrypted(&stores[3], "three").await,
+    ];
+    let first = write(&repositories[0], None, &FILES, &["pg@1"]).await;
+    let second = write(&repositories[0], Some(first), &[("a", 11)], &["pg@2"]).await;
+    // Plain to plain, plain to sealed, sealed to sealed elsewhere, sealed to plain.
+    for (from, to) in [(0, 1), (0, 2), (2, 3)] {
+        let copied = repositories[from]
+            .copy_to(&repositories[to], second)
+            .await
+            .unwrap();
+        assert_eq!(copied.id, second);
+        assert!(matches!(copied.names[0].1, NameOutcome::Given));
+        assert!(copied.bytes > 6 * 8192, "{copied:?}");
+        assert_eq!(
+            read(&repositories[to], second).await.unwrap(),
+            ["a", "b", "c", "d", "e", "f"]
+        );
+        assert_eq!(repositories[to].resolve("pg@2").await.unwrap(), second);
+        // Again, there is nothing to do; and what the other one shares is not sent again.
+        let again = repositories[from]
+            .copy_to(&repositories[to], second)
+            .await
+            .unwrap();
+        assert_eq!((again.bytes, again.frames, again.packs_whole), (0, 0, 0));
+        assert_eq!(repositories[to].list().await.unwrap().len(), 1);
+    }
+    let copied = repositories[0]
+        .copy_to(&repositories[2], first)
+        .await
+        .unwrap();
+    assert!(copied.bytes < 2 * 8192, "{copied:?}");
+    // Collections there keep what was brought, sealed once more or not.
+    for to in [1, 2, 3] {
+        for _ in 0..3 {
+            repositories[to].collect().await.unwrap();
+            stores[to].advance(GRACE * 2);
+        }
+        assert_eq!(read(&repositories[to], second).await.unwrap().len(), 6);
+    }
+    let plain = Clocked::new();
+    let back = init(&plain).await;
+    repositories[3].copy_to(&back, second).await.unwrap();
+    assert_eq!(read(&back, second).await.unwrap().len(), 6);
+    assert_eq!(
+        repositories[1]
+            .copy_to(&back, first)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::NotFound
+    );
+}
+
+#[tokio::test]
+async fn sealed_frames_travel_as_they_are() {
+    let stores = [Clocked::new(), Clocked::new()];
+    let from = encrypted(&stores[0], "one").await;
+    let to = encrypted(&stores[1], "two").await;
+    let id = write(&from, None, &FILES, &["pg@1"]).await;
+    let copied = from.copy_to(&to, id).await.unwrap();
+    assert_eq!((copied.packs_whole, copied.frames), (2, 0));
+    for object in stores[0].list_all("packs/").await.unwrap() {
+        assert_eq!(
+            stores[0].read(&object.key).await.unwrap(),
+            stores[1].read(&object.key).await.unwrap()
+        );
+    }
+}
+
+#[tokio::test]
+async fn moved_frames_travel_too() {
+    let storage = Clocked::new();
+    let from = init(&storage).await;
+    let first = write(&from, None, &FILES, &["pg@1"]).await;
+    let most = FILES.map(|(name, seed)| (name, seed + 100));
+    let second = write(&from, Some(first), &most[..5], &["pg@2"]).await;
+    from.destroy(first).await.unwrap();
+    for _ in 0..3 {
+        from.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    assert!(!storage.list_all("moves/").await.unwrap().is_empty());
+    let to = init(&Memory::new()).await;
+    from.copy_to(&to, second).await.unwrap();
+    assert_eq!(read(&to, second).await.unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn a_copy_that_was_cut_off_goes_on_where_it_was() {
+    let from = init(&Memory::new()).await;
+    let mut parent = None;
+    for (name, seed) in FILES {
+        if parent.is_some() && name == "e" {
+            break;
+        }
+        parent = Some(write(&from, parent, &[(name, seed)], &[]).await);
+    }
+    let id = parent.unwrap();
+    let whole = from.copy_to(&init(&Memory::new()).await, id).await.unwrap();
+    for key in [None, Some(KeySource::passphrase("x").with_cost(64, 1))] {
+        let storage = Memory::new();
+        let mut options = options();
+        options.key = key;
+        Repository::init(Arc::new(storage.clone()), options.clone())
+            .await
+            .unwrap();
+        let sent = Arc::new(AtomicU64::new(0));
+        let mut tries = 0;
+        let mut total = 0;
+        loop {
+            tries += 1;
+            let counter = Arc::clone(&sent);
+            counter.store(0, Ordering::SeqCst);
+            // Every fifth put of a pack or of moves fails.
+            let faulty = Faulty::planned(Arc::new(storage.clone()), move |_, operation, key| {
+                let key = key.map_or("", |key| key.as_str());
+                let bulk = key.starts_with("packs/") || key.starts_with("moves/");
+                (operation == Operation::Put && bulk && counter.fetch_add(1, Ordering::SeqCst) == 2)
+                    .then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
+            });
+            let to = Repository::open(Arc::new(faulty), options.clone())
+                .await
+                .unwrap();
+            match from.copy_to(&to, id).await {
+                Ok(copied) => {
+                    total += copied.bytes;
+                    break;
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Storage),
+            }
+            assert!(tries < 20);
+        }
+        assert!(tries > 1);
+        assert!(
+            total <= whole.bytes + whole.bytes / 8,
+            "{total} of {}",
+            whole.bytes
+        );
+        let to = Repository::open(Arc::new(storage.clone()), options)
+            .await
+            .unwrap();
+        assert_eq!(read(&to, id).await.unwrap().len(), 4);
+    }
+}

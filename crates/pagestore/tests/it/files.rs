@@ -1,0 +1,351 @@
+//! Clusters that are made up: files in memory, sent to a repository and taken back.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use neon_pagestore::read::{MapReader, Snapshot};
+use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, Stored};
+use neon_pagestore::{CommitId, Repository};
+use neon_snapshot_format::{
+    CHUNK_SIZE, Change, Chunk, ChunkData, End, Entry, EntryKind, ExtentSink, ParallelSink, Result,
+    Sink, SnapshotKind, SnapshotPath, Wanted,
+};
+
+use crate::support::empty_commit;
+
+/// Files by path. A path that ends with a slash is a directory.
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
+
+pub(crate) fn path(text: &str) -> SnapshotPath {
+    SnapshotPath::new(text).unwrap()
+}
+
+pub(crate) fn entry(text: &str, size: usize) -> Entry {
+    let kind = match text.strip_suffix('/') {
+        Some(_) => EntryKind::Directory,
+        None => EntryKind::File { size: size as u64 },
+    };
+    Entry {
+        path: path(text.strip_suffix('/').unwrap_or(text)),
+        kind,
+        mode: 0o600,
+        owner: None,
+        modified: 7,
+    }
+}
+
+/// Bytes that no compression shortens.
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(length + 8);
+    while out.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(length);
+    out
+}
+
+/// A tree with files of every size that matters, zero pages among the others.
+pub(crate) fn varied() -> Files {
+    let mut files = Files::new();
+    for directory in ["/", "base/", "base/5/", "global/", "pg_wal/"] {
+        files.insert(directory.to_owned(), Vec::new());
+    }
+    let sizes = [
+        0, 1, 100, 8191, 8192, 8193, 16384, 32767, 32768, 32769, 40_000, 65_536, 131_071, 131_072,
+        131_073, 200_000, 1_000_000, 3_000_000,
+    ];
+    for (number, size) in sizes.into_iter().enumerate() {
+        let mut plain = noise(size, number as u64);
+        files.insert(format!("base/5/{}", 16384 + number), plain.clone());
+        // Zero pages at the beginning, in between, at the end.
+        for (page, bytes) in plain.chunks_mut(8192).enumerate() {
+            if page % 5 == number % 5 || page % 7 == 3 {
+                bytes.fill(0);
+            }
+        }
+        files.insert(format!("base/5/{}_vm", 16384 + number), plain);
+        files.insert(format!("base/5/{}_fsm", 16384 + number), vec![0; size]);
+    }
+    for number in 0..300 {
+        files.insert(
+            format!("base/5/{}", 1000 + number),
+            noise(number * 30, 77 + number as u64),
+        );
+    }
+    files.insert("global/pg_control".to_owned(), noise(8192, 4));
+    files
+}
+
+/// Sends part of a file.
+pub(crate) fn send(worker: &mut dyn ExtentSink, entry: &Entry, bytes: &[u8], range: Range<usize>) {
+    worker
+        .begin(entry, range.start as u64..range.end as u64)
+        .unwrap();
+    let mut at = range.start;
+    while at < range.end {
+        let end = range.end.min((at / CHUNK_SIZE + 1) * CHUNK_SIZE);
+        let piece = &bytes[at..end];
+        let data = if piece.iter().all(|byte| *byte == 0) {
+            ChunkData::Zeros(piece.len() as u64)
+        } else {
+            ChunkData::Bytes(piece)
+        };
+        let offset = at as u64;
+        worker.chunk(&Chunk { offset, data }).unwrap();
+        at = end;
+    }
+    worker.commit().unwrap();
+}
+
+/// What of each file is to be sent; all of it unless said.
+pub(crate) type Selection = BTreeMap<String, Wanted>;
+
+/// Sends files to a sink from two threads.
+pub(crate) fn send_all(sink: &dyn ParallelSink, files: &Files, selection: &Selection) {
+    for name in files.keys().filter(|name| name.ends_with('/')) {
+        let mut root = entry(name, 0);
+        if name == "/" {
+            root.path = SnapshotPath::root();
+        }
+        sink.entry(&root).unwrap();
+    }
+    let whole = Wanted::Whole;
+    let mut parts = Vec::new();
+    for (name, bytes) in files.iter().filter(|(name, _)| !name.ends_with('/')) {
+        let entry = entry(name, bytes.len());
+        let wanted = selection.get(name).unwrap_or(&whole);
+        sink.file(&entry, wanted).unwrap();
+        match wanted {
+            Wanted::Nothing => {}
+            Wanted::Ranges(ranges) => {
+                for range in ranges {
+                    let range =
+                        usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                    parts.push((entry.clone(), bytes, range));
+                }
+            }
+            Wanted::Whole if bytes.is_empty() => parts.push((entry, bytes, 0..0)),
+            Wanted::Whole => {
+                for start in (0..bytes.len()).step_by(8 * CHUNK_SIZE) {
+                    let end = bytes.len().min(start + 8 * CHUNK_SIZE);
+                    parts.push((entry.clone(), bytes, start..end));
+                }
+            }
+        }
+    }
+    let next = Mutex::new(parts.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut worker = sink.worker().unwrap();
+                loop {
+                    let part = next.lock().unwrap().next();
+                    let Some((entry, bytes, range)) = part else {
+                        break;
+                    };
+                    send(&mut *worker, &entry, bytes, range);
+                }
+                worker.finish().unwrap();
+            });
+        }
+    });
+    let end = End {
+        kind: Some(SnapshotKind::Cold),
+        ..End::default()
+    };
+    sink.end(&end).unwrap();
+}
+
+pub(crate) fn reader(repository: &Repository) -> MapReader {
+    MapReader::new(repository.frames(), 32 << 20)
+}
+
+/// A snapshot that was made, and what it came to.
+pub(crate) struct Made {
+    pub(crate) id: CommitId,
+    pub(crate) stored: Stored,
+}
+
+/// Makes a snapshot of files.
+pub(crate) async fn make(
+    repository: &Repository,
+    files: Files,
+    selection: Selection,
+    parent: Option<&Snapshot>,
+) -> neon_pagestore::Result<Made> {
+    let writing = repository.begin_writing().await?;
+    let writer = writing.writer();
+    let (to, parent) = (repository.clone(), parent.cloned());
+    let stored = tokio::task::spawn_blocking(move || {
+        let options = SnapshotOptions {
+            pack_size: 1 << 20,
+            compare: true,
+            ..SnapshotOptions::default()
+        };
+        let mut sink = SnapshotWriter::new(&to, writer, options)?;
+        if let Some(parent) = &parent {
+            sink = sink.with_parent(Parent::of(parent));
+        }
+        send_all(&sink, &files, &selection);
+        sink.complete()
+    })
+    .await
+    .unwrap()?;
+    let commit = stored.commit(empty_commit(&[]).facts);
+    let id = writing.commit(&commit).await?.id;
+    Ok(Made { id, stored })
+}
+
+/// Keeps what it is sent in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    files: Mutex<Files>,
+    ended: Mutex<Option<End>>,
+}
+
+impl Kept {
+    pub(crate) fn into_files(self) -> Files {
+        assert!(self.ended.into_inner().unwrap().is_some());
+        self.files.into_inner().unwrap()
+    }
+}
+
+fn name_of(entry: &Entry) -> String {
+    let slash = if entry.is_file() { "" } else { "/" };
+    format!("{}{slash}", entry.path.as_str().unwrap())
+}
+
+impl ParallelSink for Kept {
+    fn entry(&self, entry: &Entry) -> Result<()> {
+        let known = self
+            .files
+            .lock()
+            .unwrap()
+            .insert(name_of(entry), Vec::new());
+        assert!(known.is_none(), "{} comes twice", entry.path);
+        Ok(())
+    }
+
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
+        assert_eq!(*wanted, Wanted::Whole);
+        let size = usize::try_from(entry.size()).unwrap();
+        let known = self
+            .files
+            .lock()
+            .unwrap()
+            .insert(name_of(entry), vec![0xEE; size]);
+        assert!(known.is_none(), "{} comes twice", entry.path);
+        Ok(())
+    }
+
+    fn changed(&self, _: &Entry, _: Change) -> Result<()> {
+        Ok(())
+    }
+
+    fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
+        Ok(Box::new(Keeper {
+            kept: self,
+            name: String::new(),
+        }))
+    }
+
+    fn end(&self, end: &End) -> Result<()> {
+        *self.ended.lock().unwrap() = Some(end.clone());
+        Ok(())
+    }
+}
+
+struct Keeper<'a> {
+    kept: &'a Kept,
+    name: String,
+}
+
+impl ExtentSink for Keeper<'_> {
+    fn begin(&mut self, entry: &Entry, _: Range<u64>) -> Result<()> {
+        self.name = name_of(entry);
+        Ok(())
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        let mut files = self.kept.files.lock().unwrap();
+        let from = usize::try_from(chunk.offset).unwrap();
+        let to = from + usize::try_from(chunk.len()).unwrap();
+        let target = &mut files.get_mut(&self.name).unwrap()[from..to];
+        match chunk.data {
+            ChunkData::Bytes(bytes) => target.copy_from_slice(bytes),
+            ChunkData::Zeros(_) => target.fill(0),
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes a snapshot back with several threads.
+pub(crate) async fn restored(snapshot: &Snapshot) -> (Files, neon_pagestore::restore::Restored) {
+    let snapshot = snapshot.clone();
+    tokio::task::spawn_blocking(move || {
+        let kept = Kept::default();
+        let options = neon_pagestore::restore::RestoreOptions {
+            check_pages: false,
+            ..Default::default()
+        };
+        let restored = neon_pagestore::restore::restore(&snapshot, &kept, &options).unwrap();
+        (kept.into_files(), restored)
+    })
+    .await
+    .unwrap()
+}
+
+/// Takes a snapshot back in order.
+pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>) {
+    struct InOrder {
+        kept: Arc<Kept>,
+        order: Vec<String>,
+    }
+    impl Sink for InOrder {
+        fn entry(&mut self, entry: &Entry) -> Result<()> {
+            self.order.push(name_of(entry));
+            if entry.is_file() {
+                self.kept.file(entry, &Wanted::Whole)
+            } else {
+                self.kept.entry(entry)
+            }
+        }
+        fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+            let mut keeper = Keeper {
+                kept: &self.kept,
+                name: self.order.last().unwrap().clone(),
+            };
+            keeper.chunk(chunk)
+        }
+        fn end(&mut self, end: &End) -> Result<()> {
+            self.kept.end(end)
+        }
+    }
+    let snapshot = snapshot.clone();
+    tokio::task::spawn_blocking(move || {
+        use neon_snapshot_format::Source;
+        let mut sink = InOrder {
+            kept: Arc::default(),
+            order: Vec::new(),
+        };
+        let mut source = neon_pagestore::read::SnapshotSource::new(&snapshot).unwrap();
+        source.send(&mut sink).unwrap();
+        let InOrder { kept, order } = sink;
+        (Arc::try_unwrap(kept).unwrap().into_files(), order)
+    })
+    .await
+    .unwrap()
+}

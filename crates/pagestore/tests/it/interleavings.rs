@@ -1,0 +1,347 @@
+//! Writers, collections, destroyers and sleep in every order: what was reported as done is there and whole, and
+//! whatever can be seen is whole.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use neon_pagestore::{Commit, CommitId, ErrorKind, Repository};
+use neon_snapshot_format::pack::PackId;
+
+use crate::clocked::Clocked;
+use crate::gated::{Gate, Gated, Trace, run};
+use crate::support::{GRACE, empty_commit, init, open, options, read, try_write, write};
+
+/// What an actor says at its end.
+type Outcome = (&'static str, neon_pagestore::Result<Option<CommitId>>);
+type Acting = BoxFuture<'static, Outcome>;
+
+async fn reopen(storage: Gated) -> neon_pagestore::Result<Repository> {
+    Repository::open(Arc::new(storage), options()).await
+}
+
+/// Writes a snapshot on a parent.
+fn writer(storage: Gated, parent: Option<CommitId>, name: &'static str) -> Acting {
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            let committed = try_write(&repository, parent, &[("new", 77)], &[name]).await?;
+            Ok(Some(committed.id))
+        };
+        ("writer", work.await)
+    }
+    .boxed()
+}
+
+/// Collects so many times.
+fn collector(storage: Gated, times: usize) -> Acting {
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            for _ in 0..times {
+                repository.collect().await?;
+            }
+            Ok(None)
+        };
+        ("collector", work.await)
+    }
+    .boxed()
+}
+
+/// Lets time pass.
+fn clock(gate: &Arc<Gate>, actor: usize, storage: &Clocked, times: usize) -> Acting {
+    let (gate, storage) = (Arc::clone(gate), storage.clone());
+    async move {
+        for _ in 0..times {
+            gate.pass(actor, "time passes".to_owned()).await;
+            storage.advance(GRACE * 2 / 3);
+        }
+        ("clock", Ok(None))
+    }
+    .boxed()
+}
+
+fn destroyer(storage: Gated, id: CommitId) -> Acting {
+    async move {
+        let work = async { reopen(storage).await?.destroy(id).await.map(|()| None) };
+        ("destroyer", work.await)
+    }
+    .boxed()
+}
+
+/// Brings a destroyed snapshot back.
+fn undoer(storage: Gated, id: CommitId) -> Acting {
+    async move {
+        let work = async {
+            reopen(storage).await?.undo_destroy(id).await?;
+            Ok(Some(id))
+        };
+        ("undoer", work.await)
+    }
+    .boxed()
+}
+
+/// Pins a snapshot; reads it if it got the pin.
+fn pinner(storage: Gated, id: CommitId) -> Acting {
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            repository.pin(id, "test").await?;
+            Ok(None)
+        };
+        ("pinner", work.await)
+    }
+    .boxed()
+}
+
+/// Stores a snapshot that relies on packs which are there already, as a push does.
+fn pusher(storage: Gated, commit: Commit, packs: Vec<PackId>) -> Acting {
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            let writing = repository.begin_writing().await?;
+            if writing.bring(&packs).await?.there.len() < packs.len() {
+                writing.abandon().await;
+                return Ok(None);
+            }
+            Ok(Some(writing.commit(&commit).await?.id))
+        };
+        ("pusher", work.await)
+    }
+    .boxed()
+}
+
+/// A repository to begin with, and who acts on it.
+struct Scene {
+    storage: Clocked,
+    gate: Arc<Gate>,
+    actors: Vec<Acting>,
+    /// Snapshots that nobody destroys.
+    kept: Vec<CommitId>,
+}
+
+/// What must hold at the end, and still when all garbage is gone.
+async fn check(scene: (Clocked, Vec<CommitId>), outcomes: Vec<Outcome>, trace: &Trace) {
+    let (storage, mut kept) = scene;
+    let destroyed = outcomes.iter().any(|(actor, _)| *actor == "destroyer");
+    for (actor, outcome) in outcomes {
+        match outcome {
+            Ok(Some(id)) if actor != "undoer" || !destroyed => kept.push(id),
+            Ok(_) => {}
+            Err(error) => assert!(
+                matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound),
+                "{actor}: {error:?}\n{:#?}",
+                trace.calls
+            ),
+        }
+    }
+    let repository = open(&storage).await;
+    for round in 0..6 {
+        for id in &kept {
+            repository
+                .resolve(&id.to_string())
+                .await
+                .unwrap_or_else(|error| panic!("round {round}: {error:?}\n{:#?}", trace.calls));
+        }
+        for id in repository.snapshot_ids().await.unwrap() {
+            read(&repository, id)
+                .await
+                .unwrap_or_else(|error| panic!("round {round}: {error:?}\n{:#?}", trace.calls));
+        }
+        for pin in repository.pins().await.unwrap() {
+            read(&repository, pin.commit)
+                .await
+                .unwrap_or_else(|error| panic!("round {round}: {error:?}\n{:#?}", trace.calls));
+        }
+        if let Err(error) = repository.collect().await {
+            panic!("round {round}: {error:?}\n{:#?}", trace.calls);
+        }
+        storage.advance(GRACE * 2);
+    }
+}
+
+/// Tries schedules with at most `bound` preemptions, and as many random ones. Which, and how many, is decided by
+/// `NEON_SCHEDULES`: all of those with few preemptions for `all`, else so many of each sort, drawn evenly.
+#[expect(clippy::print_stdout, reason = "how much was tried is the result")]
+async fn explore<F: AsyncFn() -> Scene>(name: &str, scene: F, bound: usize) {
+    let limit = match std::env::var("NEON_SCHEDULES") {
+        Ok(all) if all == "all" => usize::MAX,
+        Ok(count) => count.parse().expect("a number or `all`"),
+        Err(_) => 60,
+    };
+    let mut dice = Dice(1);
+    let mut todo: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut runs = 0;
+    while runs < limit && !todo.is_empty() {
+        let prefix = match limit {
+            usize::MAX => todo.pop().unwrap(),
+            _ => todo.swap_remove(dice.below(todo.len())),
+        };
+        let made = scene().await;
+        let (outcomes, trace) = run(&made.gate, made.actors, |step, last, ready| {
+            let wanted = prefix.get(step).copied().or(last);
+            wanted
+                .filter(|actor| ready.contains(actor))
+                .unwrap_or(ready[0])
+        })
+        .await;
+        runs += 1;
+        // Every other choice after the prefix is a schedule of its own.
+        for step in prefix.len()..trace.choices.len() {
+            let (ready, taken) = &trace.choices[step];
+            for other in ready.iter().filter(|actor| *actor != taken) {
+                let mut choices: Vec<_> = trace.choices[..step].to_vec();
+                choices.push((ready.clone(), *other));
+                if Trace::preemptions(&choices) <= bound {
+                    todo.push(choices.iter().map(|(_, actor)| *actor).collect());
+                }
+            }
+        }
+        check((made.storage, made.kept), outcomes, &trace).await;
+    }
+    let random = limit.min(1000);
+    for seed in 0..random {
+        let made = scene().await;
+        let mut dice = Dice(seed as u64 + 2);
+        let (outcomes, trace) = run(&made.gate, made.actors, |_, _, ready| {
+            ready[dice.below(ready.len())]
+        })
+        .await;
+        check((made.storage, made.kept), outcomes, &trace).await;
+    }
+    println!("{name}: {runs} schedules with at most {bound} preemptions, {random} random ones");
+}
+
+/// Numbers that are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % end
+    }
+}
+
+/// The packs of a snapshot's map and pages: all there are.
+async fn all_packs(storage: &Clocked) -> Vec<PackId> {
+    use neon_storage::StorageExt;
+    let objects = storage.list_all("packs/").await.unwrap();
+    let ids = objects
+        .iter()
+        .map(|object| object.key.segments().last().unwrap().to_owned());
+    ids.map(|id| {
+        let bytes: Vec<u8> = (0..16)
+            .map(|n| u8::from_str_radix(&id[2 * n..2 * n + 2], 16).unwrap())
+            .collect();
+        PackId(bytes.try_into().unwrap())
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_writer_a_destroyer_and_a_collector() {
+    let scene = async || {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let parent = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+        let gate = Gate::new(4);
+        let actors = vec![
+            writer(gate.storage(&storage, 0), Some(parent), "pg@2"),
+            destroyer(gate.storage(&storage, 1), parent),
+            collector(gate.storage(&storage, 2), 3),
+            clock(&gate, 3, &storage, 5),
+        ];
+        Scene {
+            storage,
+            gate,
+            actors,
+            kept: Vec::new(),
+        }
+    };
+    explore("writer", scene, 3).await;
+}
+
+#[tokio::test]
+async fn undoing_pinning_and_a_collector_about_a_destroyed_snapshot() {
+    let scene = async || {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let id = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+        repository.destroy(id).await.unwrap();
+        let gate = Gate::new(4);
+        let actors = vec![
+            undoer(gate.storage(&storage, 0), id),
+            pinner(gate.storage(&storage, 1), id),
+            collector(gate.storage(&storage, 2), 3),
+            clock(&gate, 3, &storage, 4),
+        ];
+        Scene {
+            storage,
+            gate,
+            actors,
+            kept: Vec::new(),
+        }
+    };
+    explore("undo", scene, 3).await;
+}
+
+#[tokio::test]
+async fn two_collectors_over_sparse_packs_and_a_writer() {
+    let scene = async || {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let files = [("a", 1), ("b", 2), ("c", 3), ("d", 4)];
+        let first = write(&repository, None, &files, &["pg@1"]).await;
+        let second = write(
+            &repository,
+            Some(first),
+            &files.map(|(name, n)| (name, n * 10))[..3],
+            &["pg@2"],
+        )
+        .await;
+        repository.destroy(first).await.unwrap();
+        let gate = Gate::new(4);
+        let actors = vec![
+            collector(gate.storage(&storage, 0), 3),
+            collector(gate.storage(&storage, 1), 3),
+            writer(gate.storage(&storage, 2), Some(second), "pg@3"),
+            clock(&gate, 3, &storage, 6),
+        ];
+        Scene {
+            storage,
+            gate,
+            actors,
+            kept: vec![second],
+        }
+    };
+    explore("repack", scene, 3).await;
+}
+
+#[tokio::test]
+async fn a_push_that_relies_on_packs_of_a_destroyed_snapshot() {
+    let scene = async || {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let id = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+        let (_, mut commit) = repository.read_commit(id).await.unwrap();
+        commit.facts = empty_commit(&["pg@2"]).facts;
+        let packs = all_packs(&storage).await;
+        repository.destroy(id).await.unwrap();
+        let gate = Gate::new(3);
+        let actors = vec![
+            pusher(gate.storage(&storage, 0), commit, packs),
+            collector(gate.storage(&storage, 1), 3),
+            clock(&gate, 2, &storage, 5),
+        ];
+        Scene {
+            storage,
+            gate,
+            actors,
+            kept: Vec::new(),
+        }
+    };
+    explore("push", scene, 3).await;
+}

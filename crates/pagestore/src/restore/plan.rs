@@ -295,10 +295,12 @@ impl Comparison<'_> {
             let mut read = 0;
             if let Some(opened) = &opened {
                 while let Some(rest) = target.get_mut(read..).filter(|rest| !rest.is_empty()) {
-                    let count = opened.read_at(rest, offset + read as u64).map_err(|error| {
-                        Error::new(ErrorKind::Io, file.path.to_string(), "cannot be read")
-                            .caused_by(error)
-                    })?;
+                    let count = opened
+                        .read_at(rest, offset + read as u64)
+                        .map_err(|error| {
+                            Error::new(ErrorKind::Io, file.path.to_string(), "cannot be read")
+                                .caused_by(error)
+                        })?;
                     if count == 0 {
                         break;
                     }

@@ -12,8 +12,8 @@ use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
 use neon_pagestore::{CommitId, Facts, OpenOptions, Repository};
 use neon_pg_layout::{Lsn, TimelineId};
 use neon_snapshot_format::pgdata::{
-    Bracket, DirectoryOptions, DirectoryWriter, ExistingDirectory, Flush, Ownership, PgData, Stop, StopWal,
-    TablespacePlaces,
+    Bracket, DirectoryOptions, DirectoryWriter, ExistingDirectory, Flush, Ownership, PgData, Stop,
+    StopWal, TablespacePlaces,
 };
 use neon_snapshot_format::{Sequential, SnapshotKind, SnapshotPath};
 use neon_storage::{Native, NativeOptions};
@@ -212,7 +212,7 @@ fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
 }
 
 /// What a cold copy may lack, written down apart from the code's own table.
-fn may_be_missing(path: &str) -> bool {
+pub(crate) fn may_be_missing(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap();
     let below = |directory: &str| path.starts_with(&format!("{directory}/"));
     path == "postmaster.opts"
@@ -494,11 +494,17 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
     // Again: nothing differs but what always comes last.
     fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
     let plan = turn_into(&first, &copy, None).await;
-    assert_eq!((plan.bytes, plan.removed.len()), (8192, 0), "{:?}", plan.files);
+    assert_eq!(
+        (plan.bytes, plan.removed.len()),
+        (8192, 0),
+        "{:?}",
+        plan.files
+    );
 
     // Forward by the maps alone, which is right for a directory that is known.
     cluster.start();
-    cluster.psql("update filler set i = -i where i % 300 = 0; drop table if exists more; checkpoint");
+    cluster
+        .psql("update filler set i = -i where i % 300 = 0; drop table if exists more; checkpoint");
     cluster.stop(StopMode::Fast);
     let second = snapshot(&repository, Some(&first), copy_cold(cluster.data_dir())).await;
     let second = Snapshot::open(&repository, second, &maps).await.unwrap();

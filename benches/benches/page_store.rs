@@ -186,8 +186,10 @@ fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Duration {
             EncodedFrame::new(&bytes, codec).unwrap().into_owned()
         })
         .collect();
-    let frames: Vec<Mutex<Option<EncodedFrame<'_>>>> =
-        frames.into_iter().map(|frame| Mutex::new(Some(frame))).collect();
+    let frames: Vec<Mutex<Option<EncodedFrame<'_>>>> = frames
+        .into_iter()
+        .map(|frame| Mutex::new(Some(frame)))
+        .collect();
     std::fs::create_dir(into).unwrap();
     let begun = Instant::now();
     let targets: Vec<File> = (0..files.len())
@@ -196,7 +198,9 @@ fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Duration {
     both(pieces.len(), |number| {
         let (file, start, _) = pieces[number];
         let frame = frames[number].lock().unwrap().take().unwrap();
-        targets[file].write_all_at(&frame.decode().unwrap(), start).unwrap();
+        targets[file]
+            .write_all_at(&frame.decode().unwrap(), start)
+            .unwrap();
     });
     flush(into);
     begun.elapsed()
@@ -207,7 +211,9 @@ fn ratio(ours: Duration, floor: Duration) -> f64 {
 }
 
 fn main() {
-    let mut words = std::env::args().skip(1).filter_map(|word| word.parse().ok());
+    let mut words = std::env::args()
+        .skip(1)
+        .filter_map(|word| word.parse().ok());
     let (megabytes, rounds) = (words.next().unwrap_or(256), words.next().unwrap_or(3));
     let runtime = Runtime::new().unwrap();
     let cluster = cluster(megabytes);
@@ -245,7 +251,11 @@ fn main() {
                 restoring = restoring.min(took.await.unwrap());
             });
             let scratch = Scratch::new();
-            writing = writing.min(floor_of_restore(&data, codec, &scratch.path().join("floor")));
+            writing = writing.min(floor_of_restore(
+                &data,
+                codec,
+                &scratch.path().join("floor"),
+            ));
         }
         println!(
             "{name}: full snapshot {full:.2?}, floor {floor:.2?}, ratio {:.2}; restore {restoring:.2?}, floor {writing:.2?}, ratio {:.2}; next at 0.1 % {next:.2?}, {:.0} times faster than full",
@@ -281,10 +291,15 @@ fn main() {
         let count = 200_000;
         let begun = Instant::now();
         for _ in 0..count {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             let page = u32::try_from((state >> 33) % u64::from(pages)).unwrap();
             snapshot.read_page(&path, page).await.unwrap().unwrap();
         }
-        println!("a page of {pages} in memory: {:.2?}", begun.elapsed() / count);
+        println!(
+            "a page of {pages} in memory: {:.2?}",
+            begun.elapsed() / count
+        );
     });
 }

@@ -212,7 +212,7 @@ fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
 }
 
 /// What a cold copy may lack, written down apart from the code's own table.
-fn may_be_missing(path: &str) -> bool {
+pub(crate) fn may_be_missing(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap();
     let below = |directory: &str| path.starts_with(&format!("{directory}/"));
     path == "postmaster.opts"

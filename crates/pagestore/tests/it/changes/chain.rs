@@ -27,23 +27,24 @@ use super::state::{Digests, Files, Read, State};
 use super::work::Work;
 
 /// How many snapshots follow the first: few, unless the long form is asked for.
-fn length() -> (u32, bool) {
+pub(crate) fn length() -> (u32, bool) {
     match std::env::var("NEON_CHANGES_CHAIN") {
         Ok(length) => (length.parse().unwrap(), true),
         Err(_) => (3, false),
     }
 }
 
-fn lineage() -> LineageId {
+pub(crate) fn lineage() -> LineageId {
     LineageId([7; 16])
 }
 
 /// A stopped cluster, as a snapshot records it.
+#[derive(Clone)]
 pub(crate) struct Stop {
-    control: ControlFile,
-    history: TimelineHistory,
-    stop: Lsn,
-    tail: LogTail,
+    pub(crate) control: ControlFile,
+    pub(crate) history: TimelineHistory,
+    pub(crate) stop: Lsn,
+    pub(crate) tail: LogTail,
 }
 
 impl Stop {

@@ -7,6 +7,7 @@ mod rules;
 mod scan;
 mod settings;
 mod state;
+mod stored;
 mod summaries;
 mod validity;
 mod walk;

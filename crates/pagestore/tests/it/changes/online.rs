@@ -21,7 +21,7 @@ use neon_pg_layout::{
 };
 use neon_testkit::mask::without_hints;
 use neon_testkit::workload::{Load, Workload};
-use neon_testkit::{Cluster, Installation, OsUser, Scratch};
+use neon_testkit::{Cluster, Installation, OsUser, Scratch, StopMode};
 
 use super::forged::ask;
 use super::state::{PAGE, State};
@@ -39,7 +39,8 @@ const LOADS: [Workload; 6] = [
 struct Shot {
     files: State,
     directories: Vec<PathBuf>,
-    label: Vec<u8>,
+    /// None for a standby that was stopped.
+    label: Option<Vec<u8>>,
     wal: Vec<(SegmentName, Vec<u8>)>,
     control: ControlFile,
     redo: Lsn,
@@ -83,9 +84,46 @@ impl Shot {
         let label = format!("{}\n", label.trim_end()).into_bytes();
         let stop: Lsn = lsn.parse().unwrap();
         let redo = BackupLabel::parse(&label).unwrap().start;
+        let place = (redo, stop);
+        Self::of(
+            files,
+            directories,
+            Some(label),
+            control,
+            place,
+            &cluster.data_dir(),
+        )
+    }
+
+    /// What a stopped standby left, whose log is that of its primary.
+    fn of_standby(standby: &Cluster, primary: &Cluster) -> Self {
+        let data = standby.data_dir();
+        let control = control(standby);
+        assert_eq!(control.state, ClusterState::ShutDownInRecovery);
+        let place = (control.checkpoint.redo, control.min_recovery_point);
+        let (files, directories) = (State::read(&data), directories(&data));
+        Self::of(
+            files,
+            directories,
+            None,
+            control,
+            place,
+            &primary.data_dir(),
+        )
+    }
+
+    fn of(
+        files: State,
+        directories: Vec<PathBuf>,
+        label: Option<Vec<u8>>,
+        control: ControlFile,
+        (redo, stop): (Lsn, Lsn),
+        log_of: &Path,
+    ) -> Self {
         let size = control.build.wal_segment_size;
-        let pg_wal = cluster.data_dir().join("pg_wal");
-        let wal = (size.number_of(redo)..=size.number_before(stop))
+        let pg_wal = log_of.join("pg_wal");
+        // Recovery stops before the record behind the end.
+        let wal = (size.number_of(redo)..=size.number_of(stop))
             .map(|number| {
                 let name = SegmentName::new(TimelineId::FIRST, number, size).unwrap();
                 (name, fs::read(pg_wal.join(name.to_string())).unwrap())
@@ -146,11 +184,13 @@ impl Shot {
         };
         for (path, content) in &files.0 {
             let path = path.as_str().unwrap();
-            if !path.starts_with("postmaster.") {
+            if !path.starts_with("postmaster.") && path != "standby.signal" {
                 put(Path::new(path), content);
             }
         }
-        put(Path::new("backup_label"), &self.label);
+        if let Some(label) = &self.label {
+            put(Path::new("backup_label"), label);
+        }
         put(Path::new("recovery.signal"), b"");
         for (name, content) in &self.wal {
             put(&Path::new("pg_wal").join(name.to_string()), content);
@@ -384,4 +424,79 @@ fn online_snapshots_of_16_with_checksums_are_exact() {
 #[test]
 fn online_snapshots_of_18_without_checksums_are_exact() {
     online_snapshots_are_exact(PgMajor::V18, false, 3);
+}
+
+#[test]
+fn snapshots_of_a_stopped_standby_are_exact() {
+    let major = PgMajor::V15;
+    let builder = || {
+        Cluster::builder(major)
+            .checksums(false)
+            .setting("wal_level", "replica")
+            .setting("wal_keep_size", "2GB")
+            .setting("max_wal_size", "2GB")
+    };
+    let mut primary = builder().start();
+    let mut loads: Vec<Load> = LOADS
+        .iter()
+        .map(|load| load.prepare(&primary, 4, 2).unwrap())
+        .collect();
+    primary.stop(StopMode::Fast);
+    let copy = primary.copy_cold();
+    primary.start();
+    let pg_wal = primary.data_dir().join("pg_wal");
+    let mut standby = builder()
+        .setting("restore_command", format!("cp {}/%f %p", pg_wal.display()))
+        .setting("wal_retrieve_retry_interval", "100ms")
+        .on_copy(copy);
+    let signal = standby.data_dir().join("standby.signal");
+    fs::write(&signal, "").unwrap();
+    OsUser::current().own(&signal);
+    let mut log = SegmentDirectory::new(&pg_wal);
+    let mut last: Option<(Shot, State)> = None;
+    for number in 0..3 {
+        for load in &mut loads {
+            load.rounds(1);
+        }
+        // Restartpoints happen where the primary had checkpoints; what follows is replayed again.
+        primary.psql("checkpoint");
+        for load in &mut loads {
+            load.rounds(1);
+        }
+        let reached: Lsn = primary.psql("select pg_switch_wal()").parse().unwrap();
+        standby.start();
+        let deadline = Instant::now() + Duration::from_secs(240);
+        let replayed = || -> Lsn {
+            standby
+                .psql("select pg_last_wal_replay_lsn()")
+                .parse()
+                .unwrap()
+        };
+        while replayed() < reached {
+            assert!(Instant::now() < deadline, "the standby does not follow");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        standby.stop(StopMode::Fast);
+        primary.psql("select pg_logical_emit_message(false, 'after', 'the end')");
+        let now = Shot::of_standby(&standby, &primary);
+        assert!(now.redo < now.stop, "there is something to replay");
+        let state = match &last {
+            None => now.files.clone(),
+            Some((before, state)) => {
+                let child = now.child_of(before, &mut log);
+                let span = Span::between(&before.parent(), &child).unwrap();
+                assert!(span.start() < span.end());
+                let set = ask(&mut LogSource::new(span, &mut log)).unwrap();
+                let (next, read) = state.advanced(&now.files, &set, major);
+                assert!(read.pages > 0);
+                let full = now.recovered(&now.files, major);
+                let made = now.recovered(&next, major);
+                let wrong = differences(&made, &full, major);
+                let shown = &wrong[..wrong.len().min(20)];
+                assert!(wrong.is_empty(), "snapshot {number}: {shown:#?}");
+                next
+            }
+        };
+        last = Some((now, state));
+    }
 }

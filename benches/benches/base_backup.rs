@@ -86,9 +86,12 @@ fn ours(runtime: &tokio::runtime::Runtime, conninfo: &str, into: &Path) -> Durat
     begun.elapsed()
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
+/// The median, and how it is shown: with the least and the most.
+fn spread(mut times: Vec<Duration>) -> (f64, String) {
     times.sort();
-    times[times.len() / 2].as_secs_f64()
+    let [least, median, most] =
+        [0, times.len() / 2, times.len() - 1].map(|index| times[index].as_secs_f64());
+    (median, format!("{median:.2} ({least:.2} to {most:.2})"))
 }
 
 fn main() {
@@ -99,8 +102,8 @@ fn main() {
     let rounds = numbers.get(1).copied().unwrap_or(5);
     let scratch = Scratch::new();
     let cluster = cluster(scratch.path(), megabytes);
-    let size = cluster.psql("select sum(pg_database_size(oid)) / 1048576 from pg_database");
-    println!("cluster of {size} MiB, {rounds} rounds, medians in seconds");
+    let size = cluster.psql("select (sum(pg_database_size(oid)) / 1048576)::int from pg_database");
+    println!("cluster of {size} MiB, {rounds} rounds, medians in seconds (least to most)");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let tls = format!("{} sslmode=require", cluster.tcp_conninfo());
     for (name, conninfo) in [("unix socket", cluster.conninfo()), ("tcp with tls", tls)] {
@@ -124,9 +127,9 @@ fn main() {
                 fs::remove_dir_all(&into).unwrap();
             }
         }
-        let (stock, ours) = (median(stock_times), median(our_times));
+        let ((stock, stock_shown), (ours, ours_shown)) = (spread(stock_times), spread(our_times));
         println!(
-            "{name}: stock {stock:.3}, ours {ours:.3}, ratio {:.2}",
+            "{name}: stock {stock_shown}, ours {ours_shown}, ratio {:.2}",
             ours / stock
         );
     }

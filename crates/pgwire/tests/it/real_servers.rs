@@ -6,9 +6,10 @@ use std::time::Duration;
 use futures_util::stream;
 use neon_pg_layout::Lsn;
 use neon_pgwire::{
-    BackupTarget, BaseBackupOptions, Client, Compression, CompressionMethod, Config, ErrorKind,
-    ManifestChecksum, ManifestOption, NoticeHandler, Params, Positions, QueryEvent, Replication,
-    SlotName, StreamEnd, StreamOptions, Surroundings, WalEvent, quote_identifier, quote_literal,
+    BackupEvent, BackupTarget, BaseBackupOptions, Client, Compression, CompressionMethod, Config,
+    ErrorKind, ManifestChecksum, ManifestOption, NoticeHandler, Params, Positions, QueryEvent,
+    Replication, SlotName, StreamEnd, StreamOptions, Surroundings, WalEvent, quote_identifier,
+    quote_literal,
 };
 use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
 
@@ -560,14 +561,20 @@ async fn every_option_is_understood_and_does_what_it_says(major: PgMajor) {
             .windows(text.len())
             .any(|part| part == text.as_bytes())
     };
-    for (checksum, word) in [
+    let every = [
         (ManifestChecksum::None, None),
         (ManifestChecksum::Crc32c, Some("CRC32C")),
         (ManifestChecksum::Sha224, Some("SHA224")),
         (ManifestChecksum::Sha256, Some("SHA256")),
         (ManifestChecksum::Sha384, Some("SHA384")),
         (ManifestChecksum::Sha512, Some("SHA512")),
-    ] {
+    ];
+    // All of them once in each grammar.
+    let few = match major {
+        PgMajor::V14 | PgMajor::V18 => 0,
+        _ => 5,
+    };
+    for (checksum, word) in every.into_iter().skip(few) {
         let mut options = fast();
         options.manifest_checksums = Some(checksum);
         let (_, manifest) = taken(word.unwrap_or("none"), &options).await;
@@ -638,7 +645,7 @@ async fn servers_compress_with_every_method() {
             options.compression = Some(compression);
             options.wal = true;
             let client = replication(&cluster.conninfo()).await;
-            let backup = match client.base_backup(&options).await {
+            let mut backup = match client.base_backup(&options).await {
                 Ok(backup) => backup,
                 Err(error) if major != PgMajor::V15 => {
                     let reason = error.server().unwrap().message().to_owned();
@@ -647,17 +654,22 @@ async fn servers_compress_with_every_method() {
                 }
                 Err(error) => panic!("{error:?}"),
             };
+            let name = format!("base.tar.{suffix}");
+            match backup.next().await.unwrap() {
+                Some(BackupEvent::Archive(archive)) => assert_eq!(archive.name, name),
+                other => panic!("{other:?}"),
+            }
             drop(backup);
+            if major != PgMajor::V15 {
+                continue;
+            }
             let client = replication(&cluster.conninfo()).await;
             let captured = capture(client, &options, &scratch.path().join(suffix)).await;
-            assert_eq!(captured.archives[0].0.name, format!("base.tar.{suffix}"));
             let data = scratch.path().join(format!("from-{suffix}"));
             unpack(&captured, &data);
-            if major == PgMajor::V15 {
-                verify(major, &data, true);
-                let answer = ask_restored(cluster.installation(), &data, "select count(*) from t");
-                assert_eq!(answer, "1000");
-            }
+            verify(major, &data, true);
+            let answer = ask_restored(cluster.installation(), &data, "select count(*) from t");
+            assert_eq!(answer, "1000");
         }
     }
 }

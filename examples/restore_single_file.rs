@@ -15,7 +15,7 @@ use neon_snapshot_format::pack::NeonFile;
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Ownership, TablespacePlaces,
 };
-use neon_snapshot_format::{Detected, Sequential, Source, detect};
+use neon_snapshot_format::{Detected, detect};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -40,7 +40,7 @@ fn restore(file: &Path, target: &Path) -> Result<()> {
     if found != Detected::Neon {
         return Err(format!("{}: not a .neon file, but {found}", file.display()).into());
     }
-    let mut snapshot = NeonFile::open(
+    let snapshot = NeonFile::open(
         File::open(file).map_err(|error| format!("{}: {error}", file.display()))?,
         None,
     )?;
@@ -61,7 +61,8 @@ fn restore(file: &Path, target: &Path) -> Result<()> {
         ..DirectoryOptions::default()
     };
     let writer = DirectoryWriter::create(&target, options)?;
-    snapshot.send(&mut Sequential::new(&writer)?)?;
+    let threads = std::thread::available_parallelism()?.get();
+    snapshot.send_parallel(&writer, threads)?;
     let written = writer.written();
     writeln!(
         out,

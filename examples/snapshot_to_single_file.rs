@@ -65,7 +65,9 @@ fn write<W: Write + Send>(cluster: &mut PgData, stream: W) -> Result<W> {
     let mut id = [0; 16];
     std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
     let stream = BufWriter::with_capacity(1 << 20, stream);
-    let mut writer = NeonWriter::new(stream, PackOptions::new(PackId(id)))?;
+    let threads = std::thread::available_parallelism()?.get();
+    let options = PackOptions::new(PackId(id));
+    let mut writer = NeonWriter::new(stream, options)?.threads(threads);
     cluster.send(&mut writer)?;
     let stream = writer.into_inner().ok_or("the snapshot was not finished")?;
     stream

@@ -14,6 +14,7 @@
 
 mod clusters;
 mod detection;
+mod exclusions;
 mod hostile_tar;
 mod http;
 mod neon_files;

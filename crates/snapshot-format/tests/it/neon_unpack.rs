@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use neon_snapshot_format::pack::{Codec, NeonFile, NeonWriter, ReadRange};
 use neon_snapshot_format::pgdata::{DirectoryWriter, PgData};
 use neon_snapshot_format::{
-    Chunk, ChunkData, End, EntryKind, ErrorKind, Result, Sink, Source, Wanted,
+    Chunk, ChunkData, End, EntryKind, ErrorKind, Result, Sink, Source, StartUpRank, Wanted,
 };
 use neon_testkit::{PgMajor, StopMode};
 
@@ -61,6 +61,38 @@ fn a_cluster_is_unpacked_by_several_threads_over_http_ranges() {
     );
     assert!(bytes < length + (8 << 20), "{bytes} of {length}");
     assert!(served.most_at_once() <= 3);
+
+    // What a server reads to start lies in the first frames: none of it is fetched from behind them. Lists
+    // and tables, at the end of a pack of this size, are.
+    let reader = Recording(fs::read(&neon).unwrap(), Mutex::default());
+    let early = NeonFile::open(&reader, None).unwrap();
+    let start_of = |frame: u64| {
+        let table = early.index().table_of(frame).unwrap();
+        let bytes = reader.read(table.range.clone()).unwrap();
+        let table = early.index().table(&table, &bytes).unwrap();
+        table.frame(frame).unwrap().offset()
+    };
+    let behind = start_of(early.index().start_up_frames());
+    let described = early.index().snapshot().unwrap().frame;
+    let lists = start_of(described - early.entry_pages() as u64);
+    let mut found = 0;
+    for page in 0..early.entry_pages() {
+        for file in early.entries(page).unwrap() {
+            let is_late = StartUpRank::of(&file.path) == StartUpRank::Later;
+            if is_late || file.size() == 0 || file.path.as_bytes() == b"global/pg_control" {
+                continue;
+            }
+            reader.1.lock().unwrap().clear();
+            early.read(&file.path, 0, usize::MAX).unwrap();
+            for range in reader.1.lock().unwrap().iter() {
+                let is_data = range.end <= behind;
+                let is_list = range.start >= lists;
+                assert!(is_data || is_list, "{}: {range:?}", file.path);
+                found += usize::from(is_data);
+            }
+        }
+    }
+    assert!(found > 100 && behind < lists, "{found}");
 
     let straight = target(major);
     let mut local = NeonFile::open(fs::File::open(&neon).unwrap(), None).unwrap();

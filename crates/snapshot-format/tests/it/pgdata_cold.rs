@@ -188,6 +188,7 @@ fn a_crashed_cluster_and_a_stopped_standby_are_copied_with_their_log() {
     copy.stop(StopMode::Fast);
     let mut standby = target(PgMajor::V18);
     unpack(&mut PgData::recovery(&copy.data_dir()).unwrap(), &standby);
+    verify(&standby.data_dir(), PgMajor::V18);
     start(&mut standby);
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
     // A standby shows no prepared transactions before it is promoted.

@@ -26,6 +26,8 @@ use crate::writing::Writing;
 
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
+/// Frames that are read together.
+const BATCH: usize = 128;
 
 /// What a copy did.
 #[derive(Debug)]
@@ -237,28 +239,10 @@ impl Copy<'_> {
 
     /// Some frames of a pack, into a new one.
     async fn frames(&mut self, id: PackId, frames: &[FrameRef]) -> Result<()> {
-        let (gap, request) = self.reader.coalescing();
-        let mut sorted = frames.to_vec();
-        sorted.sort_by_key(|frame| frame.offset);
-        let mut rest = sorted.as_slice();
-        while let Some(first) = rest.first() {
-            let mut end = first.offset;
-            let near = rest
-                .iter()
-                .take_while(|frame| {
-                    let stop = frame.offset.saturating_add(frame.stored_length.into());
-                    let near = frame.offset <= end.saturating_add(gap)
-                        && stop.saturating_sub(first.offset)
-                            <= request.max(frame.stored_length.into());
-                    end = end.max(stop);
-                    near
-                })
-                .count()
-                .max(1);
-            let (now, later) = rest.split_at_checked(near).unwrap_or((rest, &[]));
-            let stored = self.reader.stored(now).await?;
-            for (frame, stored) in now.iter().zip(&stored) {
-                self.frame(id, frame, stored)?;
+        // As many as a request takes many times over, and memory easily.
+        for some in frames.chunks(BATCH) {
+            for (frame, stored) in self.reader.stored(some).await? {
+                self.frame(id, &frame, &stored)?;
             }
             if self
                 .filling
@@ -267,7 +251,6 @@ impl Copy<'_> {
             {
                 self.flush().await?;
             }
-            rest = later;
         }
         Ok(())
     }

@@ -390,7 +390,11 @@ mod tests {
         };
         let text = identity.encode("neon.json").unwrap();
         let shown = String::from_utf8(text.clone()).unwrap();
-        assert_eq!(Identity::decode("neon.json", &text).unwrap().id, identity.id, "{shown}");
+        assert_eq!(
+            Identity::decode("neon.json", &text).unwrap().id,
+            identity.id,
+            "{shown}"
+        );
         for at in 0..text.len() {
             let mut changed = text.clone();
             changed[at] ^= 1;

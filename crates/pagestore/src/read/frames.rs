@@ -414,7 +414,11 @@ impl Inner {
                 ));
             };
             let end = place.offset.saturating_add(place.length.into());
-            for stored in self.request(place.pack, &[place.offset..end]).await? {
+            let range = place.offset..end;
+            for stored in self
+                .request(place.pack, std::slice::from_ref(&range))
+                .await?
+            {
                 all.push(match place.wrapped {
                     true => unwrap(frame, &stored)?,
                     false => stored,

@@ -95,7 +95,7 @@ impl Repository {
                 .await
             {
                 Ok((_, body)) if body.name == *name => {
-                    claims.generations.push((generation, body.commit))
+                    claims.generations.push((generation, body.commit));
                 }
                 Ok(_) => {
                     return Err(Error::damaged(object.key.as_str(), "claims another name"));

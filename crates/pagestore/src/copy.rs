@@ -26,8 +26,8 @@ use crate::writing::Writing;
 
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
-/// How much is read, and held, at a time of frames that are copied one by one.
-const BATCH: u64 = 8 << 20;
+/// Frames that are read together.
+const BATCH: usize = 128;
 
 /// What a copy did.
 #[derive(Debug)]
@@ -239,21 +239,9 @@ impl Copy<'_> {
 
     /// Some frames of a pack, into a new one.
     async fn frames(&mut self, id: PackId, frames: &[FrameRef]) -> Result<()> {
-        let mut sorted = frames.to_vec();
-        sorted.sort_by_key(|frame| frame.offset);
-        let mut rest = sorted.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = 0_u64;
-            let batch = rest
-                .iter()
-                .take_while(|frame| {
-                    bytes = bytes.saturating_add(frame.stored_length.into());
-                    bytes <= BATCH
-                })
-                .count()
-                .max(1);
-            let (now, later) = rest.split_at_checked(batch).unwrap_or((rest, &[]));
-            for (frame, stored) in self.reader.stored(now).await? {
+        // As many as a request takes many times over, and memory easily.
+        for some in frames.chunks(BATCH) {
+            for (frame, stored) in self.reader.stored(some).await? {
                 self.frame(id, &frame, &stored)?;
             }
             if self
@@ -263,7 +251,6 @@ impl Copy<'_> {
             {
                 self.flush().await?;
             }
-            rest = later;
         }
         Ok(())
     }

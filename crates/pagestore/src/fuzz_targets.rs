@@ -3,6 +3,9 @@
 //!
 //! Public so that `fuzz/` and the property tests run the same code; not part of the crate's interface.
 
+pub use crate::format_fuzz::{
+    repository_body, repository_commit, repository_object, snapshot_name,
+};
 pub use crate::map::fuzz::{page_map_block, page_map_index, page_map_runs, page_map_view};
 
 /// One fuzz target: its name and its body.
@@ -14,4 +17,8 @@ pub const ALL: &[Target] = &[
     ("page_map_index", page_map_index),
     ("page_map_runs", page_map_runs),
     ("page_map_view", page_map_view),
+    ("repository_body", repository_body),
+    ("repository_commit", repository_commit),
+    ("repository_object", repository_object),
+    ("snapshot_name", snapshot_name),
 ];

@@ -11,6 +11,9 @@ pub mod crypt;
 mod doomed;
 mod error;
 mod facts;
+mod format_fuzz;
+#[cfg(test)]
+mod format_tests;
 #[doc(hidden)]
 pub mod fuzz_targets;
 pub mod gc;

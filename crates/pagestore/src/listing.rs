@@ -128,7 +128,7 @@ impl Repository {
                 match self.claim(self.shared.me, name, id).await {
                     NameOutcome::Unsettled(_) => settled = false,
                     NameOutcome::Given | NameOutcome::Taken { .. } => {
-                        claims = self.claims(name).await?
+                        claims = self.claims(name).await?;
                     }
                 }
             }

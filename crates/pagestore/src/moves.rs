@@ -59,7 +59,7 @@ impl MovePiece {
     }
 }
 
-fn encode(frames: &[MovedFrame]) -> Vec<u8> {
+pub(crate) fn encode(frames: &[MovedFrame]) -> Vec<u8> {
     let mut out = Vec::with_capacity(frames.len().saturating_mul(ENTRY));
     for moved in frames {
         out.extend_from_slice(&moved.frame.to_le_bytes());

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use neon_snapshot_format::pack::{
-    FrameRecord, Opening, PackId, PackIndex, PackOptions, PackWriter, Step,
-};
+use neon_snapshot_format::pack::{FrameRecord, Opening, PackId, PackOptions, PackWriter, Step};
 use neon_storage::{Storage, StorageExt};
 
 use crate::error::{Error, Result};
@@ -21,7 +19,6 @@ const REQUEST: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct PackFile {
     pub(crate) id: PackId,
-    pub(crate) index: PackIndex,
     /// The record of every frame, in order.
     pub(crate) records: Vec<FrameRecord>,
 }
@@ -58,7 +55,7 @@ impl Repository {
                 return Err(Error::malformed(subject(), "has an empty table"));
             }
         }
-        Ok(PackFile { id, index, records })
+        Ok(PackFile { id, records })
     }
 
     /// A range of a pack.

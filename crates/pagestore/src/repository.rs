@@ -122,6 +122,11 @@ impl Identity {
     }
 }
 
+/// An error unless this is what `neon.json` may hold.
+pub(crate) fn check_identity(text: &[u8]) -> Result<()> {
+    Identity::decode(keys::REPOSITORY, text).map(drop)
+}
+
 /// An open repository. Cheap to clone; clones share caches.
 #[derive(Clone)]
 pub struct Repository {

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// The shortest key file.
 const SHORTEST_FILE: usize = 32;
 /// The most memory that an envelope may ask for, so that a forged one does no harm.
-const MOST_MEMORY: u32 = 4 << 20;
+const MOST_MEMORY: u32 = 1 << 20;
 const MOST_PASSES: u32 = 64;
 
 /// A passphrase, or the content of a key file.

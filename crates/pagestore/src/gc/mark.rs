@@ -143,7 +143,7 @@ fn hold(
             } else if stays || places.clone().next().is_some() {
                 // Whoever is at those packs marks too, and finds them needed; so do we.
                 places.for_each(|(place, length)| {
-                    held.entry(place).or_default().keep(address, length.into())
+                    held.entry(place).or_default().keep(address, length.into());
                 });
                 if stays {
                     own.keep(address, 0);

@@ -89,12 +89,20 @@ impl Process {
         )
     }
 
-    /// A server whose parent is gone becomes the child of the first process of the container, or of a
-    /// declared reaper: that may be us.
+    /// A server whose guardian is gone becomes the child of the first process of the container, or of a declared
+    /// reaper: that may be us. It is told by its process group, which was the guardian's. Children that were started
+    /// in any other way lead a group of their own or are in ours, and somebody waits for them: that is not to be
+    /// taken away, from other threads of this program least of all.
     fn reap_if_ours(&self, ended: bool) {
-        if ended {
-            let options = rustix::process::WaitOptions::NOHANG;
-            let _ = rustix::process::waitpid(Some(self.pid), options);
+        use rustix::process::{WaitOptions, getpgid, getpgrp, waitpid};
+        if !ended {
+            return;
+        }
+        if let Ok(group) = getpgid(Some(self.pid))
+            && group != self.pid
+            && group != getpgrp()
+        {
+            let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
         }
     }
 
@@ -294,4 +302,29 @@ pub(crate) fn shared_memory_in_use(shmid: u64) -> Option<bool> {
         }
     }
     Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Whoever started it waits for it, in another thread perhaps.
+    #[test]
+    fn a_child_that_somebody_waits_for_is_not_taken_away() {
+        for group in [None, Some(0)] {
+            let mut command = Command::new("true");
+            if let Some(group) = group {
+                command.process_group(group);
+            }
+            let mut child = command.spawn().unwrap();
+            let pid = i32::try_from(child.id()).unwrap();
+            while Process::open(pid).is_some() {
+                std::thread::yield_now();
+            }
+            assert!(child.wait().unwrap().success());
+        }
+    }
 }

@@ -61,45 +61,50 @@ fn a_port_that_somebody_else_has_is_named_and_an_instance_without_one_takes_anot
 #[test]
 fn a_wrong_mode_and_a_wrong_owner_are_told_before_anything_runs() {
     run(async {
-        let fixture = Fixture::new(PgMajor::V13).await;
-        let instance = &fixture.instance;
-        let mode = |mode| {
-            fs::set_permissions(instance.data_dir(), fs::Permissions::from_mode(mode)).unwrap();
-        };
-        mode(0o755);
-        let error = refused(instance, ErrorKind::Permissions).await;
-        assert!(error.hint().unwrap().contains("chmod 0700"));
-        mode(0o700);
-        if we_are_root() {
-            let user = instance.os_user().clone();
-            std::os::unix::fs::chown(instance.data_dir(), Some(0), Some(0)).unwrap();
-            let as_root = Instance::at(
-                instance.installation(),
-                instance.data_dir(),
-                instance.log_dir(),
-                instance.socket_dir(),
-            )
-            .unwrap();
-            let error = refused(&as_root, ErrorKind::WrongOwner).await;
-            assert!(error.reason().contains("root"), "{error}");
-            std::os::unix::fs::chown(instance.data_dir(), Some(user.uid()), Some(user.gid()))
-                .unwrap();
-            let control = instance.data_dir().join("global/pg_control");
-            std::os::unix::fs::chown(&control, Some(0), Some(0)).unwrap();
-            refused(instance, ErrorKind::WrongOwner).await;
-            std::os::unix::fs::chown(&control, Some(user.uid()), Some(user.gid())).unwrap();
-            // Something below that only the server finds out.
-            let version = instance.data_dir().join("base/1");
-            std::os::unix::fs::chown(&version, Some(0), Some(0)).unwrap();
-            std::os::unix::fs::chown(
-                instance.data_dir().join("postgresql.conf"),
-                Some(0),
-                Some(0),
-            )
-            .unwrap();
-            refused(instance, ErrorKind::Permissions).await;
+        for major in PgMajor::ALL {
+            wrong_modes_and_owners(major).await;
         }
     });
+}
+
+async fn wrong_modes_and_owners(major: PgMajor) {
+    let fixture = Fixture::new(major).await;
+    let instance = &fixture.instance;
+    let mode = |mode| {
+        fs::set_permissions(instance.data_dir(), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o755);
+    let error = refused(instance, ErrorKind::Permissions).await;
+    assert!(error.hint().unwrap().contains("chmod 0700"));
+    mode(0o700);
+    if we_are_root() {
+        let user = instance.os_user().clone();
+        std::os::unix::fs::chown(instance.data_dir(), Some(0), Some(0)).unwrap();
+        let as_root = Instance::at(
+            instance.installation(),
+            instance.data_dir(),
+            instance.log_dir(),
+            instance.socket_dir(),
+        )
+        .unwrap();
+        let error = refused(&as_root, ErrorKind::WrongOwner).await;
+        assert!(error.reason().contains("root"), "{error}");
+        std::os::unix::fs::chown(instance.data_dir(), Some(user.uid()), Some(user.gid())).unwrap();
+        let control = instance.data_dir().join("global/pg_control");
+        std::os::unix::fs::chown(&control, Some(0), Some(0)).unwrap();
+        refused(instance, ErrorKind::WrongOwner).await;
+        std::os::unix::fs::chown(&control, Some(user.uid()), Some(user.gid())).unwrap();
+        // Something below that only the server finds out.
+        let version = instance.data_dir().join("base/1");
+        std::os::unix::fs::chown(&version, Some(0), Some(0)).unwrap();
+        std::os::unix::fs::chown(
+            instance.data_dir().join("postgresql.conf"),
+            Some(0),
+            Some(0),
+        )
+        .unwrap();
+        refused(instance, ErrorKind::Permissions).await;
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! Public so that `fuzz/` and the property tests run the same code; not part of the crate's interface.
 
+pub use crate::changes::fuzz::{log_tail, log_walk};
 pub use crate::map::fuzz::{page_map_block, page_map_index, page_map_runs, page_map_view};
 
 /// One fuzz target: its name and its body.
@@ -10,6 +11,8 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate by name.
 pub const ALL: &[Target] = &[
+    ("log_tail", log_tail),
+    ("log_walk", log_walk),
     ("page_map_block", page_map_block),
     ("page_map_index", page_map_index),
     ("page_map_runs", page_map_runs),

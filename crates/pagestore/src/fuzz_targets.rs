@@ -6,6 +6,7 @@
 pub use crate::format_fuzz::{
     repository_body, repository_commit, repository_object, snapshot_name,
 };
+pub use crate::changes::fuzz::{log_tail, log_walk};
 pub use crate::map::fuzz::{page_map_block, page_map_index, page_map_runs, page_map_view};
 
 /// One fuzz target: its name and its body.
@@ -13,6 +14,8 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate by name.
 pub const ALL: &[Target] = &[
+    ("log_tail", log_tail),
+    ("log_walk", log_walk),
     ("page_map_block", page_map_block),
     ("page_map_index", page_map_index),
     ("page_map_runs", page_map_runs),

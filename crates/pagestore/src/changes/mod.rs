@@ -8,6 +8,7 @@
 //! Exact means: a page that the set does not name is what it was in the parent, but for the differences
 //! listed in `docs/change-sources.md`, none of which a server relies on. The set may name more.
 
+pub(crate) mod fuzz;
 mod invalid;
 mod log_files;
 mod reason;

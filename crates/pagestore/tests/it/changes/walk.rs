@@ -337,3 +337,21 @@ fn an_empty_span_tells_of_nothing() {
     assert_eq!(set.named_pages(), Some(0));
     assert_eq!(of(&set, "base/5/16400", 5, 5), FileChange::Unchanged);
 }
+
+#[test]
+fn any_change_of_a_log_is_survived() {
+    use neon_pagestore::fuzz_targets::{log_tail, log_walk};
+    let (forge, _) = long_log();
+    let segment = &forge.bytes[..SEGMENT as usize];
+    log_walk(segment);
+    log_walk(&segment[..100]);
+    log_walk(&[]);
+    let mut damaged = segment.to_vec();
+    for number in 0..60_usize {
+        let at = (number * 7919) % (6 * PAGE as usize);
+        damaged[at] ^= 1 << (number % 8);
+        log_walk(&damaged);
+        damaged[at] ^= 1 << (number % 8);
+        log_tail(&damaged[..at]);
+    }
+}

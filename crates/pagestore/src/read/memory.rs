@@ -38,9 +38,10 @@ impl<T: Clone> Memory<T> {
     }
 
     pub(crate) fn get(&mut self, address: Address) -> Option<T> {
+        let newest = self.kept.len() as u64 / 4;
         let kept = self.kept.get_mut(&address)?;
-        // What is the newest already stays it.
-        if kept.used != self.clock {
+        // What is among the newest already stays there: most readings then change nothing.
+        if self.clock - kept.used > newest {
             self.by_age.remove(&kept.used);
             self.clock += 1;
             kept.used = self.clock;

@@ -27,6 +27,9 @@ use crate::read::FrameReader;
 use crate::repository::Repository;
 use crate::tombstone::{TombstoneBody, Tombstones};
 
+/// Extents of a file whose frames are read together.
+const AHEAD: usize = 64;
+
 /// Something that is not as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -301,6 +304,15 @@ impl Check<'_> {
                 "its head does not match its digest",
             ));
         }
+        // All at once, as few requests as may be; one by one only to tell which are damaged.
+        match self
+            .repository
+            .each_stored(file.id, &file.records, |_, _| Ok(()))
+            .await
+        {
+            Err(error) if error.kind() == ErrorKind::Damaged => {}
+            whole => return whole,
+        }
         for (number, record) in (0_u64..).zip(&file.records) {
             let one = std::slice::from_ref(record);
             match self
@@ -481,7 +493,24 @@ impl Check<'_> {
     ) -> Result<()> {
         let rules = Rules::of(commit, file);
         let mut digests = file.digests.iter();
-        for extent in &file.extents {
+        let mut ahead = AHEAD;
+        for (at, extent) in file.extents.iter().enumerate() {
+            if ahead == AHEAD {
+                ahead = 0;
+                let soon = file
+                    .extents
+                    .iter()
+                    .skip(at)
+                    .take(AHEAD)
+                    .filter_map(|extent| match &extent.at {
+                        At::Frame { frame, .. } => Some(*frame),
+                        At::Zeros => None,
+                    });
+                let soon: Vec<FrameRef> = soon.collect();
+                // Few requests for many frames; what fails is read again, and named, one by one.
+                drop(self.reader.get_many(&soon).await);
+            }
+            ahead = ahead.saturating_add(1);
             let At::Frame { frame, offset } = &extent.at else {
                 continue;
             };

@@ -91,7 +91,7 @@ impl Repository {
         });
         inner.beat(&mut *inner.state.lock().await).await?;
         let beating = Arc::clone(&inner);
-        let pause = self.shared.options.grace / 6;
+        let pause = (self.shared.options.grace / 6).max(Duration::from_millis(10));
         let heart = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(pause).await;

@@ -28,7 +28,8 @@ const VERSION: u32 = 1;
 #[non_exhaustive]
 pub struct OpenOptions {
     /// How long a writer may be silent before it counts as gone, and how long what is doomed stays readable.
-    /// Everybody who works with one repository must use the same.
+    /// Best the same for everybody who works with one repository: nothing is lost when it is not, but a writer may be
+    /// told that it was silent for too long, and a reader may lose what was destroyed while it reads.
     pub grace: Duration,
     /// What opens it if it is encrypted; a new one is encrypted if this is given.
     pub key: Option<KeySource>,

@@ -1,6 +1,6 @@
 //! Collections: what no snapshot needs is deleted, beside writers and readers at work.
 //!
-//! See [`Repository::collect`]. A run marks what is live, rewrites packs of which little is, and announces what can
+//! See [`Repository::collect`](crate::Repository::collect). A run marks what is live, rewrites packs of which little is, and announces what can
 //! go. A run that comes a grace later publishes what it is about to delete, marks again, and deletes what is
 //! still not needed. Anything that cannot be read ends a run before it deletes.
 

@@ -12,7 +12,7 @@ use crate::support::{read, try_write, write};
 
 const ROLE: &str = "NEON_PAGESTORE_ROLE";
 const PLACE: &str = "NEON_PAGESTORE_PLACE";
-const GRACE: Duration = Duration::from_millis(400);
+const GRACE: Duration = Duration::from_millis(800);
 
 fn storage(place: &Path) -> Arc<dyn Storage> {
     Arc::new(Native::open(place, NativeOptions::default()).unwrap())
@@ -141,15 +141,16 @@ async fn at_rest(place: &Path) {
 async fn writers_and_collectors_are_killed_beside_each_other() {
     let place = place().await;
     let begun = Instant::now();
-    let mut dice = 7_u64;
+    let (mut dice, mut most) = (7_u64, 0);
     while begun.elapsed() < Duration::from_secs(6) {
         let processes = ["writer", "writer", "collector", "collector"]
             .map(|role| Process::start(role, place.path()));
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         tokio::time::sleep(Duration::from_millis(700 + (dice >> 33) % 700)).await;
         drop(processes);
-        all_is_whole(place.path()).await;
+        most = most.max(all_is_whole(place.path()).await);
     }
+    assert!(most > 1, "no writer came to anything");
     at_rest(place.path()).await;
 }
 
@@ -160,7 +161,7 @@ async fn writers_and_collectors_sleep_past_lease_and_grace_at_any_step() {
     let processes = ["writer", "writer", "collector", "collector"]
         .map(|role| Process::start(role, place.path()));
     let begun = Instant::now();
-    let mut dice = 3_u64;
+    let (mut dice, mut most) = (3_u64, 0);
     while begun.elapsed() < Duration::from_secs(8) {
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let sleeper = &processes[(dice >> 33) as usize % processes.len()];
@@ -168,8 +169,9 @@ async fn writers_and_collectors_sleep_past_lease_and_grace_at_any_step() {
         sleeper.signal(Signal::STOP);
         tokio::time::sleep(GRACE * 2 + GRACE / 2).await;
         sleeper.signal(Signal::CONT);
-        all_is_whole(place.path()).await;
+        most = most.max(all_is_whole(place.path()).await);
     }
     drop(processes);
+    assert!(most > 1, "no writer came to anything");
     at_rest(place.path()).await;
 }

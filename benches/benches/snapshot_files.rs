@@ -347,7 +347,7 @@ fn main() {
             rounds,
             &|| {},
             [&|| write_floor(&all, codec), &|| {
-                write(&data, codec, std::io::sink())
+                write(&data, codec, std::io::sink());
             }],
         );
         println!(

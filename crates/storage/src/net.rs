@@ -124,6 +124,7 @@ impl HttpClient {
     }
 
     /// The next piece of a body, under the timeout.
+    #[cfg(feature = "http")]
     pub(crate) async fn next_piece(&self, body: &mut Incoming) -> Option<Result<Bytes, NetError>> {
         loop {
             let frame = match tokio::time::timeout(self.timeouts.read, body.frame()).await {

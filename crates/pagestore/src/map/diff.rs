@@ -215,6 +215,8 @@ struct Comparing {
     attributes: [Option<Option<Attributes>>; 2],
     with_digests: bool,
     compared: Option<Compared>,
+    /// Where the lookup of an open page is.
+    at_run: usize,
     inbox: Inbox,
 }
 
@@ -239,6 +241,7 @@ impl Comparing {
             attributes,
             with_digests,
             compared: None,
+            at_run: 0,
             inbox: Inbox::default(),
         })
     }
@@ -273,7 +276,8 @@ impl Comparing {
                 path: self.path.clone(),
                 page: open.page,
             };
-            let found = match find_page(runs, &key, self.with_digests, &mut self.inbox)? {
+            let (at, inbox) = (&mut self.at_run, &mut self.inbox);
+            let found = match find_page(runs, &key, self.with_digests, at, inbox)? {
                 Step::Need(frames) => return Ok(Step::Need(frames)),
                 Step::Ready(found) => found,
             };
@@ -286,6 +290,7 @@ impl Comparing {
                 compared.pages.push(open.page..open.page + 1);
             }
             compared.open.pop();
+            self.at_run = 0;
             self.inbox.forget_if_over(MOST_FRAMES);
         }
         let pages = joined(std::mem::take(&mut compared.pages));

@@ -18,6 +18,8 @@ pub struct Lookup<'a> {
     runs: &'a [RunRef],
     key: PageKey,
     with_digest: bool,
+    /// Runs before this one do not say where the page is.
+    at: usize,
     inbox: Inbox,
 }
 
@@ -70,6 +72,7 @@ impl<'a> Lookup<'a> {
             runs: &view.runs,
             key,
             with_digest,
+            at: 0,
             inbox: Inbox::default(),
         }
     }
@@ -80,16 +83,18 @@ enum Found {
     Below(u32),
 }
 
-/// What [`Lookup`] does.
+/// What [`Lookup`] does. `at` is 0 for another page, and its own afterwards.
 pub(crate) fn find_page(
     runs: &[RunRef],
     key: &PageKey,
     with_digest: bool,
+    at: &mut usize,
     inbox: &mut Inbox,
 ) -> Result<Step<PagePlace>> {
-    for run in runs {
+    for (number, run) in runs.iter().enumerate().skip(*at) {
         let mut needed = Vec::new();
         let page = key.page;
+        *at = number;
         let found = find(
             run,
             key,
@@ -136,7 +141,8 @@ impl Machine for Lookup<'_> {
     type Output = PagePlace;
 
     fn step(&mut self) -> Result<Step<PagePlace>> {
-        find_page(self.runs, &self.key, self.with_digest, &mut self.inbox)
+        let (at, inbox) = (&mut self.at, &mut self.inbox);
+        find_page(self.runs, &self.key, self.with_digest, at, inbox)
     }
 
     fn feed(&mut self, frame: &FrameRef, content: MapFrame) {

@@ -3,8 +3,6 @@
 //! A driver calls [`Machine::step`]; on [`Step::Need`] it fetches the frames (together, if it can), decodes
 //! each once ([`MapFrame::decode`], worth a cache), gives them to [`Machine::feed`] and calls again.
 
-use std::collections::HashMap;
-
 use neon_snapshot_format::pack::PackId;
 
 use crate::error::{Error, Result};
@@ -59,25 +57,51 @@ pub fn drive<M: Machine>(
 /// The address of a frame, which identifies it.
 pub(crate) type FrameId = (PackId, u64);
 
-/// Frames that were asked for, and those of them that came.
+/// Frames that were asked for, and those of them that came. There are few at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    frames: HashMap<FrameId, Option<MapFrame>>,
+    frames: Vec<(FrameId, Option<MapFrame>)>,
 }
 
 impl Inbox {
-    /// Asks for a frame, if that was not done.
+    fn position(&self, id: FrameId) -> Option<usize> {
+        self.frames.iter().position(|(other, _)| *other == id)
+    }
+
+    /// Asks for a frame, unless it is there.
     pub(crate) fn want(&mut self, frame: &FrameRef, needed: &mut Vec<FrameRef>) {
-        let slot = self.frames.entry(frame.id()).or_default();
-        if slot.is_none() && !needed.iter().any(|other| other.id() == frame.id()) {
+        let id = frame.id();
+        let came = match self.frames.iter().find(|(other, _)| *other == id) {
+            Some((_, content)) => content.is_some(),
+            None => {
+                self.frames.push((id, None));
+                false
+            }
+        };
+        if !came && !needed.iter().any(|other| other.id() == id) {
             needed.push(*frame);
         }
     }
 
     pub(crate) fn feed(&mut self, frame: &FrameRef, content: &MapFrame) {
-        if let Some(slot) = self.frames.get_mut(&frame.id()) {
+        let id = frame.id();
+        if let Some((_, slot)) = self.frames.iter_mut().find(|(other, _)| *other == id) {
             *slot = Some(content.clone());
         }
+    }
+
+    /// A frame that came; it stays.
+    pub(crate) fn get(&self, frame: &FrameRef) -> Option<&MapFrame> {
+        let (_, content) = self.frames.get(self.position(frame.id())?)?;
+        content.as_ref()
+    }
+
+    /// A frame that came; it is forgotten here.
+    pub(crate) fn take(&mut self, frame: &FrameRef) -> Option<MapFrame> {
+        let at = self.position(frame.id())?;
+        let content = self.frames.get_mut(at)?.1.take()?;
+        self.frames.swap_remove(at);
+        Some(content)
     }
 
     /// Forgets everything when there is more of it than that.
@@ -89,22 +113,8 @@ impl Inbox {
 
     /// Forgets everything but these.
     pub(crate) fn keep_only(&mut self, frames: &[FrameRef]) {
-        if !self.frames.is_empty() {
-            self.frames
-                .retain(|id, _| frames.iter().any(|frame| frame.id() == *id));
-        }
-    }
-
-    /// A frame that came; it stays.
-    pub(crate) fn get(&self, frame: &FrameRef) -> Option<&MapFrame> {
-        self.frames.get(&frame.id())?.as_ref()
-    }
-
-    /// A frame that came; it is forgotten here.
-    pub(crate) fn take(&mut self, frame: &FrameRef) -> Option<MapFrame> {
-        let content = self.frames.get_mut(&frame.id())?.take()?;
-        self.frames.remove(&frame.id());
-        Some(content)
+        let kept = |id: FrameId| frames.iter().any(|frame| frame.id() == id);
+        self.frames.retain(|(id, _)| kept(*id));
     }
 }
 

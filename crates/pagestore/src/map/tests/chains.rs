@@ -322,8 +322,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
+/// The long form takes many.
+fn cases() -> u32 {
+    match std::env::var_os("NEON_LONG_TESTS") {
+        Some(_) => 1000,
+        None => 32,
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_is_merged_a_chain_of_snapshots_says_what_the_model_says(

@@ -161,11 +161,6 @@ async fn chains_are_what_was_there(major: PgMajor, checksums: bool, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stored_chains_of_13_with_checksums_are_what_was_there() {
-    chains_are_what_was_there(PgMajor::V13, true, 21).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stored_chains_of_15_without_checksums_are_what_was_there() {
     chains_are_what_was_there(PgMajor::V15, false, 22).await;
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use neon_pg_layout::{PageCheck, RelationPath, ReplayedLog};
 use neon_snapshot_format::pack::PackId;
 use neon_storage::{ListOptions, ObjectMeta, StorageExt};
 
@@ -22,6 +21,7 @@ use crate::map::{At, FrameRef, MappedFile, Walk};
 use crate::moves::MovePiece;
 use crate::object::{Object, ObjectKind};
 use crate::pack_file::PackFile;
+use crate::page_rules::PageRules;
 use crate::pin::PinBody;
 use crate::read::FrameReader;
 use crate::repository::Repository;
@@ -491,7 +491,7 @@ impl Check<'_> {
         file: &MappedFile,
         page_size: u32,
     ) -> Result<()> {
-        let rules = Rules::of(commit, file);
+        let rules = PageRules::of(commit, file);
         let mut digests = file.digests.iter();
         let mut ahead = AHEAD;
         for (at, extent) in file.extents.iter().enumerate() {
@@ -572,50 +572,6 @@ fn file_end(file: &MappedFile, first: u32, number: u32, page_size: u32, start: u
         .saturating_mul(page_size.into());
     let left = u32::try_from(size.saturating_sub(at)).unwrap_or(u32::MAX);
     start.saturating_add(left)
-}
-
-/// How to judge the pages of one file of a relation.
-struct Rules {
-    check: PageCheck,
-    first: u64,
-    /// Pages that are known to be damaged.
-    known: HashSet<u64>,
-}
-
-impl Rules {
-    fn of(commit: &Commit, file: &MappedFile) -> Option<Self> {
-        let facts = &commit.facts;
-        if facts.cluster.checksum_version == 0 {
-            return None;
-        }
-        let path = std::str::from_utf8(file.path.as_bytes()).ok()?;
-        let relation = RelationPath::parse(path, facts.cluster.major.layout())?;
-        let replayed = match (facts.log.redo, facts.log.stop) {
-            (Some(start), Some(end)) if facts.kind != neon_snapshot_format::SnapshotKind::Cold => {
-                Some(ReplayedLog { start, end })
-            }
-            _ => None,
-        };
-        let shown = file.path.to_string();
-        let bad = facts.bad_pages.iter().filter(|bad| bad.path == shown);
-        Some(Self {
-            check: PageCheck {
-                checksums: true,
-                replayed,
-            },
-            first: u64::from(relation.segment).saturating_mul(facts.cluster.segment_blocks.into()),
-            known: bad.map(|bad| bad.block).collect(),
-        })
-    }
-
-    fn judge(&self, page: &[u8], block: u64) -> Option<String> {
-        if self.known.contains(&block) {
-            return None;
-        }
-        let block = u32::try_from(self.first.saturating_add(block)).ok()?;
-        let verdict = self.check.judge(page, block).ok()?;
-        verdict.is_bad().then(|| format!("is damaged: {verdict:?}"))
-    }
 }
 
 fn frame_name(pack: PackId, frame: u64) -> String {

@@ -26,6 +26,7 @@ mod moves;
 mod name;
 mod object;
 mod pack_file;
+mod page_rules;
 mod pin;
 pub mod read;
 mod repository;

@@ -100,9 +100,14 @@ fn pusher(storage: Gated, commit: Commit, packs: Vec<PackId>) -> Acting {
         let work = async {
             let repository = reopen(storage).await?;
             let writing = repository.begin_writing().await?;
-            if writing.bring(&packs).await?.there.len() < packs.len() {
-                writing.abandon().await;
-                return Ok(None);
+            for tries in 0..3 {
+                if writing.bring(&packs).await?.there.len() == packs.len() {
+                    break;
+                }
+                if tries == 2 {
+                    writing.abandon().await;
+                    return Ok(None);
+                }
             }
             Ok(Some(writing.commit(&commit).await?.id))
         };
@@ -377,4 +382,31 @@ async fn a_push_that_relies_on_packs_of_a_destroyed_snapshot() {
         };
         explore("push", scene, 2).await;
     }
+}
+
+#[tokio::test]
+async fn a_push_that_tries_again_beside_two_collectors() {
+    let scene = async || {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let id = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+        let (_, mut commit) = repository.read_commit(id).await.unwrap();
+        commit.facts = empty_commit(&["pg@2"]).facts;
+        let packs = all_packs(&storage).await;
+        repository.destroy(id).await.unwrap();
+        announce(&storage, &repository, true).await;
+        let gate = Gate::new(3);
+        let actors = vec![
+            pusher(gate.storage(&storage, 0), commit, packs),
+            collector(gate.storage(&storage, 1), 1),
+            collector(gate.storage(&storage, 2), 1),
+        ];
+        Scene {
+            storage,
+            gate,
+            actors,
+            kept: Vec::new(),
+        }
+    };
+    explore("push again", scene, 4).await;
 }

@@ -45,6 +45,12 @@ pub struct Facts {
     /// Pages that are damaged and could not be explained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bad_pages: Vec<BadPage>,
+    /// Pages that did not come may miss hints that were set since the parent ([`Hints::MayBeOlder`]): whoever turns a
+    /// directory into this snapshot compares pages by content, whatever `wal_log_hints` says.
+    ///
+    /// [`Hints::MayBeOlder`]: crate::changes::Hints::MayBeOlder
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hints_may_be_older: bool,
     /// What it cost.
     #[serde(default)]
     pub cost: Cost,
@@ -105,8 +111,8 @@ pub struct LogFacts {
     /// How far a standby must replay before its pages agree.
     #[serde(default, with = "maybe_text", skip_serializing_if = "Option::is_none")]
     pub min_recovery: Option<Lsn>,
-    /// BLAKE3 of the last page of log before `stop`, as far as it was written then: what the live log must still show
-    /// for this snapshot to be a parent.
+    /// How the log ends before `stop`, as the text of a [`LogTail`](crate::changes::LogTail): what the live log must still
+    /// show for this snapshot to be a parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_digest: Option<String>,
     /// The log it needs to start.
@@ -272,6 +278,7 @@ impl Facts {
             needs: Needs::default(),
             skipped: Vec::new(),
             bad_pages: Vec::new(),
+            hints_may_be_older: false,
             cost: Cost::default(),
             labels: BTreeMap::new(),
         }

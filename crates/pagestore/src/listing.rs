@@ -3,7 +3,7 @@
 //! Keys of commits and tombstones say which; the catalogue, and for what is not in it the commits, say what they are. A
 //! process remembers what it has read, so that listing again costs the keys alone.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -147,7 +147,7 @@ impl Repository {
 
 /// Who has which name: the newest generation among those that are alive.
 fn shown<'a>(entries: impl Iterator<Item = &'a Arc<Entry>> + Clone) -> Vec<Listed> {
-    let mut holders: BTreeMap<&SnapshotName, (u32, CommitId)> = BTreeMap::new();
+    let mut holders: HashMap<&SnapshotName, (u32, CommitId)> = HashMap::new();
     for entry in entries.clone() {
         for (name, generation) in &entry.names {
             let Some(generation) = generation else {
@@ -172,6 +172,6 @@ fn shown<'a>(entries: impl Iterator<Item = &'a Arc<Entry>> + Clone) -> Vec<Liste
             summary: entry.summary.clone(),
         })
         .collect();
-    listed.sort_by_key(|listed| (listed.summary.taken, listed.id));
+    listed.sort_unstable_by_key(|listed| (listed.summary.taken, listed.id));
     listed
 }

@@ -3,10 +3,10 @@
 //!
 //! Public so that `fuzz/` and the property tests run the same code; not part of the crate's interface.
 
+pub use crate::changes::fuzz::{log_tail, log_walk};
 pub use crate::format_fuzz::{
     repository_body, repository_commit, repository_object, snapshot_name,
 };
-pub use crate::changes::fuzz::{log_tail, log_walk};
 pub use crate::map::fuzz::{page_map_block, page_map_index, page_map_runs, page_map_view};
 
 /// One fuzz target: its name and its body.

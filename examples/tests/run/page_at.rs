@@ -65,7 +65,7 @@ fn a_page_of_a_table_comes_out_of_a_bucket_as_the_server_wrote_it() {
             .unwrap()
     };
     let bytes = std::fs::read(cluster.data_dir().join(&file)).unwrap();
-    for page in [0, 1, 77, bytes.len() / 8192 - 1] {
+    for page in [0, 1, 77, 800] {
         let output = run("pgdata@before", &file, &page.to_string());
         let printed = String::from_utf8(output.stdout).unwrap();
         let complained = String::from_utf8_lossy(&output.stderr);

@@ -9,7 +9,7 @@ use neon_snapshot_format::pgdata::{
 };
 use neon_snapshot_format::{
     Chunk, ChunkData, End, Entry, EntryKind, Error, ErrorKind, ParallelSink, Result, Sequential,
-    Sink, SnapshotPath, Source,
+    Sink, SnapshotPath, Source, Wanted,
 };
 use neon_testkit::{Cluster, PgMajor, StopMode};
 
@@ -467,4 +467,60 @@ fn streams_that_do_not_add_up_are_refused() {
         ErrorKind::Exists,
         "/etc is not empty"
     );
+}
+
+#[test]
+fn a_directory_is_not_changed_through_links_or_second_names_and_stays_refused() {
+    use neon_snapshot_format::pgdata::ExistingDirectory;
+
+    let cluster = Cluster::builder(PgMajor::V16).init();
+    let data = cluster.data_dir();
+    let outside = cluster.scratch_dir().join("outside");
+    fs::write(&outside, vec![7; 16384]).unwrap();
+    fs::hard_link(&outside, data.join("base/1/linked")).unwrap();
+    symlink(&outside, data.join("base/1/symlinked")).unwrap();
+    let directory = ExistingDirectory::open(&data).unwrap();
+    let found = |path: &str| {
+        let mut entries = directory.entries().iter();
+        entries
+            .find(|entry| entry.path.as_bytes() == path.as_bytes())
+            .map(|entry| entry.kind.clone())
+    };
+    assert_eq!(
+        found("base/1/linked"),
+        Some(EntryKind::File { size: 16384 })
+    );
+    assert_eq!(found("base/1/symlinked"), Some(EntryKind::File { size: 0 }));
+    let writer = directory.change(DirectoryOptions::default()).unwrap();
+    assert!(!data.join("global/pg_control").exists());
+    for name in ["base/1/linked", "base/1/symlinked"] {
+        let entry = Entry {
+            path: SnapshotPath::new(name).unwrap(),
+            kind: EntryKind::File { size: 16384 },
+            mode: 0o600,
+            owner: None,
+            modified: 0,
+        };
+        let part = Wanted::Ranges(std::iter::once(0..8192).collect());
+        assert!(writer.file(&entry, &part).is_err(), "{name}");
+        // As a whole it is made anew, and the other name keeps what it had.
+        writer.file(&entry, &Wanted::Whole).unwrap();
+        let mut worker = writer.worker().unwrap();
+        worker.begin(&entry, 0..16384).unwrap();
+        worker
+            .chunk(&Chunk {
+                offset: 0,
+                data: ChunkData::Zeros(16384),
+            })
+            .unwrap();
+        worker.commit().unwrap();
+        worker.finish().unwrap();
+        assert_eq!(fs::read(data.join(name)).unwrap(), vec![0; 16384]);
+        assert_eq!(fs::read(&outside).unwrap(), vec![7; 16384]);
+    }
+    drop(writer);
+    assert!(PgData::cold(&data).is_err());
+    // While a server may run on it, nobody begins.
+    fs::write(data.join("postmaster.pid"), "1\n").unwrap();
+    assert!(ExistingDirectory::open(&data).is_err());
 }

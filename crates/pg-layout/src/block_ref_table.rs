@@ -384,7 +384,8 @@ mod tests {
             100..65_500,
             65_400..250_000,
             210_000..u32::MAX,
-            5..1,
+            // One that ends before it begins.
+            std::ops::Range { start: 5, end: 1 },
         ] {
             let expected = model
                 .0

@@ -472,7 +472,8 @@ fn snapshots_of_a_stopped_standby_are_exact() {
             std::thread::sleep(Duration::from_millis(50));
         }
         standby.stop(StopMode::Fast);
-        primary.psql("select pg_logical_emit_message(false, 'after', 'the end')");
+        // Transactional, so that it is written before this returns.
+        primary.psql("select pg_logical_emit_message(true, 'after', 'the end')");
         let now = Shot::of_standby(&standby, &primary);
         assert!(now.redo < now.stop, "there is something to replay");
         let state = match &last {

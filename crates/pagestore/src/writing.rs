@@ -163,7 +163,8 @@ impl Writing {
     /// Dropped, or failed with [`Storage`](ErrorKind::Storage): the snapshot exists or not.
     ///
     /// # Errors
-    /// [`Busy`](ErrorKind::Busy) when this writer was silent for too long: nothing exists.
+    /// [`Busy`](ErrorKind::Busy) when this writer was silent for too long, or the same snapshot was here and is being
+    /// got rid of: nothing exists that was not there by another.
     pub async fn commit(self, commit: &Commit) -> Result<Committed> {
         let body = match commit.encode() {
             Ok(body) => body,

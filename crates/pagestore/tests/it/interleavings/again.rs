@@ -100,7 +100,17 @@ async fn a_writer_that_is_condemned_late_leaves_its_commit_to_who_reported_the_s
     ];
     let (outcomes, trace) = follow(&gate, actors, &script).await;
     assert!(is_busy(&outcomes[0]) && outcomes[2].1.is_ok());
-    check((storage, Vec::new()), outcomes, &trace).await;
+    check((storage.clone(), Vec::new()), outcomes, &trace).await;
+    // What was noted for it goes with it.
+    let vouches = async || storage.list_all("tombstones/vouched-").await.unwrap().len();
+    assert_eq!(vouches().await, 1);
+    let repository = open(&storage).await;
+    repository.destroy(id_of(&commit)).await.unwrap();
+    for _ in 0..3 {
+        repository.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    assert_eq!(vouches().await, 0);
 }
 
 #[tokio::test]
@@ -162,6 +172,8 @@ async fn a_slow_collection_deletes_nothing_that_was_brought_again() {
         ];
         let script = [(0, "delete snapshots/"), (3, ""), (1, ""), (2, ""), (0, "")];
         let (outcomes, trace) = follow(&gate, actors, &script).await;
+        assert!(is_busy(&outcomes[2]), "{:#?}", trace.calls);
+        assert_eq!(is_busy(&outcomes[0]), ticks > 0, "who slept goes on");
         check((storage.clone(), Vec::new()), outcomes, &trace).await;
         // Once the slow one is through, it can be brought.
         let repository = open(&storage).await;

@@ -379,7 +379,7 @@ impl Check<'_> {
     /// Whether a snapshot was destroyed while we looked at it.
     async fn gone(&self, id: CommitId, before: &Tombstones) -> Result<bool> {
         let now = self.repository.tombstones().await?;
-        Ok(now.commits.contains(&id) && !before.commits.contains(&id))
+        Ok(now.commits.contains_key(&id) && !before.commits.contains_key(&id))
     }
 
     /// Reads the whole map, and looks at every frame it leads to.

@@ -124,7 +124,7 @@ impl Repository {
 
     /// Whether a commit is there and not buried.
     pub(crate) async fn lives(&self, id: CommitId, tombstones: &Tombstones) -> Result<bool> {
-        if tombstones.commits.contains(&id) {
+        if tombstones.commits.contains_key(&id) {
             return Ok(false);
         }
         match self.read_commit(id).await {

@@ -7,6 +7,7 @@ use neon_storage::Key;
 
 use crate::error::{Error, Result};
 use crate::id::{CommitId, WriterId, from_hex};
+use crate::tombstone::Vouch;
 
 pub(crate) const REPOSITORY: &str = "neon.json";
 pub(crate) const KEYS: &str = "keys/";
@@ -69,6 +70,10 @@ described! {
     tombstone(id: CommitId) format!("{TOMBSTONES}{id}");
     suspicion(writer: WriterId) format!("{TOMBSTONES}writer-{writer}");
     condemnation(writer: WriterId) format!("{TOMBSTONES}condemned-{writer}");
+    vouch(vouch: Vouch) format!(
+        "{TOMBSTONES}vouched-{}-{}-{}",
+        vouch.commit, vouch.author, vouch.voucher
+    );
     doomed(id: [u8; 16]) format!("{DOOMED}{}", hex(&id));
 }
 

@@ -3,7 +3,7 @@
 //! A heartbeat is a new object that repeats all that was said before; age is judged by when the storage says each
 //! was stored, so no clock of ours matters. A lease is put before what it protects is looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -105,6 +105,16 @@ impl Repository {
         Ok(Lease { inner, heart })
     }
 
+    /// The writers that have a lease, lapsed or not.
+    pub(crate) async fn writers_with_leases(&self) -> Result<HashSet<WriterId>> {
+        let listing = self.shared.storage.list(ListOptions::prefix(LEASES));
+        listing
+            .map_err(|error| Error::storage(LEASES, error))
+            .and_then(|object| async move { writer_of(&object.key) })
+            .try_collect()
+            .await
+    }
+
     /// Reads all leases.
     pub(crate) async fn leases(&self) -> Result<Vec<LeaseState>> {
         let mut listing = self.shared.storage.list(ListOptions::prefix(LEASES));
@@ -114,16 +124,8 @@ impl Repository {
             .await
             .map_err(|error| Error::storage(LEASES, error))?
         {
-            let writer = object
-                .key
-                .as_str()
-                .strip_prefix(LEASES)
-                .and_then(|rest| rest.split_once('/'))
-                .ok_or_else(|| Error::malformed(object.key.as_str(), "is not where leases are"))?
-                .0
-                .parse()?;
             found
-                .entry(writer)
+                .entry(writer_of(&object.key)?)
                 .or_default()
                 .push((object.key, object.modified));
         }
@@ -156,6 +158,15 @@ impl Repository {
             Err(error) => Err(error),
         }
     }
+}
+
+fn writer_of(key: &Key) -> Result<WriterId> {
+    key.as_str()
+        .strip_prefix(LEASES)
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(|| Error::malformed(key.as_str(), "is not where leases are"))?
+        .0
+        .parse()
 }
 
 impl Inner {

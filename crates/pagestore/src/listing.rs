@@ -51,13 +51,20 @@ impl Repository {
     /// # Errors
     /// [`Storage`](ErrorKind::Storage), and as [`Object::decode`](crate::Object::decode).
     pub async fn list(&self) -> Result<Vec<Listed>> {
-        let tombstones = self.tombstones().await?;
+        let mut tombstones = self.tombstones().await?;
         let ids = self.commit_ids().await?;
         let mut known = self.shared.known.lock().await;
+        if ids.iter().any(|id| !known.entries.contains_key(id)) {
+            // Looked at before and after commits: what was destroyed is no snapshot though its tombstone went
+            // meanwhile, and neither is what a writer created that was condemned before.
+            let destroyed = tombstones.commits;
+            tombstones = self.tombstones().await?;
+            tombstones.commits.extend(destroyed);
+        }
         let there: HashSet<CommitId> = ids.iter().copied().collect();
         known.entries.retain(|id, _| there.contains(id));
         let unknown = |known: &crate::catalog::Known| -> Vec<CommitId> {
-            let wanted = ids.iter().filter(|id| !tombstones.commits.contains(id));
+            let wanted = ids.iter().filter(|id| !tombstones.commits.contains_key(id));
             wanted
                 .filter(|id| !known.entries.contains_key(id))
                 .copied()

@@ -9,6 +9,7 @@ use crate::id::{CommitId, from_hex, random};
 use crate::keys::{self, PINS};
 use crate::object::ObjectKind;
 use crate::repository::Repository;
+use crate::tombstone::gone;
 
 /// The identity of a pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,7 +107,7 @@ impl Repository {
         &self,
         id: CommitId,
     ) -> Result<(crate::WriterId, crate::Commit)> {
-        let found = self.require_alive(id).await?;
+        let (writer, commit) = self.require_alive(id).await?;
         if self.doomed().await?.commits.contains(&id) {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -114,6 +115,11 @@ impl Repository {
                 "is being collected",
             ));
         }
-        Ok(found)
+        // A collection that was through with it before we looked at tombstones and lists has left neither: what is
+        // still there now is not being deleted.
+        match self.commit_writer(id).await? {
+            Some(now) if now == writer => Ok((writer, commit)),
+            _ => Err(gone(id, "was collected")),
+        }
     }
 }

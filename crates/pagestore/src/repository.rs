@@ -313,6 +313,18 @@ impl Repository {
         Ok((object.writer, Commit::decode_as(id, &object.body)?))
     }
 
+    /// Who created the commit that is stored; nobody when none is.
+    pub(crate) async fn commit_writer(&self, id: CommitId) -> Result<Option<WriterId>> {
+        match self
+            .get_object(&keys::commit(id)?, ObjectKind::Commit)
+            .await
+        {
+            Ok(object) => Ok(Some(object.writer)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn put_object(
         &self,
         key: &neon_storage::Key,

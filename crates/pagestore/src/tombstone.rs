@@ -3,9 +3,14 @@
 //! A writer has two. The *suspicion* is put by a collection that finds its lease lapsed: a writer that sees it after
 //! creating its commit retracts. The *condemnation* is put by a collection that listed all commits after the
 //! suspicion was there, and found none of this writer: whatever it commits later was never reported as done, and is
-//! no snapshot for anybody. So what a writer reported stays, and what was collected is never shown.
+//! no snapshot for anybody. So what a writer reported stays, and what was collected is never shown. A writer that has
+//! to take back its commit condemns itself: a tombstone of the commit would take it from those who brought the same.
+//!
+//! Who brings a commit that is there already, of a writer that may still be condemned, *vouches* for it: such a commit
+//! is a snapshot as long as its own writer or one that vouched is not condemned.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::SystemTime;
 
 use futures_util::TryStreamExt;
 use neon_storage::{ListOptions, StorageExt};
@@ -28,15 +33,56 @@ pub(crate) struct TombstoneBody {
 /// Everything that has a tombstone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tombstones {
-    pub(crate) commits: HashSet<CommitId>,
+    /// When each was put.
+    pub(crate) commits: HashMap<CommitId, SystemTime>,
     pub(crate) suspected: HashSet<WriterId>,
     pub(crate) condemned: HashSet<WriterId>,
+    pub(crate) vouches: BTreeSet<Vouch>,
+}
+
+/// A writer reported a commit that another had created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Vouch {
+    pub(crate) commit: CommitId,
+    /// Who created it. The commit of another under the same id is not vouched for.
+    pub(crate) author: WriterId,
+    pub(crate) voucher: WriterId,
+}
+
+impl Vouch {
+    fn parse(text: &str) -> Result<Self> {
+        let mut parts = text.splitn(3, '-');
+        let mut part = || parts.next().unwrap_or_default();
+        Ok(Self {
+            commit: part().parse()?,
+            author: part().parse()?,
+            voucher: part().parse()?,
+        })
+    }
 }
 
 impl Tombstones {
     /// Whether this commit of this writer is no snapshot.
     pub(crate) fn bury(&self, id: CommitId, writer: WriterId) -> bool {
-        self.commits.contains(&id) || self.condemned.contains(&writer)
+        let stands = |writer: &WriterId| !self.condemned.contains(writer);
+        self.commits.contains_key(&id)
+            || !(stands(&writer) || self.vouchers(id, writer).any(|voucher| stands(&voucher)))
+    }
+
+    /// Who vouched for this commit of this writer.
+    pub(crate) fn vouchers(
+        &self,
+        id: CommitId,
+        author: WriterId,
+    ) -> impl Iterator<Item = WriterId> {
+        let from = |voucher| Vouch {
+            commit: id,
+            author,
+            voucher,
+        };
+        self.vouches
+            .range(from(WriterId([0; 8]))..=from(WriterId([u8::MAX; 8])))
+            .map(|vouch| vouch.voucher)
     }
 }
 
@@ -59,8 +105,10 @@ impl Repository {
                 found.suspected.insert(writer.parse()?);
             } else if let Some(writer) = text.strip_prefix("condemned-") {
                 found.condemned.insert(writer.parse()?);
+            } else if let Some(vouch) = text.strip_prefix("vouched-") {
+                found.vouches.insert(Vouch::parse(vouch)?);
             } else {
-                found.commits.insert(text.parse()?);
+                found.commits.insert(text.parse()?, object.modified);
             }
         }
         Ok(found)
@@ -78,8 +126,19 @@ impl Repository {
 
     pub(crate) async fn condemn(&self, writer: WriterId) -> Result<()> {
         let key = keys::condemnation(writer)?;
-        self.put_tombstone(&key, "its lease lapsed before it committed")
+        self.put_tombstone(&key, "it committed too late, or not at all")
             .await
+    }
+
+    pub(crate) async fn vouch(&self, vouch: Vouch) -> Result<()> {
+        let key = keys::vouch(vouch)?;
+        self.put_tombstone(&key, "was brought again").await
+    }
+
+    pub(crate) async fn withdraw_vouch(&self, vouch: Vouch) -> Result<()> {
+        let key = keys::vouch(vouch)?;
+        let deleted = self.shared.storage.delete(&key).await;
+        deleted.map_err(|error| Error::storage(key.as_str(), error))
     }
 
     /// Whether a collection took this writer for gone.
@@ -128,7 +187,7 @@ impl Repository {
         let lease = self.lease(&[id]).await?;
         let result = async {
             let tombstones = self.tombstones().await?;
-            if !tombstones.commits.contains(&id) {
+            if !tombstones.commits.contains_key(&id) {
                 return Err(Error::new(
                     ErrorKind::NotFound,
                     subject(),
@@ -142,8 +201,16 @@ impl Repository {
                     "is being collected; it can no longer be brought back",
                 ));
             }
-            self.read_commit(id).await?;
+            // After the looks: what a collection deletes is on its list while it does.
+            let (writer, _) = self.read_commit(id).await?;
+            let mut undone = tombstones;
+            undone.commits.remove(&id);
+            if undone.bury(id, writer) {
+                return Err(gone(id, "was never completed"));
+            }
             let key = keys::tombstone(id)?;
+            // Asleep, the lease kept nothing.
+            lease.prove().await?;
             let deleted = self.shared.storage.delete(&key).await;
             deleted.map_err(|error| Error::storage(key.as_str(), error))
         };
@@ -167,6 +234,6 @@ impl Repository {
     }
 }
 
-fn gone(id: CommitId, reason: &'static str) -> Error {
+pub(crate) fn gone(id: CommitId, reason: &'static str) -> Error {
     Error::new(ErrorKind::NotFound, format!("snapshot {id}"), reason)
 }

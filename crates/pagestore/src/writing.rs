@@ -6,7 +6,9 @@
 //!    on.
 //! 3. A last heartbeat shows that the writer never slept for half the grace.
 //! 4. The commit is created.
-//! 5. No suspicion of this writer is there: the snapshot exists. Otherwise it is retracted.
+//! 5. No suspicion of this writer is there, no tombstone of the commit, no list has it, and it is still there: the
+//!    snapshot exists. Otherwise the writer condemns itself. Who finds the commit there, of another writer that may
+//!    yet be condemned, vouches for it before these looks.
 //! 6. Its names are claimed.
 
 use std::collections::HashSet;
@@ -26,6 +28,7 @@ use crate::map::PackRef;
 use crate::name::SnapshotName;
 use crate::object::{Object, ObjectKind};
 use crate::repository::Repository;
+use crate::tombstone::Vouch;
 
 /// From how many packs on listing them is cheaper than asking for each.
 const LIST_FROM: usize = 200;
@@ -160,7 +163,8 @@ impl Writing {
     /// Dropped, or failed with [`Storage`](ErrorKind::Storage): the snapshot exists or not.
     ///
     /// # Errors
-    /// [`Busy`](ErrorKind::Busy) when this writer was silent for too long: nothing exists.
+    /// [`Busy`](ErrorKind::Busy) when this writer was silent for too long, or the same snapshot was here and is being
+    /// got rid of: nothing exists that was not there by another.
     pub async fn commit(self, commit: &Commit) -> Result<Committed> {
         let body = match commit.encode() {
             Ok(body) => body,
@@ -208,12 +212,7 @@ impl Writing {
         {
             Ok(_) => self.stand_or_retract(id).await?,
             // The same snapshot was brought here before.
-            Err(error) if error.kind() == ErrorKind::Exists => {
-                self.repository.require_kept(id).await.map_err(|error| {
-                    let reason = "was here and is going away; try again after a collection";
-                    Error::new(ErrorKind::Busy, format!("snapshot {id}"), reason).caused_by(error)
-                })?;
-            }
+            Err(error) if error.kind() == ErrorKind::Exists => self.join(id).await?,
             Err(error) => return Err(error),
         }
         let mut names = Vec::with_capacity(wanted.len());
@@ -225,39 +224,99 @@ impl Writing {
     }
 
     /// After the commit was created: either no suspicion was there when we looked, and every collection that
-    /// suspects us later sees the commit; or we take it back.
+    /// suspects us later sees the commit; or we condemn ourselves, and it never was a snapshot. A look that fails
+    /// decides nothing.
     async fn stand_or_retract(&self, id: CommitId) -> Result<()> {
-        let doubt = match self.repository.is_suspected(self.writer()).await {
-            Ok(false) => return self.refuse_buried(id).await,
-            Ok(true) => Error::new(
+        let writer = self.writer();
+        match self.refusal(id, writer).await? {
+            None => Ok(()),
+            Some(doubt) => {
+                self.repository.condemn(writer).await?;
+                Err(doubt)
+            }
+        }
+    }
+
+    /// The commit is there, and another created it, who may be about to take it back or to be condemned.
+    async fn join(&self, id: CommitId) -> Result<()> {
+        let Some(author) = self.repository.commit_writer(id).await? else {
+            return Err(going(id));
+        };
+        if self.is_settled(id, author).await? {
+            return self.refusal(id, author).await?.map_or(Ok(()), Err);
+        }
+        let vouch = Vouch {
+            commit: id,
+            author,
+            voucher: self.writer(),
+        };
+        self.repository.vouch(vouch).await?;
+        match self.refusal(id, author).await? {
+            None => Ok(()),
+            Some(doubt) => {
+                self.repository.withdraw_vouch(vouch).await?;
+                Err(doubt)
+            }
+        }
+    }
+
+    /// Whether somebody reported this commit, or gave it up to be a snapshot, who is at work no more and was never
+    /// suspected: nobody condemns them any more.
+    async fn is_settled(&self, id: CommitId, author: WriterId) -> Result<bool> {
+        // A writer that is done has withdrawn what it did not report before its lease went; one whose lease a
+        // collection took away was suspected before.
+        let before = self.repository.tombstones().await?;
+        let working = self.repository.writers_with_leases().await?;
+        let after = self.repository.tombstones().await?;
+        let mut vouchers = before.vouchers(id, author);
+        let settled = |writer: WriterId| {
+            !working.contains(&writer)
+                && !after.suspected.contains(&writer)
+                && !after.condemned.contains(&writer)
+        };
+        Ok(settled(author)
+            || vouchers.any(|voucher| {
+                settled(voucher) && after.vouchers(id, author).any(|now| now == voucher)
+            }))
+    }
+
+    /// Why the stored commit of this writer is not to be reported, if anything is against it.
+    async fn refusal(&self, id: CommitId, author: WriterId) -> Result<Option<Error>> {
+        if self.repository.is_suspected(self.writer()).await? {
+            return Ok(Some(Error::new(
                 ErrorKind::Busy,
                 format!("writer {}", self.writer()),
                 "was taken for gone; what it wrote may be gone too, begin anew",
-            ),
-            Err(error) => error,
-        };
-        self.repository.bury_commit(id, "retracted").await?;
-        Err(doubt)
-    }
-
-    /// A snapshot that was destroyed here and is brought again stays destroyed until a collection forgot it.
-    async fn refuse_buried(&self, id: CommitId) -> Result<()> {
+            )));
+        }
+        // A snapshot that was destroyed here and is brought again stays destroyed until a collection forgot it.
         let key = keys::tombstone(id)?;
         let buried = self.repository.shared.storage.exists(&key).await;
-        match buried.map_err(|error| Error::storage(key.as_str(), error))? {
-            false => Ok(()),
-            true => Err(Error::new(
+        if buried.map_err(|error| Error::storage(key.as_str(), error))? {
+            return Ok(Some(Error::new(
                 ErrorKind::Busy,
                 format!("snapshot {id}"),
                 "was destroyed here; try again after a collection",
-            )),
+            )));
         }
+        // Who deletes by a list that comes later marks after our commit was there. Who deleted by one that is gone is
+        // through with it, so the commit is looked at last.
+        let doomed = self.repository.doomed().await?.commits.contains(&id);
+        if doomed || self.repository.commit_writer(id).await? != Some(author) {
+            return Ok(Some(going(id)));
+        }
+        Ok(None)
     }
 
     /// Ends without a snapshot.
     pub async fn abandon(self) {
         self.lease.release().await;
     }
+}
+
+fn going(id: CommitId) -> Error {
+    let reason = "was here and is going away; try again after a collection";
+    Error::new(ErrorKind::Busy, format!("snapshot {id}"), reason)
 }
 
 /// What [`Writing::bring`] found.

@@ -15,9 +15,8 @@ use crate::keys;
 use crate::lease::Lease;
 use crate::repository::Repository;
 
-/// So many graces after it was published, a list of somebody who went away before the end is taken away, if
-/// nothing that is on it is there any more.
-const FORGET_AFTER: u32 = 10;
+/// So many objects are deleted at once, after a look whether this run slept.
+const BATCH: usize = 500;
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -142,22 +141,35 @@ impl Run<'_> {
                 .publish_doomed(doomed.body(Stage::Executing))
                 .await?;
             // Only now, with the list to be seen by all, is it decided.
-            let now = self.lease.prove().await?;
-            let lists = self.repository.doomed_lists().await?;
-            shunned = executing(&lists, Some(&own.key));
-            inventory = Inventory::take(self.repository, now, true).await?;
-            marked = Marked::of(self.repository, &inventory, &shunned).await?;
-            plan = CollectionPlan::of(&inventory, &marked);
-            let dead = Dead::of(&plan);
-            doomed.retain(
-                |pack| dead.packs.contains(pack),
-                |id| dead.commits.contains(id),
-            );
-            self.delete(&inventory, &doomed, &mut done).await?;
-            self.repository.withdraw_doomed(&own).await?;
+            let mut begun = false;
+            let deleted = async {
+                let now = self.lease.prove().await?;
+                let lists = self.repository.doomed_lists().await?;
+                shunned = executing(&lists, Some(&own.key));
+                inventory = Inventory::take(self.repository, now, true).await?;
+                marked = Marked::of(self.repository, &inventory, &shunned).await?;
+                plan = CollectionPlan::of(&inventory, &marked);
+                let dead = Dead::of(&plan);
+                doomed.retain(
+                    |pack| dead.packs.contains(pack),
+                    |id| dead.commits.contains(id),
+                );
+                begun = true;
+                self.delete(&inventory, &doomed, &mut done).await
+            };
+            let deleted = deleted.await;
+            let unknown = |error: &Error| begun && error.kind() == ErrorKind::Storage;
+            if !deleted.as_ref().is_err_and(unknown) {
+                // No deletion by it is under way.
+                let withdrawn = self.repository.withdraw_doomed(&own).await;
+                deleted.and(withdrawn)?;
+            } else {
+                // One may be, though we know nothing of it: the list stays.
+                deleted?;
+            }
         }
-        self.forget(&old, &inventory, &doomed, now).await?;
-        self.tidy(&inventory).await?;
+        self.forget(&old).await?;
+        self.tidy(&inventory, &doomed, now).await?;
 
         let sparse: Vec<PackId> = plan
             .sparse
@@ -201,9 +213,9 @@ impl Run<'_> {
         Ok(done)
     }
 
-    /// Packs first, then commits, then their tombstones: a snapshot that is half gone stays destroyed.
+    /// Packs first, then commits, then their tombstones: a snapshot that is half gone stays destroyed. One that is
+    /// brought again meanwhile is found on our list.
     async fn delete(&self, inventory: &Inventory, dead: &Dead, done: &mut Collected) -> Result<()> {
-        self.lease.prove().await?;
         let there = dead
             .packs
             .iter()
@@ -233,7 +245,7 @@ impl Run<'_> {
         let tombstones = dead
             .commits
             .iter()
-            .filter(|id| inventory.tombstones.commits.contains(id));
+            .filter(|id| inventory.tombstones.commits.contains_key(id));
         self.delete_keys(tombstones.map(|id| keys::tombstone(*id)))
             .await
     }
@@ -243,46 +255,21 @@ impl Run<'_> {
         dead.packs.contains(&old) && !inventory.packs.contains_key(&old)
     }
 
-    /// Takes away lists that have done their work.
-    async fn forget(
-        &self,
-        old: &[DoomedList],
-        inventory: &Inventory,
-        deleted: &Dead,
-        now: SystemTime,
-    ) -> Result<()> {
-        let grace = self.repository.shared.options.grace;
+    /// Takes away lists that nobody deletes by; what was on them and lives again is announced anew when it dies. A
+    /// list that somebody executes is taken away by nobody else: they may be asleep, for however long, and go on. What
+    /// is on it and comes again under its key would be lost then.
+    async fn forget(&self, old: &[DoomedList]) -> Result<()> {
         for list in old {
-            let gone = |list: &DoomedList| {
-                let pack =
-                    |id: &PackId| !inventory.packs.contains_key(id) || deleted.packs.contains(id);
-                let commit = |id: &CommitId| {
-                    !inventory.commits.contains_key(id) || deleted.commits.contains(id)
-                };
-                list.body.packs.iter().all(pack) && list.body.commits.iter().all(commit)
-            };
-            let over = match list.body.stage {
-                // Nobody deletes by it; what was on it and lives again is announced anew when it dies.
-                Stage::Announced => true,
-                // Its writer may wake up.
-                Stage::Executing => {
-                    age(list, now) > grace.saturating_mul(FORGET_AFTER) && gone(list)
-                }
-            };
-            if over {
+            if list.body.stage == Stage::Announced {
                 self.repository.withdraw_doomed(list).await?;
             }
         }
         Ok(())
     }
 
-    /// Takes away leases of writers that are settled, and tombstones of commits that are gone.
-    async fn tidy(&self, inventory: &Inventory) -> Result<()> {
-        let committed: HashSet<_> = inventory
-            .commits
-            .values()
-            .map(|(writer, _)| *writer)
-            .collect();
+    /// Takes away leases of writers that are settled, tombstones of commits that are gone, and vouches for them.
+    async fn tidy(&self, inventory: &Inventory, deleted: &Dead, now: SystemTime) -> Result<()> {
+        let committed = inventory.committed();
         for lease in &inventory.lapsed {
             let settled = inventory.tombstones.condemned.contains(&lease.writer)
                 || committed.contains(&lease.writer);
@@ -290,36 +277,46 @@ impl Run<'_> {
                 self.delete_keys(lease.keys.iter().cloned().map(Ok)).await?;
             }
         }
-        let orphans = inventory
-            .tombstones
-            .commits
-            .iter()
-            .filter(|id| !inventory.commits.contains_key(id));
-        self.delete_keys(orphans.map(|id| keys::tombstone(*id)))
-            .await
+        // A commit comes but once from one writer: such a vouch is void for ever.
+        let void = inventory.tombstones.vouches.iter().filter(|vouch| {
+            let stored = inventory.commits.get(&vouch.commit);
+            deleted.commits.contains(&vouch.commit)
+                || stored.is_none_or(|(author, _)| *author != vouch.author)
+        });
+        self.delete_keys(void.map(|vouch| keys::vouch(*vouch)))
+            .await?;
+        let grace = self.repository.shared.options.grace;
+        let mut orphans = Vec::new();
+        for (id, put) in &inventory.tombstones.commits {
+            let old = now.duration_since(*put).is_ok_and(|age| age > grace);
+            if old
+                && !inventory.commits.contains_key(id)
+                && self.repository.commit_writer(*id).await?.is_none()
+            {
+                orphans.push(keys::tombstone(*id));
+            }
+        }
+        self.delete_keys(orphans.into_iter()).await
     }
 
     async fn delete_keys(&self, keys: impl Iterator<Item = Result<Key>>) -> Result<()> {
         let keys: Vec<Key> = keys.collect::<Result<_>>()?;
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let deleted = self
-            .repository
-            .shared
-            .storage
-            .delete_many(stream::iter(keys.into_iter().map(Ok)).boxed());
-        let mut failed = None;
-        let mut deleted = deleted;
-        while let Some(outcome) = deleted.next().await {
-            if let Err(error) = outcome {
-                failed = Some(error);
+        let storage = &self.repository.shared.storage;
+        for batch in keys.chunks(BATCH) {
+            self.lease.prove().await?;
+            let batch: Vec<_> = batch.iter().cloned().map(Ok).collect();
+            let mut deleted = storage.delete_many(stream::iter(batch).boxed());
+            let mut failed = None;
+            while let Some(outcome) = deleted.next().await {
+                if let Err(error) = outcome {
+                    failed = Some(error);
+                }
+            }
+            if let Some(error) = failed {
+                return Err(Error::storage("what nothing needs", error));
             }
         }
-        match failed {
-            None => Ok(()),
-            Some(error) => Err(Error::storage("what nothing needs", error)),
-        }
+        Ok(())
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Packs first: a pack that is there belongs to a writer whose lease is there or was released. Then the flags that
 //! protect: leases, pins. Then what flags are taken down for: a lease is released only after its commit or its moves
-//! were stored, and a tombstone is taken away under a lease; so tombstones, moves and commits come last. A writer
-//! whose lease lapsed is suspected before commits are listed, and condemned when none of them is its.
+//! were stored, and a tombstone is taken away under a lease; so tombstones, commits and moves come last, in this order:
+//! a commit is created after the moves that it needs. A writer whose lease lapsed is suspected before commits are
+//! listed, and condemned when none of them is its.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
@@ -62,9 +63,9 @@ impl Inventory {
             }
         }
         let mut tombstones = repository.tombstones().await?;
-        let moves = repository.all_moves().await?;
         let commits = list_commits(repository).await?;
-        let committed: HashSet<_> = commits.values().map(|(writer, _)| *writer).collect();
+        let moves = repository.all_moves().await?;
+        let committed = committed(&commits, &tombstones);
         for lease in lapsed
             .iter()
             .filter(|lease| !committed.contains(&lease.writer))
@@ -84,6 +85,11 @@ impl Inventory {
             moves,
             commits,
         })
+    }
+
+    /// Writers of which something was reported, or may yet be.
+    pub(crate) fn committed(&self) -> HashSet<WriterId> {
+        committed(&self.commits, &self.tombstones)
     }
 
     /// The commits that are snapshots.
@@ -113,6 +119,15 @@ impl Inventory {
             .collect();
         move |pack| writers.contains(&WriterId::of_pack(pack)) || bringing.contains(&pack)
     }
+}
+
+fn committed(
+    commits: &BTreeMap<CommitId, (WriterId, Commit)>,
+    tombstones: &Tombstones,
+) -> HashSet<WriterId> {
+    let authors = commits.values().map(|(writer, _)| *writer);
+    let vouchers = tombstones.vouches.iter().map(|vouch| vouch.voucher);
+    authors.chain(vouchers).collect()
 }
 
 pub(crate) async fn list_packs(repository: &Repository) -> Result<HashMap<PackId, u64>> {

@@ -94,6 +94,16 @@ impl Gate {
         }
     }
 
+    /// What an actor waits to do.
+    pub(crate) fn next(&self, actor: usize) -> String {
+        let actors = self.actors.lock().unwrap();
+        let waiting = actors[actor].waiting.iter();
+        waiting
+            .map(|(what, _)| what.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
     /// Lets an actor pass, and tells what it does.
     fn open(&self, actor: usize) -> String {
         let waiting = std::mem::take(&mut self.actors.lock().unwrap()[actor].waiting);
@@ -161,6 +171,28 @@ pub(crate) async fn run<T: Send + 'static>(
         }
     }
     (outcomes, trace)
+}
+
+/// Runs actors as a script says: each entry lets an actor go on until its next call begins so, or to its end if nothing
+/// is said. Who is not at the end after the script goes there, the first one first.
+pub(crate) async fn follow<T: Send + 'static>(
+    gate: &Arc<Gate>,
+    actors: Vec<BoxFuture<'static, T>>,
+    script: &[(usize, &str)],
+) -> (Vec<T>, Trace) {
+    let mut script = script.iter().copied().peekable();
+    run(gate, actors, |_, _, ready| {
+        while let Some((actor, until)) = script.peek() {
+            if !ready.contains(actor) {
+                assert!(until.is_empty(), "{actor} never came to {until}");
+            } else if until.is_empty() || !gate.next(*actor).starts_with(until) {
+                return *actor;
+            }
+            script.next();
+        }
+        ready[0]
+    })
+    .await
 }
 
 impl Gated {

@@ -1,6 +1,8 @@
 //! Writers, collections, destroyers and sleep in every order: what was reported as done is there and whole, and
 //! whatever can be seen is whole.
 
+mod again;
+
 use std::sync::Arc;
 
 use futures_util::FutureExt;

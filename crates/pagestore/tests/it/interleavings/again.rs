@@ -1,0 +1,298 @@
+//! The same snapshot is brought by several, or again after it was destroyed: it keeps its id, so whoever is slow acts on
+//! what another reported.
+
+use neon_storage::{Fault, Faulty, Memory, Operation, StorageExt};
+
+use super::*;
+use crate::gated::follow;
+
+/// Copies a snapshot here.
+fn copier(storage: Gated, source: Repository, id: CommitId) -> Acting {
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            Ok(Some(source.copy_to(&repository, id).await?.id))
+        };
+        ("copier", work.await)
+    }
+    .boxed()
+}
+
+/// Lists snapshots, and says whether this is one.
+fn lister(storage: Gated, id: CommitId) -> Acting {
+    async move {
+        let work = async {
+            let ids = reopen(storage).await?.snapshot_ids().await?;
+            Ok(ids.contains(&id).then_some(id))
+        };
+        ("lister", work.await)
+    }
+    .boxed()
+}
+
+fn id_of(commit: &Commit) -> CommitId {
+    CommitId::of(&commit.encode().unwrap())
+}
+
+fn pushing(gate: &Arc<Gate>, actor: usize, storage: &Clocked, commit: &Commit) -> Acting {
+    pusher(gate.storage(storage, actor), commit.clone(), Vec::new())
+}
+
+fn is_busy(outcome: &Outcome) -> bool {
+    matches!(&outcome.1, Err(error) if error.kind() == ErrorKind::Busy)
+}
+
+/// A snapshot that is destroyed, and whose deletion was announced a grace ago.
+async fn going(storage: &Clocked) -> Commit {
+    let repository = init(storage).await;
+    let commit = empty_commit(&["pg@1"]);
+    let writing = repository.begin_writing().await.unwrap();
+    let id = writing.commit(&commit).await.unwrap().id;
+    repository.destroy(id).await.unwrap();
+    announce(storage, &repository, true).await;
+    commit
+}
+
+#[tokio::test]
+async fn a_writer_that_takes_back_its_commit_leaves_it_to_who_reported_the_same() {
+    let storage = Clocked::new();
+    init(&storage).await;
+    let commit = empty_commit(&["pg@1"]);
+    let gate = Gate::new(4);
+    let actors = vec![
+        pushing(&gate, 0, &storage, &commit),
+        collector(gate.storage(&storage, 1), 1),
+        pushing(&gate, 2, &storage, &commit),
+        clock(&gate, 3, &storage, 2),
+    ];
+    let script = [
+        (0, "head tombstones/writer-"),
+        (3, ""),
+        (1, ""),
+        (2, ""),
+        (0, ""),
+    ];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    assert!(is_busy(&outcomes[0]) && outcomes[2].1.is_ok());
+    check((storage, Vec::new()), outcomes, &trace).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_is_condemned_late_leaves_its_commit_to_who_reported_the_same() {
+    let storage = Clocked::new();
+    init(&storage).await;
+    let commit = empty_commit(&["pg@1"]);
+    let gate = Gate::new(4);
+    let actors = vec![
+        pushing(&gate, 0, &storage, &commit),
+        collector(gate.storage(&storage, 1), 1),
+        pushing(&gate, 2, &storage, &commit),
+        clock(&gate, 3, &storage, 2),
+    ];
+    let script = [
+        (0, "put snapshots/"),
+        (3, ""),
+        (1, "put tombstones/condemned-"),
+        (0, "head tombstones/writer-"),
+        (2, ""),
+        (1, ""),
+        (0, ""),
+    ];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    assert!(is_busy(&outcomes[0]) && outcomes[2].1.is_ok());
+    check((storage.clone(), Vec::new()), outcomes, &trace).await;
+    // What was noted for it goes with it.
+    let vouches = async || storage.list_all("tombstones/vouched-").await.unwrap().len();
+    assert_eq!(vouches().await, 1);
+    let repository = open(&storage).await;
+    repository.destroy(id_of(&commit)).await.unwrap();
+    for _ in 0..3 {
+        repository.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    assert_eq!(vouches().await, 0);
+}
+
+#[tokio::test]
+async fn a_writer_whose_look_fails_takes_nothing_back() {
+    let storage = Clocked::new();
+    let sound = init(&storage).await;
+    let commit = empty_commit(&["pg@1"]);
+    let faulty = Faulty::planned(Arc::new(storage.clone()), |_, operation, key| {
+        let look = key.is_some_and(|key| key.as_str().starts_with("tombstones/writer-"));
+        (operation == Operation::Head && look)
+            .then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
+    });
+    let repository = Repository::open(Arc::new(faulty), options()).await.unwrap();
+    let writing = repository.begin_writing().await.unwrap();
+    let error = writing.commit(&commit).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Storage);
+    // Whether it is there is not known; so it is brought again, and stays.
+    let writing = sound.begin_writing().await.unwrap();
+    writing.commit(&commit).await.unwrap();
+    for _ in 0..4 {
+        storage.advance(GRACE * 2);
+        sound.collect().await.unwrap();
+    }
+    assert_eq!(sound.resolve("pg@1").await.unwrap(), id_of(&commit));
+}
+
+#[tokio::test]
+async fn a_pin_is_not_given_for_what_a_collection_is_through_with() {
+    let storage = Clocked::new();
+    let commit = going(&storage).await;
+    let gate = Gate::new(2);
+    let actors = vec![
+        pinner(gate.storage(&storage, 0), id_of(&commit)),
+        collector(gate.storage(&storage, 1), 1),
+    ];
+    let script = [
+        (1, "delete snapshots/"),
+        (0, "list tombstones/"),
+        (1, ""),
+        (0, ""),
+    ];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    assert!(outcomes[0].1.is_err(), "{:#?}", trace.calls);
+    check((storage, Vec::new()), outcomes, &trace).await;
+}
+
+#[tokio::test]
+async fn a_slow_collection_deletes_nothing_that_was_brought_again() {
+    // Soon, and after many graces.
+    for ticks in [0, 20] {
+        let storage = Clocked::new();
+        let commit = going(&storage).await;
+        let gate = Gate::new(4);
+        let actors = vec![
+            collector(gate.storage(&storage, 0), 1),
+            collector(gate.storage(&storage, 1), 1),
+            pushing(&gate, 2, &storage, &commit),
+            clock(&gate, 3, &storage, ticks),
+        ];
+        let script = [(0, "delete snapshots/"), (3, ""), (1, ""), (2, ""), (0, "")];
+        let (outcomes, trace) = follow(&gate, actors, &script).await;
+        assert!(is_busy(&outcomes[2]), "{:#?}", trace.calls);
+        assert_eq!(is_busy(&outcomes[0]), ticks > 0, "who slept goes on");
+        check((storage.clone(), Vec::new()), outcomes, &trace).await;
+        // Once the slow one is through, it can be brought.
+        let repository = open(&storage).await;
+        let writing = repository.begin_writing().await.unwrap();
+        let id = writing.commit(&commit).await.unwrap().id;
+        assert!(repository.snapshot_ids().await.unwrap().contains(&id));
+    }
+}
+
+#[tokio::test]
+async fn a_commit_is_not_reported_that_a_collection_deleted_meanwhile() {
+    let storage = Clocked::new();
+    let commit = going(&storage).await;
+    let gate = Gate::new(3);
+    let actors = vec![
+        collector(gate.storage(&storage, 0), 1),
+        collector(gate.storage(&storage, 1), 1),
+        pushing(&gate, 2, &storage, &commit),
+    ];
+    let script = [
+        (0, "delete snapshots/"),
+        (1, ""),
+        (2, "head tombstones/"),
+        (0, ""),
+        (2, ""),
+    ];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    check((storage, Vec::new()), outcomes, &trace).await;
+}
+
+#[tokio::test]
+async fn what_a_push_was_refused_does_not_come_alive() {
+    let storage = Clocked::new();
+    let commit = going(&storage).await;
+    let gate = Gate::new(2);
+    let actors = vec![
+        pushing(&gate, 0, &storage, &commit),
+        collector(gate.storage(&storage, 1), 1),
+    ];
+    let script = [(1, "delete tombstones/"), (0, ""), (1, "")];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    assert!(is_busy(&outcomes[0]), "{:#?}", trace.calls);
+    let repository = open(&storage).await;
+    assert_eq!(repository.snapshot_ids().await.unwrap(), []);
+    check((storage, Vec::new()), outcomes, &trace).await;
+}
+
+#[tokio::test]
+async fn a_listing_shows_no_commit_of_a_writer_condemned_meanwhile() {
+    let storage = Clocked::new();
+    init(&storage).await;
+    let commit = empty_commit(&["pg@1"]);
+    let gate = Gate::new(4);
+    let actors = vec![
+        pushing(&gate, 0, &storage, &commit),
+        collector(gate.storage(&storage, 1), 1),
+        lister(gate.storage(&storage, 2), id_of(&commit)),
+        clock(&gate, 3, &storage, 2),
+    ];
+    let script = [
+        (0, "put snapshots/"),
+        (3, ""),
+        (1, "put tombstones/condemned-"),
+        (2, "list snapshots/"),
+        (1, ""),
+        (0, "head tombstones/writer-"),
+        (2, ""),
+        (0, ""),
+    ];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    assert!(is_busy(&outcomes[0]), "{:#?}", trace.calls);
+    assert!(matches!(outcomes[2].1, Ok(None)), "{:#?}", trace.calls);
+    check((storage, Vec::new()), outcomes, &trace).await;
+}
+
+#[tokio::test]
+async fn a_tombstone_without_a_commit_stays_for_the_grace() {
+    let storage = Clocked::new();
+    let id = id_of(&going(&storage).await);
+    let key = neon_storage::Key::new(format!("tombstones/{id}")).unwrap();
+    let tombstone = storage.read(&key).await.unwrap();
+    let repository = open(&storage).await;
+    assert_eq!(repository.collect().await.unwrap().commits, 1);
+    storage.create(&key, tombstone).await.unwrap();
+    repository.collect().await.unwrap();
+    assert!(storage.exists(&key).await.unwrap());
+    storage.advance(GRACE * 2);
+    repository.collect().await.unwrap();
+    assert!(!storage.exists(&key).await.unwrap());
+}
+
+#[tokio::test]
+async fn two_copies_of_one_snapshot_beside_collectors() {
+    for destroyed in [false, true] {
+        let scene = async || {
+            let source = init(&Memory::new()).await;
+            let id = write(&source, None, &[("a", 1)], &["pg@1"]).await;
+            let storage = Clocked::new();
+            let repository = init(&storage).await;
+            if destroyed {
+                source.copy_to(&repository, id).await.unwrap();
+                repository.destroy(id).await.unwrap();
+                announce(&storage, &repository, true).await;
+            }
+            let gate = Gate::new(5);
+            let actors = vec![
+                copier(gate.storage(&storage, 0), source.clone(), id),
+                copier(gate.storage(&storage, 1), source, id),
+                collector(gate.storage(&storage, 2), 2),
+                collector(gate.storage(&storage, 3), 1),
+                clock(&gate, 4, &storage, 5),
+            ];
+            Scene {
+                storage,
+                gate,
+                actors,
+                kept: Vec::new(),
+            }
+        };
+        explore("again", scene, 3).await;
+    }
+}

@@ -93,6 +93,7 @@ fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
     let entry = Entry {
         id: COMMIT,
         writer: WRITER,
+        stored: None,
         summary: Summary::of(&facts()),
         names: vec![
             ("pgdata@golden".parse().unwrap(), Some(0)),

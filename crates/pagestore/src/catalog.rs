@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use neon_pg_layout::Lsn;
 use neon_snapshot_format::SnapshotKind;
+use neon_snapshot_format::pack::Flags;
 use neon_storage::{Key, ListOptions, StorageExt};
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +109,8 @@ pub(crate) struct Known {
     pub(crate) entries: HashMap<CommitId, Arc<Entry>>,
     /// The catalogues that were read, with what is in them.
     catalogues: BTreeMap<Key, HashSet<Stored>>,
+    /// Those that this version may not write anew.
+    kept: HashSet<Key>,
 }
 
 impl Known {
@@ -136,11 +139,11 @@ impl Repository {
             if known.catalogues.contains_key(&object.key) {
                 continue;
             }
-            match self
-                .get_json::<Vec<Entry>>(&object.key, ObjectKind::Catalog)
-                .await
-            {
-                Ok((_, entries)) => {
+            match self.read_catalogue(&object.key).await {
+                Ok((flags, entries)) => {
+                    if !flags.writable() {
+                        known.kept.insert(object.key.clone());
+                    }
                     let ids = entries.iter().map(Entry::object).collect();
                     known.catalogues.insert(object.key, ids);
                     for entry in entries {
@@ -156,6 +159,7 @@ impl Repository {
                     if matches!(
                         error.kind(),
                         ErrorKind::NotFound
+                            | ErrorKind::Limit
                             | ErrorKind::Damaged
                             | ErrorKind::Malformed
                             | ErrorKind::Unsupported
@@ -165,6 +169,13 @@ impl Repository {
             }
         }
         Ok(())
+    }
+
+    async fn read_catalogue(&self, key: &Key) -> Result<(Flags, Vec<Entry>)> {
+        let object = self.get_object(key, ObjectKind::Catalog).await?;
+        let entries = serde_json::from_slice(&object.body)
+            .map_err(|error| Error::malformed(key.as_str(), "cannot be read").caused_by(error))?;
+        Ok((object.flags, entries))
     }
 
     /// Writes what is in no catalogue into a new one, together with small ones. For who may write; failing to is no harm.
@@ -190,6 +201,7 @@ impl Repository {
                 .iter()
                 .filter(|(key, ids)| {
                     !merged.contains(*key)
+                        && !known.kept.contains(*key)
                         && ids.len() <= taken.len().saturating_mul(GROWTH)
                         && ids.len().saturating_add(taken.len()) <= MOST
                 })

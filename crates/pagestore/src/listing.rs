@@ -100,7 +100,7 @@ impl Repository {
                 }
             }
             drop(entries);
-            let writable = self.shared.storage.capabilities().write;
+            let writable = self.may_write();
             if writable
                 && let Err(error) = self.write_catalogue(&mut known, &there).await
                 && error.kind() != ErrorKind::Storage
@@ -165,7 +165,7 @@ impl Repository {
             };
             if generation(&claims).is_none() && !claims.declined.contains(&id) {
                 // Its writer was stopped between commit and claim, or is between them now.
-                if !self.shared.storage.capabilities().write || self.is_suspected(writer).await? {
+                if !self.may_write() || self.is_suspected(writer).await? {
                     settled = false;
                     continue;
                 }

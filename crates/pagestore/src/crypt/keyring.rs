@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{RepositoryId, WriterId, from_hex, random};
 use crate::keys::{self, KEYS};
 use crate::object::{Object, ObjectKind};
-use crate::repository::{Repository, create};
+use crate::repository::{Repository, create, read_small};
 
 /// The identity of a key envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,9 +80,10 @@ impl Survey {
             let Some(id) = from_hex(name) else {
                 continue;
             };
-            let body = match storage.read(&object.key).await {
-                Err(error) if error.kind() == neon_storage::ErrorKind::NotFound => continue,
-                Err(error) => Err(Error::storage(object.key.as_str(), error)),
+            let most = ObjectKind::Key.most();
+            let body = match read_small(storage, &object.key, most).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => Err(error),
                 Ok(bytes) => Object::decode(&object.key, ObjectKind::Key, &bytes, None)
                     .map(|object| object.body),
             };
@@ -264,6 +265,7 @@ impl Repository {
     /// What is stored about keys now, and all epochs that this handle holds or that it and these keys open.
     async fn keys_now(&self, sources: &[KeySource]) -> Result<(Survey, Keyring)> {
         let mut keyring = self.keyring()?.clone();
+        self.require_writable()?;
         let survey = Survey::of(&*self.shared.storage).await?;
         let sources = sources.iter().chain(&self.shared.options.key).cloned();
         if let (Some(opened), _) = survey.open(self.id(), sources.collect()).await? {
@@ -378,6 +380,7 @@ impl Repository {
     /// newest epoch.
     pub async fn remove_key(&self, id: KeyId) -> Result<()> {
         let keyring = self.keyring()?;
+        self.require_writable()?;
         let survey = Survey::of(&*self.shared.storage).await?;
         let key = keys::envelope(id.0)?;
         if !survey.stored.iter().any(|stored| stored.id == id) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use neon_pg_layout::Lsn;
 use neon_snapshot_format::SnapshotKind;
+use neon_snapshot_format::pack::Flags;
 use neon_storage::{Key, ListOptions, StorageExt};
 use serde::{Deserialize, Serialize};
 
@@ -83,9 +84,23 @@ impl Summary {
 pub(crate) struct Entry {
     pub(crate) id: CommitId,
     pub(crate) writer: WriterId,
+    /// When the commit was stored, by the listing, in nanoseconds since 1970. One that was destroyed, collected and
+    /// brought again may have another writer and other names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stored: Option<u64>,
     pub(crate) summary: Summary,
-    /// The names it wanted, and in which generation it has them; none when they were taken. Settled for ever.
+    /// The names it wanted, and in which generation it has them; none when they were taken. Settled for as
+    /// long as this commit object is there.
     pub(crate) names: Vec<(SnapshotName, Option<u32>)>,
+}
+
+/// A commit object, told from one that was there under the same key before.
+pub(crate) type Stored = (CommitId, Option<u64>);
+
+impl Entry {
+    pub(crate) fn object(&self) -> Stored {
+        (self.id, self.stored)
+    }
 }
 
 /// What a process remembers of catalogues and commits it has read.
@@ -93,12 +108,26 @@ pub(crate) struct Entry {
 pub(crate) struct Known {
     pub(crate) entries: HashMap<CommitId, Arc<Entry>>,
     /// The catalogues that were read, with what is in them.
-    catalogues: BTreeMap<Key, HashSet<CommitId>>,
+    catalogues: BTreeMap<Key, HashSet<Stored>>,
+    /// Those that this version may not write anew.
+    kept: HashSet<Key>,
+}
+
+impl Known {
+    /// What is known of a commit object.
+    pub(crate) fn entry(&self, object: Stored) -> Option<&Arc<Entry>> {
+        let entry = self.entries.get(&object.0);
+        entry.filter(|entry| entry.stored.is_some() && entry.object() == object)
+    }
 }
 
 impl Repository {
     /// Reads the catalogues that are not known yet.
-    pub(crate) async fn read_catalogues(&self, known: &mut Known) -> Result<()> {
+    pub(crate) async fn read_catalogues(
+        &self,
+        known: &mut Known,
+        alive: &HashSet<Stored>,
+    ) -> Result<()> {
         let listing = self.shared.storage.list(ListOptions::prefix(CATALOG));
         let objects: Vec<_> = listing
             .try_collect()
@@ -110,21 +139,27 @@ impl Repository {
             if known.catalogues.contains_key(&object.key) {
                 continue;
             }
-            match self
-                .get_json::<Vec<Entry>>(&object.key, ObjectKind::Catalog)
-                .await
-            {
-                Ok((_, entries)) => {
-                    let ids = entries.iter().map(|entry| entry.id).collect();
+            match self.read_catalogue(&object.key).await {
+                Ok((flags, entries)) => {
+                    if !flags.writable() {
+                        known.kept.insert(object.key.clone());
+                    }
+                    let ids = entries.iter().map(Entry::object).collect();
                     known.catalogues.insert(object.key, ids);
-                    let entries = entries.into_iter().map(|entry| (entry.id, Arc::new(entry)));
-                    known.entries.extend(entries);
+                    for entry in entries {
+                        // An older catalogue may show a commit that is no more.
+                        if alive.contains(&entry.object()) || !known.entries.contains_key(&entry.id)
+                        {
+                            known.entries.insert(entry.id, Arc::new(entry));
+                        }
+                    }
                 }
                 // Merged into another; or damaged or of another version, which costs only the reading of commits.
                 Err(error)
                     if matches!(
                         error.kind(),
                         ErrorKind::NotFound
+                            | ErrorKind::Limit
                             | ErrorKind::Damaged
                             | ErrorKind::Malformed
                             | ErrorKind::Unsupported
@@ -136,18 +171,25 @@ impl Repository {
         Ok(())
     }
 
+    async fn read_catalogue(&self, key: &Key) -> Result<(Flags, Vec<Entry>)> {
+        let object = self.get_object(key, ObjectKind::Catalog).await?;
+        let entries = serde_json::from_slice(&object.body)
+            .map_err(|error| Error::malformed(key.as_str(), "cannot be read").caused_by(error))?;
+        Ok((object.flags, entries))
+    }
+
     /// Writes what is in no catalogue into a new one, together with small ones. For who may write; failing to is no harm.
     pub(crate) async fn write_catalogue(
         &self,
         known: &mut Known,
-        alive: &HashSet<CommitId>,
+        alive: &HashSet<Stored>,
     ) -> Result<()> {
-        let catalogued: HashSet<CommitId> = known.catalogues.values().flatten().copied().collect();
-        let mut taken: Vec<CommitId> = known
+        let catalogued: HashSet<Stored> = known.catalogues.values().flatten().copied().collect();
+        let mut taken: Vec<Stored> = known
             .entries
-            .keys()
-            .filter(|id| alive.contains(id) && !catalogued.contains(id))
-            .copied()
+            .values()
+            .map(|entry| entry.object())
+            .filter(|object| alive.contains(object) && !catalogued.contains(object))
             .collect();
         if taken.len() <= LEFT_OUT {
             return Ok(());
@@ -159,18 +201,19 @@ impl Repository {
                 .iter()
                 .filter(|(key, ids)| {
                     !merged.contains(*key)
+                        && !known.kept.contains(*key)
                         && ids.len() <= taken.len().saturating_mul(GROWTH)
                         && ids.len().saturating_add(taken.len()) <= MOST
                 })
                 .min_by_key(|(_, ids)| ids.len());
             let Some((key, ids)) = next else { break };
-            taken.extend(ids.iter().filter(|id| alive.contains(id)));
+            taken.extend(ids.iter().filter(|object| alive.contains(object)));
             merged.push(key.clone());
         }
         for ids in taken.chunks(MOST) {
             let entries: Vec<&Entry> = ids
                 .iter()
-                .filter_map(|id| known.entries.get(id).map(AsRef::as_ref))
+                .filter_map(|object| known.entry(*object).map(AsRef::as_ref))
                 .collect();
             let key = keys::catalog(random()?)?;
             self.put_json(&key, ObjectKind::Catalog, self.shared.me, &entries)

@@ -257,7 +257,8 @@ impl Check<'_> {
         let bytes = self.repository.storage().read(&object.key).await;
         let bytes = bytes.map_err(|error| Error::storage(object.key.as_str(), error))?;
         let envelope = Object::decode(&object.key, ObjectKind::Key, &bytes, None)?;
-        crate::crypt::check_envelope(&envelope.body)
+        self.repository
+            .check_voucher(&envelope.body)
             .map_err(|error| Error::malformed(object.key.as_str(), "holds no key").caused_by(error))
     }
 

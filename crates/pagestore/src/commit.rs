@@ -3,6 +3,8 @@
 //! The plain body, whose digest is the snapshot's id, is the same in every repository. The byte table stands in
 //! `docs/formats/repository.md`.
 
+use std::fmt;
+
 use bytes::Bytes;
 use neon_snapshot_format::pack::Flags;
 
@@ -15,12 +17,25 @@ const VERSION: u32 = 1;
 const HEAD: usize = 32;
 
 /// A snapshot: its facts, and where its page map begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Commit {
+    /// Additions that its writer used.
+    pub flags: Flags,
     /// What is known about it.
     pub facts: Facts,
     /// Its runs, as `map::encode_runs` writes them.
     pub runs: Bytes,
+}
+
+// The runs hold the keys of packs.
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commit")
+            .field("flags", &self.flags)
+            .field("facts", &self.facts)
+            .field("runs", &format_args!("{} bytes", self.runs.len()))
+            .finish()
+    }
 }
 
 impl Commit {
@@ -42,7 +57,7 @@ impl Commit {
         let mut out = Vec::with_capacity(HEAD + facts.len() + self.runs.len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        let flags = Flags::default();
+        let flags = self.flags;
         for class in [flags.ignorable, flags.read_only, flags.refuse] {
             out.extend_from_slice(&class.to_le_bytes());
         }
@@ -73,8 +88,13 @@ impl Commit {
             .iter()
             .map(|field| u32::from_le_bytes(*field));
         let mut next = || fields.next().unwrap_or_default();
-        let (version, _ignorable, _read_only, refuse) = (next(), next(), next(), next());
-        if version != VERSION || refuse != 0 {
+        let version = next();
+        let flags = Flags {
+            ignorable: next(),
+            read_only: next(),
+            refuse: next(),
+        };
+        if version != VERSION || flags.refuse != 0 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "snapshot",
@@ -87,6 +107,7 @@ impl Commit {
             .filter(|(_, runs)| runs.len() == runs_length)
             .ok_or_else(|| malformed("its commit is not as long as it says"))?;
         Ok(Self {
+            flags,
             facts: Facts::decode(facts)?,
             runs: Bytes::copy_from_slice(runs),
         })

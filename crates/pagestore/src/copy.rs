@@ -62,7 +62,7 @@ impl Repository {
     /// repository is just getting rid of it; what reading and writing return.
     pub async fn copy_to(&self, other: &Self, id: CommitId) -> Result<Copied> {
         // Our side keeps it meanwhile, where we may say so.
-        let lease = match self.storage().capabilities().write {
+        let lease = match self.may_write() {
             true => Some(self.lease(&[id]).await?),
             false => None,
         };

@@ -66,6 +66,7 @@ fn facts() -> Facts {
 /// Every small object: name of its golden file, key, kind and body.
 fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
     let commit = Commit {
+        flags: neon_snapshot_format::pack::Flags::default(),
         facts: facts(),
         runs: bytes::Bytes::from_static(b"\x01\x00\x00"),
     };
@@ -93,6 +94,7 @@ fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
     let entry = Entry {
         id: COMMIT,
         writer: WRITER,
+        stored: None,
         summary: Summary::of(&facts()),
         names: vec![
             ("pgdata@golden".parse().unwrap(), Some(0)),

@@ -46,7 +46,7 @@ pub use facts::{
     BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,
 };
 pub use id::{CommitId, LineageId, RepositoryId, WriterId};
-pub use listing::Listed;
+pub use listing::{Listed, Unreadable};
 pub use name::{SnapshotName, Tag};
 pub use object::{Object, ObjectKind};
 pub use pin::{Pin, PinId};

@@ -5,11 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use neon_storage::ListOptions;
 
-use crate::catalog::{Entry, Summary};
+use crate::catalog::{Entry, Known, Stored, Summary};
 use crate::claim::NameOutcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::CommitId;
@@ -25,12 +26,22 @@ pub struct Listed {
     pub id: CommitId,
     /// The names it has now.
     pub names: Vec<SnapshotName>,
-    /// What it is.
-    pub summary: Summary,
+    /// What it is; or why its commit cannot be read.
+    pub summary: std::result::Result<Summary, Unreadable>,
+}
+
+/// Why nothing can be told of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unreadable {
+    /// What sort of problem it is.
+    pub kind: ErrorKind,
+    /// The problem, for people.
+    pub problem: String,
 }
 
 impl Repository {
-    /// The ids of all snapshots, in no order that means anything.
+    /// The ids of all snapshots, also of those that cannot be read, in no order that means anything.
     ///
     /// # Errors
     /// As [`list`](Self::list).
@@ -43,8 +54,9 @@ impl Repository {
             .collect())
     }
 
-    /// All snapshots, oldest first. Who may write settles the names of snapshots whose writer did not come to it, and
-    /// keeps the catalogue.
+    /// All snapshots, oldest first; last those whose commits cannot be read, of which nobody can tell names. Who may write
+    /// settles the names of snapshots whose writer did not come to it, and keeps the catalogue. A name of which a claim
+    /// cannot be read is not shown: resolving it says why.
     ///
     /// Dropped: nothing remains that the next does not go on with.
     ///
@@ -52,40 +64,50 @@ impl Repository {
     /// [`Storage`](ErrorKind::Storage), and as [`Object::decode`](crate::Object::decode).
     pub async fn list(&self) -> Result<Vec<Listed>> {
         let mut tombstones = self.tombstones().await?;
-        let ids = self.commit_ids().await?;
+        let objects = self.commit_objects().await?;
         let mut known = self.shared.known.lock().await;
-        if ids.iter().any(|id| !known.entries.contains_key(id)) {
+        let there: HashSet<Stored> = objects.iter().copied().collect();
+        known
+            .entries
+            .retain(|_, entry| there.contains(&entry.object()));
+        if objects.iter().any(|object| known.entry(*object).is_none()) {
             // Looked at before and after commits: what was destroyed is no snapshot though its tombstone went
             // meanwhile, and neither is what a writer created that was condemned before.
             let destroyed = tombstones.commits;
             tombstones = self.tombstones().await?;
             tombstones.commits.extend(destroyed);
         }
-        let there: HashSet<CommitId> = ids.iter().copied().collect();
-        known.entries.retain(|id, _| there.contains(id));
-        let unknown = |known: &crate::catalog::Known| -> Vec<CommitId> {
-            let wanted = ids.iter().filter(|id| !tombstones.commits.contains_key(id));
-            wanted
-                .filter(|id| !known.entries.contains_key(id))
+        let unknown = |known: &Known| -> Vec<Stored> {
+            objects
+                .iter()
+                .filter(|(id, _)| !tombstones.commits.contains_key(id))
+                .filter(|object| known.entry(**object).is_none())
                 .copied()
                 .collect()
         };
         let mut passing = HashMap::new();
+        let mut unreadable = Vec::new();
         if !unknown(&known).is_empty() {
-            self.read_catalogues(&mut known).await?;
+            self.read_catalogues(&mut known, &there).await?;
             let missing = unknown(&known);
             let mut entries = stream::iter(missing)
-                .map(|id| async move { self.entry(id).await })
+                .map(|object| async move { (object.0, self.entry(object).await) })
                 .buffer_unordered(32);
-            while let Some(found) = entries.try_next().await? {
+            while let Some((id, found)) = entries.next().await {
                 match found {
-                    Some((entry, true)) => known.entries.insert(entry.id, Arc::new(entry)),
-                    Some((entry, false)) => passing.insert(entry.id, Arc::new(entry)),
-                    None => None,
-                };
+                    Ok(Some((entry, true))) => {
+                        known.entries.insert(entry.id, Arc::new(entry));
+                    }
+                    Ok(Some((entry, false))) => {
+                        passing.insert(entry.id, Arc::new(entry));
+                    }
+                    Ok(None) => {}
+                    Err(error) if fails_all(&error) => return Err(error),
+                    Err(error) => unreadable.push(Listed::unreadable(id, &error)),
+                }
             }
             drop(entries);
-            let writable = self.shared.storage.capabilities().write;
+            let writable = self.may_write();
             if writable
                 && let Err(error) = self.write_catalogue(&mut known, &there).await
                 && error.kind() != ErrorKind::Storage
@@ -93,29 +115,45 @@ impl Repository {
                 return Err(error);
             }
         }
-        let entries = ids
+        let entries = objects
             .iter()
-            .filter_map(|id| known.entries.get(id).or_else(|| passing.get(id)))
+            .filter_map(|object| known.entry(*object).or_else(|| passing.get(&object.0)))
             .filter(|entry| !tombstones.bury(entry.id, entry.writer));
-        Ok(shown(entries))
+        let mut listed = shown(entries);
+        unreadable.sort_unstable_by_key(|listed| listed.id);
+        listed.append(&mut unreadable);
+        Ok(listed)
     }
 
     pub(crate) async fn commit_ids(&self) -> Result<Vec<CommitId>> {
+        let objects = self.commit_objects().await?;
+        Ok(objects.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Every commit object, and when it was stored.
+    async fn commit_objects(&self) -> Result<Vec<Stored>> {
+        let stored = |time: SystemTime| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            u64::try_from(since.as_nanos()).ok()
+        };
         let listing = self.shared.storage.list(ListOptions::prefix(SNAPSHOTS));
         listing
             .map_err(|error| Error::storage(SNAPSHOTS, error))
-            .try_filter_map(|object| async move { Ok(keys::commit_of(&object.key)) })
+            .try_filter_map(|object| async move {
+                Ok(keys::commit_of(&object.key).map(|id| (id, stored(object.modified))))
+            })
             .try_collect()
             .await
     }
 
     /// What a catalogue would say of a commit, and whether it will always be so.
-    async fn entry(&self, id: CommitId) -> Result<Option<(Entry, bool)>> {
+    async fn entry(&self, (id, stored): Stored) -> Result<Option<(Entry, bool)>> {
         let (writer, commit) = match self.read_commit(id).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             found => found?,
         };
-        let mut settled = true;
+        // What cannot be told from a commit that was there before is not remembered.
+        let mut settled = stored.is_some();
         let mut names = Vec::with_capacity(commit.facts.names.len());
         for name in &commit.facts.names {
             let generation = |claims: &crate::claim::Claims| {
@@ -125,10 +163,16 @@ impl Repository {
                     .filter(|(_, holder)| *holder == id);
                 own.next_back().map(|(generation, _)| *generation)
             };
-            let mut claims = self.claims(name).await?;
+            let mut claims = match self.claims(name).await {
+                Err(error) if !fails_all(&error) => {
+                    settled = false;
+                    continue;
+                }
+                claims => claims?,
+            };
             if generation(&claims).is_none() && !claims.declined.contains(&id) {
                 // Its writer was stopped between commit and claim, or is between them now.
-                if !self.shared.storage.capabilities().write || self.is_suspected(writer).await? {
+                if !self.may_write() || self.is_suspected(writer).await? {
                     settled = false;
                     continue;
                 }
@@ -145,10 +189,32 @@ impl Repository {
         let entry = Entry {
             id,
             writer,
+            stored,
             summary,
             names,
         };
         Ok(Some((entry, settled)))
+    }
+}
+
+/// Whether an error says nothing of one object alone.
+fn fails_all(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Storage | ErrorKind::Io | ErrorKind::Cancelled
+    )
+}
+
+impl Listed {
+    fn unreadable(id: CommitId, error: &Error) -> Self {
+        Self {
+            id,
+            names: Vec::new(),
+            summary: Err(Unreadable {
+                kind: error.kind(),
+                problem: error.to_string(),
+            }),
+        }
     }
 }
 
@@ -176,9 +242,12 @@ fn shown<'a>(entries: impl Iterator<Item = &'a Arc<Entry>> + Clone) -> Vec<Liste
                 .filter(|name| holders.get(name).is_some_and(|(_, id)| *id == entry.id))
                 .cloned()
                 .collect(),
-            summary: entry.summary.clone(),
+            summary: Ok(entry.summary.clone()),
         })
         .collect();
-    listed.sort_unstable_by_key(|listed| (listed.summary.taken, listed.id));
+    listed.sort_unstable_by_key(|listed| {
+        let taken = listed.summary.as_ref().map(|summary| summary.taken);
+        (taken.unwrap_or(i64::MAX), listed.id)
+    });
     listed
 }

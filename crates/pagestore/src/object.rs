@@ -3,6 +3,8 @@
 //! It says what the object is, who wrote it, and vouches for its bytes; in an encrypted repository it seals them.
 //! The byte table stands in `docs/formats/repository.md`.
 
+use std::fmt;
+
 use neon_snapshot_format::pack::Flags;
 use neon_storage::Key;
 
@@ -55,6 +57,14 @@ impl ObjectKind {
         Self::Key,
     ];
 
+    /// The most bytes that one is written with and read.
+    pub(crate) const fn most(self) -> u64 {
+        match self {
+            Self::Claim | Self::Declined | Self::Pin | Self::Tombstone | Self::Key => 1 << 20,
+            Self::Commit | Self::Lease | Self::Doomed | Self::Moves | Self::Catalog => 64 << 20,
+        }
+    }
+
     const fn number(self) -> u8 {
         match self {
             Self::Commit => 1,
@@ -72,7 +82,7 @@ impl ObjectKind {
 }
 
 /// An object without its envelope.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Object {
     /// What it is.
     pub kind: ObjectKind,
@@ -82,6 +92,18 @@ pub struct Object {
     pub flags: Flags,
     /// What it says.
     pub body: Vec<u8>,
+}
+
+// The body may hold keys.
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object")
+            .field("kind", &self.kind)
+            .field("writer", &self.writer)
+            .field("flags", &self.flags)
+            .field("body", &format_args!("{} bytes", self.body.len()))
+            .finish()
+    }
 }
 
 impl Object {

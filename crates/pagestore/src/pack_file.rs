@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use neon_snapshot_format::pack::{FrameRecord, Opening, PackId, PackOptions, PackWriter, Step};
+use neon_snapshot_format::pack::{
+    Flags, FrameRecord, Opening, PackId, PackOptions, PackWriter, Step,
+};
 use neon_storage::{Storage, StorageExt};
 
 use crate::error::{Error, Result};
@@ -19,6 +21,8 @@ const REQUEST: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct PackFile {
     pub(crate) id: PackId,
+    /// Additions that its writer used.
+    pub(crate) flags: Flags,
     /// The record of every frame, in order.
     pub(crate) records: Vec<FrameRecord>,
 }
@@ -55,7 +59,8 @@ impl Repository {
                 return Err(Error::malformed(subject(), "has an empty table"));
             }
         }
-        Ok(PackFile { id, records })
+        let flags = index.flags();
+        Ok(PackFile { id, flags, records })
     }
 
     /// A range of a pack.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use neon_snapshot_format::pack::PackId;
-use neon_storage::{PutOptions, PutToken, Storage, StorageExt};
+use neon_storage::{GetOptions, PutOptions, PutToken, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -22,6 +22,8 @@ use crate::read::{FrameReader, FrameReaderOptions};
 
 const FORMAT: &str = "neon repository";
 const VERSION: u32 = 1;
+/// The most bytes that `neon.json` may have.
+const MOST: u64 = 1 << 20;
 
 /// How a repository is opened.
 #[derive(Debug, Clone)]
@@ -208,9 +210,18 @@ impl Repository {
     /// [`Inconsistent`](ErrorKind::Inconsistent) when it is not encrypted and a key was given.
     pub async fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
         let key = keys::repository()?;
-        let bytes = storage.read(&key).await.map_err(|error| {
-            Error::storage(format!("repository at {}", storage.location()), error)
-        })?;
+        let bytes =
+            read_small(&*storage, &key, MOST)
+                .await
+                .map_err(|error| match error.kind() {
+                    ErrorKind::Damaged | ErrorKind::Limit => error,
+                    kind => Error::new(
+                        kind,
+                        format!("repository at {}", storage.location()),
+                        error.reason().to_owned(),
+                    )
+                    .caused_by(error),
+                })?;
         let identity = Identity::decode(key.as_str(), &bytes)?;
         let keyring = match (identity.encrypted, options.key.clone()) {
             (true, source) => Some(unlock(&*storage, identity.id, source).await?),
@@ -330,8 +341,30 @@ impl Repository {
         key: &neon_storage::Key,
         object: &Object,
     ) -> Result<neon_storage::ObjectMeta> {
+        self.require_writable()?;
         let seal = self.epochs().and_then(<[EpochKey]>::last);
-        create(&*self.shared.storage, key, object.encode(key, seal)?).await
+        let bytes = object.encode(key, seal)?;
+        if bytes.len() as u64 > object.kind.most() {
+            return Err(too_large(key));
+        }
+        create(&*self.shared.storage, key, bytes).await
+    }
+
+    /// Whether this program may write here: the storage takes it, and no addition forbids it.
+    pub(crate) fn may_write(&self) -> bool {
+        self.shared.storage.capabilities().write && self.require_writable().is_ok()
+    }
+
+    /// An error when the repository uses an addition with which this version may read it only.
+    pub(crate) fn require_writable(&self) -> Result<()> {
+        match self.shared.identity.read_only.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Unsupported,
+                keys::REPOSITORY,
+                "uses additions of a newer version of this program, which can be read and not written",
+            )),
+        }
     }
 
     fn epochs(&self) -> Option<&[EpochKey]> {
@@ -368,14 +401,28 @@ impl Repository {
         key: &neon_storage::Key,
         kind: ObjectKind,
     ) -> Result<Object> {
-        let bytes = self
-            .shared
-            .storage
-            .read(key)
-            .await
-            .map_err(|error| Error::storage(key.as_str(), error))?;
+        let bytes = read_small(&*self.shared.storage, key, kind.most()).await?;
         Object::decode(key, kind, &bytes, self.epochs())
     }
+}
+
+fn too_large(key: &neon_storage::Key) -> Error {
+    let reason = "is larger than an object of its kind may be";
+    Error::new(ErrorKind::Limit, key.as_str(), reason)
+}
+
+/// Reads a whole object, unless it is larger than this.
+pub(crate) async fn read_small(
+    storage: &dyn Storage,
+    key: &neon_storage::Key,
+    most: u64,
+) -> Result<Bytes> {
+    let failed = |error| Error::storage(key.as_str(), error);
+    let found = storage.get(key, GetOptions::new()).await.map_err(failed)?;
+    if found.meta.size > most {
+        return Err(too_large(key));
+    }
+    found.bytes().await.map_err(failed)
 }
 
 /// Creates an object; sent again by a layer below, it recognises its own.

@@ -11,6 +11,7 @@ use crate::id::{RepositoryId, random};
 
 const HEAD: usize = 40;
 const EPOCH: usize = 36;
+const VOUCHER: usize = 32;
 
 /// All keys of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,15 +37,66 @@ impl Keyring {
         Ok(renewed)
     }
 
+    /// The newest epoch.
+    pub(crate) fn newest(&self) -> u32 {
+        self.epochs.last().map_or(0, |key| key.epoch)
+    }
+
+    /// Takes the epochs that another keyring of the same repository has beside these.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        if self.name_key != other.name_key {
+            return;
+        }
+        for key in &other.epochs {
+            if let Err(at) = self
+                .epochs
+                .binary_search_by_key(&key.epoch, |key| key.epoch)
+            {
+                self.epochs.insert(at, key.clone());
+            }
+        }
+    }
+
+    /// Whether an envelope was made by somebody who has the keys of this repository.
+    pub(crate) fn vouches(&self, envelope: &Envelope<'_>, repository: RepositoryId) -> bool {
+        // In constant time.
+        self.voucher(envelope.covered, repository) == envelope.voucher
+    }
+
+    /// Whether all epochs of an envelope, by what it says of itself, are among these. Who has an epoch's key has all
+    /// that its maker had.
+    pub(crate) fn covers(&self, envelope: &Envelope<'_>) -> bool {
+        let known = self.epochs.iter().map(|key| key.epoch);
+        let known = known.filter(|epoch| *epoch <= envelope.newest);
+        known.clone().next_back() == Some(envelope.newest)
+            && known.count() >= envelope.epochs as usize
+    }
+
+    fn voucher(&self, covered: &[u8], repository: RepositoryId) -> blake3::Hash {
+        let key = Zeroizing::new(blake3::derive_key(
+            "neon pagestore 1 envelopes",
+            self.name_key.as_slice(),
+        ));
+        blake3::Hasher::new_keyed(&key)
+            .update(covered)
+            .update(&repository.0)
+            .finalize()
+    }
+
     /// The body of an envelope for a key.
     pub(crate) fn enclose(&self, repository: RepositoryId, source: &KeySource) -> Result<Vec<u8>> {
+        source.cost.allow()?;
         let salt: [u8; 16] = random()?;
         let mut out = Vec::with_capacity(HEAD + 256);
         out.push(match source.kind {
             KeyKind::Passphrase => 1,
             KeyKind::KeyFile => 2,
         });
-        out.extend_from_slice(&[0; 15]);
+        out.extend_from_slice(&[0; 3]);
+        out.extend_from_slice(&self.newest().to_le_bytes());
+        let epochs = u32::try_from(self.epochs.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&epochs.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&source.cost.memory.to_le_bytes());
         out.extend_from_slice(&source.cost.passes.to_le_bytes());
         out.extend_from_slice(&salt);
@@ -58,6 +110,8 @@ impl Keyring {
         }
         let sealed = ObjectSeal::with(&key).seal(&associated(&out, repository), &plain)?;
         out.extend_from_slice(&sealed);
+        let voucher = self.voucher(&out, repository);
+        out.extend_from_slice(voucher.as_bytes());
         Ok(out)
     }
 
@@ -92,11 +146,15 @@ impl Keyring {
             });
         }
         epochs.sort_by_key(|key| key.epoch);
-        if epochs.is_empty() {
+        let name_key = Zeroizing::new(*name_key);
+        let opened = Self { epochs, name_key };
+        if opened.epochs.len() != envelope.epochs as usize
+            || opened.newest() != envelope.newest
+            || !opened.vouches(&envelope, repository)
+        {
             return Err(malformed());
         }
-        let name_key = Zeroizing::new(*name_key);
-        Ok(Some(Self { epochs, name_key }))
+        Ok(Some(opened))
     }
 }
 
@@ -109,16 +167,23 @@ pub(crate) fn check_envelope(body: &[u8]) -> Result<()> {
 pub(crate) struct Envelope<'a> {
     head: &'a [u8],
     pub(crate) kind: KeyKind,
-    cost: Cost,
+    /// The newest epoch in it.
+    pub(crate) newest: u32,
+    /// How many epochs are in it.
+    epochs: u32,
+    pub(crate) cost: Cost,
     salt: [u8; 16],
     sealed: &'a [u8],
+    /// Everything before the voucher.
+    covered: &'a [u8],
+    voucher: [u8; VOUCHER],
 }
 
 impl<'a> Envelope<'a> {
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self> {
-        let (head, sealed) = body
-            .split_at_checked(HEAD)
-            .ok_or_else(|| Error::malformed("key envelope", "is too short"))?;
+        let short = || Error::malformed("key envelope", "is too short");
+        let (covered, voucher) = body.split_last_chunk::<VOUCHER>().ok_or_else(short)?;
+        let (head, sealed) = covered.split_at_checked(HEAD).ok_or_else(short)?;
         let kind = match head.first() {
             Some(1) => KeyKind::Passphrase,
             Some(2) => KeyKind::KeyFile,
@@ -135,15 +200,26 @@ impl<'a> Envelope<'a> {
             bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
         };
         let salt = head.get(24..).and_then(|bytes| bytes.first_chunk());
+        let (newest, epochs) = (number(4), number(8));
+        if epochs == 0 || epochs > newest {
+            return Err(Error::malformed(
+                "key envelope",
+                "says of itself what is not so",
+            ));
+        }
         Ok(Self {
             head,
             kind,
+            newest,
+            epochs,
             cost: Cost {
                 memory: number(16),
                 passes: number(20),
             },
             salt: salt.copied().unwrap_or_default(),
             sealed,
+            covered,
+            voucher: *voucher,
         })
     }
 }

@@ -12,6 +12,10 @@ const SHORTEST_FILE: usize = 32;
 /// The most memory that an envelope may ask for, so that a forged one does no harm.
 const MOST_MEMORY: u32 = 1 << 20;
 const MOST_PASSES: u32 = 64;
+/// The most memory times passes of one envelope, in KiB.
+const MOST_WORK: u64 = 8 << 20;
+/// The most memory times passes, in KiB, of all envelopes that one key is tried on.
+pub(crate) const MOST_WORK_AT_ONCE: u64 = 16 << 20;
 
 /// A passphrase, or the content of a key file.
 #[derive(Clone)]
@@ -37,6 +41,29 @@ pub(crate) struct Cost {
     /// KiB of memory.
     pub(crate) memory: u32,
     pub(crate) passes: u32,
+}
+
+impl Cost {
+    /// Memory times passes, in KiB.
+    pub(crate) fn work(self) -> u64 {
+        u64::from(self.memory).saturating_mul(self.passes.into())
+    }
+
+    /// An error unless an envelope may cost this.
+    pub(crate) fn allow(self) -> Result<()> {
+        match self.memory <= MOST_MEMORY && self.passes <= MOST_PASSES && self.work() <= MOST_WORK {
+            true => Ok(()),
+            false => Err(refused()),
+        }
+    }
+}
+
+fn refused() -> Error {
+    Error::new(
+        ErrorKind::Limit,
+        "passphrase",
+        "asks for a cost that is not allowed",
+    )
 }
 
 impl fmt::Debug for KeySource {
@@ -84,7 +111,7 @@ impl KeySource {
     }
 
     /// The same passphrase with another cost of guessing for envelopes that are made with it. What opening costs, the
-    /// envelope says.
+    /// envelope says. At most 1 GiB, 64 passes, and 8 GiB times passes; more is refused when an envelope is made.
     #[must_use]
     pub fn with_cost(mut self, memory_kib: u32, passes: u32) -> Self {
         self.cost = Cost {
@@ -105,16 +132,7 @@ impl KeySource {
                 )))
             }
             KeyKind::Passphrase => {
-                let refused = || {
-                    Error::new(
-                        ErrorKind::Limit,
-                        "passphrase",
-                        "asks for a cost that is not allowed",
-                    )
-                };
-                if cost.memory > MOST_MEMORY || cost.passes > MOST_PASSES {
-                    return Err(refused());
-                }
+                cost.allow()?;
                 let params =
                     Params::new(cost.memory, cost.passes, 1, Some(32)).map_err(|_| refused())?;
                 let mut key = Zeroizing::new([0; 32]);

@@ -1,16 +1,22 @@
 //! The keys of an encrypted repository: several envelopes at once, added, removed, renewed.
+//!
+//! An envelope that cannot be read, or that nobody made who has the keys, never stands in the way of a good one. None is
+//! deleted that may hold an epoch which the deleting side does not hold itself.
+
+use std::time::SystemTime;
 
 use futures_util::TryStreamExt;
 use neon_storage::{Key, ListOptions, Storage, StorageExt};
 
 use crate::bridge::blocking;
 use crate::crypt::envelope::{Envelope, Keyring};
+use crate::crypt::key_source::MOST_WORK_AT_ONCE;
 use crate::crypt::{KeyKind, KeySource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{RepositoryId, WriterId, from_hex, random};
 use crate::keys::{self, KEYS};
 use crate::object::{Object, ObjectKind};
-use crate::repository::{Repository, create};
+use crate::repository::{Repository, create, read_small};
 
 /// The identity of a key envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,42 +28,155 @@ pub struct KeyId(pub [u8; 16]);
 pub struct KeyInfo {
     /// Which.
     pub id: KeyId,
-    /// What sort of key it is.
-    pub kind: KeyKind,
+    /// What sort of key it is, if that can be told.
+    pub kind: Option<KeyKind>,
     /// When it was added, by the storage's clock.
-    pub added: std::time::SystemTime,
+    pub added: SystemTime,
+    /// Why it opens nothing, or not everything.
+    pub problem: Option<String>,
 }
 
 struct Stored {
     id: KeyId,
     key: Key,
-    added: std::time::SystemTime,
-    body: Vec<u8>,
+    added: SystemTime,
+    /// The body, or why it cannot be read.
+    body: Result<Vec<u8>>,
 }
 
-async fn envelopes(storage: &dyn Storage) -> Result<Vec<Stored>> {
-    let listing = storage.list(ListOptions::prefix(KEYS));
-    let objects: Vec<_> = listing
-        .try_collect()
-        .await
-        .map_err(|error| Error::storage(KEYS, error))?;
-    let mut found = Vec::new();
-    for object in objects {
-        let Some(id) = object.key.as_str().strip_prefix(KEYS).and_then(from_hex) else {
-            continue;
-        };
-        let bytes = match storage.read(&object.key).await {
-            Err(error) if error.kind() == neon_storage::ErrorKind::NotFound => continue,
-            bytes => bytes.map_err(|error| Error::storage(object.key.as_str(), error))?,
-        };
-        found.push(Stored {
-            id: KeyId(id),
-            body: Object::decode(&object.key, ObjectKind::Key, &bytes, None)?.body,
-            key: object.key,
-            added: object.modified,
-        });
+impl Stored {
+    /// The envelope, if it is one.
+    fn envelope(&self) -> Option<Envelope<'_>> {
+        Envelope::parse(self.body.as_ref().ok()?).ok()
     }
-    Ok(found)
+
+    /// The envelope, if somebody made it who has these keys.
+    fn vouched(&self, keyring: &Keyring, repository: RepositoryId) -> Option<Envelope<'_>> {
+        self.envelope()
+            .filter(|envelope| keyring.vouches(envelope, repository))
+    }
+}
+
+/// What is stored about keys.
+struct Survey {
+    stored: Vec<Stored>,
+    /// Epochs that were begun, and when.
+    begun: Vec<(u32, SystemTime)>,
+}
+
+impl Survey {
+    async fn of(storage: &dyn Storage) -> Result<Self> {
+        let listing = storage.list(ListOptions::prefix(KEYS));
+        let objects: Vec<_> = listing
+            .try_collect()
+            .await
+            .map_err(|error| Error::storage(KEYS, error))?;
+        let (mut stored, mut begun) = (Vec::new(), Vec::new());
+        for object in objects {
+            let name = object.key.as_str().strip_prefix(KEYS).unwrap_or_default();
+            if let Some(epoch) = name.strip_prefix("epoch-").and_then(from_hex::<4>) {
+                begun.push((u32::from_be_bytes(epoch), object.modified));
+            }
+            let Some(id) = from_hex(name) else {
+                continue;
+            };
+            let most = ObjectKind::Key.most();
+            let body = match read_small(storage, &object.key, most).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => Err(error),
+                Ok(bytes) => Object::decode(&object.key, ObjectKind::Key, &bytes, None)
+                    .map(|object| object.body),
+            };
+            stored.push(Stored {
+                id: KeyId(id),
+                body,
+                key: object.key,
+                added: object.modified,
+            });
+        }
+        Ok(Self { stored, begun })
+    }
+
+    /// All epochs in the envelopes that these keys open; and the first reason why one could not be tried.
+    async fn open(
+        &self,
+        repository: RepositoryId,
+        sources: Vec<KeySource>,
+    ) -> Result<(Option<Keyring>, Option<Error>)> {
+        let mut bodies: Vec<(u64, Vec<u8>)> = self
+            .stored
+            .iter()
+            .filter_map(|stored| {
+                let cost = stored.envelope()?.cost.work();
+                Some((cost, stored.body.as_ref().ok()?.clone()))
+            })
+            .collect();
+        // What is cheap goes first: a forged one that asks for much keeps nobody from opening a good one.
+        bodies.sort_by_key(|(work, _)| *work);
+        // Meant to take a while.
+        let opened = blocking("keys", move || {
+            let (mut keyring, mut problem) = (None::<Keyring>, None);
+            for source in &sources {
+                let tried = match source.kind {
+                    KeyKind::Passphrase => affordable(bodies.iter().map(|(work, _)| *work)),
+                    KeyKind::KeyFile => bodies.len(),
+                };
+                if tried < bodies.len() {
+                    let reason = "asks, with the others, for a cost that is not allowed";
+                    problem.get_or_insert_with(|| {
+                        Error::new(ErrorKind::Limit, "key envelope", reason)
+                    });
+                }
+                for (_, body) in bodies.iter().take(tried) {
+                    match Keyring::open(body, repository, source) {
+                        Ok(Some(opened)) => match &mut keyring {
+                            Some(keyring) => keyring.merge(&opened),
+                            None => keyring = Some(opened),
+                        },
+                        Ok(None) => {}
+                        Err(error) => drop(problem.get_or_insert(error)),
+                    }
+                }
+            }
+            Ok((keyring, problem))
+        });
+        opened.await
+    }
+
+    /// Whether somebody who has the keys stored those of a newer epoch.
+    fn is_renewed_since(&self, keyring: &Keyring, repository: RepositoryId) -> bool {
+        let mut vouched = self.vouched(keyring, repository);
+        vouched.any(|(_, envelope)| envelope.newest > keyring.newest())
+    }
+
+    fn vouched<'a>(
+        &'a self,
+        keyring: &'a Keyring,
+        repository: RepositoryId,
+    ) -> impl Iterator<Item = (&'a Stored, Envelope<'a>)> {
+        self.stored
+            .iter()
+            .filter_map(move |stored| Some((stored, stored.vouched(keyring, repository)?)))
+    }
+
+    fn newest_begun(&self) -> u32 {
+        self.begun
+            .iter()
+            .map(|(epoch, _)| *epoch)
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// How many of these pieces of work, the smallest first, are done for one key at most.
+fn affordable(works: impl Iterator<Item = u64>) -> usize {
+    let mut sum = 0_u64;
+    works
+        .take_while(|work| {
+            sum = sum.saturating_add(*work);
+            sum <= MOST_WORK_AT_ONCE
+        })
+        .count()
 }
 
 /// Stores an envelope.
@@ -77,7 +196,11 @@ pub(crate) async fn enclose(
     Ok(id)
 }
 
-/// Opens the keys of a repository.
+/// Opens the keys of a repository: all epochs in all envelopes that this key opens. A key that was left out when keys were
+/// renewed opens nothing, even where its envelope is still there.
+///
+/// An epoch that was begun and whose keys nobody stored keeps nobody out: whoever began it was interrupted, or is about
+/// to store them.
 pub(crate) async fn unlock(
     storage: &dyn Storage,
     repository: RepositoryId,
@@ -92,27 +215,40 @@ pub(crate) async fn unlock(
     };
     let source =
         source.ok_or_else(|| locked("is encrypted; a passphrase or a key file is needed"))?;
-    let mut damaged = None;
-    let stored = match envelopes(storage).await {
-        Ok(stored) => stored,
-        Err(error) => {
-            damaged = Some(error);
-            Vec::new()
-        }
-    };
-    let opened = blocking("keys", move || {
-        for envelope in stored {
-            if let Some(keyring) = Keyring::open(&envelope.body, repository, &source)? {
-                return Ok(Some(keyring));
-            }
-        }
-        Ok(None)
-    });
-    match (opened.await?, damaged) {
-        (Some(keyring), _) => Ok(keyring),
-        (None, Some(error)) => Err(error),
+    let survey = Survey::of(storage).await?;
+    let (opened, problem) = survey.open(repository, vec![source]).await?;
+    if let Some(keyring) = opened {
+        return match survey.is_renewed_since(&keyring, repository) {
+            false => Ok(keyring),
+            true => Err(locked(
+                "its keys were renewed, and this key opens only what was written before",
+            )),
+        };
+    }
+    let readable = survey.stored.iter().any(|stored| stored.body.is_ok());
+    let mut unread = survey
+        .stored
+        .into_iter()
+        .filter_map(|stored| stored.body.err());
+    match (problem, unread.next()) {
+        (_, Some(error)) if !readable || error.kind() == ErrorKind::Storage => Err(error),
+        (Some(error), _) | (None, Some(error)) => Err(locked(
+            "is encrypted, and this key does not open it; not every key could be tried",
+        )
+        .caused_by(error)),
         (None, None) => Err(locked("is encrypted, and this key does not open it")),
     }
+}
+
+/// A text of an error with its causes.
+fn told(error: &Error) -> String {
+    let mut text = error.reason().to_owned();
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    text
 }
 
 impl Repository {
@@ -126,22 +262,90 @@ impl Repository {
         })
     }
 
-    /// The keys that open this repository.
+    /// What is stored about keys now, and all epochs that this handle holds or that it and these keys open.
+    async fn keys_now(&self, sources: &[KeySource]) -> Result<(Survey, Keyring)> {
+        let mut keyring = self.keyring()?.clone();
+        self.require_writable()?;
+        let survey = Survey::of(&*self.shared.storage).await?;
+        let sources = sources.iter().chain(&self.shared.options.key).cloned();
+        if let (Some(opened), _) = survey.open(self.id(), sources.collect()).await? {
+            keyring.merge(&opened);
+        }
+        if survey.is_renewed_since(&keyring, self.id()) {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                format!("repository {}", self.id()),
+                "its keys were renewed since it was opened; open it with one of the new ones",
+            ));
+        }
+        Ok((survey, keyring))
+    }
+
+    /// An error while somebody begins an epoch. One that was begun longer than the grace ago, and whose keys nobody
+    /// stored, was given up.
+    async fn refuse_begun(&self, survey: &Survey, held: u32) -> Result<()> {
+        let unheld = survey.begun.iter().filter(|(epoch, _)| *epoch > held);
+        let Some(last) = unheld.map(|(_, begun)| *begun).max() else {
+            return Ok(());
+        };
+        let now = self.storage_time().await?;
+        match now.duration_since(last) {
+            Ok(age) if age > self.shared.options.grace => Ok(()),
+            _ => Err(self.others_renew()),
+        }
+    }
+
+    fn others_renew(&self) -> Error {
+        Error::new(
+            ErrorKind::Busy,
+            format!("repository {}", self.id()),
+            "somebody else is renewing its keys",
+        )
+    }
+
+    /// The keys that open this repository, and what cannot be read among them.
     ///
     /// # Errors
-    /// [`Storage`](ErrorKind::Storage); [`Damaged`](ErrorKind::Damaged).
+    /// [`Storage`](ErrorKind::Storage).
     pub async fn keys(&self) -> Result<Vec<KeyInfo>> {
-        envelopes(&*self.shared.storage)
-            .await?
-            .into_iter()
-            .map(|stored| {
-                Ok(KeyInfo {
-                    id: stored.id,
-                    kind: Envelope::parse(&stored.body)?.kind,
-                    added: stored.added,
-                })
-            })
-            .collect()
+        let survey = Survey::of(&*self.shared.storage).await?;
+        let describe = |stored: &Stored| {
+            let parsed = match &stored.body {
+                Ok(body) => Envelope::parse(body).map_err(|error| told(&error)),
+                Err(error) => Err(told(error)),
+            };
+            let (kind, problem) = match (parsed, &self.shared.keyring) {
+                (Err(problem), _) => (None, Some(problem)),
+                (Ok(envelope), Some(keyring)) if !keyring.vouches(&envelope, self.id()) => {
+                    let problem = "was not made by anybody who has the keys";
+                    (Some(envelope.kind), Some(problem.to_owned()))
+                }
+                (Ok(envelope), Some(keyring)) if envelope.newest < keyring.newest() => {
+                    let problem = "was left out when the keys were renewed";
+                    (Some(envelope.kind), Some(problem.to_owned()))
+                }
+                (Ok(envelope), _) => (Some(envelope.kind), None),
+            };
+            KeyInfo {
+                id: stored.id,
+                kind,
+                added: stored.added,
+                problem,
+            }
+        };
+        Ok(survey.stored.iter().map(describe).collect())
+    }
+
+    /// What is wrong with an envelope beyond its own bytes.
+    pub(crate) fn check_voucher(&self, body: &[u8]) -> Result<()> {
+        let envelope = Envelope::parse(body)?;
+        match &self.shared.keyring {
+            Some(keyring) if !keyring.vouches(&envelope, self.id()) => Err(Error::damaged(
+                "key envelope",
+                "was not made by anybody who has the keys",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Adds a key that opens this repository.
@@ -149,27 +353,51 @@ impl Repository {
     /// Dropped: it is added or not.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) when the repository is not encrypted; [`Storage`](ErrorKind::Storage).
+    /// [`Invalid`](ErrorKind::Invalid) when the repository is not encrypted; [`Inconsistent`](ErrorKind::Inconsistent)
+    /// when its keys were renewed and the key that it was opened with is not among the new ones;
+    /// [`Busy`](ErrorKind::Busy) while somebody renews them; [`Storage`](ErrorKind::Storage).
     pub async fn add_key(&self, source: KeySource) -> Result<KeyId> {
-        enclose(&*self.shared.storage, self.id(), self.keyring()?, source).await
+        let storage = &*self.shared.storage;
+        let (survey, keyring) = self.keys_now(&[]).await?;
+        self.refuse_begun(&survey, keyring.newest()).await?;
+        let begun = survey.newest_begun();
+        let id = enclose(storage, self.id(), &keyring, source).await?;
+        // Keys renewed meanwhile would leave this one without the newest.
+        if Survey::of(storage).await?.newest_begun() > begun {
+            let key = keys::envelope(id.0)?;
+            let deleted = storage.delete(&key).await;
+            deleted.map_err(|error| Error::storage(key.as_str(), error))?;
+            return Err(self.others_renew());
+        }
+        Ok(id)
     }
 
-    /// Removes a key. Who had it may have noted what it opens: to shut them out of what is written from now on,
-    /// [`rekey`](Self::rekey).
+    /// Removes a key, also one that cannot be read. Who had it may have noted what it opens: to shut them out of what is
+    /// written from now on, [`rekey`](Self::rekey).
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for the last key.
+    /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for the last key that is sound and opens the
+    /// newest epoch.
     pub async fn remove_key(&self, id: KeyId) -> Result<()> {
-        let keys = self.keys().await?;
+        let keyring = self.keyring()?;
+        self.require_writable()?;
+        let survey = Survey::of(&*self.shared.storage).await?;
         let key = keys::envelope(id.0)?;
-        if !keys.iter().any(|key| key.id == id) {
+        if !survey.stored.iter().any(|stored| stored.id == id) {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 key.as_str(),
                 "there is no such key",
             ));
         }
-        if keys.len() == 1 {
+        let newest = survey
+            .vouched(keyring, self.id())
+            .map(|(_, envelope)| envelope.newest)
+            .fold(keyring.newest(), u32::max);
+        if !survey
+            .vouched(keyring, self.id())
+            .any(|(stored, envelope)| stored.id != id && envelope.newest == newest)
+        {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 key.as_str(),
@@ -181,14 +409,16 @@ impl Repository {
     }
 
     /// Begins a new epoch: what is written from now on is sealed with a new key, which only these keys open. All other
-    /// keys are removed. What was written before stays sealed as it is, and these keys open it too. Writers at
-    /// work go on with the old epoch; the handle that is returned writes in the new one.
+    /// keys are removed, but for those that cannot be read. What was written before stays sealed as it is, and these
+    /// keys open it too. Writers at work go on with the old epoch; the handle that is returned writes in the new one.
     ///
     /// Dropped: old and new keys may both be there.
     ///
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) without a key, or when the repository is not encrypted;
-    /// [`Busy`](ErrorKind::Busy) when somebody else begins the same epoch.
+    /// [`Busy`](ErrorKind::Busy) when somebody else begins an epoch: until the grace has passed, if they were interrupted;
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when the keys were renewed since this handle was opened, and neither what
+    /// it was opened with nor these keys open the new ones. Nothing was removed then.
     pub async fn rekey(&self, sources: Vec<KeySource>) -> Result<Self> {
         let Some(first) = sources.first().cloned() else {
             return Err(Error::new(
@@ -197,30 +427,53 @@ impl Repository {
                 "at least one is needed",
             ));
         };
-        let storage = &*self.shared.storage;
-        let before = envelopes(storage).await?;
-        let mut epoch = self.keyring()?.epochs.last().map_or(0, |key| key.epoch);
-        // A number that somebody began and did not end is passed over.
-        loop {
-            epoch = epoch
-                .checked_add(1)
-                .ok_or_else(|| Error::new(ErrorKind::Limit, "keys", "were renewed too often"))?;
-            match create(storage, &keys::epoch(epoch)?, Vec::new()).await {
-                Ok(_) => break,
-                Err(error) if error.kind() == ErrorKind::Exists => {}
-                Err(error) => return Err(error),
-            }
+        for source in &sources {
+            source.cost.allow()?;
         }
-        let renewed = self.keyring()?.renewed(epoch)?;
+        let storage = &*self.shared.storage;
+        let (before, held) = self.keys_now(&sources).await?;
+        self.refuse_begun(&before, held.newest()).await?;
+        let epoch = held
+            .newest()
+            .max(before.newest_begun())
+            .checked_add(1)
+            .ok_or_else(|| Error::new(ErrorKind::Limit, "keys", "were renewed too often"))?;
+        // Only one begins an epoch.
+        match create(storage, &keys::epoch(epoch)?, Vec::new()).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                return Err(self.others_renew().caused_by(error));
+            }
+            Err(error) => return Err(error),
+        }
+        let renewed = held.renewed(epoch)?;
         for source in sources {
             enclose(storage, self.id(), &renewed, source).await?;
         }
-        for stored in before {
-            let deleted = storage.delete(&stored.key).await;
-            deleted.map_err(|error| Error::storage(stored.key.as_str(), error))?;
+        // Who took so long that others gave them up leaves what is there.
+        if Survey::of(storage).await?.newest_begun() > epoch {
+            return Err(self.others_renew());
+        }
+        for (stored, envelope) in before.vouched(&renewed, self.id()) {
+            if renewed.covers(&envelope) {
+                let deleted = storage.delete(&stored.key).await;
+                deleted.map_err(|error| Error::storage(stored.key.as_str(), error))?;
+            }
         }
         let mut options = self.shared.options.clone();
         options.key = Some(first);
         Self::open(std::sync::Arc::clone(&self.shared.storage), options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forged_envelopes_do_not_add_up_to_any_cost() {
+        assert_eq!(affordable([192 << 10; 40].into_iter()), 40);
+        assert_eq!(affordable([8 << 20; 40].into_iter()), 2);
+        assert_eq!(affordable([192 << 10, 64 << 20].into_iter()), 1);
     }
 }

@@ -55,7 +55,10 @@ impl ObjectSeal {
     /// The seal of an epoch.
     #[must_use]
     pub fn new(key: &EpochKey) -> Self {
-        let key = blake3::derive_key("neon pagestore 1 objects", key.key.as_slice());
+        let key = Zeroizing::new(blake3::derive_key(
+            "neon pagestore 1 objects",
+            key.key.as_slice(),
+        ));
         Self::with(&key)
     }
 

@@ -69,6 +69,10 @@ pub(crate) async fn repack(
             continue;
         };
         let file = repository.pack_file(*id, *size).await?;
+        // Read by anybody, rewritten only by who knows its additions: it stays as large as it is.
+        if !file.flags.writable() {
+            continue;
+        }
         let mut wanted = places(inventory, *id, &held.frames, &file.records)?;
         wanted.sort_unstable_by_key(|(_, record, _)| record.offset());
         let mut from = wanted.as_slice();

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use neon_snapshot_format::SnapshotPath;
 
+use neon_snapshot_format::pack::Flags;
+
 use crate::commit::Commit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::Facts;
@@ -26,6 +28,7 @@ pub struct Snapshot {
 #[derive(Debug)]
 struct Inner {
     id: CommitId,
+    flags: Flags,
     facts: Facts,
     view: View,
     maps: MapReader,
@@ -63,12 +66,19 @@ impl Snapshot {
         Ok(Self {
             inner: Arc::new(Inner {
                 id,
+                flags: commit.flags,
                 facts: commit.facts,
                 view,
                 maps: maps.clone(),
                 recent: Mutex::default(),
             }),
         })
+    }
+
+    /// Additions that its writer used.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        self.inner.flags
     }
 
     /// Its id.

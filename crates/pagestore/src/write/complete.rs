@@ -8,6 +8,8 @@ use std::ops::Range;
 use neon_snapshot_format::pack::Codec;
 use neon_snapshot_format::{End, SnapshotPath};
 
+use neon_snapshot_format::pack::Flags;
+
 use crate::commit::Commit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{BadPage, Facts, Noted};
@@ -28,6 +30,8 @@ pub struct Parent {
     pub view: View,
     /// Reads it.
     pub maps: MapReader,
+    /// Additions that its writer used.
+    pub flags: Flags,
 }
 
 impl Parent {
@@ -37,6 +41,7 @@ impl Parent {
         Self {
             view: snapshot.view().clone(),
             maps: snapshot.maps().clone(),
+            flags: snapshot.flags(),
         }
     }
 }
@@ -86,6 +91,7 @@ impl Stored {
         facts.cost.written_data = report.stored_data;
         facts.cost.written_metadata = report.stored_metadata;
         Commit {
+            flags: Flags::default(),
             facts,
             runs: encode_runs(&self.view.runs).into(),
         }
@@ -99,9 +105,16 @@ impl SnapshotWriter {
     /// other pages.
     ///
     /// # Errors
-    /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either; what the
-    /// storage returns.
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either;
+    /// [`Unsupported`](ErrorKind::Unsupported) when the parent uses additions with which this version may read it only; what
+    /// the storage returns.
     pub fn complete(self) -> Result<Stored> {
+        if let Some(parent) = &self.parent
+            && !parent.flags.writable()
+        {
+            let reason = "was written by a newer version of this program; it can be read, and nothing be built on it";
+            return Err(Error::new(ErrorKind::Unsupported, "parent", reason));
+        }
         let end = self.end_of_source()?;
         let mut metadata = Packs::new(self.target.clone(), Codec::Zstd(3));
         let page_size = self.options.page_size;

@@ -47,14 +47,14 @@ async fn a_sound_repository_is_found_sound() {
 }
 
 #[tokio::test]
-async fn every_changed_byte_is_found_and_the_object_named() {
+async fn changed_bytes_are_found_and_the_object_named() {
     let storage = Clocked::new();
     let repository = init(&storage).await;
     busy(&storage, &repository).await;
     for object in storage.list_all("").await.unwrap() {
         let whole = storage.read(&object.key).await.unwrap();
         let is_pack = object.key.as_str().starts_with("packs/");
-        // Every byte of what is small; of a pack its ends, and some of its frames.
+        // Every seventh byte of what is small and of the ends of a pack, and some bytes of its frames.
         let step = |at: usize| match is_pack && at > 80 && at + 500 < whole.len() {
             true => 997,
             false => 7,
@@ -77,6 +77,46 @@ async fn every_changed_byte_is_found_and_the_object_named() {
                 assert!(named, "{} byte {at}: {:?}", object.key, checked.findings);
             }
             at += step(at);
+        }
+        storage.overwrite(&object.key, whole).await.unwrap();
+    }
+    assert!(repository.check(true).await.unwrap().is_sound());
+}
+
+#[tokio::test]
+async fn changed_bytes_of_an_encrypted_repository_are_found_and_the_object_named() {
+    let storage = Clocked::new();
+    let key = |text| KeySource::passphrase(text).with_cost(64, 1);
+    let sealed = || std::sync::Arc::new(storage.clone());
+    let repository = Repository::init(sealed(), options().key(key("one")))
+        .await
+        .unwrap();
+    let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    repository.add_key(key("two")).await.unwrap();
+    repository.pin(first, "a mount").await.unwrap();
+    for object in storage.list_all("").await.unwrap() {
+        let whole = storage.read(&object.key).await.unwrap();
+        let name = object.key.as_str();
+        // Every byte of envelopes; every seventh of what else is small; some of packs.
+        let step = match name.split('/').next() {
+            Some("keys") => 1,
+            Some("packs") => 97,
+            _ => 7,
+        };
+        for at in (0..whole.len()).step_by(step) {
+            let mut changed = whole.to_vec();
+            changed[at] ^= 1 << (at % 8);
+            storage.overwrite(&object.key, changed).await.unwrap();
+            if name == "neon.json" {
+                let opened = Repository::open(sealed(), options().key(key("one"))).await;
+                assert!(opened.is_err(), "{at}");
+                continue;
+            }
+            let checked = repository.check(true).await.unwrap();
+            let id = object.key.segments().last().unwrap();
+            let findings = &checked.findings;
+            let named = findings.iter().any(|finding| finding.object.contains(id));
+            assert!(named, "{name} byte {at}: {findings:?}");
         }
         storage.overwrite(&object.key, whole).await.unwrap();
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use neon_pagestore::crypt::{KeyKind, KeySource};
-use neon_pagestore::{ErrorKind, Repository, Result};
-use neon_storage::{Memory, StorageExt};
+use neon_pagestore::{ErrorKind, Object, ObjectKind, Repository, Result, WriterId};
+use neon_storage::{Key, Memory, StorageExt};
 
 use crate::clocked::Clocked;
 use crate::support::{GRACE, options, page, read, write};
@@ -70,7 +70,7 @@ async fn keys_are_added_removed_and_renewed() {
         .iter()
         .map(|key| key.kind)
         .collect();
-    assert!(kinds.contains(&KeyKind::Passphrase) && kinds.contains(&KeyKind::KeyFile));
+    assert!(kinds.contains(&Some(KeyKind::Passphrase)) && kinds.contains(&Some(KeyKind::KeyFile)));
     let opened = open(&storage, file()).await.unwrap();
     assert_eq!(opened.resolve("pg@1").await.unwrap(), id);
     opened.remove_key(added).await.unwrap();
@@ -188,4 +188,169 @@ async fn an_object_that_is_not_sealed_or_lies_elsewhere_is_refused() {
         repository.read_commit(forged).await.unwrap_err().kind(),
         ErrorKind::Damaged
     );
+}
+
+/// The envelopes that are stored.
+async fn envelopes(storage: &impl StorageExt) -> Vec<(Key, bytes::Bytes)> {
+    let mut found = Vec::new();
+    for object in storage.list_all("keys/").await.unwrap() {
+        if !object.key.as_str().contains("epoch") {
+            let bytes = storage.read(&object.key).await.unwrap();
+            found.push((object.key, bytes));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn an_old_handle_destroys_no_newer_key() {
+    let storage = Memory::new();
+    let repository = init(&storage).await;
+    let old = open(&storage, phrase("one")).await.unwrap();
+    let renewed = repository.rekey(vec![phrase("two")]).await.unwrap();
+    let second = write(&renewed, None, &[("a", 1)], &["pg@1"]).await;
+    let before = envelopes(&storage).await;
+    let refused = old.rekey(vec![phrase("three")]).await.map(drop);
+    assert_eq!(
+        refused.map_err(|error| error.kind()),
+        Err(ErrorKind::Inconsistent)
+    );
+    let refused = old.add_key(phrase("three")).await.map(drop);
+    assert_eq!(
+        refused.map_err(|error| error.kind()),
+        Err(ErrorKind::Inconsistent)
+    );
+    assert_eq!(envelopes(&storage).await, before);
+    // With a key that opens the newer epoch it goes on from there.
+    let again = old.rekey(vec![phrase("two"), phrase("x")]).await.unwrap();
+    assert_eq!(read(&again, second).await.unwrap(), ["a"]);
+    let opened = open(&storage, phrase("x")).await.unwrap();
+    assert_eq!(read(&opened, second).await.unwrap(), ["a"]);
+    assert_eq!(envelopes(&storage).await.len(), 2);
+}
+
+#[tokio::test]
+async fn of_two_who_renew_keys_at_once_one_wins() {
+    let storage = Memory::new();
+    let one = init(&storage).await;
+    let first = write(&one, None, &[("a", 1)], &["pg@1"]).await;
+    let two = open(&storage, phrase("one")).await.unwrap();
+    let (a, b) = tokio::join!(one.rekey(vec![phrase("a")]), two.rekey(vec![phrase("b")]));
+    let (won, lost, key) = match (a, b) {
+        (Ok(won), Err(lost)) => (won, lost, "a"),
+        (Err(lost), Ok(won)) => (won, lost, "b"),
+        both => panic!("{both:?}"),
+    };
+    assert!(
+        matches!(lost.kind(), ErrorKind::Busy | ErrorKind::Inconsistent),
+        "{lost}"
+    );
+    let second = write(&won, Some(first), &[("b", 2)], &["pg@2"]).await;
+    let opened = open(&storage, phrase(key)).await.unwrap();
+    assert_eq!(read(&opened, second).await.unwrap(), ["a", "b"]);
+    assert_eq!(envelopes(&storage).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_epoch_that_somebody_else_begins_is_waited_for() {
+    let storage = Clocked::new();
+    let repository = Repository::init(Arc::new(storage.clone()), options().key(phrase("one")))
+        .await
+        .unwrap();
+    let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    let marker = Key::new("keys/epoch-00000002").unwrap();
+    storage.create(&marker, Vec::new()).await.unwrap();
+    let before = envelopes(&storage).await;
+    let busy = repository.rekey(vec![phrase("two")]).await.unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    let busy = repository.add_key(phrase("two")).await.unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    assert_eq!(envelopes(&storage).await, before);
+    // Whoever it was never came to an end; nobody is locked out for it.
+    storage.advance(GRACE * 2);
+    let options = || options().key(phrase("one"));
+    let opened = Repository::open(Arc::new(storage.clone()), options())
+        .await
+        .unwrap();
+    let renewed = opened.rekey(vec![phrase("two")]).await.unwrap();
+    assert_eq!(read(&renewed, first).await.unwrap(), ["a"]);
+    assert_eq!(envelopes(&storage).await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_newest_epoch_that_a_key_opens_is_taken() {
+    let storage = Memory::new();
+    let repository = init(&storage).await;
+    let (_, old) = envelopes(&storage).await.remove(0);
+    let renewed = repository.rekey(vec![phrase("one")]).await.unwrap();
+    let second = write(&renewed, None, &[("a", 1)], &["pg@1"]).await;
+    // As if who renewed the keys was stopped before the old one was removed.
+    for id in ["00", "ff"] {
+        let key = Key::new(format!("keys/{}", id.repeat(16))).unwrap();
+        storage.create(&key, old.clone()).await.unwrap();
+    }
+    let opened = open(&storage, phrase("one")).await.unwrap();
+    assert_eq!(read(&opened, second).await.unwrap(), ["a"]);
+    // What opens the old epoch alone opens nothing.
+    opened.rekey(vec![phrase("two")]).await.unwrap();
+    let key = Key::new(format!("keys/{}", "00".repeat(16))).unwrap();
+    storage.create(&key, old).await.unwrap();
+    let locked = open(&storage, phrase("one")).await.unwrap_err();
+    assert_eq!(locked.kind(), ErrorKind::Locked);
+    assert!(locked.reason().contains("renewed"), "{locked}");
+}
+
+#[tokio::test]
+async fn a_bad_envelope_keeps_nobody_out() {
+    let storage = Memory::new();
+    let repository = init(&storage).await;
+    let (_, good) = envelopes(&storage).await.remove(0);
+    let good_key = repository.keys().await.unwrap()[0].id;
+    let writer = WriterId::random().unwrap();
+    let forged = |kind: u8, memory: u32, passes: u32| {
+        let mut body = vec![0; 200];
+        body[0] = kind;
+        body[4..8].copy_from_slice(&7_u32.to_le_bytes());
+        body[8..12].copy_from_slice(&7_u32.to_le_bytes());
+        body[16..20].copy_from_slice(&memory.to_le_bytes());
+        body[20..24].copy_from_slice(&passes.to_le_bytes());
+        Object::new(ObjectKind::Key, writer, body)
+    };
+    let key = |number: u8| Key::new(format!("keys/{number:032x}")).unwrap();
+    let mut flipped = good.to_vec();
+    flipped[50] ^= 1;
+    let encode = |number: u8, object: Object| object.encode(&key(number), None).unwrap();
+    let bad = [
+        b"no object".to_vec(),
+        flipped,
+        // Of a sort that is not known, and one that nobody with the keys made.
+        encode(2, forged(9, 64, 1)),
+        encode(3, forged(1, 64, 1)),
+        // A gigabyte, sixty-four times.
+        encode(4, forged(1, 1 << 20, 64)),
+    ];
+    let count = bad.len();
+    for (number, bytes) in (0_u8..).zip(bad) {
+        storage.create(&key(number), bytes).await.unwrap();
+    }
+    let opened = open(&storage, phrase("one")).await.unwrap();
+    let wrong = open(&storage, phrase("wrong")).await.unwrap_err();
+    assert_eq!(wrong.kind(), ErrorKind::Locked);
+    let keys = opened.keys().await.unwrap();
+    assert_eq!(keys.len(), count + 1);
+    let bad: Vec<_> = keys.iter().filter(|key| key.problem.is_some()).collect();
+    assert_eq!(bad.len(), count, "{keys:?}");
+    let checked = opened.check(false).await.unwrap();
+    assert_eq!(checked.findings.len(), count, "{:?}", checked.findings);
+    // None of them counts as a key that is left.
+    let last = opened.remove_key(good_key).await.unwrap_err();
+    assert_eq!(last.kind(), ErrorKind::Invalid);
+    // Nor do they keep anybody from renewing keys, which leaves them.
+    let renewed = opened.rekey(vec![phrase("two")]).await.unwrap();
+    for key in bad {
+        // Vouched for by nobody or not readable: to be removed one by one.
+        renewed.remove_key(key.id).await.unwrap();
+    }
+    assert_eq!(renewed.keys().await.unwrap().len(), 1);
+    assert!(renewed.check(true).await.unwrap().is_sound());
 }

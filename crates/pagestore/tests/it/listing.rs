@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use neon_pagestore::{CommitId, Object, ObjectKind, Repository, WriterId};
+use neon_pagestore::{CommitId, ErrorKind, Listed, Object, ObjectKind, Repository, WriterId};
 use neon_storage::{Key, Memory, Meter, Operation, StorageExt};
 
-use crate::support::{empty_commit, init, open, options, snapshot, take};
+use crate::clocked::Clocked;
+use crate::support::{GRACE, empty_commit, init, open, options, snapshot, take};
 
 /// A commit as a writer leaves it that is stopped before it claims names.
 async fn bare_commit(storage: &Memory, names: &[&str]) -> CommitId {
@@ -94,6 +95,74 @@ async fn a_damaged_catalogue_is_read_past() {
         .await
         .unwrap();
     assert_eq!(open(&storage).await.list().await.unwrap(), whole);
+}
+
+#[tokio::test]
+async fn an_unreadable_commit_is_listed_beside_the_others() {
+    let storage = Memory::new();
+    let repository = init(&storage).await;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        ids.push(snapshot(&repository, &format!("pg@{number}")).await);
+    }
+    let key = Key::new(format!("snapshots/{}", ids[2])).unwrap();
+    let whole = storage.read(&key).await.unwrap();
+    storage
+        .overwrite(&key, b"no commit".to_vec())
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        let opened = open(&storage).await;
+        let listed = opened.list().await.unwrap();
+        assert_eq!(listed.len(), 5);
+        let (bad, good) = listed.split_last().unwrap();
+        assert_eq!((bad.id, bad.names.len()), (ids[2], 0));
+        assert_eq!(bad.summary.as_ref().unwrap_err().kind, ErrorKind::Damaged);
+        for listed in good {
+            assert_eq!(listed.names.len(), 1);
+            let name = listed.names[0].to_string();
+            assert_eq!(opened.resolve(&name).await.unwrap(), listed.id);
+        }
+        assert_eq!(opened.snapshot_ids().await.unwrap().len(), 5);
+        let refused = opened.collect().await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Damaged);
+    }
+    storage.overwrite(&key, whole).await.unwrap();
+    let listed = open(&storage).await.list().await.unwrap();
+    assert!(listed.iter().all(|listed| listed.names.len() == 1));
+}
+
+#[tokio::test]
+async fn a_snapshot_brought_again_is_shown_with_the_names_it_has_now() {
+    let source = init(&Memory::new()).await;
+    let id = snapshot(&source, "pg@1").await;
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let holder = snapshot(&repository, "pg@1").await;
+    for number in 2..5 {
+        snapshot(&repository, &format!("pg@{number}")).await;
+    }
+    source.copy_to(&repository, id).await.unwrap();
+    let shown = |listed: Vec<Listed>| {
+        let found = listed.into_iter().find(|listed| listed.id == id);
+        found.map(|listed| listed.names.len())
+    };
+    // The name is another's; a catalogue says so.
+    assert_eq!(shown(repository.list().await.unwrap()), Some(0));
+    assert!(!storage.list_all("catalog/").await.unwrap().is_empty());
+    repository.destroy(id).await.unwrap();
+    repository.destroy(holder).await.unwrap();
+    for _ in 0..3 {
+        repository.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    source.copy_to(&repository, id).await.unwrap();
+    assert_eq!(repository.resolve("pg@1").await.unwrap(), id);
+    assert_eq!(shown(repository.list().await.unwrap()), Some(1));
+    for _ in 0..2 {
+        let opened = open(&storage).await;
+        assert_eq!(shown(opened.list().await.unwrap()), Some(1));
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,9 @@ use neon_pagestore::{
     Writing,
 };
 use neon_pg_layout::{PgMajor, SystemIdentifier};
-use neon_snapshot_format::pack::{Codec, EncodedFrame, FrameCipher, PackOptions, PackWriter};
+use neon_snapshot_format::pack::{
+    Codec, EncodedFrame, Flags, FrameCipher, PackOptions, PackWriter,
+};
 use neon_snapshot_format::{SnapshotKind, SnapshotPath};
 use neon_storage::{Storage, StorageExt};
 
@@ -51,6 +53,7 @@ pub(crate) fn empty_commit(names: &[&str]) -> Commit {
         .map(|name| name.parse::<SnapshotName>().unwrap())
         .collect();
     Commit {
+        flags: Flags::default(),
         facts,
         runs: Bytes::new(),
     }

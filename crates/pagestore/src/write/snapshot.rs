@@ -147,7 +147,12 @@ pub(crate) enum Known {
 /// [`Sequential`](neon_snapshot_format::Sequential) also from one, in order.
 ///
 /// Its methods wait for the storage, so they must be called from threads outside of the runtime, such as
-/// `spawn_blocking` gives. When [`end`](ParallelSink::end) has returned, all pages are durable;
+/// `spawn_blocking` gives; in a thread that polls futures they panic.
+/// Each such thread is taken while it waits, and what it waits for (storages of local files, decoding) needs further blocking
+/// threads of the same runtime. When writers, restores and the like have taken all of them (`max_blocking_threads`), they wait for
+/// ever: leave some free, or use threads of the standard library that have entered the runtime.
+///
+/// When [`end`](ParallelSink::end) has returned, all pages are durable;
 /// [`complete`](Self::complete) then makes the map. Dropped before, it leaves packs that no snapshot uses.
 #[derive(Debug)]
 pub struct SnapshotWriter {

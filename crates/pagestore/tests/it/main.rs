@@ -8,6 +8,7 @@
     reason = "tests panic on failure"
 )]
 
+mod cached;
 mod changes;
 mod checks;
 mod clocked;

@@ -148,7 +148,7 @@ async fn snapshot(
             .finish(&mut Sequential::new(&sink).unwrap(), None)
             .unwrap();
         let facts = Facts::of_control(SnapshotKind::Cold, 0, source.control());
-        sink.complete().unwrap().commit(facts)
+        sink.complete().unwrap().commit(facts).unwrap()
     });
     let commit = work.await.unwrap();
     let id = writing.commit(&commit).await.unwrap().id;

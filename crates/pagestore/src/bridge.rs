@@ -3,6 +3,10 @@
 //! Writers and restores run in threads of their own, because they read files, compress and sum; storages are
 //! asynchronous. A thread that holds a [`Bridge`] waits for a future there. It must not be a thread that
 //! the runtime polls futures on: use `tokio::task::spawn_blocking` or a thread of the standard library.
+//!
+//! Each such thread is taken while it waits, and what it waits for (storages of local files, decoding) needs further blocking
+//! threads of the same runtime. When writers, restores and the like have taken all of them (`max_blocking_threads`), they wait for
+//! ever: leave some free, or use threads of the standard library that have entered the runtime.
 
 use std::future::Future;
 
@@ -18,7 +22,8 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// The runtime this is called in, or in whose `spawn_blocking` this is called.
+    /// The runtime this is called in, or in whose `spawn_blocking` this is called. Which of the two cannot be told: a
+    /// [`wait`](Self::wait) on a thread that polls futures panics.
     pub(crate) fn current() -> Result<Self> {
         let handle = Handle::try_current().map_err(|error| {
             Error::new(

@@ -10,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitId, LineageId};
 use crate::name::SnapshotName;
 
+/// The largest page that a server can be built with.
+const MOST_BLOCK_SIZE: u32 = 32 << 10;
+
 /// The facts of a snapshot. Stored as JSON: what a newer version adds, an older one reads over; what is not known
 /// is absent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -296,9 +299,17 @@ impl Facts {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes).map_err(|error| {
+        let facts: Self = serde_json::from_slice(bytes).map_err(|error| {
             Error::malformed("facts of a snapshot", "cannot be read").caused_by(error)
-        })
+        })?;
+        let block_size = facts.cluster.block_size;
+        if !block_size.is_power_of_two() || block_size > MOST_BLOCK_SIZE {
+            return Err(Error::malformed(
+                "facts of a snapshot",
+                format!("no cluster has pages of {block_size} bytes"),
+            ));
+        }
+        Ok(facts)
     }
 }
 
@@ -377,5 +388,29 @@ mod timeline {
         deserializer: D,
     ) -> Result<TimelineId, D::Error> {
         TimelineId::new(u32::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_pages_that_no_server_has_are_malformed() {
+        let system = SystemIdentifier::new(1).unwrap();
+        for (block_size, good) in [
+            (1024, true),
+            (8192, true),
+            (32768, true),
+            (0, false),
+            (8191, false),
+            (65536, false),
+            (2 << 20, false),
+        ] {
+            let cluster = ClusterFacts::new(system, PgMajor::V17, block_size, 131_072);
+            let facts = Facts::new(SnapshotKind::Cold, 0, cluster);
+            let read = Facts::decode(&facts.encode().unwrap());
+            assert_eq!(read.is_ok(), good, "{block_size}");
+        }
     }
 }

@@ -63,8 +63,10 @@ impl Repository {
     /// Removes a pin; one that is not there is removed.
     ///
     /// # Errors
-    /// [`Storage`](ErrorKind::Storage).
+    /// [`Storage`](ErrorKind::Storage); [`Unsupported`](ErrorKind::Unsupported) in a repository that a newer version
+    /// forbids to change.
     pub async fn unpin(&self, id: PinId) -> Result<()> {
+        self.require_writable()?;
         let key = keys::pin(id.0)?;
         let deleted = self.shared.storage.delete(&key).await;
         deleted.map_err(|error| Error::storage(key.as_str(), error))

@@ -23,7 +23,7 @@ async fn snapshot(storage: Arc<dyn Storage>, cluster: &Cluster, name: &str) {
             .finish(&mut Sequential::new(&sink).unwrap(), None)
             .unwrap();
         let facts = Facts::of_control(SnapshotKind::Cold, 0, source.control());
-        sink.complete().unwrap().commit(facts)
+        sink.complete().unwrap().commit(facts).unwrap()
     });
     let mut commit = commit.await.unwrap();
     commit.facts.names.push(name.parse().unwrap());

@@ -11,10 +11,16 @@ use neon_pg_layout::{BlockRefTable, DataFile, Fork, PgMajor, RelFileLocator, Rel
 use neon_snapshot_format::SnapshotPath;
 
 use crate::changes::validity::ClusterFacts;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::CommitId;
 
 /// All that changed since a parent.
 #[derive(Debug, Clone)]
-pub struct ChangeSet(Known);
+pub struct ChangeSet {
+    known: Known,
+    /// Since which snapshot, where that was said.
+    parent: Option<CommitId>,
+}
 
 #[derive(Debug, Clone)]
 enum Known {
@@ -118,21 +124,56 @@ pub enum WholeReason {
 }
 
 impl ChangeSet {
+    const fn new(known: Known) -> Self {
+        Self {
+            known,
+            parent: None,
+        }
+    }
+
+    /// Says since which snapshot this is what changed: used with another parent, it is refused.
+    #[must_use]
+    pub const fn since(mut self, parent: CommitId) -> Self {
+        self.parent = Some(parent);
+        self
+    }
+
+    /// Since which snapshot, where that was said.
+    #[must_use]
+    pub const fn parent(&self) -> Option<CommitId> {
+        self.parent
+    }
+
+    pub(crate) fn require_parent(&self, parent: CommitId) -> Result<()> {
+        match self.parent {
+            Some(known) if known != parent => Err(Error::new(
+                ErrorKind::Inconsistent,
+                format!("snapshot {parent}"),
+                format!("is not the one since which changes are known, which is {known}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) const fn is_of_log(&self) -> bool {
+        matches!(self.known, Known::Log(_))
+    }
+
     /// Nothing is known: every file is to be read.
     #[must_use]
     pub const fn everything() -> Self {
-        Self(Known::Nothing)
+        Self::new(Known::Nothing)
     }
 
     pub(crate) const fn of_log(changes: LogChanges) -> Self {
-        Self(Known::Log(changes))
+        Self::new(Known::Log(changes))
     }
 
     pub(crate) const fn of_scan(
         page_size: u64,
         files: BTreeMap<SnapshotPath, ScannedFile>,
     ) -> Self {
-        Self(Known::Scan { page_size, files })
+        Self::new(Known::Scan { page_size, files })
     }
 
     /// What has to be read of a file.
@@ -142,7 +183,7 @@ impl ChangeSet {
         let Some(parent) = file.parent_size else {
             return whole(WholeReason::New);
         };
-        match &self.0 {
+        match &self.known {
             Known::Nothing => whole(WholeReason::NotKnown),
             Known::Log(log) => log.of(file, parent),
             Known::Scan { page_size, files } => match files.get(file.path) {
@@ -155,7 +196,7 @@ impl ChangeSet {
     /// What hints may be missing on pages that it does not name.
     #[must_use]
     pub const fn hints(&self) -> Hints {
-        match &self.0 {
+        match &self.known {
             Known::Log(log) => log.hints,
             Known::Nothing | Known::Scan { .. } => Hints::Exact,
         }
@@ -164,7 +205,7 @@ impl ChangeSet {
     /// How many pages of relations the log names; unknown where all is to be read or was.
     #[must_use]
     pub fn named_pages(&self) -> Option<u64> {
-        match &self.0 {
+        match &self.known {
             Known::Log(log) => Some(
                 log.blocks
                     .iter()
@@ -178,7 +219,7 @@ impl ChangeSet {
     /// What the log says, relation by relation.
     #[must_use]
     pub const fn blocks(&self) -> Option<&BlockRefTable> {
-        match &self.0 {
+        match &self.known {
             Known::Log(log) => Some(&log.blocks),
             _ => None,
         }

@@ -100,6 +100,13 @@ struct Inner {
     counted: Counted,
 }
 
+/// The bytes of a frame that the map knows, from the storage.
+struct Received {
+    bytes: Bytes,
+    /// They were sealed once more there.
+    unwrapped: bool,
+}
+
 struct State {
     memory: Memory<Bytes>,
     flights: Flights,
@@ -344,7 +351,11 @@ impl Inner {
     /// before the disk keeps it; what the disk has is verified when it is read.
     async fn stored(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
         let Some(disk) = self.options.disk.clone() else {
-            return self.received(frames).await;
+            let received = self.received(frames).await?;
+            return Ok(received
+                .into_iter()
+                .map(|received| received.bytes)
+                .collect());
         };
         let wanted = frames.to_vec();
         let cache = disk.clone();
@@ -366,10 +377,12 @@ impl Inner {
             .fetch_add((frames.len() - missing.len()) as u64, Ordering::Relaxed);
         if !missing.is_empty() {
             let received = self.received(&missing).await?;
+            // What was sealed around the stored bytes is open by now: such bytes stay off the disk.
             let kept: Vec<(FrameRef, Bytes)> = missing
                 .iter()
-                .copied()
-                .zip(received.iter().cloned())
+                .zip(&received)
+                .filter(|(_, received)| !received.unwrapped)
+                .map(|(frame, received)| (*frame, received.bytes.clone()))
                 .collect();
             blocking("local cache", move || {
                 for (frame, stored) in &kept {
@@ -382,7 +395,7 @@ impl Inner {
             .await?;
             let mut received = received.into_iter();
             for found in found.iter_mut().filter(|found| found.is_none()) {
-                *found = received.next();
+                *found = received.next().map(|received| received.bytes);
             }
         }
         found
@@ -395,7 +408,7 @@ impl Inner {
     }
 
     /// The stored bytes of frames of one pack, in ascending order, from the storage.
-    async fn received(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+    async fn received(&self, frames: &[FrameRef]) -> Result<Vec<Received>> {
         let permit = self.requests.acquire().await;
         let (Some(first), Ok(_permit)) = (frames.first(), permit) else {
             return Ok(Vec::new());
@@ -403,7 +416,13 @@ impl Inner {
         let places: Vec<Range<u64>> = frames.iter().map(range).collect();
         match self.request(first.pack.id, &places).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            other => return other,
+            other => {
+                let received = |bytes| Received {
+                    bytes,
+                    unwrapped: false,
+                };
+                return Ok(other?.into_iter().map(received).collect());
+            }
         }
         let mut all = Vec::with_capacity(frames.len());
         for frame in frames {
@@ -417,9 +436,12 @@ impl Inner {
             let place_of = place.offset..end;
             let stored = self.request(place.pack, std::slice::from_ref(&place_of));
             for stored in stored.await? {
-                all.push(match place.wrapped {
-                    true => unwrap(frame, &stored)?,
-                    false => stored,
+                all.push(Received {
+                    bytes: match place.wrapped {
+                        true => unwrap(frame, &stored)?,
+                        false => stored,
+                    },
+                    unwrapped: place.wrapped,
                 });
             }
         }

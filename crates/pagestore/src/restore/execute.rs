@@ -53,7 +53,11 @@ pub struct Restored {
 }
 
 /// Writes a snapshot. Waits for the storage, so it must be called from a thread outside of the runtime, such as
-/// `spawn_blocking` gives. What is durable when it returns is as the sink says.
+/// `spawn_blocking` gives; in a thread that polls futures it panics. What is durable when it returns is as the sink says.
+///
+/// Each such thread is taken while it waits, and what it waits for (storages of local files, decoding) needs further blocking
+/// threads of the same runtime. When writers, restores and the like have taken all of them (`max_blocking_threads`), they wait for
+/// ever: leave some free, or use threads of the standard library that have entered the runtime.
 ///
 /// # Errors
 /// [`Damaged`](ErrorKind::Damaged) when a frame is not what was written; [`Cancelled`](ErrorKind::Cancelled); what the

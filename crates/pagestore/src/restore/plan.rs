@@ -6,12 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use neon_pg_layout::{Fork, RelationPath};
 use neon_snapshot_format::pgdata::{DirectoryOptions, ExistingDirectory};
 use neon_snapshot_format::{Entry, EntryKind, SnapshotPath, Wanted};
 
 use crate::bridge::Bridge;
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::{At, Diff, FileKind, MappedFile, PageDigest, View, Walk};
+use crate::id::CommitId;
+use crate::map::{At, Diff, FileKind, MappedFile, PageDigest, Walk};
 use crate::read::Snapshot;
 use crate::read::source::CONTROL;
 use crate::restore::execute::{RestoreOptions, Restored, run};
@@ -19,6 +21,8 @@ use crate::write::digest;
 
 /// Bytes read from a disk at a time.
 const WINDOW: usize = 1 << 20;
+/// More bytes than a control file has.
+const MOST_OF_CONTROL: u64 = 64 << 10;
 
 /// What is to be done to turn a directory into a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +37,12 @@ pub struct RestorePlan {
     pub bytes: u64,
     /// Bytes that were read and compared.
     pub compared: u64,
+    /// Tablespaces that are not there.
+    new_tablespaces: Vec<Entry>,
+    /// Which snapshot it leads to.
+    snapshot: Option<CommitId>,
+    /// What the directory was when it was compared.
+    basis: Option<[u8; 32]>,
 }
 
 /// Decides what stays as it is on disk, whatever the snapshot says.
@@ -42,6 +52,9 @@ impl RestorePlan {
     /// Compares everything in a directory with a snapshot, page by page: right whatever happened to the directory.
     /// Waits for the storage; see [`restore`](crate::restore::restore).
     ///
+    /// What the snapshot says was left out when it was taken ([`Facts::skipped`](crate::Facts::skipped), such as a link
+    /// at a configuration file) is kept, too.
+    ///
     /// # Errors
     /// As [`restore`](crate::restore::restore), and [`Io`](ErrorKind::Io) when the directory cannot be read.
     pub fn by_content(
@@ -50,6 +63,8 @@ impl RestorePlan {
         keep: Keep<'_>,
         options: &RestoreOptions,
     ) -> Result<Self> {
+        let skipped = skipped(snapshot);
+        let keep = &|path: &SnapshotPath| keep(path) || skipped.contains(path.to_string().as_str());
         let present: BTreeMap<&SnapshotPath, &Entry> = directory
             .entries()
             .iter()
@@ -99,29 +114,75 @@ impl RestorePlan {
             }
         }
         plan.removed.retain(|entry| !kept.contains(&entry.path));
-        Ok(plan)
+        plan.of(snapshot, directory)
     }
 
-    /// Compares two maps: right only for a directory that is known to hold exactly the other snapshot. Reads no page.
-    /// Waits for the storage; see [`restore`](crate::restore::restore).
+    /// Compares two maps: right only for a directory that is known to hold exactly the other snapshot, which the caller
+    /// has to know; here only its control file is compared. Reads no page. Free space and visibility maps are
+    /// written anew. Waits for the storage; see [`restore`](crate::restore::restore).
     ///
     /// # Errors
-    /// As [`MapReader::run`](crate::read::MapReader::run).
-    pub fn by_map(snapshot: &Snapshot, present: &View) -> Result<Self> {
+    /// - [`Inconsistent`](ErrorKind::Inconsistent) when the directory has another control file than the snapshot that it
+    ///   is said to hold;
+    /// - [`Unsupported`](ErrorKind::Unsupported) when hints on pages are in no log (without checksums and
+    ///   `wal_log_hints`, or when a snapshot [may lack some](crate::Facts::hints_may_be_older)): a page that no map
+    ///   names could keep a hint that is newer than the snapshot. Compare by content;
+    /// - as [`MapReader::run`](crate::read::MapReader::run).
+    pub fn by_map(
+        snapshot: &Snapshot,
+        present: &Snapshot,
+        directory: &ExistingDirectory,
+    ) -> Result<Self> {
         let bridge = Bridge::current()?;
+        for snapshot in [snapshot, present] {
+            let facts = snapshot.facts();
+            let logged = facts.cluster.checksum_version != 0 || facts.cluster.wal_log_hints;
+            if facts.hints_may_be_older || !logged {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("snapshot {}", snapshot.id()),
+                    "hints on its pages are not in the log; compare by content",
+                ));
+            }
+        }
+        let expected = bridge.wait(present.read_range(&control()?, 0..MOST_OF_CONTROL))?;
+        if directory.control() != Some(expected.as_ref()) {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                format!("snapshot {}", present.id()),
+                "is not what the directory holds; compare by content",
+            ));
+        }
+        let skipped = skipped(snapshot);
+        let major = snapshot.facts().cluster.major;
+        let anew = |path: &SnapshotPath| {
+            path.as_bytes() == CONTROL || {
+                let path = path.as_str();
+                let relation = path.and_then(|path| RelationPath::parse(path, major.layout()));
+                relation.is_some_and(|relation| {
+                    matches!(relation.fork, Fork::FreeSpaceMap | Fork::VisibilityMap)
+                })
+            }
+        };
         let page_size = u64::from(snapshot.view().page_size);
-        let mut diff = Diff::new(present, snapshot.view(), true);
+        let mut diff = Diff::new(present.view(), snapshot.view(), true);
         let mut plan = Self::default();
         while let Some(file) = snapshot.maps().wait(&bridge, &mut diff)? {
             let before = file.before.as_ref().map(|before| &before.kind);
             let Some(after) = file.after else {
-                plan.removed
-                    .extend(file.before.map(|before| before.entry(file.path)));
+                if !skipped.contains(file.path.to_string().as_str()) {
+                    let before = file.before.map(|before| before.entry(file.path));
+                    plan.removed.extend(before);
+                }
                 continue;
             };
             let FileKind::File { size } = after.kind else {
+                plan.note_tablespace(before, after.entry(file.path));
                 continue;
             };
+            if anew(&file.path) {
+                continue;
+            }
             let wanted = if matches!(before, Some(FileKind::File { .. })) {
                 let pages = file.pages.iter();
                 let ranges = pages
@@ -137,12 +198,33 @@ impl RestorePlan {
             plan.add(file.path, size, wanted);
         }
         plan.removed.sort_by(|a, b| b.path.cmp(&a.path));
-        plan.files.insert(control()?, Wanted::Whole);
-        Ok(plan)
+        let mut walk = Walk::new(snapshot.view(), false);
+        while let Some(file) = snapshot.maps().wait(&bridge, &mut walk)? {
+            if let FileKind::File { size } = file.attributes.kind
+                && anew(&file.path)
+            {
+                plan.add(file.path, size, Wanted::Whole);
+            }
+        }
+        plan.of(snapshot, directory)
+    }
+
+    fn of(mut self, snapshot: &Snapshot, directory: &ExistingDirectory) -> Result<Self> {
+        self.snapshot = Some(snapshot.id());
+        self.basis = Some(fingerprint(directory)?);
+        Ok(self)
+    }
+
+    fn note_tablespace(&mut self, here: Option<&FileKind>, entry: Entry) {
+        if here.is_none() && matches!(entry.kind, EntryKind::Tablespace { .. }) {
+            self.new_tablespaces.push(entry);
+        }
     }
 
     fn add(&mut self, path: SnapshotPath, size: u64, wanted: Wanted) {
-        let wanted = if path.as_bytes() == CONTROL {
+        // These are held, or left out, as a whole.
+        let held = [CONTROL, b"tablespace_map", b"backup_manifest"];
+        let wanted = if held.contains(&path.as_bytes()) {
             Wanted::Whole
         } else {
             wanted
@@ -158,8 +240,13 @@ impl RestorePlan {
     /// Carries it out. Before the first change the directory stops being one that a server accepts; when this
     /// returns, it is the snapshot (but for what was to be kept), durably.
     ///
+    /// What can be known to fail is found before the first change: files that cannot be written or have a second name, a
+    /// place of a tablespace that is missing or not empty.
+    ///
     /// # Errors
-    /// As [`restore`](crate::restore::restore). The directory can then be restored over again.
+    /// [`Inconsistent`](ErrorKind::Inconsistent), with nothing changed, when the plan was made for another snapshot or
+    /// directory, or the directory changed since it was compared; as [`restore`](crate::restore::restore). The
+    /// directory can then be compared and restored over again.
     pub fn execute(
         &self,
         snapshot: &Snapshot,
@@ -167,6 +254,32 @@ impl RestorePlan {
         writing: DirectoryOptions,
         options: &RestoreOptions,
     ) -> Result<Restored> {
+        if self.snapshot != Some(snapshot.id()) {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                format!("snapshot {}", snapshot.id()),
+                "is not the one that the directory was compared with",
+            ));
+        }
+        if self.basis != Some(fingerprint(&directory)?) {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "restore",
+                "the directory changed since it was compared; compare again",
+            ));
+        }
+        for (path, wanted) in &self.files {
+            if *wanted != Wanted::Whole {
+                directory
+                    .check_parts(path)
+                    .map_err(|error| Error::format(path.to_string(), error))?;
+            }
+        }
+        for entry in &self.new_tablespaces {
+            directory
+                .check_place(entry, &writing)
+                .map_err(|error| Error::format(entry.path.to_string(), error))?;
+        }
         let writer = directory
             .change(writing)
             .map_err(|error| Error::format("restore", error))?;
@@ -177,6 +290,17 @@ impl RestorePlan {
         }
         run(snapshot, &writer, options, Some(self))
     }
+}
+
+fn fingerprint(directory: &ExistingDirectory) -> Result<[u8; 32]> {
+    directory
+        .fingerprint()
+        .map_err(|error| Error::format("restore", error))
+}
+
+fn skipped(snapshot: &Snapshot) -> BTreeSet<&str> {
+    let skipped = snapshot.facts().skipped.iter();
+    skipped.map(|noted| noted.path.as_str()).collect()
 }
 
 fn control() -> Result<SnapshotPath> {
@@ -191,18 +315,17 @@ fn of_ranges(ranges: Vec<Range<u64>>) -> Wanted {
     }
 }
 
-/// What two things of one path must share for one to become the other.
+/// What two things of one path must share for one to become the other. A tablespace stays where it is, behind a link
+/// or inside of the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     File,
     Directory,
-    Tablespace,
 }
 
 fn shape(kind: &EntryKind) -> Shape {
     match kind {
         EntryKind::File { .. } => Shape::File,
-        EntryKind::Tablespace { .. } => Shape::Tablespace,
         _ => Shape::Directory,
     }
 }
@@ -246,7 +369,13 @@ impl Comparison<'_> {
             .present
             .get(&file.path)
             .filter(|here| shape(&here.kind) == shape(&entry.kind));
-        if !entry.is_file() || here.is_some() && (self.keep)(&file.path) {
+        if !entry.is_file() {
+            if here.is_none() && matches!(entry.kind, EntryKind::Tablespace { .. }) {
+                lock().0.new_tablespaces.push(entry);
+            }
+            return Ok(());
+        }
+        if here.is_some() && (self.keep)(&file.path) {
             return Ok(());
         }
         let Some(here) = here else {
@@ -255,7 +384,8 @@ impl Comparison<'_> {
         };
         let ranges = self.compare(&file, &entry, buffer)?;
         let same = here.mode == entry.mode && here.modified == entry.modified;
-        let control = file.path.as_bytes() == CONTROL;
+        // A map that is there already is removed with the links that it made.
+        let control = [CONTROL, b"tablespace_map"].contains(&file.path.as_bytes());
         let mut found = lock();
         found.0.compared += here.size().min(entry.size());
         if !ranges.is_empty() || here.size() != entry.size() || !same || control {

@@ -24,8 +24,10 @@ impl<'a> ChangedSince<'a> {
     /// Must be called where the runtime is known: in it, or in one of its blocking threads.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) outside of a runtime.
+    /// [`Invalid`](crate::ErrorKind::Invalid) outside of a runtime; [`Inconsistent`](crate::ErrorKind::Inconsistent) when
+    /// the set is known to be of changes since another snapshot.
     pub fn new(set: &'a ChangeSet, parent: Parent) -> Result<Self> {
+        set.require_parent(parent.id)?;
         Ok(Self {
             set,
             parent,

@@ -4,15 +4,16 @@
 //! the newest run; how many of the parent's runs are merged with it, the level policy says.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
-use neon_snapshot_format::pack::Codec;
+use neon_snapshot_format::pack::{Codec, Flags};
 use neon_snapshot_format::{End, SnapshotPath};
 
-use neon_snapshot_format::pack::Flags;
-
+use crate::changes::Hints;
 use crate::commit::Commit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{BadPage, Facts, Noted};
+use crate::id::CommitId;
 use crate::map::{
     Attributes, BlockSink, FileKind, FileState, KEEP_ALL, MappedFile, Merge, RunRef, RunWriter,
     Spool, View, Walk, encode_runs, policy,
@@ -21,7 +22,7 @@ use crate::read::{MapReader, Snapshot};
 use crate::write::gather::{Item, Sorted};
 use crate::write::packs::Packs;
 use crate::write::part::{ANNOUNCED, Coming, GONE, Part, get_announced, get_part};
-use crate::write::snapshot::{SnapshotWriter, WriteReport};
+use crate::write::snapshot::{Known, SnapshotWriter, WriteReport};
 
 /// The snapshot whose pages a new one shares.
 #[derive(Debug, Clone)]
@@ -32,6 +33,10 @@ pub struct Parent {
     pub maps: MapReader,
     /// Additions that its writer used.
     pub flags: Flags,
+    /// Its id.
+    pub id: CommitId,
+    /// Whether hints on its pages [may be older](Facts::hints_may_be_older) than they were in the cluster.
+    pub hints_may_be_older: bool,
 }
 
 impl Parent {
@@ -42,6 +47,8 @@ impl Parent {
             view: snapshot.view().clone(),
             maps: snapshot.maps().clone(),
             flags: snapshot.flags(),
+            id: snapshot.id(),
+            hints_may_be_older: snapshot.facts().hints_may_be_older,
         }
     }
 }
@@ -56,12 +63,41 @@ pub struct Stored {
     pub end: End,
     /// What was written.
     pub report: WriteReport,
+    hints: HintsLeft,
+}
+
+/// Whether hints on pages that did not come are those of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HintsLeft {
+    Exact,
+    /// Nobody said: where they are in the log.
+    AsLogged,
+    MayBeOlder,
 }
 
 impl Stored {
     /// The commit of it: what the caller knows, with what was found out while writing.
-    #[must_use]
-    pub fn commit(&self, mut facts: Facts) -> Commit {
+    ///
+    /// # Errors
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when the cluster has pages of another size than the writer was
+    /// [told](crate::write::SnapshotOptions::page_size).
+    pub fn commit(&self, mut facts: Facts) -> Result<Commit> {
+        if facts.cluster.block_size != self.view.page_size {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot",
+                format!(
+                    "the cluster has pages of {} bytes, and it was written with pages of {}",
+                    facts.cluster.block_size, self.view.page_size
+                ),
+            ));
+        }
+        let logged = facts.cluster.checksum_version != 0 || facts.cluster.wal_log_hints;
+        facts.hints_may_be_older |= match self.hints {
+            HintsLeft::Exact => false,
+            HintsLeft::AsLogged => !logged,
+            HintsLeft::MayBeOlder => true,
+        };
         if let Some(kind) = self.end.kind {
             facts.kind = kind;
         }
@@ -90,11 +126,11 @@ impl Stored {
         facts.cost.changed_pages = report.pages.saturating_add(report.zero_pages);
         facts.cost.written_data = report.stored_data;
         facts.cost.written_metadata = report.stored_metadata;
-        Commit {
+        Ok(Commit {
             flags: Flags::default(),
             facts,
             runs: encode_runs(&self.view.runs).into(),
-        }
+        })
     }
 }
 
@@ -116,6 +152,7 @@ impl SnapshotWriter {
             return Err(Error::new(ErrorKind::Unsupported, "parent", reason));
         }
         let end = self.end_of_source()?;
+        let hints = self.hints_left();
         let mut metadata = Packs::new(self.target.clone(), Codec::Zstd(3));
         let page_size = self.options.page_size;
         let runs = match &self.parent {
@@ -148,7 +185,24 @@ impl SnapshotWriter {
             view: View { runs, page_size },
             end,
             report,
+            hints,
         })
+    }
+
+    /// Judged by what was announced in part.
+    fn hints_left(&self) -> HintsLeft {
+        let inherited = self
+            .parent
+            .as_ref()
+            .is_some_and(|parent| parent.hints_may_be_older);
+        match self.known {
+            _ if !self.in_part.load(Ordering::Relaxed) => HintsLeft::Exact,
+            Some(Known::AllRead) => HintsLeft::Exact,
+            _ if inherited => HintsLeft::MayBeOlder,
+            Some(Known::Logged(Hints::Exact)) => HintsLeft::Exact,
+            Some(Known::Logged(Hints::MayBeOlder)) => HintsLeft::MayBeOlder,
+            None => HintsLeft::AsLogged,
+        }
     }
 
     fn merge(
@@ -243,19 +297,19 @@ impl SnapshotWriter {
                 let cut = size < known && size.is_multiple_of(page_size);
                 (size != known && !cut).then_some(0)
             }
-            (Coming::Ranges, Some(old)) => {
+            (Coming::Ranges(ranges), Some(old)) => {
                 let known = size_of(&old.attributes);
                 let whole = u32::try_from(known / page_size).unwrap_or(u32::MAX);
-                if size > known {
-                    new.uncovered(whole, pages(size))
-                } else {
-                    None
-                }
+                let grown = (size > known).then(|| whole..pages(size));
+                let mut wanted = ranges.iter().cloned().chain(grown);
+                wanted.find_map(|wanted| new.uncovered(wanted.start, wanted.end))
             }
         };
         if let Some(page) = missing {
-            return Err(wrong("pages are missing that no parent has")
-                .caused_by(format!("the first is page {page}")));
+            return Err(
+                wrong("pages are missing that were announced or that no parent has")
+                    .caused_by(format!("the first is page {page}")),
+            );
         }
         let same = old.is_some_and(|old| old.attributes == *attributes);
         // Of what came, some may be the parent's: then its pages stay visible under those that are new.

@@ -15,30 +15,41 @@ pub(crate) const GONE: u64 = 1 << 32;
 pub(crate) const PART: u64 = 2 << 32;
 
 /// How much of a file was to come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Coming {
     Whole,
     Nothing,
-    Ranges,
+    /// These pages.
+    Ranges(Vec<Range<u32>>),
 }
 
 impl Coming {
-    pub(crate) fn of(wanted: &Wanted) -> Self {
+    pub(crate) fn of(wanted: &Wanted, page_size: u64) -> Self {
+        let page = |page: u64| u32::try_from(page).unwrap_or(u32::MAX);
+        let pages = |range: &Range<u64>| {
+            let start = range.start.checked_div(page_size).unwrap_or(0);
+            page(start)..page(range.end.div_ceil(page_size.max(1)))
+        };
         match wanted {
             Wanted::Whole => Self::Whole,
-            Wanted::Ranges(ranges) if !ranges.is_empty() => Self::Ranges,
+            Wanted::Ranges(ranges) if !ranges.is_empty() => {
+                Self::Ranges(ranges.iter().map(pages).collect())
+            }
             Wanted::Nothing | Wanted::Ranges(_) => Self::Nothing,
         }
     }
 }
 
 /// Appends an announcement.
-pub(crate) fn put_announced(out: &mut Vec<u8>, attributes: &Attributes, coming: Coming) {
-    out.push(match coming {
-        Coming::Whole => 0,
-        Coming::Nothing => 1,
-        Coming::Ranges => 2,
-    });
+pub(crate) fn put_announced(out: &mut Vec<u8>, attributes: &Attributes, coming: &Coming) {
+    match coming {
+        Coming::Whole => out.push(0),
+        Coming::Nothing => out.push(1),
+        Coming::Ranges(ranges) => {
+            out.push(2);
+            put_ranges(out, ranges);
+        }
+    }
     out.extend_from_slice(&attributes.mode.to_le_bytes());
     out.extend_from_slice(&attributes.modified.to_le_bytes());
     out.push(attributes.owner.is_some().into());
@@ -65,7 +76,7 @@ pub(crate) fn get_announced(bytes: &[u8]) -> Result<(Attributes, Coming)> {
     let coming = match fields.byte()? {
         0 => Coming::Whole,
         1 => Coming::Nothing,
-        _ => Coming::Ranges,
+        _ => Coming::Ranges(get_ranges(&mut fields)?),
     };
     let mode = u32::from_le_bytes(fields.array()?);
     let modified = i64::from_le_bytes(fields.array()?);
@@ -102,6 +113,24 @@ pub(crate) struct Part {
     pub(crate) same: Vec<Range<u32>>,
 }
 
+fn put_ranges(out: &mut Vec<u8>, ranges: &[Range<u32>]) {
+    let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&count.to_le_bytes());
+    for range in ranges {
+        out.extend_from_slice(&range.start.to_le_bytes());
+        out.extend_from_slice(&range.end.to_le_bytes());
+    }
+}
+
+fn get_ranges(fields: &mut Fields<'_>) -> Result<Vec<Range<u32>>> {
+    let mut ranges = Vec::new();
+    for _ in 0..u32::from_le_bytes(fields.array()?) {
+        let start = u32::from_le_bytes(fields.array()?);
+        ranges.push(start..u32::from_le_bytes(fields.array()?));
+    }
+    Ok(ranges)
+}
+
 /// Appends a part.
 pub(crate) fn put_part(out: &mut Vec<u8>, part: &Part) {
     let Part {
@@ -109,12 +138,7 @@ pub(crate) fn put_part(out: &mut Vec<u8>, part: &Part) {
         digests,
         same,
     } = part;
-    let count = u32::try_from(same.len()).unwrap_or(u32::MAX);
-    out.extend_from_slice(&count.to_le_bytes());
-    for range in same {
-        out.extend_from_slice(&range.start.to_le_bytes());
-        out.extend_from_slice(&range.end.to_le_bytes());
-    }
+    put_ranges(out, same);
     let count = u32::try_from(extents.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&count.to_le_bytes());
     for extent in extents {
@@ -135,11 +159,7 @@ pub(crate) fn put_part(out: &mut Vec<u8>, part: &Part) {
 /// Reads a part.
 pub(crate) fn get_part(bytes: &[u8]) -> Result<Part> {
     let mut fields = Fields(bytes);
-    let mut same = Vec::new();
-    for _ in 0..u32::from_le_bytes(fields.array()?) {
-        let start = u32::from_le_bytes(fields.array()?);
-        same.push(start..u32::from_le_bytes(fields.array()?));
-    }
+    let same = get_ranges(&mut fields)?;
     let count = u32::from_le_bytes(fields.array()?);
     let mut extents = Vec::new();
     for _ in 0..count {
@@ -255,7 +275,7 @@ mod tests {
                     oid: 16400,
                     location: Some(b"/x".to_vec()),
                 },
-                Coming::Ranges,
+                Coming::Ranges(vec![0..3, 7..8]),
             ),
             (
                 FileKind::Tablespace {
@@ -272,7 +292,7 @@ mod tests {
                 modified: -5,
             };
             let mut bytes = Vec::new();
-            put_announced(&mut bytes, &attributes, coming);
+            put_announced(&mut bytes, &attributes, &coming);
             assert_eq!(get_announced(&bytes).unwrap(), (attributes, coming));
         }
     }

@@ -5,13 +5,14 @@
 //! differs becomes the newest run of the new map. The commit comes after that, and is not made here.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use neon_snapshot_format::pack::{Codec, FrameCipher};
 use neon_snapshot_format::{Change, End, Entry, ExtentSink, ParallelSink, Wanted};
 
 use crate::bridge::Bridge;
+use crate::changes::{ChangeSet, Hints};
 use crate::crypt::PackCipher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::WriterId;
@@ -133,11 +134,25 @@ impl Counted {
     }
 }
 
+/// Where knowledge of pages that do not come is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// They were read and compared.
+    AllRead,
+    /// The log.
+    Logged(Hints),
+}
+
 /// Takes a snapshot in, from as many threads as it is given workers; through
 /// [`Sequential`](neon_snapshot_format::Sequential) also from one, in order.
 ///
 /// Its methods wait for the storage, so they must be called from threads outside of the runtime, such as
-/// `spawn_blocking` gives. When [`end`](ParallelSink::end) has returned, all pages are durable;
+/// `spawn_blocking` gives; in a thread that polls futures they panic.
+/// Each such thread is taken while it waits, and what it waits for (storages of local files, decoding) needs further blocking
+/// threads of the same runtime. When writers, restores and the like have taken all of them (`max_blocking_threads`), they wait for
+/// ever: leave some free, or use threads of the standard library that have entered the runtime.
+///
+/// When [`end`](ParallelSink::end) has returned, all pages are durable;
 /// [`complete`](Self::complete) then makes the map. Dropped before, it leaves packs that no snapshot uses.
 #[derive(Debug)]
 pub struct SnapshotWriter {
@@ -146,6 +161,10 @@ pub struct SnapshotWriter {
     pub(crate) gathering: Gathering,
     pub(crate) counted: Counted,
     pub(crate) parent: Option<Parent>,
+    /// What was said about pages that do not come.
+    pub(crate) known: Option<Known>,
+    /// Whether any file was announced of which not all comes.
+    pub(crate) in_part: AtomicBool,
     announced: Mutex<Buffer>,
     idle: Mutex<Vec<State>>,
     ended: Mutex<Option<(End, u64)>>,
@@ -174,6 +193,8 @@ impl SnapshotWriter {
             options,
             counted: Counted::default(),
             parent: None,
+            known: None,
+            in_part: AtomicBool::new(false),
             announced: Mutex::default(),
             idle: Mutex::default(),
             ended: Mutex::default(),
@@ -185,6 +206,25 @@ impl SnapshotWriter {
     pub fn with_parent(mut self, parent: Parent) -> Self {
         self.parent = (!parent.view.runs.is_empty()).then_some(parent);
         self
+    }
+
+    /// Says by what the pages that come are chosen, so that the snapshot records what it
+    /// [may lack](crate::Facts::hints_may_be_older). Unsaid, pages that do not come are believed to have all hints only
+    /// where hints are in the log.
+    ///
+    /// # Errors
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when the set is known to be of changes since another snapshot than the
+    /// parent.
+    pub fn with_changes(mut self, set: &ChangeSet) -> Result<Self> {
+        if let Some(parent) = &self.parent {
+            set.require_parent(parent.id)?;
+        }
+        self.known = Some(if set.is_of_log() {
+            Known::Logged(set.hints())
+        } else {
+            Known::AllRead
+        });
+        Ok(self)
     }
 
     /// What writing came to so far; stored bytes are known when it has ended.
@@ -222,9 +262,12 @@ impl SnapshotWriter {
         lock(&self.idle).push(state);
     }
 
-    fn announce(&self, entry: &Entry, coming: Coming) -> Result<()> {
+    fn announce(&self, entry: &Entry, coming: &Coming) -> Result<()> {
         let mut content = Vec::with_capacity(64);
         put_announced(&mut content, &Attributes::of(entry), coming);
+        if *coming != Coming::Whole {
+            self.in_part.store(true, Ordering::Relaxed);
+        }
         if entry.is_file() {
             Counted::add(&self.counted.files, 1);
             Counted::add(&self.counted.bytes, entry.size());
@@ -268,11 +311,12 @@ pub(crate) fn passed(error: Error) -> neon_snapshot_format::Error {
 
 impl ParallelSink for SnapshotWriter {
     fn entry(&self, entry: &Entry) -> neon_snapshot_format::Result<()> {
-        self.announce(entry, Coming::Whole).map_err(passed)
+        self.announce(entry, &Coming::Whole).map_err(passed)
     }
 
     fn file(&self, entry: &Entry, wanted: &Wanted) -> neon_snapshot_format::Result<()> {
-        self.announce(entry, Coming::of(wanted)).map_err(passed)
+        self.announce(entry, &Coming::of(wanted, self.page_size()))
+            .map_err(passed)
     }
 
     fn changed(&self, entry: &Entry, change: Change) -> neon_snapshot_format::Result<()> {

@@ -32,7 +32,7 @@ macro_rules! for_every_major {
     )*};
 }
 
-async fn repository(place: &Path) -> Repository {
+pub(crate) async fn repository(place: &Path) -> Repository {
     let place = place.to_owned();
     let native = tokio::task::spawn_blocking(|| Native::open(place, NativeOptions::default()))
         .await
@@ -44,12 +44,12 @@ async fn repository(place: &Path) -> Repository {
 }
 
 /// Runs in a thread beside the runtime.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
 /// Writes a snapshot with what `copy` copies.
-async fn snapshot(
+pub(crate) async fn snapshot(
     repository: &Repository,
     parent: Option<&Snapshot>,
     copy: impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static,
@@ -66,12 +66,12 @@ async fn snapshot(
         (sink.complete().unwrap(), facts)
     })
     .await;
-    let commit = stored.commit(facts);
+    let commit = stored.commit(facts).unwrap();
     assert_eq!(commit.facts.bad_pages, []);
     writing.commit(&commit).await.unwrap().id
 }
 
-fn copy_cold(data: PathBuf) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
+pub(crate) fn copy_cold(data: PathBuf) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
     move |sink| {
         let source = PgData::cold(&data).unwrap();
         let facts = Facts::of_control(SnapshotKind::Cold, 0, source.control());
@@ -139,7 +139,9 @@ impl Backup {
     }
 }
 
-fn copy_online(cluster: &Cluster) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
+pub(crate) fn copy_online(
+    cluster: &Cluster,
+) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
     let backup = Backup::begin(cluster);
     let source = PgData::online(&cluster.data_dir(), backup.bracket(cluster)).unwrap();
     let wal = cluster.data_dir().join("pg_wal");
@@ -163,7 +165,7 @@ fn copy_online(cluster: &Cluster) -> impl FnOnce(&SnapshotWriter) -> Facts + Sen
 }
 
 /// A stopped cluster of this major whose data directory is missing, to be written.
-fn target(major: PgMajor) -> Cluster {
+pub(crate) fn target(major: PgMajor) -> Cluster {
     let cluster = Cluster::builder(major).init();
     fs::remove_dir_all(cluster.data_dir()).unwrap();
     // Tablespaces go below a folder that the server's user can enter.
@@ -171,11 +173,11 @@ fn target(major: PgMajor) -> Cluster {
     cluster
 }
 
-fn tablespaces(target: &Cluster) -> PathBuf {
+pub(crate) fn tablespaces(target: &Cluster) -> PathBuf {
     target.scratch_dir().join("restored-tablespaces")
 }
 
-async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Restored {
+pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Restored {
     let options = DirectoryOptions {
         ownership: Ownership::Recorded,
         tablespaces: TablespacePlaces::Below(tablespaces(target)),
@@ -283,7 +285,7 @@ fn judge(mut cluster: Cluster) {
 }
 
 /// What a cluster under test is set to, and what what is written from it must be set to.
-fn prepare(cluster: &mut Cluster) {
+pub(crate) fn prepare(cluster: &mut Cluster) {
     cluster.set("max_prepared_transactions", 8);
     cluster.set("allow_in_place_tablespaces", "on");
 }
@@ -412,9 +414,9 @@ for_every_major!(an_online_snapshot_under_load_starts:
     an_online_snapshot_of_18_under_load_starts_and_is_whole = V18,
 );
 
-async fn turn_into(snapshot: &Snapshot, copy: &Cluster, by_map: Option<&Snapshot>) -> RestorePlan {
-    let directory = ExistingDirectory::open(&copy.data_dir()).unwrap();
-    let (snapshot, by_map) = (snapshot.clone(), by_map.cloned());
+async fn turn_into(snapshot: &Snapshot, copy: &Cluster) -> RestorePlan {
+    let directory = ExistingDirectory::open(&copy.data_dir(), copy.major()).unwrap();
+    let snapshot = snapshot.clone();
     let writing = DirectoryOptions {
         ownership: Ownership::Recorded,
         tablespaces: TablespacePlaces::Below(tablespaces(copy)),
@@ -424,10 +426,7 @@ async fn turn_into(snapshot: &Snapshot, copy: &Cluster, by_map: Option<&Snapshot
     beside(move || {
         let options = RestoreOptions::default();
         let keep = |path: &SnapshotPath| path.as_bytes() == b"kept/by whom.txt";
-        let plan = match by_map {
-            Some(present) => RestorePlan::by_map(&snapshot, present.view()).unwrap(),
-            None => RestorePlan::by_content(&snapshot, &directory, &keep, &options).unwrap(),
-        };
+        let plan = RestorePlan::by_content(&snapshot, &directory, &keep, &options).unwrap();
         let restored = plan
             .execute(&snapshot, directory, writing, &options)
             .unwrap();
@@ -476,7 +475,7 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
     fs::remove_file(&config).unwrap();
     fs::write(&config, "99\n").unwrap();
 
-    let plan = turn_into(&first, &copy, None).await;
+    let plan = turn_into(&first, &copy).await;
     let total: u64 = first.facts().cost.bytes;
     assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
     assert!(plan.compared > total / 2);
@@ -493,7 +492,7 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
 
     // Again: nothing differs but what always comes last.
     fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
-    let plan = turn_into(&first, &copy, None).await;
+    let plan = turn_into(&first, &copy).await;
     assert_eq!(
         (plan.bytes, plan.removed.len()),
         (8192, 0),
@@ -501,28 +500,28 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
         plan.files
     );
 
-    // Forward by the maps alone, which is right for a directory that is known.
+    // And forward.
     cluster.start();
     cluster
         .psql("update filler set i = -i where i % 300 = 0; drop table if exists more; checkpoint");
     cluster.stop(StopMode::Fast);
     let second = snapshot(&repository, Some(&first), copy_cold(cluster.data_dir())).await;
     let second = Snapshot::open(&repository, second, &maps).await.unwrap();
-    let plan = turn_into(&second, &copy, Some(&first)).await;
+    let plan = turn_into(&second, &copy).await;
     assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
     fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
     assert_equal(&cluster.data_dir(), &copy.data_dir());
     fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
 
     // Stopped in the middle, it is no cluster for anybody.
-    let writer = ExistingDirectory::open(&copy.data_dir())
+    let writer = ExistingDirectory::open(&copy.data_dir(), PgMajor::V15)
         .unwrap()
         .change(DirectoryOptions::default())
         .unwrap();
     drop(writer);
     assert!(PgData::cold(&copy.data_dir()).is_err());
     assert!(copy.try_start().is_err());
-    turn_into(&second, &copy, None).await;
+    turn_into(&second, &copy).await;
     prepare(&mut copy);
     copy.start();
     for load in loads {

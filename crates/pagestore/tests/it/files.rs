@@ -196,7 +196,7 @@ pub(crate) async fn make(
     })
     .await
     .unwrap()?;
-    let commit = stored.commit(empty_commit(&[]).facts);
+    let commit = stored.commit(empty_commit(&[]).facts)?;
     let id = writing.commit(&commit).await?.id;
     Ok(Made { id, stored })
 }

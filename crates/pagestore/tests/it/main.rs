@@ -8,6 +8,7 @@
     reason = "tests panic on failure"
 )]
 
+mod cached;
 mod changes;
 mod checks;
 mod clocked;
@@ -18,6 +19,7 @@ mod encryption;
 mod faults;
 mod files;
 mod gated;
+mod in_place;
 mod interleavings;
 mod listing;
 mod names;
@@ -25,4 +27,5 @@ mod processes;
 mod repository;
 mod scale;
 mod support;
+mod told;
 mod written;

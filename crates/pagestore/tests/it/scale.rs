@@ -97,7 +97,11 @@ async fn take(repository: &Repository, parent: Option<&Snapshot>, round: u64) ->
         send(&sink, round).unwrap();
         sink.complete().unwrap()
     });
-    let commit = stored.await.unwrap().commit(empty_commit(&[]).facts);
+    let commit = stored
+        .await
+        .unwrap()
+        .commit(empty_commit(&[]).facts)
+        .unwrap();
     writing.commit(&commit).await.unwrap().id
 }
 

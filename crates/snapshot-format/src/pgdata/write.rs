@@ -9,16 +9,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, FileTimes};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use neon_pg_layout::{ControlFile, Oid, TablespaceMap};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fstat, fsync, mkdirat,
-    openat, renameat, symlinkat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fsync, mkdirat, openat,
+    renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -26,10 +25,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kind::SnapshotKind;
 use crate::manifest::{Collected, Crc, MANIFEST};
 use crate::path::SnapshotPath;
+use crate::pgdata::control::has_file;
+use crate::pgdata::existing::open_parts;
 use crate::pgdata::place::{Root, Roots, failed, names};
 use crate::pgdata::plan::CONTROL;
 use crate::pgdata::write_files::{Worker, create};
-use crate::pgdata::write_options::{DirectoryOptions, Flush, Ownership, TablespacePlaces, Written};
+use crate::pgdata::write_options::{
+    DirectoryOptions, Flush, Ownership, TablespacePlaces, Written, absolute,
+};
 use crate::stream::{
     Change, ChunkData, End, Entry, EntryKind, ExtentSink, Owner, ParallelSink, Wanted,
 };
@@ -159,18 +162,7 @@ impl DirectoryWriter {
 
     /// Opens a file of which parts are to be written anew, as long as it will be.
     fn open_part(&self, entry: &Entry) -> Result<File> {
-        let parent = self.parent(&entry.path)?;
-        let fail = |error| failed(&entry.path, "cannot be opened", error);
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = openat(&parent, entry.path.name(), flags, Mode::empty()).map_err(fail)?;
-        let stat = fstat(&fd).map_err(fail)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
-            return Err(Error::new(
-                ErrorKind::Unsafe,
-                entry.path.to_string(),
-                "not a file of its own: what is written to it would be written elsewhere too",
-            ));
-        }
+        let fd = open_parts(&self.parent(&entry.path)?, &entry.path)?;
         let file = File::from(fd);
         file.set_len(entry.size())
             .map_err(|error| Error::io(entry.path.to_string(), "cannot be written", error))?;
@@ -329,28 +321,18 @@ impl DirectoryWriter {
             return Ok(());
         }
         drop(known);
-        let refuse = |reason| Err(Error::new(ErrorKind::Unsupported, path.to_string(), reason));
-        let place = match &self.options.tablespaces {
-            TablespacePlaces::Refuse => {
-                return refuse("the snapshot has tablespaces and no place was given for them");
-            }
-            TablespacePlaces::InPlace => return self.directory(entry),
-            TablespacePlaces::Below(directory) => {
-                std::fs::create_dir_all(absolute(directory)?).map_err(|error| {
-                    Error::io(directory.display().to_string(), "cannot be made", error)
-                })?;
-                directory.join(oid.to_string())
-            }
-            TablespacePlaces::Listed(places) => match places.get(&oid) {
-                Some(place) => place.clone(),
-                None => return refuse("no place was given for this tablespace"),
-            },
-            TablespacePlaces::Original => match location {
-                Some(location) => PathBuf::from(std::ffi::OsStr::from_bytes(location)),
-                None => return refuse("the snapshot does not say where this tablespace was"),
-            },
+        // One that lies in the directory stays there.
+        let inside = self.update && self.is_directory(path)?;
+        let place = self.options.tablespaces.place(path, oid, location);
+        let Some(place) = (if inside { None } else { place? }) else {
+            return self.directory(entry);
         };
-        let root = empty_directory(absolute(&place)?)?;
+        if let TablespacePlaces::Below(directory) = &self.options.tablespaces {
+            std::fs::create_dir_all(directory).map_err(|error| {
+                Error::io(directory.display().to_string(), "cannot be made", error)
+            })?;
+        }
+        let root = empty_directory(&place)?;
         let parent = self.parent(path)?;
         symlinkat(&place, &parent, path.name())
             .map_err(|error| failed(path, "cannot be made", error))?;
@@ -385,6 +367,41 @@ impl DirectoryWriter {
         Ok(parent)
     }
 
+    /// Whether a directory, and no link, is there.
+    fn is_directory(&self, path: &SnapshotPath) -> Result<bool> {
+        let parent = self.parent(path)?;
+        match statat(&parent, path.name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(failed(path, "cannot be examined", error)),
+        }
+    }
+
+    /// Whether there is a label: one that came, or one that was right already.
+    fn has_label(&self, state: &State) -> bool {
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        state.has_label || self.update && has_file(&roots.data, "backup_label")
+    }
+
+    /// Removes what never comes and would be believed: links are as they should be, and a server would make them as
+    /// the map says; a manifest would list other files.
+    fn remove_stale(&self) -> Result<()> {
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        for name in ["tablespace_map", MANIFEST] {
+            match unlinkat(roots.data.fd(), name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => {
+                    return Err(failed(
+                        &SnapshotPath::new(name)?,
+                        "cannot be removed",
+                        error,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check_bootable(&self, state: &State, end: &End) -> Result<ControlFile> {
         let Some((_, bytes)) = &state.control else {
             return Err(Error::malformed("snapshot", "it has no global/pg_control"));
@@ -394,14 +411,15 @@ impl DirectoryWriter {
             Some(kind) => kind.is_bracketed(),
             None => !control.state.is_clean(),
         };
-        if needs_label && !state.has_label {
+        let has_label = self.has_label(state);
+        if needs_label && !has_label {
             return Err(Error::new(
                 ErrorKind::Inconsistent,
                 "snapshot",
                 "copied from a running server and without backup_label: started, it would be corrupt without a word",
             ));
         }
-        if end.kind == Some(SnapshotKind::Cold) && state.has_label {
+        if end.kind == Some(SnapshotKind::Cold) && has_label {
             return Err(Error::new(
                 ErrorKind::Inconsistent,
                 "snapshot",
@@ -502,6 +520,9 @@ impl ParallelSink for DirectoryWriter {
         }
         drop(state);
 
+        if self.update {
+            self.remove_stale()?;
+        }
         if self.options.manifest && !self.update {
             let manifest_entry = Entry {
                 path: SnapshotPath::new(MANIFEST)?,
@@ -546,18 +567,7 @@ impl ParallelSink for DirectoryWriter {
 /// The control file before it gets its name.
 const NEW: &[u8] = b"pg_control.new";
 
-fn absolute(path: &Path) -> Result<&Path> {
-    if path.is_absolute() {
-        return Ok(path);
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        path.display().to_string(),
-        "a link in a data directory needs an absolute path",
-    ))
-}
-
-fn empty_directory(path: &Path) -> Result<Root> {
+pub(crate) fn empty_directory(path: &Path) -> Result<Root> {
     let fail = |doing, error| Error::io(path.display().to_string(), doing, error);
     match rustix::fs::mkdir(path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}

@@ -1,10 +1,14 @@
 //! How a data directory is written, and how much was.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use neon_pg_layout::Oid;
 
+use crate::error::{Error, ErrorKind, Result};
+use crate::path::SnapshotPath;
 use crate::stream::Owner;
 
 /// Who owns what is written.
@@ -32,6 +36,47 @@ pub enum TablespacePlaces {
     InPlace,
     /// Where the snapshot says they were.
     Original,
+}
+
+impl TablespacePlaces {
+    /// Where a tablespace goes; none for inside of the data directory.
+    pub(crate) fn place(
+        &self,
+        path: &SnapshotPath,
+        oid: Oid,
+        location: Option<&[u8]>,
+    ) -> Result<Option<PathBuf>> {
+        let refuse = |reason| Err(Error::new(ErrorKind::Unsupported, path.to_string(), reason));
+        let place = match self {
+            Self::Refuse => {
+                return refuse("the snapshot has tablespaces and no place was given for them");
+            }
+            Self::InPlace => return Ok(None),
+            Self::Below(directory) => directory.join(oid.to_string()),
+            Self::Listed(places) => match places.get(&oid) {
+                Some(place) => place.clone(),
+                None => return refuse("no place was given for this tablespace"),
+            },
+            Self::Original => match location {
+                Some(location) => PathBuf::from(OsStr::from_bytes(location)),
+                None => return refuse("the snapshot does not say where this tablespace was"),
+            },
+        };
+        absolute(&place)?;
+        Ok(Some(place))
+    }
+}
+
+/// A path that a link may hold.
+pub(crate) fn absolute(path: &Path) -> Result<&Path> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        path.display().to_string(),
+        "a link in a data directory needs an absolute path",
+    ))
 }
 
 /// How what was written is made durable. Either way everything is, before the control file appears.

@@ -479,7 +479,7 @@ fn a_directory_is_not_changed_through_links_or_second_names_and_stays_refused() 
     fs::write(&outside, vec![7; 16384]).unwrap();
     fs::hard_link(&outside, data.join("base/1/linked")).unwrap();
     symlink(&outside, data.join("base/1/symlinked")).unwrap();
-    let directory = ExistingDirectory::open(&data).unwrap();
+    let directory = ExistingDirectory::open(&data, PgMajor::V16).unwrap();
     let found = |path: &str| {
         let mut entries = directory.entries().iter();
         entries
@@ -522,5 +522,5 @@ fn a_directory_is_not_changed_through_links_or_second_names_and_stays_refused() 
     assert!(PgData::cold(&data).is_err());
     // While a server may run on it, nobody begins.
     fs::write(data.join("postmaster.pid"), "1\n").unwrap();
-    assert!(ExistingDirectory::open(&data).is_err());
+    assert!(ExistingDirectory::open(&data, PgMajor::V16).is_err());
 }

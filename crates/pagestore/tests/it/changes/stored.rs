@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use neon_pagestore::changes::{
-    self, ChangeSet, LogEnd, LogSource, SegmentDirectory, SourceKind, Span, SummaryDirectory,
-    SummarySource,
+    self, ChangeSet, Hints, LogEnd, LogSource, SegmentDirectory, SourceKind, Span,
+    SummaryDirectory, SummarySource,
 };
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, restore};
@@ -50,6 +50,7 @@ async fn store(
         let copied = match &parent {
             Some((snapshot, set)) => {
                 sink = sink.with_parent(Parent::of(snapshot));
+                sink = sink.with_changes(set).unwrap();
                 let select = ChangedSince::new(set, Parent::of(snapshot)).unwrap();
                 source.copy_selected(&select, &sink, 2).unwrap()
             }
@@ -62,7 +63,7 @@ async fn store(
     };
     let (stored, facts) = tokio::task::spawn_blocking(work).await.unwrap();
     let report = stored.report;
-    let commit = stored.commit(facts);
+    let commit = stored.commit(facts).unwrap();
     assert_eq!(commit.facts.bad_pages, []);
     (writing.commit(&commit).await.unwrap().id, report)
 }
@@ -138,9 +139,10 @@ async fn chains_are_what_was_there(major: PgMajor, checksums: bool, seed: u64) {
             };
             let hints = set.hints();
             let data = cluster.data_dir();
-            let parent = Some((last.clone(), set));
+            let parent = Some((last.clone(), set.since(last.id())));
             let (id, report) = store(&repository, data, after.clone(), parent).await;
             *last = Snapshot::open(&repository, id, &maps).await.unwrap();
+            assert_eq!(last.facts().hints_may_be_older, hints == Hints::MayBeOlder);
             let verdict = restored(last).await.judge(&now, hints);
             let wrong = &verdict.wrong;
             let shown = &wrong[..wrong.len().min(20)];

@@ -1,13 +1,12 @@
-//! Unpacking the archives of a base backup into a data directory: a tar reader that is fed, and that
-//! writes nowhere but below the directories it was given.
+//! Unpacking the archives of a base backup into a data directory, and nowhere but below the directories given.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-const BLOCK: usize = 512;
+use neon_pgwire::{ArchiveItem, ArchiveMember, ArchiveReader, MemberKind};
 
 /// A pair of directories: where a tablespace was, and where it shall be.
 #[derive(Debug, Clone)]
@@ -111,22 +110,14 @@ impl Written {
     }
 }
 
-/// Where the next bytes of an archive belong.
-#[derive(Debug)]
-enum State {
-    Header(Vec<u8>),
-    File { file: File, left: u64, padding: u64 },
-    Padding(u64),
-}
-
 /// One archive that is being unpacked.
 #[derive(Debug)]
 pub struct Unpacker<'a> {
     root: PathBuf,
     mappings: &'a [Mapping],
     written: &'a mut Written,
-    links: BTreeSet<PathBuf>,
-    state: State,
+    reader: ArchiveReader,
+    file: Option<File>,
 }
 
 fn invalid(reason: impl Into<String>) -> io::Error {
@@ -159,143 +150,79 @@ impl<'a> Unpacker<'a> {
             root,
             mappings,
             written,
-            links: BTreeSet::new(),
-            state: State::Header(Vec::new()),
+            reader: ArchiveReader::new(),
+            file: None,
         }
     }
 
     /// Takes the next bytes of the archive, however they are cut.
-    pub fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match &mut self.state {
-                State::Header(header) => {
-                    let take = (BLOCK - header.len()).min(bytes.len());
-                    let (head, rest) = bytes.split_at(take);
-                    header.extend_from_slice(head);
-                    bytes = rest;
-                    if header.len() == BLOCK {
-                        let header = std::mem::take(header);
-                        self.state = self.begin(&header)?;
-                    }
-                }
-                State::File {
-                    file,
-                    left,
-                    padding,
-                } => {
-                    let take = usize::try_from(*left)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len());
-                    let (head, rest) = bytes.split_at(take);
-                    file.write_all(head)?;
-                    bytes = rest;
-                    *left -= u64::try_from(take).unwrap_or(0);
-                    if *left == 0 {
-                        self.state = State::Padding(*padding);
-                    }
-                }
-                State::Padding(left) => {
-                    let take = usize::try_from(*left)
-                        .unwrap_or(usize::MAX)
-                        .min(bytes.len());
-                    bytes = bytes.split_at(take).1;
-                    *left -= u64::try_from(take).unwrap_or(0);
-                }
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Self {
+            root,
+            mappings,
+            written,
+            reader,
+            file,
+        } = self;
+        reader.push(bytes, |item| match (item, &mut *file) {
+            (ArchiveItem::Data(bytes), Some(file)) => file.write_all(bytes),
+            (ArchiveItem::Data(_), None) => Err(invalid("data without a file")),
+            (ArchiveItem::Member(member), _) => {
+                *file = begin(root, mappings, written, member)?;
+                Ok(())
             }
-            if matches!(self.state, State::Padding(0)) {
-                self.state = State::Header(Vec::with_capacity(BLOCK));
-            }
-        }
-        Ok(())
+        })
     }
 
     /// The archive is over; it must not break off.
     pub fn finish(self) -> io::Result<()> {
-        match self.state {
-            State::Header(header) if header.is_empty() => Ok(()),
-            _ => Err(invalid("an archive breaks off")),
-        }
+        self.reader.finish()
     }
+}
 
-    /// Begins a member.
-    fn begin(&mut self, header: &[u8]) -> io::Result<State> {
-        if header.iter().all(|byte| *byte == 0) {
-            return Ok(State::Padding(0));
-        }
-        let text = |from: usize, to: usize| {
-            let field = header.get(from..to).unwrap_or_default();
-            let field = field.split(|byte| *byte == 0).next().unwrap_or_default();
-            String::from_utf8(field.to_vec()).map_err(|_| invalid("a name is not UTF-8"))
-        };
-        let name = text(0, 100)?;
-        let mode = number(header.get(100..108).unwrap_or_default())? & 0o777;
-        let mode = u32::try_from(mode).unwrap_or(0o600);
-        let size = number(header.get(124..136).unwrap_or_default())?;
-        let relative = self.safe(&name)?;
-        let path = self.root.join(&relative);
-        match header.get(156) {
-            Some(0 | b'0') => {
-                // A file that is there already, and a link, are never written to.
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(mode)
-                    .open(&path)?;
-                if mode & 0o077 != 0 {
-                    // What the archive grants to others is granted, whatever the umask says.
-                    file.set_permissions(Permissions::from_mode(mode))?;
-                }
-                self.written.file(path);
-                let padding = size.next_multiple_of(512) - size;
-                Ok(match size {
-                    0 => State::Padding(0),
-                    left => State::File {
-                        file,
-                        left,
-                        padding,
-                    },
-                })
+/// Makes a member; gives the file that data will follow for.
+fn begin(
+    root: &Path,
+    mappings: &[Mapping],
+    written: &mut Written,
+    member: ArchiveMember,
+) -> io::Result<Option<File>> {
+    let (path, mode) = (root.join(&member.path), member.mode);
+    match member.kind {
+        MemberKind::File { .. } => {
+            // A file that is there already, and a link, are never written to.
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(&path)?;
+            if mode & 0o077 != 0 {
+                // What the archive grants to others is granted, whatever the umask says.
+                file.set_permissions(Permissions::from_mode(mode))?;
             }
-            Some(b'5') => {
-                let modes = Modes {
-                    directory: mode,
-                    file: mode,
-                };
-                modes.create_dir(&path)?;
-                self.written.directory(path);
-                Ok(State::Padding(0))
+            written.file(path);
+            Ok(Some(file))
+        }
+        MemberKind::Directory => {
+            let modes = Modes {
+                directory: mode,
+                file: mode,
+            };
+            modes.create_dir(&path)?;
+            written.directory(path);
+            Ok(None)
+        }
+        MemberKind::Link { target } => {
+            let is_tablespace = member.path.parent() == Some(Path::new("pg_tblspc"));
+            if !is_tablespace || !target.is_absolute() {
+                return Err(invalid(format!(
+                    "{:?} is a link that is no tablespace",
+                    member.path
+                )));
             }
-            Some(b'2') => {
-                let target = PathBuf::from(text(157, 257)?);
-                let is_tablespace = relative.parent() == Some(Path::new("pg_tblspc"));
-                if !is_tablespace || !target.is_absolute() {
-                    return Err(invalid(format!("{name} is a link that is no tablespace")));
-                }
-                symlink(mapped(self.mappings, &target), &path)?;
-                self.links.insert(relative);
-                Ok(State::Padding(0))
-            }
-            _ => Err(invalid(format!("{name} is no file, directory or link"))),
+            symlink(mapped(mappings, &target), &path)?;
+            Ok(None)
         }
-    }
-
-    /// The name as a path that stays below the root and goes through no link.
-    fn safe(&self, name: &str) -> io::Result<PathBuf> {
-        let mut path = PathBuf::new();
-        for component in Path::new(name).components() {
-            match component {
-                Component::CurDir => {}
-                Component::Normal(part) => path.push(part),
-                _ => return Err(invalid(format!("{name:?} leads out of the archive"))),
-            }
-        }
-        if path.as_os_str().is_empty() {
-            return Err(invalid("a member without a name"));
-        }
-        if path.ancestors().any(|parent| self.links.contains(parent)) {
-            return Err(invalid(format!("{name:?} goes through a link")));
-        }
-        Ok(path)
     }
 }
 
@@ -303,25 +230,4 @@ impl<'a> Unpacker<'a> {
 pub fn mapped(mappings: &[Mapping], from: &Path) -> PathBuf {
     let found = mappings.iter().find(|mapping| mapping.from == from);
     found.map_or_else(|| from.to_owned(), |mapping| mapping.to.clone())
-}
-
-/// Octal digits, or base 256 for what they cannot say.
-fn number(field: &[u8]) -> io::Result<u64> {
-    let value = match field {
-        [0x80, rest @ ..] => rest.iter().try_fold(0_u64, |sum, byte| {
-            sum.checked_mul(256)?.checked_add(u64::from(*byte))
-        }),
-        _ => {
-            let digits = field.iter().skip_while(|byte| **byte == b' ');
-            digits
-                .take_while(|byte| !matches!(**byte, 0 | b' '))
-                .try_fold(0_u64, |sum, byte| {
-                    let digit = byte.checked_sub(b'0').filter(|digit| *digit < 8)?;
-                    sum.checked_mul(8)?.checked_add(u64::from(digit))
-                })
-        }
-    };
-    value
-        .filter(|value| *value <= 1 << 50)
-        .ok_or_else(|| invalid("a header has no number"))
 }

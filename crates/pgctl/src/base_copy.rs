@@ -1,19 +1,17 @@
 //! A copy of a running cluster over the replication protocol (`BASE_BACKUP`), unpacked as it comes.
 //!
-//! The archives are tar (POSIX 1003.1, as `src/port/tar.c` of PostgreSQL writes it) of regular files, folders and
-//! the links of tablespaces. Nothing is written but below the folders given, no file that is there is opened, and
-//! no name may go through a link: what a server sends is not trusted with our files.
+//! Nothing is written but below the folders given, and no file that is there is opened: what a server sends is not
+//! trusted with our files.
 
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use neon_pg_layout::PgMajor;
 use neon_pgwire::{
-    BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ManifestOption, Replication,
-    SlotName,
+    ArchiveItem, ArchiveMember, ArchiveReader, BackupEvent, BaseBackupOptions, Checkpoint, Client,
+    Config, ManifestOption, MemberKind, Replication, SlotName,
 };
 
 use crate::durable;
@@ -110,7 +108,8 @@ pub(crate) async fn fetch(
             }
             BackupEvent::Data(bytes) => {
                 if let Some(archive) = &mut archive {
-                    archive.push(&bytes).map_err(cannot(&archive.root))?;
+                    let pushed = archive.push(&bytes);
+                    pushed.map_err(cannot(&archive.root))?;
                 }
             }
             _ => {}
@@ -126,9 +125,7 @@ fn finish(archive: Option<Unpacker<'_>>, written: &mut Vec<PathBuf>) -> Result<(
     let Some(archive) = archive else {
         return Ok(());
     };
-    if !matches!(&archive.state, State::Header(header) if header.is_empty()) {
-        return Err(cannot(&archive.root)(invalid("an archive breaks off")));
-    }
+    archive.reader.finish().map_err(cannot(&archive.root))?;
     written.extend(archive.written);
     Ok(())
 }
@@ -157,24 +154,14 @@ fn folder(path: &Path, mode: u32, user: &OsUser) -> io::Result<()> {
     user.own(&folder)
 }
 
-const BLOCK: usize = 512;
-
-/// Where the next bytes of an archive belong.
-#[derive(Debug)]
-enum State {
-    Header(Vec<u8>),
-    File { file: File, left: u64, padding: u64 },
-    Padding(u64),
-}
-
 /// One archive that is being unpacked.
 #[derive(Debug)]
 struct Unpacker<'a> {
     root: PathBuf,
     places: &'a Places<'a>,
     written: Vec<PathBuf>,
-    links: BTreeSet<PathBuf>,
-    state: State,
+    reader: ArchiveReader,
+    file: Option<File>,
 }
 
 impl<'a> Unpacker<'a> {
@@ -183,149 +170,73 @@ impl<'a> Unpacker<'a> {
             root,
             places,
             written: Vec::new(),
-            links: BTreeSet::new(),
-            state: State::Header(Vec::new()),
+            reader: ArchiveReader::new(),
+            file: None,
         }
     }
 
     /// Takes the next bytes of the archive, however they are cut.
-    fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match &mut self.state {
-                State::Header(header) => {
-                    let (head, rest) = bytes.split_at((BLOCK - header.len()).min(bytes.len()));
-                    header.extend_from_slice(head);
-                    bytes = rest;
-                    if header.len() == BLOCK {
-                        let header = std::mem::take(header);
-                        self.state = self.begin(&header)?;
-                    }
-                }
-                State::File {
-                    file,
-                    left,
-                    padding,
-                } => {
-                    let (head, rest) = bytes.split_at(up_to(*left, bytes.len()));
-                    file.write_all(head)?;
-                    bytes = rest;
-                    *left -= u64::try_from(head.len()).unwrap_or(0);
-                    if *left == 0 {
-                        self.state = State::Padding(*padding);
-                    }
-                }
-                State::Padding(left) => {
-                    let (head, rest) = bytes.split_at(up_to(*left, bytes.len()));
-                    bytes = rest;
-                    *left -= u64::try_from(head.len()).unwrap_or(0);
-                }
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Self {
+            root,
+            places,
+            written,
+            reader,
+            file,
+        } = self;
+        reader.push(bytes, |item| match (item, &mut *file) {
+            (ArchiveItem::Data(bytes), Some(file)) => file.write_all(bytes),
+            (ArchiveItem::Data(_), None) => Err(invalid("data without a file")),
+            (ArchiveItem::Member(member), _) => {
+                *file = begin(root, places, written, member)?;
+                Ok(())
             }
-            if matches!(self.state, State::Padding(0)) {
-                self.state = State::Header(Vec::with_capacity(BLOCK));
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins a member.
-    fn begin(&mut self, header: &[u8]) -> io::Result<State> {
-        // Two of these end an archive.
-        if header.iter().all(|byte| *byte == 0) {
-            return Ok(State::Padding(0));
-        }
-        let name = header.get(..100).unwrap_or_default();
-        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let name = std::str::from_utf8(name).map_err(|_| invalid("a name is not UTF-8"))?;
-        let mode = number(header.get(100..108).unwrap_or_default())? & 0o777;
-        let mode = u32::try_from(mode).unwrap_or(0o600);
-        let size = number(header.get(124..136).unwrap_or_default())?;
-        let relative = self.safe(name)?;
-        let path = self.root.join(&relative);
-        let user = self.places.user;
-        match header.get(156) {
-            Some(0 | b'0') => {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(&path)?;
-                file.set_permissions(Permissions::from_mode(mode))?;
-                user.own(&file)?;
-                self.written.push(path);
-                Ok(match size {
-                    0 => State::Padding(0),
-                    left => State::File {
-                        file,
-                        left,
-                        padding: size.next_multiple_of(512) - size,
-                    },
-                })
-            }
-            Some(b'5') => {
-                folder(&path, mode, user)?;
-                self.written.push(path);
-                Ok(State::Padding(0))
-            }
-            Some(b'2') => {
-                let oid = relative
-                    .strip_prefix("pg_tblspc")
-                    .ok()
-                    .and_then(Path::to_str)
-                    .and_then(|name| name.parse::<u32>().ok())
-                    .ok_or_else(|| invalid(format!("{name} is a link that is no tablespace")))?;
-                let place = self.places.spaces_later.join(oid.to_string());
-                std::os::unix::fs::symlink(place, &path)?;
-                user.own_link(&path)?;
-                self.links.insert(relative);
-                Ok(State::Padding(0))
-            }
-            _ => Err(invalid(format!("{name} is no file, folder or link"))),
-        }
-    }
-
-    /// The name as a path that stays below the root and goes through no link.
-    fn safe(&self, name: &str) -> io::Result<PathBuf> {
-        let mut path = PathBuf::new();
-        for component in Path::new(name).components() {
-            match component {
-                Component::CurDir => {}
-                Component::Normal(part) => path.push(part),
-                _ => return Err(invalid(format!("{name:?} leads out of the archive"))),
-            }
-        }
-        if path.as_os_str().is_empty() {
-            return Err(invalid("a member without a name"));
-        }
-        if path.ancestors().any(|parent| self.links.contains(parent)) {
-            return Err(invalid(format!("{name:?} goes through a link")));
-        }
-        Ok(path)
+        })
     }
 }
 
-fn up_to(left: u64, there: usize) -> usize {
-    usize::try_from(left).unwrap_or(usize::MAX).min(there)
-}
-
-/// Octal digits, or base 256 for what they cannot say.
-fn number(field: &[u8]) -> io::Result<u64> {
-    let value = match field {
-        [0x80, rest @ ..] => rest.iter().try_fold(0_u64, |sum, byte| {
-            sum.checked_mul(256)?.checked_add(u64::from(*byte))
-        }),
-        _ => {
-            let digits = field.iter().skip_while(|byte| **byte == b' ');
-            digits
-                .take_while(|byte| !matches!(**byte, 0 | b' '))
-                .try_fold(0_u64, |sum, byte| {
-                    let digit = byte.checked_sub(b'0').filter(|digit| *digit < 8)?;
-                    sum.checked_mul(8)?.checked_add(u64::from(digit))
-                })
+/// Makes a member; gives the file that data will follow for.
+fn begin(
+    root: &Path,
+    places: &Places<'_>,
+    written: &mut Vec<PathBuf>,
+    member: ArchiveMember,
+) -> io::Result<Option<File>> {
+    let path = root.join(&member.path);
+    let user = places.user;
+    match member.kind {
+        MemberKind::File { .. } => {
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)?;
+            file.set_permissions(Permissions::from_mode(member.mode))?;
+            user.own(&file)?;
+            written.push(path);
+            Ok(Some(file))
         }
-    };
-    value
-        .filter(|value| *value <= 1 << 50)
-        .ok_or_else(|| invalid("a header has no number"))
+        MemberKind::Directory => {
+            folder(&path, member.mode, user)?;
+            written.push(path);
+            Ok(None)
+        }
+        MemberKind::Link { .. } => {
+            let oid = member
+                .path
+                .strip_prefix("pg_tblspc")
+                .ok()
+                .and_then(Path::to_str)
+                .and_then(|name| name.parse::<u32>().ok());
+            let oid = oid.ok_or_else(|| {
+                invalid(format!("{:?} is a link that is no tablespace", member.path))
+            })?;
+            let place = places.spaces_later.join(oid.to_string());
+            std::os::unix::fs::symlink(place, &path)?;
+            user.own_link(&path)?;
+            Ok(None)
+        }
+    }
 }
 
 /// Makes everything that was written durable.
@@ -345,6 +256,8 @@ pub(crate) fn has(folder: &Path, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const BLOCK: usize = 512;
 
     fn member(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; BLOCK];

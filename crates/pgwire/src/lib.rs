@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod archive;
 mod client;
 mod conninfo;
 mod error;
@@ -17,6 +18,7 @@ mod server_error;
 mod tls;
 mod wal_message;
 
+pub use archive::{ArchiveItem, ArchiveMember, ArchiveReader, MemberKind};
 pub use client::*;
 pub use conninfo::*;
 pub use error::{Error, ErrorKind, Result};

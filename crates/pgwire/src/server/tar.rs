@@ -8,7 +8,9 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-pub(super) const BLOCK: usize = 512;
+pub(super) use crate::archive::BLOCK;
+use crate::archive::member_size;
+
 /// The size of a piece of a file.
 const PIECE: usize = 32 << 10;
 
@@ -122,37 +124,6 @@ impl TarFramer {
 fn padding(size: u64) -> usize {
     // Less than a block, so it fits.
     usize::try_from(size.next_multiple_of(512) - size).unwrap_or(0)
-}
-
-/// The size in a header; only members that stock clients know are let through.
-fn member_size(header: &[u8]) -> io::Result<u64> {
-    match header.get(156) {
-        Some(0 | b'0' | b'2' | b'5') => {}
-        _ => {
-            return Err(invalid(
-                "the archive has a member that is no file, directory or link",
-            ));
-        }
-    }
-    let field = header.get(124..136).unwrap_or_default();
-    let size = match field {
-        // More than eight octal digits hold: base 256.
-        [0x80, rest @ ..] => rest.iter().try_fold(0_u64, |sum, byte| {
-            sum.checked_mul(256)?.checked_add(u64::from(*byte))
-        }),
-        _ => {
-            let digits = field.iter().skip_while(|byte| **byte == b' ');
-            let mut digits = digits.take_while(|byte| !matches!(**byte, 0 | b' '));
-            digits.try_fold(0_u64, |sum, byte| match byte {
-                b'0'..=b'7' => sum.checked_mul(8)?.checked_add(u64::from(byte - b'0')),
-                _ => None,
-            })
-        }
-    };
-    match size {
-        Some(size) if size <= 1 << 50 => Ok(size),
-        _ => Err(invalid("a header of the archive has no size")),
-    }
 }
 
 /// The header of a plain file, as PostgreSQL writes it, owned by `postgres`.

@@ -25,6 +25,10 @@ pub enum ErrorKind {
     Environment,
     /// It was tried and failed.
     Failed,
+    /// Done in part: the subject says which part is missing.
+    Partial,
+    /// Somebody asked to stop.
+    Cancelled,
 }
 
 impl ErrorKind {
@@ -38,6 +42,8 @@ impl ErrorKind {
             Self::Exists | Self::Busy => 4,
             Self::Damaged => 5,
             Self::Environment => 6,
+            Self::Partial => 7,
+            Self::Cancelled => 130,
         }
     }
 }
@@ -139,6 +145,70 @@ impl Error {
             _ => (ErrorKind::Failed, "cannot be used now"),
         };
         Self::new(kind, subject, reason).caused_by(error)
+    }
+
+    /// What a repository answered.
+    pub(crate) fn repository(subject: impl Into<String>, error: neon_pagestore::Error) -> Self {
+        use neon_pagestore::ErrorKind as Repository;
+        let (kind, reason, hint) = match error.kind() {
+            Repository::NotFound => (ErrorKind::NotFound, "has no such thing", None),
+            Repository::Exists => (ErrorKind::Exists, "has it already", None),
+            Repository::Busy => (
+                ErrorKind::Busy,
+                "somebody else is at it",
+                Some("try again when they are done"),
+            ),
+            Repository::Damaged | Repository::Malformed | Repository::Inconsistent => {
+                (ErrorKind::Damaged, "is damaged", None)
+            }
+            Repository::Unsupported => (
+                ErrorKind::Invalid,
+                "was made by a newer version",
+                Some("use a newer neon"),
+            ),
+            Repository::Locked => (
+                ErrorKind::Environment,
+                "is encrypted",
+                Some("give its passphrase in NEON_PASSPHRASE, or its key file"),
+            ),
+            Repository::Invalid | Repository::Limit => {
+                (ErrorKind::Invalid, "does not take it", None)
+            }
+            Repository::Cancelled => (ErrorKind::Cancelled, "was stopped", None),
+            Repository::Storage => {
+                let storage = std::error::Error::source(&error)
+                    .and_then(|source| source.downcast_ref::<neon_storage::Error>());
+                let denied = storage.is_some_and(|storage| {
+                    matches!(
+                        storage.kind(),
+                        neon_storage::ErrorKind::Denied | neon_storage::ErrorKind::Unauthenticated
+                    )
+                });
+                if denied {
+                    (ErrorKind::Environment, "does not let us in", None)
+                } else {
+                    (ErrorKind::Failed, "cannot be used now", None)
+                }
+            }
+            _ => (ErrorKind::Failed, "could not be worked with", None),
+        };
+        let whole = Self::new(kind, subject, reason).caused_by(error);
+        match hint {
+            Some(hint) => whole.hinted(hint),
+            None => whole,
+        }
+    }
+
+    /// What reading or writing a form of a snapshot came to.
+    pub(crate) fn format(subject: impl Into<String>, error: neon_snapshot_format::Error) -> Self {
+        use neon_snapshot_format::ErrorKind as Format;
+        let kind = match error.kind() {
+            Format::NotFound => ErrorKind::NotFound,
+            Format::Exists => ErrorKind::Exists,
+            Format::Damaged | Format::Malformed | Format::Inconsistent => ErrorKind::Damaged,
+            _ => ErrorKind::Failed,
+        };
+        Self::new(kind, subject, "could not be copied").caused_by(error)
     }
 
     /// What went wrong.

@@ -9,6 +9,7 @@
 //! state/trash/<id>.json   the records of those in the trash
 //! state/storage/<name>.json
 //! state/operations.ndjson what was changed, a line each
+//! cache/<repository>/     what was read from distant storages; may go at any time
 //! ```
 //!
 //! As root, instances belong to another user, who must be able to walk to them: then the home, `pg` and `trash` let everybody
@@ -135,6 +136,11 @@ impl Home {
         self.root.join("trash").join(id)
     }
 
+    /// What was read from distant repositories, for each of them. May be removed at any time.
+    pub(crate) fn cache(&self, repository: &str) -> PathBuf {
+        self.root.join("cache").join(repository)
+    }
+
     pub(crate) fn local_store(&self) -> PathBuf {
         self.root.join("store/local")
     }
@@ -153,7 +159,8 @@ fn refuse_strange(root: &Path) -> Result<()> {
             .map_err(|error| Error::io(root, "cannot be listed", error))?
             .file_name();
         let name = name.to_string_lossy();
-        let ours = ["pg", "trash", "store", "state"].contains(&&*name) || name.starts_with('.');
+        let ours =
+            ["pg", "trash", "store", "state", "cache"].contains(&&*name) || name.starts_with('.');
         if !ours {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -5,14 +5,17 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor};
-use neon_storage::{Context, Registry};
+use neon_storage::{Context, Registry, Secret};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{Event, EventSink};
 use crate::home::Home;
 use crate::instances::Instances;
+use crate::snapshots::Snapshots;
 use crate::storages::Storages;
 
 /// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
@@ -33,12 +36,22 @@ pub struct Options {
     pub registry: Registry,
     /// Variables and credentials for storages.
     pub context: Context,
+    /// What opens encrypted repositories, and what new ones are encrypted with where the storage asks for it.
+    pub passphrase: Option<Secret>,
+    /// Threads that read, compress and write.
+    pub threads: usize,
+    /// Who is told what goes on.
+    pub events: EventSink,
+    /// Set by somebody else to stop what is under way: it ends with [`Cancelled`](ErrorKind::Cancelled) and takes back
+    /// what it began, or leaves it to the next verb.
+    pub cancel: Arc<AtomicBool>,
     /// The clock on the wall.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
 impl Options {
-    /// No search path, the usual folders, user `postgres`, ports from PostgreSQL's own upwards, ten seconds of patience, the system's clock.
+    /// No search path, the usual folders, user `postgres`, ports from PostgreSQL's own upwards, ten seconds of patience, the system's
+    /// clock, two threads, no passphrase, nobody told.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -49,6 +62,10 @@ impl Options {
             patience: Duration::from_secs(10),
             registry: Registry::default(),
             context: Context::default(),
+            passphrase: None,
+            threads: 2,
+            events: EventSink::default(),
+            cancel: Arc::default(),
             clock: Arc::new(SystemTime::now),
         }
     }
@@ -113,6 +130,28 @@ impl Neon {
     #[must_use]
     pub fn storages(&self) -> Storages<'_> {
         Storages(self)
+    }
+
+    /// Snapshots.
+    #[must_use]
+    pub fn snapshots(&self) -> Snapshots<'_> {
+        Snapshots(self)
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        self.0.options.events.tell(event);
+    }
+
+    /// An error when somebody asked to stop.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        if self.0.options.cancel.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "this command",
+                "was stopped",
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn options(&self) -> &Options {

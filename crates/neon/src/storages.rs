@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use neon_snapshot_format::pack::Codec;
 use neon_storage::{Key, Locator, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,7 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
+use crate::repositories::{codec, duration};
 
 /// What every repository has; whether it is there does not matter, that the question is answered does.
 const ABOUT: &str = "neon.json";
@@ -83,6 +86,75 @@ pub struct StorageRecord {
     pub attached: u64,
 }
 
+impl StorageRecord {
+    /// A place that is used without being attached.
+    pub(crate) fn unattached(kind: StorageType, locator: &Locator) -> Self {
+        Self {
+            kind,
+            locator: locator.to_string(),
+            options: BTreeMap::new(),
+            attached: 0,
+        }
+    }
+}
+
+/// What can be chosen for a storage, read from its record.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StorageOptions {
+    pub(crate) codec: Codec,
+    pub(crate) encrypted: bool,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) grace: Option<Duration>,
+}
+
+impl StorageOptions {
+    pub(crate) fn of(options: &BTreeMap<String, String>) -> Result<Self> {
+        let mut chosen = Self::default();
+        for (name, value) in options {
+            let refuse = |expected: &str| {
+                Error::new(
+                    ErrorKind::Invalid,
+                    format!("storage option {name}={value}"),
+                    format!("is not {expected}"),
+                )
+            };
+            match name.as_str() {
+                "compression" => {
+                    chosen.codec = codec(value)
+                        .ok_or_else(|| refuse("one of zstd:1 to zstd:22, lz4, none"))?;
+                }
+                "encryption" => {
+                    chosen.encrypted = match value.as_str() {
+                        "on" | "passphrase" => true,
+                        "off" => false,
+                        _ => return Err(refuse("on or off")),
+                    };
+                }
+                "key-file" => {
+                    let path = PathBuf::from(value);
+                    if !path.is_absolute() {
+                        return Err(refuse("an absolute path"));
+                    }
+                    chosen.key_file = Some(path);
+                }
+                "grace" => {
+                    chosen.grace =
+                        Some(duration(value).ok_or_else(|| refuse("a time such as 1h"))?);
+                }
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::Invalid,
+                        format!("storage option {name}"),
+                        "is not known",
+                    )
+                    .hinted("options are compression, encryption, key-file, grace"));
+                }
+            }
+        }
+        Ok(chosen)
+    }
+}
+
 /// The storages of a home.
 #[derive(Debug, Clone, Copy)]
 pub struct Storages<'a>(pub(crate) &'a Neon);
@@ -128,6 +200,7 @@ impl Storages<'_> {
             )
             .hinted("give credentials by the environment or a profile"));
         }
+        StorageOptions::of(&options)?;
         let _lock = self.lock(name).await?;
         if self.get(name).is_ok() {
             return Err(taken(name));

@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod instances;
+mod restored;
 mod storages;
 mod support;
+mod taken;

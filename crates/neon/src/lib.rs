@@ -21,9 +21,12 @@ pub use instances::{
 };
 pub use name::Name;
 pub use neon::{Neon, Options};
+pub use neon_pagestore::{CommitId, SnapshotName, Tag};
 pub use neon_pgctl::PgMajor;
 pub use neon_storage::{Locator, Secret};
 pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
-pub use snapshots::{Found, ListedSnapshot, Snapshots};
+pub use snapshots::{
+    CreateSnapshot, Found, ListedSnapshot, ParentChoice, Snapshots, TakenSnapshot,
+};
 pub use storages::{LOCAL, StorageRecord, StorageType, Storages};

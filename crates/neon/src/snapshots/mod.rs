@@ -1,5 +1,13 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
+pub(crate) mod create;
+mod log_end;
+pub(crate) mod needs;
+mod parent;
+mod room;
+mod sources;
+mod watch;
+
 use std::sync::Arc;
 
 use neon_pagestore::{CommitId, Listed, SnapshotName};
@@ -8,6 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
+
+pub use create::{CreateSnapshot, TakenSnapshot};
+pub use parent::ParentChoice;
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]

@@ -3,6 +3,6 @@
 
 mod instances;
 mod restored;
+mod snapshots;
 mod storages;
 mod support;
-mod taken;

@@ -1,6 +1,6 @@
 //! Homes in scratch folders.
 
-use neon_pg::{CreatePg, ErrorKind, Name, Neon, Options, PgMajor};
+use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
 
 pub(crate) struct Fixture {
@@ -51,6 +51,20 @@ impl Fixture {
     }
 }
 
+impl Fixture {
+    /// Ends the server of an instance as a loss of power would.
+    pub(crate) fn crash(&self, name: &str) {
+        let data = self.scratch.path().join("home/pg").join(name).join("data");
+        let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        let pid = text.lines().next().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).unwrap();
+        while rustix::process::test_kill_process(pid).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
 impl Drop for Fixture {
     fn drop(&mut self) {
         // Whatever a failed test left running ends before its folder goes.
@@ -91,21 +105,33 @@ pub(crate) fn refused<T>(result: neon_pg::Result<T>) -> ErrorKind {
     result.err().map(|error| error.kind()).unwrap()
 }
 
-/// Runs statements, each by itself.
-pub(crate) async fn run(neon: &Neon, pg: &str, sql: &str) {
+/// Runs a query in the database `postgres` of an instance; the first value of its answer.
+pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
     let instance = neon.pg().instance(&name(pg)).await.unwrap();
     let mut client = instance.connect("postgres").await.unwrap();
-    for statement in sql.split(';').filter(|part| !part.trim().is_empty()) {
+    let results = client.simple_query(query).await.unwrap();
+    let first = results.first().and_then(|rows| rows.value(0, 0));
+    let first = first.unwrap_or_default().to_owned();
+    client.close().await;
+    first
+}
+
+/// Runs statements, each by itself.
+pub(crate) async fn run(neon: &Neon, pg: &str, statements: &str) {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    for statement in statements.split(';').filter(|part| !part.trim().is_empty()) {
         client.simple_query(statement).await.unwrap();
     }
     client.close().await;
 }
 
-/// The one value that a query returns.
-pub(crate) async fn query(neon: &Neon, pg: &str, sql: &str) -> String {
-    let instance = neon.pg().instance(&name(pg)).await.unwrap();
-    let mut client = instance.connect("postgres").await.unwrap();
-    let sets = client.simple_query(sql).await.unwrap();
-    client.close().await;
-    sets[0].value(0, 0).unwrap_or_default().to_owned()
+/// Takes a snapshot of an instance, whatever its server does.
+pub(crate) async fn take(neon: &Neon, pg: &str, tag: &str) -> Found {
+    let whole = format!("{pg}@{tag}");
+    let wanted = CreateSnapshot::new(whole.parse().unwrap());
+    let taken = neon.snapshots().create(&wanted).await.unwrap();
+    let found = neon.snapshots().find(&whole, None).await.unwrap();
+    assert_eq!(found.id, taken.id);
+    found
 }

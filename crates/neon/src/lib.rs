@@ -17,7 +17,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;
 pub use instances::{
-    AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, RestoreChoice, Stage,
+    AdoptedPlace, Base, CheckedOut, CheckoutChoice, CheckoutPlan, CreatePg, Head, Instances, Pg,
+    PgRecord, RestoreChoice, Stage,
 };
 pub use name::Name;
 pub use neon::{Neon, Options};

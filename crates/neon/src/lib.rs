@@ -12,6 +12,7 @@ mod record;
 mod repositories;
 mod snapshots;
 mod storages;
+mod undo;
 
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
@@ -28,6 +29,7 @@ pub use neon_storage::{Locator, Secret};
 pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
 pub use snapshots::{
-    CreateSnapshot, Found, ListedSnapshot, ParentChoice, Snapshots, TakenSnapshot,
+    CreateSnapshot, Found, ListedSnapshot, OpenSnapshot, ParentChoice, Snapshots, TakenSnapshot,
 };
 pub use storages::{LOCAL, StorageRecord, StorageType, Storages};
+pub use undo::Undone;

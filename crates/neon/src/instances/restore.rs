@@ -169,7 +169,7 @@ impl Instances<'_> {
     }
 
     /// Every timeline that a snapshot, or the instance that it shows as far as it is known here, was on.
-    pub(super) fn used_timelines(&self, facts: &Facts) -> Result<BTreeSet<TimelineId>> {
+    pub(crate) fn used_timelines(&self, facts: &Facts) -> Result<BTreeSet<TimelineId>> {
         let mut used: BTreeSet<TimelineId> = facts
             .log
             .timelines

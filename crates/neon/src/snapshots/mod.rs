@@ -3,6 +3,7 @@
 pub(crate) mod create;
 mod log_end;
 pub(crate) mod needs;
+pub(crate) mod open;
 mod parent;
 mod room;
 mod sources;
@@ -18,6 +19,7 @@ use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 
 pub use create::{CreateSnapshot, TakenSnapshot};
+pub use open::OpenSnapshot;
 pub use parent::ParentChoice;
 
 /// The snapshots in the storages of a home.

@@ -8,3 +8,4 @@ mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod undone;

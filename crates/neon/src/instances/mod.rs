@@ -121,6 +121,18 @@ impl Instances<'_> {
         Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
     }
 
+    /// Where the data directory of an instance is.
+    pub(crate) fn data_dir(&self, record: &PgRecord) -> PathBuf {
+        match &record.adopted {
+            Some(place) => place.data_dir.clone(),
+            None => self
+                .0
+                .home()
+                .instance_folder(record.name.as_str())
+                .join("data"),
+        }
+    }
+
     /// Finishes or takes back what a crash interrupted. The lock is held.
     pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
         let Some(record) = records::read::<PgRecord>(&self.record(name))? else {

@@ -1,10 +1,13 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
 mod create;
+mod current;
+mod destroy;
 mod log_end;
 mod needs;
 mod parent;
 mod room;
+mod show;
 mod sources;
 mod watch;
 
@@ -18,7 +21,10 @@ use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 
 pub use create::{CreateSnapshot, TakenSnapshot};
+pub use current::CurrentState;
+pub use destroy::DestroySnapshot;
 pub use parent::ParentChoice;
+pub use show::SnapshotDetails;
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]

@@ -18,9 +18,14 @@ pub use home::Home;
 pub use instances::{AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, Stage};
 pub use name::Name;
 pub use neon::{Neon, Options};
+pub use neon_pagestore::gc::Retained;
+pub use neon_pagestore::{CommitId, SnapshotName, Tag};
 pub use neon_pgctl::PgMajor;
 pub use neon_storage::{Locator, Secret};
 pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
-pub use snapshots::{Found, ListedSnapshot, Snapshots};
+pub use snapshots::{
+    CreateSnapshot, CurrentState, DestroySnapshot, Found, ListedSnapshot, ParentChoice,
+    SnapshotDetails, Snapshots, TakenSnapshot,
+};
 pub use storages::{LOCAL, StorageRecord, StorageType, Storages};

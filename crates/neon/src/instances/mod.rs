@@ -105,7 +105,7 @@ impl Instances<'_> {
         self.open(&self.known(name)?).await
     }
 
-    pub(super) async fn open(&self, record: &PgRecord) -> Result<Instance> {
+    pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
         let subject = || format!("pg {}", record.name);
         let installation = match Installation::at(&record.bin_dir) {
             Ok(installation) if installation.major().to_string() == record.major => installation,
@@ -121,8 +121,20 @@ impl Instances<'_> {
         Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
     }
 
+    /// Where the data directory of an instance is.
+    pub(crate) fn data_dir(&self, record: &PgRecord) -> PathBuf {
+        match &record.adopted {
+            Some(place) => place.data_dir.clone(),
+            None => self
+                .0
+                .home()
+                .instance_folder(record.name.as_str())
+                .join("data"),
+        }
+    }
+
     /// Finishes or takes back what a crash interrupted. The lock is held.
-    pub(super) async fn settle(&self, name: &Name) -> Result<()> {
+    pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
         let Some(record) = records::read::<PgRecord>(&self.record(name))? else {
             return Ok(());
         };
@@ -164,13 +176,13 @@ impl Instances<'_> {
         })
     }
 
-    pub(super) fn update(&self, name: &Name, change: impl FnOnce(&mut PgRecord)) -> Result<()> {
+    pub(crate) fn update(&self, name: &Name, change: impl FnOnce(&mut PgRecord)) -> Result<()> {
         let mut record = self.known(name)?;
         change(&mut record);
         records::replace(&self.record(name), &record)
     }
 
-    pub(super) async fn lock(&self, name: &Name) -> Result<Lock> {
+    pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.0.home().instances().join(format!("{name}.lock"));
         Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
     }

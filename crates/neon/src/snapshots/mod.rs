@@ -1,5 +1,16 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
+mod create;
+mod current;
+mod destroy;
+mod log_end;
+mod needs;
+mod parent;
+mod room;
+mod show;
+mod sources;
+mod watch;
+
 use std::sync::Arc;
 
 use neon_pagestore::{CommitId, Listed, SnapshotName};
@@ -8,6 +19,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
+
+pub use create::{CreateSnapshot, TakenSnapshot};
+pub use current::CurrentState;
+pub use destroy::DestroySnapshot;
+pub use parent::ParentChoice;
+pub use show::SnapshotDetails;
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]

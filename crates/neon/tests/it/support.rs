@@ -44,6 +44,20 @@ impl Fixture {
     }
 }
 
+impl Fixture {
+    /// Ends the server of an instance as a loss of power would.
+    pub(crate) fn crash(&self, name: &str) {
+        let data = self.scratch.path().join("home/pg").join(name).join("data");
+        let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        let pid = text.lines().next().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).unwrap();
+        while rustix::process::test_kill_process(pid).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
 impl Drop for Fixture {
     fn drop(&mut self) {
         // Whatever a failed test left running ends before its folder goes.
@@ -82,4 +96,15 @@ pub(crate) fn name(text: &str) -> Name {
 
 pub(crate) fn refused<T>(result: neon_pg::Result<T>) -> ErrorKind {
     result.err().map(|error| error.kind()).unwrap()
+}
+
+/// Runs a query in the database `postgres` of an instance; the first value of its answer.
+pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    let results = client.simple_query(query).await.unwrap();
+    let first = results.first().and_then(|rows| rows.value(0, 0));
+    let first = first.unwrap_or_default().to_owned();
+    client.close().await;
+    first
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod background;
 mod error;
 mod events;
 mod home;
@@ -15,7 +16,9 @@ mod storages;
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;
-pub use instances::{AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, Stage};
+pub use instances::{
+    AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, RestoreChoice, Stage,
+};
 pub use name::Name;
 pub use neon::{Neon, Options};
 pub use neon_pagestore::gc::Retained;

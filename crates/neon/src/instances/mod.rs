@@ -6,12 +6,15 @@
 
 mod create;
 mod destroy;
+mod isolate;
 mod life;
 mod record;
+mod restore;
+mod runs_here;
 
 use std::path::PathBuf;
 
-use neon_pgctl::{Installation, Instance, ServerState, Status};
+use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
@@ -21,6 +24,7 @@ use crate::record::Lock;
 
 pub use create::CreatePg;
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
+pub use restore::RestoreChoice;
 
 /// An instance as it is now.
 #[derive(Debug)]
@@ -145,7 +149,10 @@ impl Instances<'_> {
                 self.update(name, |record| record.stage = Stage::Ready)?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
             }
-            Stage::Creating => records::remove(&self.record(name)),
+            Stage::Creating => {
+                self.clear_new(&record).await?;
+                records::remove(&self.record(name))
+            }
             Stage::Destroying => {
                 let home = self.0.home();
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
@@ -155,6 +162,24 @@ impl Instances<'_> {
                 records::remove(&self.record(name))
             }
         }
+    }
+
+    /// Removes what is half made, with a server that may still end in it.
+    async fn clear_new(&self, record: &PgRecord) -> Result<()> {
+        let staging = self.0.home().new_folder(&record.id);
+        if staging.join("data/postmaster.pid").exists()
+            && let Ok(installation) = Installation::at(&record.bin_dir)
+            && let Ok(instance) = Instance::open(&installation, &staging)
+        {
+            let options = StopOptions::new(StopMode::Immediate).with_escalation();
+            match instance.stop(&options).await {
+                Err(error) if error.kind() != neon_pgctl::ErrorKind::NotRunning => {
+                    return Err(Error::server(format!("pg {}", record.name), error));
+                }
+                _ => {}
+            }
+        }
+        records::remove_tree(&staging)
     }
 
     /// What is remembered of one instance.

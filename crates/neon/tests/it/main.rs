@@ -3,5 +3,7 @@
 
 mod instances;
 mod snapshots;
+mod restored;
 mod storages;
 mod support;
+mod taken;

@@ -30,6 +30,13 @@ impl Fixture {
         Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
     }
 
+    /// The same, opened with other options.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Options)) -> Neon {
+        let mut options = options(self.major);
+        change(&mut options);
+        Neon::open(self.scratch.path().join("home"), options).unwrap()
+    }
+
     pub(crate) fn create(&self) -> CreatePg {
         let mut create = CreatePg::default();
         create.major = Some(self.major);
@@ -107,4 +114,14 @@ pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
     let first = first.unwrap_or_default().to_owned();
     client.close().await;
     first
+}
+
+/// Runs statements, each by itself.
+pub(crate) async fn run(neon: &Neon, pg: &str, sql: &str) {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    for statement in sql.split(';').filter(|part| !part.trim().is_empty()) {
+        client.simple_query(statement).await.unwrap();
+    }
+    client.close().await;
 }

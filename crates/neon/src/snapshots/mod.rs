@@ -1,5 +1,16 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
+mod base_backup;
+mod bring;
+mod export;
+mod import;
+mod imported;
+mod location;
+mod plain_backup;
+mod ranges;
+mod transfer;
+mod watched;
+
 use std::sync::Arc;
 
 use neon_pagestore::{CommitId, Listed, SnapshotName};
@@ -8,6 +19,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
+
+pub use export::{ExportFormat, ExportOptions, Exported};
+pub use import::{ImportSnapshot, Imported};
+pub use location::{ImportSource, Located};
+pub use transfer::{Pulled, Remote, Transferred};
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +96,24 @@ impl Snapshots<'_> {
             Error::new(ErrorKind::NotFound, format!("snapshot {text}"), place)
                 .hinted("see `neon snapshot list`")
         }))
+    }
+
+    /// As [`find`](Self::find), in a repository that is open.
+    pub(crate) async fn find_in(&self, repository: StorageRepository, text: &str) -> Result<Found> {
+        let id = repository.repository.resolve(text).await;
+        let id = id.map_err(|error| match error.kind() {
+            neon_pagestore::ErrorKind::NotFound => Error::new(
+                ErrorKind::NotFound,
+                format!("snapshot {text}"),
+                format!("is not in {}", repository.label()),
+            ),
+            _ => Error::repository(format!("snapshot {text}"), error),
+        })?;
+        Ok(Found {
+            id,
+            asked: text.to_owned(),
+            repository: Arc::new(repository),
+        })
     }
 
     fn storages_to_ask(&self, text: &str, storage: Option<&Name>) -> Result<Vec<Name>> {

@@ -133,7 +133,10 @@ pub(crate) fn folder(path: &Path, mode: u32) -> Result<()> {
 /// Makes a folder that is not there yet, of exactly this mode, for the user that servers run as.
 pub(crate) fn folder_of(path: &Path, mode: u32, owner: Option<&OsUser>) -> Result<()> {
     let failed = |error| Error::io(path, "cannot be made", error);
-    fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
     let made = File::open(path).map_err(failed)?;
     made.set_permissions(fs::Permissions::from_mode(mode))
         .and_then(|()| give(&made, owner))

@@ -109,7 +109,12 @@ async fn ask(
     for name in names {
         for database in ["postgres", "template1"] {
             // In quarantine the socket asks for no password; the file says who to be.
-            record::put(&pass_file, pass_line(name, &password).as_bytes(), 0o600, user)?;
+            record::put(
+                &pass_file,
+                pass_line(name, &password).as_bytes(),
+                0o600,
+                user,
+            )?;
             let instance = server.instance().clone().with_pass_file(&pass_file);
             let mut client = match instance.connect(database).await {
                 Ok(client) => client,
@@ -126,7 +131,9 @@ async fn ask(
             );
             let asked = async {
                 let is = client
-                    .simple_query("select rolsuper from pg_catalog.pg_roles where rolname = current_user")
+                    .simple_query(
+                        "select rolsuper from pg_catalog.pg_roles where rolname = current_user",
+                    )
                     .await?;
                 if is.first().and_then(|set| set.value(0, 0)) != Some("t") {
                     return Ok(None);
@@ -183,23 +190,28 @@ fn fates(changes: &[Change], subscriptions: bool) -> BTreeMap<&str, Fate> {
         let was = change.was.as_deref();
         let fate = match change.what.as_str() {
             // These are given anew to every copy.
-            "port" | "unix_socket_directories" | "unix_socket_permissions" | "unix_socket_group"
-            | "logging_collector" | "log_directory" | "stats_temp_directory" | "huge_pages" => {
-                Some(Fate::Left)
-            }
+            "port"
+            | "unix_socket_directories"
+            | "unix_socket_permissions"
+            | "unix_socket_group"
+            | "logging_collector"
+            | "log_directory"
+            | "stats_temp_directory"
+            | "huge_pages" => Some(Fate::Left),
             "listen_addresses" => Some(Fate::Set("localhost".to_owned())),
             "log_destination" => was
                 .is_some_and(|was| was.contains("log") && !was.contains("stderr"))
                 .then_some(Fate::Left),
             // Only for a server that nobody uses.
-            "hot_standby" | "max_worker_processes" | "max_connections"
-            | "superuser_reserved_connections" | "reserved_connections" => None,
+            "hot_standby"
+            | "max_worker_processes"
+            | "max_connections"
+            | "superuser_reserved_connections"
+            | "reserved_connections" => None,
             "lc_messages" => was
                 .is_some_and(|was| !was.starts_with("C.") && was != "POSIX")
                 .then(|| Fate::Set("C".to_owned())),
-            "max_logical_replication_workers" => {
-                subscriptions.then(|| Fate::Set("0".to_owned()))
-            }
+            "max_logical_replication_workers" => subscriptions.then(|| Fate::Set("0".to_owned())),
             _ if matches!(change.why, Why::OutsideClone | Why::Unreadable) => None,
             _ => Some(match &change.now {
                 Some(now) => Fate::Set(now.clone()),
@@ -217,8 +229,12 @@ fn fates(changes: &[Change], subscriptions: bool) -> BTreeMap<&str, Fate> {
 fn speaks(change: &Change) -> bool {
     let was = change.was.as_deref();
     match change.what.as_str() {
-        "port" | "unix_socket_directories" | "unix_socket_permissions" | "logging_collector"
-        | "log_directory" | "stats_temp_directory" => false,
+        "port"
+        | "unix_socket_directories"
+        | "unix_socket_permissions"
+        | "logging_collector"
+        | "log_directory"
+        | "stats_temp_directory" => false,
         "huge_pages" => was == Some("on"),
         "listen_addresses" => was.is_some_and(|was| was != "localhost"),
         _ => true,

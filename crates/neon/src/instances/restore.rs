@@ -70,7 +70,9 @@ impl Instances<'_> {
         };
         self.0.storages().get(&storage)?;
         let snapshot = from.repository.snapshot(from.id).await?;
-        let installation = self.can_run(from, &snapshot, wanted.major, how.force).await?;
+        let installation = self
+            .can_run(from, &snapshot, wanted.major, how.force)
+            .await?;
         let user = self.0.os_user()?;
         has_room(&self.0.home().path().join("pg"), snapshot.facts())?;
         let (name, lock) = self.claim(wanted, storage, &installation).await?;
@@ -157,11 +159,24 @@ impl Instances<'_> {
 
     /// Every timeline that a snapshot, or the instance that it shows as far as it is known here, was on.
     pub(super) fn used_timelines(&self, facts: &Facts) -> Result<BTreeSet<TimelineId>> {
-        let mut used: BTreeSet<TimelineId> =
-            facts.log.timelines.iter().map(|step| step.timeline).collect();
+        let mut used: BTreeSet<TimelineId> = facts
+            .log
+            .timelines
+            .iter()
+            .map(|step| step.timeline)
+            .collect();
         if let Some(id) = &facts.instance {
-            for record in self.records()?.into_iter().filter(|record| record.id == *id) {
-                used.extend(record.timelines.iter().filter_map(|n| TimelineId::new(*n).ok()));
+            for record in self
+                .records()?
+                .into_iter()
+                .filter(|record| record.id == *id)
+            {
+                used.extend(
+                    record
+                        .timelines
+                        .iter()
+                        .filter_map(|n| TimelineId::new(*n).ok()),
+                );
             }
         }
         Ok(used)
@@ -263,8 +278,11 @@ impl Fill<'_> {
         durable: bool,
     ) -> Result<BTreeSet<TimelineId>> {
         let instance = self.instance()?;
-        let plan = RecoveryPlan::new(WalSource::Command("exit 1".to_owned()), target(self.snapshot))
-            .with_durability(durable);
+        let plan = RecoveryPlan::new(
+            WalSource::Command("exit 1".to_owned()),
+            target(self.snapshot),
+        )
+        .with_durability(durable);
         recover(self.neon, &instance, &self.subject, plan, used).await
     }
 }

@@ -47,7 +47,15 @@ fn origin(facts: &Facts) -> facts::Facts {
 }
 
 fn little_endian(architecture: &str) -> bool {
-    let big = ["s390x", "powerpc64", "powerpc", "ppc64", "ppc", "mips", "sparc64"];
+    let big = [
+        "s390x",
+        "powerpc64",
+        "powerpc",
+        "ppc64",
+        "ppc",
+        "mips",
+        "sparc64",
+    ];
     !big.contains(&architecture)
 }
 

@@ -3,10 +3,10 @@
 use std::fs;
 use std::sync::{Arc, Mutex};
 
-use neon_pg::{ErrorKind, Event, EventSink, PgMajor, RestoreChoice, Stage};
+use neon_pg::{Event, EventSink, PgMajor, RestoreChoice, Stage};
 
 use crate::support::{Fixture, name, run};
-use crate::taken::{take, take_with};
+use crate::taken::take;
 
 /// What was told, in order.
 pub(crate) fn listening(home: &Fixture) -> (neon_pg::Neon, Arc<Mutex<Vec<Event>>>) {
@@ -23,8 +23,11 @@ async fn a_copy_lives_beside_its_origin(major: PgMajor) {
     let pg = home.neon.pg();
     let origin = pg.create(&home.create()).await.unwrap();
     let archive = home.scratch.path().join("archive");
-    run(&home.neon, "pgdata1", &format!(
-        "create table t as select i from generate_series(1, 10000) i; \
+    run(
+        &home.neon,
+        "pgdata1",
+        &format!(
+            "create table t as select i from generate_series(1, 10000) i; \
          create role app login password 'secret'; \
          create unlogged table u as select 1 i; \
          select pg_create_physical_replication_slot('kept', true); \
@@ -32,8 +35,9 @@ async fn a_copy_lives_beside_its_origin(major: PgMajor) {
          alter system set archive_command = 'cp %p {}/%f'; \
          alter system set synchronous_standby_names = ''; \
          alter system set listen_addresses = '*'",
-        archive.display()
-    ))
+            archive.display()
+        ),
+    )
     .await;
     pg.restart(&name("pgdata1")).await.unwrap();
     let online = take(&home.neon, "pgdata1", "online").await;

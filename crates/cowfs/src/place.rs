@@ -33,7 +33,7 @@ pub(crate) fn child(directory: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
 /// Opens a directory below a root; the empty path is the root itself.
 pub(crate) fn below(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let mut at = openat(root, c".", DIRECTORY, Mode::empty())?;
-    for part in path.iter() {
+    for part in path {
         if part == ".." || part == "/" {
             return Err(Errno::INVAL);
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use neon_cowfs::{CloneOptions, ErrorKind, clone_tree, create_dir, remove_tree, sweep};
 use tempfile::tempdir;
 
-use crate::mounts::{btrfs, run, tmpfs, with_mounts};
+use crate::mounts::{btrfs, disk, run, tmpfs, with_mounts};
 use crate::support::{make_source, move_apart, rubbish};
 
 #[test]
@@ -64,6 +64,37 @@ fn nothing_is_removed_from_a_file_system_that_is_mounted_inside() {
             fs::read_to_string(left[0].join("inside/precious")).unwrap(),
             "data"
         );
+    });
+}
+
+/// Neither has another device number that would tell: the one has the same, the other looks like a subvolume.
+#[test]
+fn nothing_is_removed_through_a_bind_mount_or_from_another_btrfs_that_is_mounted_inside() {
+    with_mounts(|| {
+        let (disk, other) = (btrfs(), disk("other", "btrfs", &[], "defaults"));
+        for (name, kind) in [("bound", "same"), ("mounted", "other")] {
+            let tree = disk.join(name);
+            fs::create_dir_all(tree.join("inside")).unwrap();
+            let precious = match kind {
+                "same" => disk.join("precious"),
+                _ => other.clone(),
+            };
+            fs::create_dir_all(precious.join("folder")).unwrap();
+            fs::write(precious.join("folder/file"), "data").unwrap();
+            let inside = tree.join("inside");
+            run(
+                "mount",
+                &[
+                    "--bind",
+                    precious.to_str().unwrap(),
+                    inside.to_str().unwrap(),
+                ],
+            );
+            let error = remove_tree(&tree).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsafe, "{kind}");
+            let kept = fs::read_to_string(precious.join("folder/file")).unwrap();
+            assert_eq!(kept, "data", "{kind}");
+        }
     });
 }
 

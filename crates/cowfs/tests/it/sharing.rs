@@ -178,6 +178,42 @@ fn what_a_snapshot_would_miss_is_reflinked_file_by_file() {
     });
 }
 
+#[test]
+fn what_is_mounted_inside_belongs_to_the_source_and_no_method_misses_it() {
+    with_mounts(|| {
+        let disk = btrfs();
+        let (source, wal) = (disk.join("source"), disk.join("wal"));
+        create_dir(&source, 0o700).unwrap();
+        make_source(&source);
+        fs::create_dir(&wal).unwrap();
+        fs::write(wal.join("000000010000000000000007"), vec![3; 1 << 20]).unwrap();
+        let inside = source.join("pg_wal");
+        let inside_text = inside.to_str().unwrap();
+        // Of the same subvolume, so that no device number tells.
+        let bound = source.join("base/1");
+        run("mount", &["--bind", bound.to_str().unwrap(), inside_text]);
+        let target = disk.join("same");
+        let cloned = clone_tree(&source, &target, &CloneOptions::new()).unwrap();
+        assert_eq!(cloned.not_used[0].reason, Reason::Nested(inside.clone()));
+        assert_equal(&source, &target);
+        run("umount", &[inside_text]);
+        run("mount", &["--bind", wal.to_str().unwrap(), inside_text]);
+        let target = disk.join("bound");
+        let cloned = clone_tree(&source, &target, &CloneOptions::new()).unwrap();
+        assert_eq!(cloned.not_used[0].reason, Reason::Nested(inside.clone()));
+        assert_eq!(cloned.method, Method::Reflink);
+        assert_equal(&source, &target);
+        run("umount", &[inside_text]);
+        run("mount", &["-t", "tmpfs", "none", inside_text]);
+        fs::write(inside.join("000000010000000000000008"), "x").unwrap();
+        let target = disk.join("elsewhere");
+        let cloned = clone_tree(&source, &target, &CloneOptions::new()).unwrap();
+        assert_eq!(cloned.method, Method::Copy);
+        assert_eq!(cloned.not_used[1].reason, Reason::OtherFileSystem);
+        assert_equal(&source, &target);
+    });
+}
+
 /// Without its original nothing of the clone is shared, and all of it is there.
 fn assert_shared_no_more(clone: &Path) {
     run("btrfs", &["filesystem", "sync", clone.to_str().unwrap()]);

@@ -1,13 +1,14 @@
 //! What is cloned, where it goes and what is told, whatever the method.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use neon_cowfs::{CloneOptions, ErrorKind, Event, Links, Method, Part, clone_tree};
+use proptest::prelude::*;
 use tempfile::tempdir;
 
 use crate::support::{FILES, assert_equal, make_source, move_apart, only, rubbish, tree};
@@ -268,4 +269,30 @@ fn the_default_options_clone_by_whatever_works_here() {
         probe.choose(neon_cowfs::Wanted::Best).unwrap().method,
         cloned.method
     );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_copy_of_any_file_with_holes_is_equal_and_no_larger(
+        pieces in prop::collection::vec((0u64..3 << 20, 1usize..200_000, any::<u8>()), 0..6),
+        size in 0u64..4 << 20,
+    ) {
+        let scratch = tempdir().unwrap();
+        let (source, target) = (scratch.path().join("source"), scratch.path().join("clone"));
+        fs::create_dir(&source).unwrap();
+        let file = fs::File::create(source.join("file")).unwrap();
+        for (at, length, byte) in pieces {
+            file.write_all_at(&vec![byte; length], at).unwrap();
+        }
+        file.set_len(size).unwrap();
+        clone_tree(&source, &target, &only(Method::Copy)).unwrap();
+        let read = |folder: &Path| fs::read(folder.join("file")).unwrap();
+        prop_assert!(read(&source) == read(&target));
+        // Of both all is on disk now, so blocks are comparable.
+        file.sync_all().unwrap();
+        let blocks = |folder: &Path| fs::metadata(folder.join("file")).unwrap().blocks();
+        prop_assert!(blocks(&target) <= blocks(&source) + 16);
+    }
 }

@@ -2,5 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod instances;
+mod restored;
+mod snapshots;
 mod storages;
 mod support;
+mod taken;

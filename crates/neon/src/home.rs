@@ -165,8 +165,8 @@ fn refuse_strange(root: &Path) -> Result<()> {
             .map_err(|error| Error::io(root, "cannot be listed", error))?
             .file_name();
         let name = name.to_string_lossy();
-        let ours =
-            ["pg", "trash", "store", "state", "cache", "config.json"].contains(&&*name) || name.starts_with('.');
+        let ours = ["pg", "trash", "store", "state", "cache", "config.json"].contains(&&*name)
+            || name.starts_with('.');
         if !ours {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod instances;
+mod moving;
 mod storages;
 mod support;

@@ -30,6 +30,26 @@ impl Fixture {
         Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
     }
 
+    /// A home with options of its own.
+    pub(crate) fn with(major: PgMajor, change: impl FnOnce(&mut Options)) -> Self {
+        let scratch = Scratch::new();
+        let mut options = options(major);
+        change(&mut options);
+        let neon = Neon::open(scratch.path().join("home"), options).unwrap();
+        Self {
+            neon,
+            scratch,
+            major,
+        }
+    }
+
+    /// As [`again`](Self::again), with other options.
+    pub(crate) fn again_with(&self, change: impl FnOnce(&mut Options)) -> Neon {
+        let mut options = options(self.major);
+        change(&mut options);
+        Neon::open(self.scratch.path().join("home"), options).unwrap()
+    }
+
     pub(crate) fn create(&self) -> CreatePg {
         let mut create = CreatePg::default();
         create.major = Some(self.major);

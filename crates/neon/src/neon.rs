@@ -31,7 +31,9 @@ impl AskPassword {
 
     pub(crate) async fn ask(&self, whose: &str) -> Option<Secret> {
         let (ask, whose) = (Arc::clone(&self.0), whose.to_owned());
-        tokio::task::spawn_blocking(move || ask(&whose)).await.ok()?
+        tokio::task::spawn_blocking(move || ask(&whose))
+            .await
+            .ok()?
     }
 }
 

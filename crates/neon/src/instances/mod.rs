@@ -6,12 +6,15 @@
 
 mod create;
 mod destroy;
+mod isolate;
 mod life;
 mod record;
+mod restore;
+mod runs_here;
 
 use std::path::PathBuf;
 
-use neon_pgctl::{Installation, Instance, ServerState, Status};
+use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
@@ -21,6 +24,7 @@ use crate::record::Lock;
 
 pub use create::CreatePg;
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
+pub use restore::RestoreChoice;
 
 /// An instance as it is now.
 #[derive(Debug)]
@@ -105,7 +109,7 @@ impl Instances<'_> {
         self.open(&self.known(name)?).await
     }
 
-    pub(super) async fn open(&self, record: &PgRecord) -> Result<Instance> {
+    pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
         let subject = || format!("pg {}", record.name);
         let installation = match Installation::at(&record.bin_dir) {
             Ok(installation) if installation.major().to_string() == record.major => installation,
@@ -121,8 +125,20 @@ impl Instances<'_> {
         Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
     }
 
+    /// Where the data directory of an instance is.
+    pub(crate) fn data_dir(&self, record: &PgRecord) -> PathBuf {
+        match &record.adopted {
+            Some(place) => place.data_dir.clone(),
+            None => self
+                .0
+                .home()
+                .instance_folder(record.name.as_str())
+                .join("data"),
+        }
+    }
+
     /// Finishes or takes back what a crash interrupted. The lock is held.
-    pub(super) async fn settle(&self, name: &Name) -> Result<()> {
+    pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
         let Some(record) = records::read::<PgRecord>(&self.record(name))? else {
             return Ok(());
         };
@@ -133,7 +149,10 @@ impl Instances<'_> {
                 self.update(name, |record| record.stage = Stage::Ready)?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
             }
-            Stage::Creating => records::remove(&self.record(name)),
+            Stage::Creating => {
+                self.clear_new(&record).await?;
+                records::remove(&self.record(name))
+            }
             Stage::Destroying => {
                 let home = self.0.home();
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
@@ -143,6 +162,24 @@ impl Instances<'_> {
                 records::remove(&self.record(name))
             }
         }
+    }
+
+    /// Removes what is half made, with a server that may still end in it.
+    async fn clear_new(&self, record: &PgRecord) -> Result<()> {
+        let staging = self.0.home().new_folder(&record.id);
+        if staging.join("data/postmaster.pid").exists()
+            && let Ok(installation) = Installation::at(&record.bin_dir)
+            && let Ok(instance) = Instance::open(&installation, &staging)
+        {
+            let options = StopOptions::new(StopMode::Immediate).with_escalation();
+            match instance.stop(&options).await {
+                Err(error) if error.kind() != neon_pgctl::ErrorKind::NotRunning => {
+                    return Err(Error::server(format!("pg {}", record.name), error));
+                }
+                _ => {}
+            }
+        }
+        records::remove_tree(&staging)
     }
 
     /// What is remembered of one instance.
@@ -164,13 +201,13 @@ impl Instances<'_> {
         })
     }
 
-    pub(super) fn update(&self, name: &Name, change: impl FnOnce(&mut PgRecord)) -> Result<()> {
+    pub(crate) fn update(&self, name: &Name, change: impl FnOnce(&mut PgRecord)) -> Result<()> {
         let mut record = self.known(name)?;
         change(&mut record);
         records::replace(&self.record(name), &record)
     }
 
-    pub(super) async fn lock(&self, name: &Name) -> Result<Lock> {
+    pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.0.home().instances().join(format!("{name}.lock"));
         Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use neon_pagestore::write::{SnapshotOptions, SnapshotWriter, WriteReport};
 use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
-use neon_snapshot_format::{End, ParallelSink};
+use neon_snapshot_format::ParallelSink;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
@@ -58,7 +58,7 @@ pub(crate) async fn bring(
     subject: &str,
     name: &SnapshotName,
     page_size: u32,
-    feed: impl FnOnce(&Bringing<'_>) -> Result<(Facts, End)> + Send + 'static,
+    feed: impl FnOnce(&Bringing<'_>) -> Result<Facts> + Send + 'static,
 ) -> Result<Brought> {
     let failed = |error| Error::repository(to.label(), error);
     let writing = to.repository.begin_writing().await.map_err(failed)?;
@@ -79,12 +79,14 @@ pub(crate) async fn bring(
             dropped,
             subject: &told,
         };
-        let (facts, _) = feed(&bringing)?;
+        let facts = feed(&bringing)?;
         let stored = sink.complete().map_err(failed)?;
         Ok((stored, facts))
     })
     .await
-    .map_err(|error| Error::new(ErrorKind::Failed, subject, "could not be copied").caused_by(error));
+    .map_err(|error| {
+        Error::new(ErrorKind::Failed, subject, "could not be copied").caused_by(error)
+    });
     let (stored, mut facts) = match written.and_then(|written| written) {
         Ok(written) => written,
         Err(error) => {
@@ -99,7 +101,15 @@ pub(crate) async fn bring(
     facts.names = vec![name.clone()];
     let commit = stored.commit(facts).map_err(failed)?;
     let committed = writing.commit(&commit).await.map_err(failed)?;
-    named(neon, &to.repository, &committed.names, committed.id, subject, true).await?;
+    named(
+        neon,
+        &to.repository,
+        &committed.names,
+        committed.id,
+        subject,
+        true,
+    )
+    .await?;
     Ok(Brought {
         id: committed.id,
         facts: commit.facts,

@@ -51,7 +51,9 @@ pub(crate) fn facts(
     let kind = match end.kind {
         Some(kind) => kind,
         None => kind_of(label.as_ref(), &control).ok_or_else(|| {
-            damaged("has no backup_label, and its server was not stopped: nothing makes it consistent")
+            damaged(
+                "has no backup_label, and its server was not stopped: nothing makes it consistent",
+            )
         })?,
     };
     let mut facts = Facts::of_control(kind, taken.unwrap_or(control.time), &control);

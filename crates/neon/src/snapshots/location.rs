@@ -66,7 +66,13 @@ impl ImportSource {
         let stem = stem.strip_suffix(NEON).unwrap_or(&stem);
         let plain: String = stem
             .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                    c
+                } else {
+                    '-'
+                }
+            })
             .collect();
         let plain = plain.trim_start_matches(['.', '-', '_']);
         plain.parse::<Name>().ok().map(String::from)
@@ -117,7 +123,11 @@ pub(crate) fn locator(text: &str) -> Result<Locator> {
 
 /// Whether a text is an address or a path rather than a name. Names have no slash and no scheme.
 fn is_address(text: &str) -> bool {
-    text.contains("://") || text.contains('/') || text == "." || text == ".." || text.ends_with(NEON)
+    text.contains("://")
+        || text.contains('/')
+        || text == "."
+        || text == ".."
+        || text.ends_with(NEON)
 }
 
 /// Whether a folder is a repository.

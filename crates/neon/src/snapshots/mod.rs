@@ -2,13 +2,23 @@
 
 mod base_backup;
 mod bring;
+mod create;
+mod current;
+mod destroy;
 mod export;
 mod import;
 mod imported;
 mod location;
+mod log_end;
+mod needs;
+mod parent;
 mod plain_backup;
 mod ranges;
+mod room;
+mod show;
+mod sources;
 mod transfer;
+mod watch;
 mod watched;
 
 use std::sync::Arc;
@@ -20,9 +30,14 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 
+pub use create::{CreateSnapshot, TakenSnapshot};
+pub use current::CurrentState;
+pub use destroy::DestroySnapshot;
 pub use export::{ExportFormat, ExportOptions, Exported};
 pub use import::{ImportSnapshot, Imported};
 pub use location::{ImportSource, Located};
+pub use parent::ParentChoice;
+pub use show::SnapshotDetails;
 pub use transfer::{Pulled, Remote, Transferred};
 
 /// The snapshots in the storages of a home.

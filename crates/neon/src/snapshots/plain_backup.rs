@@ -46,12 +46,7 @@ impl PlainBackup {
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
-    Error::new(
-        ErrorKind::Io,
-        path.display().to_string(),
-        "cannot be read",
-    )
-    .caused_by(error)
+    Error::new(ErrorKind::Io, path.display().to_string(), "cannot be read").caused_by(error)
 }
 
 #[derive(Default)]
@@ -150,10 +145,14 @@ impl PlainBackup {
 impl Source for PlainBackup {
     fn send(&mut self, sink: &mut dyn Sink) -> Result<()> {
         let found = self.walk()?;
-        let mut expected: Option<BTreeMap<&[u8], &ManifestFile>> = self
-            .manifest
-            .as_ref()
-            .map(|manifest| manifest.files.iter().map(|file| (&*file.path, file)).collect());
+        let mut expected: Option<BTreeMap<&[u8], &ManifestFile>> =
+            self.manifest.as_ref().map(|manifest| {
+                manifest
+                    .files
+                    .iter()
+                    .map(|file| (&*file.path, file))
+                    .collect()
+            });
         for entry in &found.directories {
             sink.entry(entry)?;
         }

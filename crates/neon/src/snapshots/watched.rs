@@ -210,7 +210,9 @@ fn each_piece(data: ChunkData<'_>, mut take: impl FnMut(&[u8])) {
         ChunkData::Bytes(bytes) => take(bytes),
         ChunkData::Zeros(mut count) => {
             while count > 0 {
-                let length = usize::try_from(count).unwrap_or(ZEROS.len()).min(ZEROS.len());
+                let length = usize::try_from(count)
+                    .unwrap_or(ZEROS.len())
+                    .min(ZEROS.len());
                 take(ZEROS.get(..length).unwrap_or(&ZEROS));
                 count = count.saturating_sub(length as u64);
             }
@@ -282,7 +284,13 @@ pub(crate) struct Stopping<S> {
 }
 
 impl<S> Stopping<S> {
-    pub(crate) fn new(sink: S, neon: &Neon, dropped: Arc<AtomicBool>, subject: &str, total: u64) -> Self {
+    pub(crate) fn new(
+        sink: S,
+        neon: &Neon,
+        dropped: Arc<AtomicBool>,
+        subject: &str,
+        total: u64,
+    ) -> Self {
         Self {
             sink,
             neon: neon.clone(),

@@ -3,5 +3,8 @@
 
 mod instances;
 mod moving;
+mod restored;
+mod snapshots;
 mod storages;
 mod support;
+mod taken;

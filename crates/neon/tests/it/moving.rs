@@ -88,7 +88,7 @@ async fn goes_round(major: PgMajor) {
     let home = Fixture::of(major);
     let cluster = source(major);
     let imported = import(&home, &path(&cluster.data_dir()), "old").await.unwrap();
-    assert_eq!((imported.format, &*imported.kind), ("data directory", "cold"));
+    assert_eq!((imported.format, imported.kind), ("data directory", "cold"));
     let first = found(&home, "old").await;
     let facts = first.repository.snapshot(first.id).await.unwrap();
     let facts = facts.facts().clone();
@@ -113,7 +113,7 @@ async fn goes_round(major: PgMajor) {
         ErrorKind::Exists
     );
     let imported = import(&home, &path(&file), "again").await.unwrap();
-    assert_eq!((imported.format, &*imported.kind), ("neon file", "cold"));
+    assert_eq!((imported.format, imported.kind), ("neon file", "cold"));
     // What is the same in a repository is not found by import, but the snapshot is.
     holds_what_was_filled(&boots(&home, &imported.found, major).await);
 
@@ -124,7 +124,7 @@ async fn goes_round(major: PgMajor) {
         options.compression = compression;
         snapshots.export(&first, &folder, &options).await.unwrap();
         let imported = import(&home, &path(&folder), named).await.unwrap();
-        assert_eq!((imported.format, &*imported.kind), ("base backup", "cold"));
+        assert_eq!((imported.format, imported.kind), ("base backup", "cold"));
         if named == "zst" {
             holds_what_was_filled(&boots(&home, &imported.found, major).await);
         }
@@ -176,7 +176,7 @@ async fn base_backups_come_in(major: PgMajor) {
     ];
     for (named, place) in &taken {
         let imported = import(&home, &path(place), named).await.unwrap();
-        assert_eq!((imported.format, &*imported.kind), ("base backup", "online"));
+        assert_eq!((imported.format, imported.kind), ("base backup", "online"));
         let snapshot = imported.found.repository.snapshot(imported.found.id).await;
         let facts = snapshot.unwrap().facts().clone();
         assert!(facts.log.start.is_some() && facts.log.stop >= facts.log.start);
@@ -222,7 +222,7 @@ async fn base_backups_of_18_come_in_plain_and_as_archives() {
 }
 
 async fn a_running_server_comes_in(major: PgMajor) {
-    let home = Fixture::with(major, |options| {
+    let home = Fixture::having(major, |options| {
         options.connections.environment.insert("PGPASSWORD".into(), "s3cret".into());
     });
     let cluster = Cluster::builder(major)
@@ -236,7 +236,7 @@ async fn a_running_server_comes_in(major: PgMajor) {
     let address = format!("basebackup://postgres@127.0.0.1:{}/", cluster.port());
     let imported = import(&home, &address, "oldpg").await.unwrap();
     drop(load.stop());
-    assert_eq!((imported.format, &*imported.kind), ("server", "online"));
+    assert_eq!((imported.format, imported.kind), ("server", "online"));
     let copy = boots(&home, &imported.found, major).await;
     holds_what_was_filled(&copy);
     Workload::Pgbench.verify(&copy);
@@ -275,7 +275,7 @@ async fn a_server_that_does_not_let_us_in_says_so_and_a_person_is_asked_for_the_
     assert_eq!(error.kind(), ErrorKind::Environment, "{error:?}");
     assert!(!format!("{error:?}").contains("nottheone"));
     let port: u16 = cluster.port();
-    let asked = Fixture::with(PgMajor::V15, move |options| {
+    let asked = Fixture::having(PgMajor::V15, move |options| {
         options.ask_password = Some(neon_pg::AskPassword::new(move |whose| {
             assert_eq!(whose, format!("postgres@127.0.0.1:{port}"));
             Some("s3cret".into())
@@ -356,7 +356,7 @@ async fn hostile_and_broken_archives_are_refused() {
 async fn a_stopped_import_or_export_leaves_nothing() {
     let home = Fixture::new();
     let cluster = source(PgMajor::V15);
-    let other = home.again_with(|options| {
+    let other = home.with(|options| {
         let cancel = std::sync::Arc::clone(&options.cancel);
         // Stops as soon as anything was written.
         options.events = neon_pg::EventSink::new(move |event| {
@@ -380,7 +380,7 @@ async fn a_stopped_import_or_export_leaves_nothing() {
         ExportFormat::Neon,
     ] {
         let to = home.scratch.path().join("out");
-        let stopping = home.again_with(|options| {
+        let stopping = home.with(|options| {
             let cancel = std::sync::Arc::clone(&options.cancel);
             options.events = neon_pg::EventSink::new(move |event| {
                 if matches!(event, neon_pg::Event::Progress { .. }) {

@@ -31,7 +31,7 @@ impl Fixture {
     }
 
     /// A home with options of its own.
-    pub(crate) fn with(major: PgMajor, change: impl FnOnce(&mut Options)) -> Self {
+    pub(crate) fn having(major: PgMajor, change: impl FnOnce(&mut Options)) -> Self {
         let scratch = Scratch::new();
         let mut options = options(major);
         change(&mut options);
@@ -43,8 +43,8 @@ impl Fixture {
         }
     }
 
-    /// As [`again`](Self::again), with other options.
-    pub(crate) fn again_with(&self, change: impl FnOnce(&mut Options)) -> Neon {
+    /// The same, opened with other options.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Options)) -> Neon {
         let mut options = options(self.major);
         change(&mut options);
         Neon::open(self.scratch.path().join("home"), options).unwrap()
@@ -61,6 +61,20 @@ impl Fixture {
         create.name = Some(name.parse().unwrap());
         create.no_start = true;
         create
+    }
+}
+
+impl Fixture {
+    /// Ends the server of an instance as a loss of power would.
+    pub(crate) fn crash(&self, name: &str) {
+        let data = self.scratch.path().join("home/pg").join(name).join("data");
+        let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        let pid = text.lines().next().unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).unwrap();
+        while rustix::process::test_kill_process(pid).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 }
 
@@ -102,4 +116,25 @@ pub(crate) fn name(text: &str) -> Name {
 
 pub(crate) fn refused<T>(result: neon_pg::Result<T>) -> ErrorKind {
     result.err().map(|error| error.kind()).unwrap()
+}
+
+/// Runs a query in the database `postgres` of an instance; the first value of its answer.
+pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    let results = client.simple_query(query).await.unwrap();
+    let first = results.first().and_then(|rows| rows.value(0, 0));
+    let first = first.unwrap_or_default().to_owned();
+    client.close().await;
+    first
+}
+
+/// Runs statements, each by itself.
+pub(crate) async fn run(neon: &Neon, pg: &str, sql: &str) {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    for statement in sql.split(';').filter(|part| !part.trim().is_empty()) {
+        client.simple_query(statement).await.unwrap();
+    }
+    client.close().await;
 }

@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
-use neon_pagestore::SnapshotName;
+use neon_pagestore::{Facts, SnapshotName};
 use neon_pg_layout::{ManifestItem, ManifestReader, TimelineRange};
 use neon_pgwire::{
     BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ErrorKind as Wire, ManifestOption,
@@ -246,58 +246,33 @@ struct Reading {
 }
 
 impl Reading {
-    fn send(self, bringing: &Bringing<'_>) -> Result<(neon_pagestore::Facts, End)> {
+    fn send(self, bringing: &Bringing<'_>) -> Result<Facts> {
         let broken = |reason: &'static str| Error::new(ErrorKind::Failed, bringing.subject, reason);
         let sink = bringing.sink(self.total).summing();
         let mut ranges = Vec::new();
-        {
-            let archives = self
-                .archives
-                .into_iter()
-                .map(|(kind, stream)| Archive {
-                    kind,
-                    stream: Box::new(stream),
-                })
-                .collect();
-            let mut order = Held(Sequential::new(&sink).map_err(|error| bringing.format(error))?);
-            BaseBackup::new(archives)
-                .send(&mut order)
-                .map_err(|error| bringing.format(error))?;
-            self::check(bringing, &sink, self.manifest, &mut ranges)?;
-            let stopped = self
-                .stop
-                .blocking_recv()
-                .map_err(|_| broken("did not say where the backup ends"))?;
-            let mut end = End {
-                wal: ranges,
-                ..End::default()
-            };
-            let facts = facts(bringing.subject, &sink, &end, Some(stopped), self.taken)?;
-            end.kind = Some(facts.kind);
-            neon_snapshot_format::Sink::end(&mut order.0, &end)
-                .map_err(|error| bringing.format(error))?;
-            Ok((facts, end))
-        }
-    }
-}
-
-/// Holds the end back until the manifest has agreed.
-struct Held<'a>(Sequential<'a>);
-
-impl neon_snapshot_format::Sink for Held<'_> {
-    fn entry(&mut self, entry: &neon_snapshot_format::Entry) -> neon_snapshot_format::Result<()> {
-        self.0.entry(entry)
-    }
-
-    fn chunk(
-        &mut self,
-        chunk: &neon_snapshot_format::Chunk<'_>,
-    ) -> neon_snapshot_format::Result<()> {
-        self.0.chunk(chunk)
-    }
-
-    fn end(&mut self, _: &End) -> neon_snapshot_format::Result<()> {
-        Ok(())
+        let archives = self
+            .archives
+            .into_iter()
+            .map(|(kind, stream)| Archive {
+                kind,
+                stream: Box::new(stream),
+            })
+            .collect();
+        let mut order = Sequential::new(&sink).map_err(|error| bringing.format(error))?;
+        BaseBackup::new(archives)
+            .send(&mut order)
+            .map_err(|error| bringing.format(error))?;
+        // Nothing of it is a snapshot before the manifest agrees and the server said where the backup ends.
+        check(bringing, &sink, self.manifest, &mut ranges)?;
+        let stopped = self
+            .stop
+            .blocking_recv()
+            .map_err(|_| broken("did not say where the backup ends"))?;
+        let end = End {
+            wal: ranges,
+            ..End::default()
+        };
+        facts(bringing.subject, &sink, &end, Some(stopped), self.taken)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use neon_pagestore::write::{SnapshotOptions, SnapshotWriter, WriteReport};
 use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
-use neon_snapshot_format::{End, ParallelSink};
+use neon_snapshot_format::ParallelSink;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
@@ -58,7 +58,7 @@ pub(crate) async fn bring(
     subject: &str,
     name: &SnapshotName,
     page_size: u32,
-    feed: impl FnOnce(&Bringing<'_>) -> Result<(Facts, End)> + Send + 'static,
+    feed: impl FnOnce(&Bringing<'_>) -> Result<Facts> + Send + 'static,
 ) -> Result<Brought> {
     let failed = |error| Error::repository(to.label(), error);
     let writing = to.repository.begin_writing().await.map_err(failed)?;
@@ -79,7 +79,7 @@ pub(crate) async fn bring(
             dropped,
             subject: &told,
         };
-        let (facts, _) = feed(&bringing)?;
+        let facts = feed(&bringing)?;
         let stored = sink.complete().map_err(failed)?;
         Ok((stored, facts))
     })

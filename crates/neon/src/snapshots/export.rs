@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use neon_pagestore::CommitId;
 use neon_pagestore::read::{Snapshot, SnapshotSource};
 use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_snapshot_format::basebackup::{BaseBackupWriter, TarOptions};
@@ -88,7 +89,7 @@ impl ExportOptions {
 #[non_exhaustive]
 pub struct Exported {
     /// The snapshot's id.
-    pub id: String,
+    pub id: CommitId,
     /// Where it is; absent when it went into a stream.
     pub path: Option<PathBuf>,
     /// In which format.
@@ -97,8 +98,8 @@ pub struct Exported {
     pub size: u64,
     /// Where its tablespaces are, if it has any outside of the data directory.
     pub tablespaces: Option<PathBuf>,
-    /// How long it took, in milliseconds.
-    pub elapsed_ms: u64,
+    /// How long it took, in seconds.
+    pub elapsed: f64,
 }
 
 impl Snapshots<'_> {
@@ -119,14 +120,14 @@ impl Snapshots<'_> {
         require_free(&to, how.format)?;
         self.require_room(&snapshot, &to, how)?;
         let mut operation = self.0.begin_operation("snapshot export", &from.asked)?;
-        operation.detail("snapshot", from.id.to_string());
+        operation.detail("id", from.id.to_string());
         operation.detail("to", to.display().to_string());
         self.0.tell(Event::Step(format!(
             "Exporting snapshot {} to {}.",
             from.asked,
             to.display()
         )));
-        let (id, size) = (from.id.to_string(), snapshot.facts().cost.bytes);
+        let (id, size) = (from.id, snapshot.facts().cost.bytes);
         let tablespaces = has_tablespaces(&snapshot).await?.then(|| {
             let beside = || PathBuf::from(format!("{}.tablespaces", to.display()));
             how.tablespaces.clone().unwrap_or_else(beside)
@@ -149,7 +150,7 @@ impl Snapshots<'_> {
             format: how.format,
             size,
             tablespaces,
-            elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed: begun.elapsed().as_secs_f64(),
         })
     }
 
@@ -206,12 +207,12 @@ impl Snapshots<'_> {
         })
         .await?;
         Ok(Exported {
-            id: from.id.to_string(),
+            id: from.id,
             path: None,
             format,
             size,
             tablespaces: None,
-            elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed: begun.elapsed().as_secs_f64(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use neon_pagestore::{Facts, SnapshotName};
+use neon_pagestore::{CommitId, Facts, SnapshotName};
 use neon_pg_layout::wal::{WalFormat, end_of_log};
 use neon_pg_layout::{
     ClusterState, ControlFile, Lsn, PostmasterPid, SegmentName, TimelineRange, WalFileName,
@@ -64,18 +64,18 @@ pub struct Imported {
     /// It.
     #[serde(skip)]
     pub found: Found,
-    /// Its id, in hexadecimal digits.
-    pub id: String,
+    /// Its id.
+    pub id: CommitId,
     /// Its name.
-    pub name: String,
+    pub name: SnapshotName,
     /// The storage it is in.
-    pub storage: String,
+    pub storage: Name,
     /// Where it came from, without passwords.
     pub source: String,
     /// What the source was: `server`, `data directory`, `base backup`, `neon file`.
     pub format: &'static str,
-    /// In what state the cluster was.
-    pub kind: String,
+    /// In what state the cluster was: `cold`, `online`, `standby`, `recovery`, `crashed`.
+    pub kind: &'static str,
     /// Bytes that its files have.
     pub size: u64,
     /// Bytes that were stored for it.
@@ -84,8 +84,8 @@ pub struct Imported {
     pub files: u64,
     /// Pages that are damaged and were taken all the same.
     pub bad_pages: usize,
-    /// How long it took, in milliseconds.
-    pub elapsed_ms: u64,
+    /// How long it took, in seconds.
+    pub elapsed: f64,
 }
 
 impl Snapshots<'_> {
@@ -113,7 +113,7 @@ impl Snapshots<'_> {
         operation.detail("source", wanted.source.to_string());
         let imported = self.import_into(wanted, repository, storage, name).await;
         if let Ok(imported) = &imported {
-            operation.detail("snapshot", imported.id.clone());
+            operation.detail("id", imported.id.to_string());
         }
         operation.end(imported)
     }
@@ -149,17 +149,17 @@ impl Snapshots<'_> {
         };
         let Brought { id, facts, report } = brought;
         Ok(Imported {
-            id: id.to_string(),
-            name: name.to_string(),
-            storage: storage.to_string(),
+            id,
+            name: name.clone(),
+            storage,
             source: wanted.source.to_string(),
             format,
-            kind: facts.kind.to_string(),
+            kind: facts.kind.name(),
             size: facts.cost.bytes,
             stored: report.stored_data.saturating_add(report.stored_metadata),
             files: facts.cost.files,
             bad_pages: facts.bad_pages.len(),
-            elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed: begun.elapsed().as_secs_f64(),
             found: Found {
                 id,
                 asked: name.to_string(),
@@ -317,10 +317,10 @@ impl Snapshots<'_> {
     }
 }
 
-type Feed = Box<dyn FnOnce(&Bringing<'_>) -> Result<(Facts, End)> + Send>;
+type Feed = Box<dyn FnOnce(&Bringing<'_>) -> Result<Facts> + Send>;
 
 /// A source that is read once, in order.
-fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<(Facts, End)> {
+fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<Facts> {
     let sink = bringing.sink(0);
     let mut order = Remembered {
         sink: Sequential::new(&sink).map_err(|error| bringing.format(error))?,
@@ -329,8 +329,7 @@ fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<(Facts, 
     let sent = source.send(&mut order);
     sent.map_err(|error| bringing.format(error))?;
     let end = order.end;
-    let facts = facts(bringing.subject, &sink, &end, None, None)?;
-    Ok((facts, end))
+    facts(bringing.subject, &sink, &end, None, None)
 }
 
 /// Keeps what the source said at the end.
@@ -361,7 +360,7 @@ fn neon_file(
     bringing: &Bringing<'_>,
     reader: impl ReadRange,
     threads: usize,
-) -> Result<(Facts, End)> {
+) -> Result<Facts> {
     let file = NeonFile::open(reader, None).map_err(|error| bringing.format(error))?;
     let mut total = 0_u64;
     for page in 0..file.entry_pages() {
@@ -373,8 +372,7 @@ fn neon_file(
     file.send_parallel(&sink, threads)
         .map_err(|error| bringing.format(error))?;
     let end = file.snapshot().clone();
-    let facts = facts(bringing.subject, &sink, &end, None, None)?;
-    Ok((facts, end))
+    facts(bringing.subject, &sink, &end, None, None)
 }
 
 fn data_directory(
@@ -383,7 +381,7 @@ fn data_directory(
     state: ClusterState,
     allow_bad_pages: bool,
     threads: usize,
-) -> Result<(Facts, End)> {
+) -> Result<Facts> {
     let fail = |error| bringing.format(error);
     let source = match state {
         ClusterState::ShutDown => PgData::cold(path),
@@ -409,7 +407,7 @@ fn data_directory(
     if source.kind() == SnapshotKind::Cold {
         facts.log.stop = log;
     }
-    Ok((facts, end))
+    Ok(facts)
 }
 
 /// Where the log of a stopped cluster ends; nothing when it cannot be read.

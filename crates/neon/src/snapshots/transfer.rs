@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use neon_pagestore::{Copied, SnapshotName};
+use neon_pagestore::{CommitId, Copied, SnapshotName};
 use neon_storage::Locator;
 use serde::Serialize;
 
@@ -36,9 +36,9 @@ pub struct Transferred {
     #[serde(skip)]
     pub found: Option<Found>,
     /// Its id, the same on both sides.
-    pub id: String,
+    pub id: CommitId,
     /// Its names.
-    pub names: Vec<String>,
+    pub names: Vec<SnapshotName>,
     /// Where it is now.
     pub to: String,
     /// Bytes that its files have.
@@ -51,8 +51,8 @@ pub struct Transferred {
     pub packs_sent: u64,
     /// Frames that were sent by themselves.
     pub frames_sent: u64,
-    /// How long it took, in milliseconds.
-    pub elapsed_ms: u64,
+    /// How long it took, in seconds.
+    pub elapsed: f64,
 }
 
 /// What pulling came to: a copy from a repository, or an import from elsewhere.
@@ -163,7 +163,7 @@ impl Snapshots<'_> {
 
     async fn copied(&self, verb: &str, from: &Found, to: StorageRepository) -> Result<Transferred> {
         let mut operation = self.0.begin_operation(verb, &from.asked)?;
-        operation.detail("snapshot", from.id.to_string());
+        operation.detail("id", from.id.to_string());
         operation.detail("from", from.repository.label());
         operation.detail("to", to.label());
         operation.end(self.copy(from, to).await)
@@ -207,15 +207,15 @@ impl Snapshots<'_> {
         let Copied { names, .. } = &copied;
         named(self.0, &to.repository, names, copied.id, &subject, false).await?;
         Ok(Transferred {
-            id: copied.id.to_string(),
-            names: facts.names.iter().map(ToString::to_string).collect(),
+            id: copied.id,
+            names: facts.names.clone(),
             to: label,
             size: facts.cost.bytes,
             sent: copied.bytes,
             packs_there: copied.packs_there,
             packs_sent: copied.packs_whole,
             frames_sent: copied.frames,
-            elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed: begun.elapsed().as_secs_f64(),
             found: Some(Found {
                 id: copied.id,
                 asked: from.asked.clone(),

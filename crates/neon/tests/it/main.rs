@@ -3,6 +3,7 @@
 
 mod checkouts;
 mod instances;
+mod moving;
 mod restored;
 mod snapshots;
 mod storages;

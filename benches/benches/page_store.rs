@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{FrameReaderOptions, MapReader, Snapshot};
 use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
@@ -139,7 +140,7 @@ async fn snapshot(
         let source = PgData::cold(&data).unwrap();
         let copied = match parent {
             Some((parent, select)) => {
-                sink = sink.with_parent(parent);
+                sink = sink.with_parent(parent).with_hints(Hints::Exact);
                 source.copy_selected(select, &sink, 2).unwrap()
             }
             None => source.copy_parallel(&sink, 2).unwrap(),

@@ -117,6 +117,41 @@ impl Storages<'_> {
         self.at(storage, &record).await
     }
 
+    /// The repository at a locator, attached or not, made if there is none. One that is made at a locator that is not
+    /// attached is not encrypted.
+    ///
+    /// # Errors
+    /// As [`repository`](Self::repository).
+    pub async fn repository_made_at(&self, locator: &Locator) -> Result<StorageRepository> {
+        if let Some(found) = self.repository_at(locator).await? {
+            return Ok(found);
+        }
+        let known = self.list()?.into_iter().find(|(_, record)| {
+            Locator::parse(&record.locator)
+                .is_ok_and(|known| known.to_string() == locator.to_string())
+        });
+        if let Some((name, _)) = known {
+            return self.repository(&name).await;
+        }
+        let registry = &self.0.options().registry;
+        let label = format!("storage {locator}");
+        let storage = registry
+            .open(locator, &self.0.options().context)
+            .await
+            .map_err(|error| Error::storage(&*label, error))?;
+        let record = StorageRecord::unattached(StorageType::of(locator)?, locator);
+        let made = Repository::init(Arc::clone(&storage), OpenOptions::new()).await;
+        match made {
+            Ok(made) => self.opened(None, &record, made).await,
+            // Somebody else made it meanwhile.
+            Err(error) if error.kind() == neon_pagestore::ErrorKind::Exists => self
+                .at(storage, &record)
+                .await?
+                .ok_or_else(|| Error::new(ErrorKind::Failed, label, "came and went")),
+            Err(error) => Err(Error::repository(label, error)),
+        }
+    }
+
     async fn at(
         &self,
         storage: Arc<dyn Storage>,

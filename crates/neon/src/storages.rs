@@ -316,6 +316,31 @@ impl Storages<'_> {
         self.open_at(name, &locator).await
     }
 
+    /// The storage and the key of one object at an address, such as a `.neon` file.
+    pub(crate) async fn object_at(&self, locator: &Locator) -> Result<(Arc<dyn Storage>, Key)> {
+        let invalid = || {
+            Error::new(
+                ErrorKind::Invalid,
+                format!("address {locator}"),
+                "names no object",
+            )
+        };
+        let exposed = locator.expose();
+        let (place, options) = match exposed.expose().split_once('?') {
+            Some((place, options)) => (place, format!("?{options}")),
+            None => (exposed.expose(), String::new()),
+        };
+        let (folder, _) = place.rsplit_once('/').ok_or_else(invalid)?;
+        let path = locator.path();
+        let object = path.rsplit('/').next().filter(|name| !name.is_empty());
+        let key = Key::new(object.ok_or_else(invalid)?).map_err(|_| invalid())?;
+        let failed = |error| Error::storage(format!("address {locator}"), error);
+        let folder = Locator::parse(&format!("{folder}{options}")).map_err(failed)?;
+        let context = &self.0.options().context;
+        let opened = self.0.options().registry.open(&folder, context).await;
+        Ok((opened.map_err(failed)?, key))
+    }
+
     async fn open_at(&self, name: &Name, locator: &Locator) -> Result<Arc<dyn Storage>> {
         let options = self.0.options();
         options

@@ -130,6 +130,18 @@ impl Instances<'_> {
         Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
     }
 
+    /// Where the data directory of an instance is.
+    pub(crate) fn data_dir(&self, record: &PgRecord) -> PathBuf {
+        match &record.adopted {
+            Some(place) => place.data_dir.clone(),
+            None => self
+                .0
+                .home()
+                .instance_folder(record.name.as_str())
+                .join("data"),
+        }
+    }
+
     /// Finishes or takes back what a crash interrupted, and starts the server again if it ran. The lock is held.
     pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
         self.settle_with(name, true).await

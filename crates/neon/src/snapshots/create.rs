@@ -401,7 +401,9 @@ fn insert_position(instance: &Instance, kind: SnapshotKind) -> InsertPosition {
 }
 
 /// Runs in a thread that may wait.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => Err(

@@ -4,6 +4,7 @@
 mod checkouts;
 mod instances;
 mod killed;
+mod moving;
 mod restored;
 mod snapshots;
 mod storages;

@@ -8,6 +8,7 @@ pub(crate) mod layout;
 mod maps;
 mod memory;
 mod pages;
+mod parent_pages;
 mod read_ahead;
 pub(crate) mod source;
 
@@ -15,4 +16,5 @@ pub use disk_cache::DiskCache;
 pub use frames::{FrameReader, FrameReaderOptions, FrameUse, Moved, Place};
 pub use maps::MapReader;
 pub use pages::Snapshot;
+pub use parent_pages::SnapshotPages;
 pub use source::SnapshotSource;

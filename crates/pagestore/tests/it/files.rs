@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{MapReader, Snapshot};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, Stored};
 use neon_pagestore::{CommitId, Repository};
@@ -187,7 +188,7 @@ pub(crate) async fn make(
             compare: true,
             ..SnapshotOptions::default()
         };
-        let mut sink = SnapshotWriter::new(&to, writer, options)?;
+        let mut sink = SnapshotWriter::new(&to, writer, options)?.with_hints(Hints::Exact);
         if let Some(parent) = &parent {
             sink = sink.with_parent(Parent::of(parent));
         }

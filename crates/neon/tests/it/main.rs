@@ -6,6 +6,7 @@ mod instances;
 mod killed;
 mod moving;
 mod restored;
+mod shared;
 mod snapshots;
 mod storages;
 mod support;

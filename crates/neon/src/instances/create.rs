@@ -106,6 +106,7 @@ impl Instances<'_> {
                 adopted: None,
                 method: None,
                 heads: Vec::new(),
+                replica: None,
                 checkout: None,
             };
             match record::create(&self.record(&name), &record) {

@@ -10,6 +10,7 @@ mod destroy;
 mod isolate;
 mod life;
 mod record;
+mod replica;
 mod restore;
 mod runs_here;
 mod trees;
@@ -29,6 +30,7 @@ pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
+pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
 
@@ -58,6 +60,16 @@ impl Pg {
             ServerState::Standby => Some("replica"),
             _ => Some("primary"),
         }
+    }
+
+    /// Its role as a listing shows it: that of a replica with its number, `replica-1`.
+    #[must_use]
+    pub fn role_in_list(&self) -> Option<String> {
+        let role = self.role()?;
+        Some(match (&self.record.replica, role) {
+            (Some(of), "replica") => format!("replica-{}", of.number),
+            _ => role.to_owned(),
+        })
     }
 }
 

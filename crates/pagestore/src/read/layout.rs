@@ -46,9 +46,13 @@ impl<'a> Layout<'a> {
         extents.get(from..to).unwrap_or_default()
     }
 
-    fn pieces(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
+    /// Tells of a range which pages lie side by side, and in which frame from which byte on; zeros lie in none.
+    pub(crate) fn each(
+        &self,
+        range: &Range<u64>,
+        mut tell: impl FnMut(Range<u64>, Option<(&'a FrameRef, u64)>),
+    ) -> Result<()> {
         let mut next = range.start;
-        let mut pieces = Vec::new();
         for extent in self.extents(range) {
             let start = u64::from(extent.page) * self.page_size;
             let end = (u64::from(extent.end()) * self.page_size)
@@ -59,11 +63,10 @@ impl<'a> Layout<'a> {
             }
             let frame = match &extent.at {
                 At::Zeros => None,
-                At::Frame { frame, offset } => Some((*frame, u64::from(*offset) + (next - start))),
+                At::Frame { frame, offset } => Some((frame, u64::from(*offset) + (next - start))),
             };
             if end > next {
-                let bytes = next..end;
-                pieces.push(Piece { bytes, frame });
+                tell(next..end, frame);
                 next = end;
             }
         }
@@ -73,22 +76,29 @@ impl<'a> Layout<'a> {
                 format!("the map says nothing of byte {next}"),
             ));
         }
+        Ok(())
+    }
+
+    fn pieces(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        self.each(range, |bytes, frame| {
+            let frame = frame.map(|(frame, at)| (*frame, at));
+            pieces.push(Piece { bytes, frame });
+        })?;
         Ok(pieces)
     }
 
     /// The frames that hold a range, each with how many of its bytes do.
     pub(crate) fn frames(&self, range: &Range<u64>) -> Result<Vec<(FrameRef, u64)>> {
         let mut frames: Vec<(FrameRef, u64)> = Vec::new();
-        for piece in self.pieces(range)? {
-            let Some((frame, _)) = piece.frame else {
-                continue;
-            };
-            let length = piece.bytes.end - piece.bytes.start;
+        self.each(range, |bytes, frame| {
+            let Some((frame, _)) = frame else { return };
+            let length = bytes.end - bytes.start;
             match frames.last_mut() {
                 Some((last, used)) if last.id() == frame.id() => *used += length,
-                _ => frames.push((frame, length)),
+                _ => frames.push((*frame, length)),
             }
-        }
+        })?;
         Ok(frames)
     }
 

@@ -16,6 +16,7 @@ mod clusters;
 mod collection;
 mod copies;
 mod encryption;
+mod exports;
 mod faults;
 mod files;
 mod gated;

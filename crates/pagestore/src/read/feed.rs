@@ -1,7 +1,7 @@
 //! A whole snapshot in pieces of work: which part of which file comes next, and the frames it needs, fetched while
 //! the piece before it is at work.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,14 +15,17 @@ use crate::bridge::Bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{Extent, FileKind, FrameRef, MappedFile, Walk};
 use crate::read::arrange::arrange;
-use crate::read::frames::{FrameReader, decode, subject};
+use crate::read::frames::{FrameReader, decode_shared, subject};
 use crate::read::layout::Layout;
 use crate::read::memory::Address;
 use crate::read::pages::Snapshot;
 use crate::read::source::CONTROL;
 
-/// Files, or what is wanted of them, are gathered up to so many bytes.
-const PIECE: u64 = 8 << 20;
+/// Files, or what is wanted of them, are gathered up to so many bytes when they are told in order. Frames that
+/// neighbouring pieces need both may be read for each: the larger, the fewer.
+const PIECE: u64 = 32 << 20;
+/// Frames of which not all is wanted that are decoded together.
+const AT_ONCE: usize = 64;
 /// What a file costs beside its bytes.
 const FILE: u64 = 4096;
 /// Bytes of memory that the map of those files takes that are sorted by frame together: of four gigabytes where every
@@ -276,69 +279,108 @@ impl Drop for Fetched {
 enum Frame {
     Plain(Bytes),
     Stored(Bytes),
+    /// Only what is wanted of it, by where that begins.
+    Parts(BTreeMap<u64, Bytes>),
 }
 
 impl Fetched {
-    /// A frame, decoded when first asked for.
-    pub(crate) fn get(&mut self, frame: &FrameRef) -> Result<Bytes> {
-        match self.frames.get_mut(&frame.id()) {
-            Some(Frame::Plain(bytes)) => Ok(bytes.clone()),
-            Some(stored) => {
-                let bytes = match stored {
-                    Frame::Stored(bytes) => Bytes::from(decode(frame, bytes)?),
-                    Frame::Plain(bytes) => bytes.clone(),
-                };
-                *stored = Frame::Plain(bytes.clone());
-                // The stored bytes remain as long as others of their request do.
-                self.held += bytes.len();
-                self.gauge.add(bytes.len());
-                Ok(bytes)
-            }
-            None => Err(Error::damaged(subject(frame), "was not brought")),
+    /// Some bytes of a frame, which is decoded when first asked for.
+    pub(crate) fn get(&mut self, frame: &FrameRef, range: Range<u64>) -> Result<Bytes> {
+        let entry = self.frames.get_mut(&frame.id());
+        let entry = entry.ok_or_else(|| Error::damaged(subject(frame), "was not brought"))?;
+        if let Frame::Stored(bytes) = entry {
+            let bytes = decode_shared(frame, bytes)?;
+            // The stored bytes remain as long as others of their request do.
+            let length = bytes.len();
+            *entry = Frame::Plain(bytes);
+            self.held += length;
+            self.gauge.add(length);
         }
+        let found = match entry {
+            Frame::Plain(bytes) | Frame::Stored(bytes) => cut(bytes, &range),
+            Frame::Parts(parts) => {
+                let before = parts.range(..=range.start).next_back();
+                before.and_then(|(start, bytes)| {
+                    cut(
+                        bytes,
+                        &(range.start - start..range.end.checked_sub(*start)?),
+                    )
+                })
+            }
+        };
+        let beyond = "the map leads beyond the end of a frame";
+        found.ok_or_else(|| Error::malformed(subject(frame), beyond))
     }
 }
 
-/// Fetches what parts need. Frames of which these parts use all go past the memory; the others will be asked for
-/// again by neighbours, unless each is needed `once`.
+fn cut(bytes: &Bytes, range: &Range<u64>) -> Option<Bytes> {
+    let from = usize::try_from(range.start).ok()?;
+    let to = usize::try_from(range.end).ok()?;
+    (from <= to && to <= bytes.len()).then(|| bytes.slice(from..to))
+}
+
+/// Fetches what parts need. Frames of which these parts use all, or that are needed `once`, go past the memory. The
+/// others will be asked for again by neighbours; of them only what is wanted is held, so that it does not matter how many
+/// they are.
 async fn fetch(
     frames: FrameReader,
-    wanted: Vec<(FrameRef, u64)>,
+    wanted: Vec<(FrameRef, Range<u64>)>,
     once: bool,
     gauge: Arc<Gauge>,
 ) -> Result<Fetched> {
-    let mut used: HashMap<Address, (FrameRef, u64)> = HashMap::new();
-    for (frame, bytes) in wanted {
-        used.entry(frame.id()).or_insert((frame, 0)).1 += bytes;
+    let mut used: HashMap<Address, (FrameRef, Vec<Range<u64>>)> = HashMap::new();
+    for (frame, range) in wanted {
+        let of = used.entry(frame.id());
+        of.or_insert((frame, Vec::new())).1.push(range);
     }
-    let live = used.values().map(|(_, bytes)| bytes).sum();
+    let length = |range: &Range<u64>| range.end - range.start;
+    let live = used.values().flat_map(|(_, used)| used).map(length).sum();
     let (mut all, mut some) = (Vec::new(), Vec::new());
-    for (frame, bytes) in used.into_values() {
+    for (frame, used) in used.into_values() {
+        let bytes: u64 = used.iter().map(length).sum();
         let whole = once || bytes >= u64::from(frame.plain_length);
         if whole && frame.stored_length > 0 {
-            &mut all
+            all.push(frame);
         } else {
-            &mut some
+            some.push((frame, used));
         }
-        .push(frame);
     }
-    let (stored, plain) = tokio::try_join!(frames.stored(&all), frames.get_many(&some))?;
-    let held = stored.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
-        + plain.iter().map(Bytes::len).sum::<usize>();
-    gauge.add(held);
-    let stored = stored
-        .into_iter()
-        .map(|(frame, bytes)| (frame.id(), Frame::Stored(bytes)));
-    let plain = some
-        .iter()
-        .zip(plain)
-        .map(|(frame, bytes)| (frame.id(), Frame::Plain(bytes)));
-    Ok(Fetched {
-        frames: stored.chain(plain).collect(),
+    some.sort_by_key(|(frame, _)| (frame.pack.id, frame.offset));
+    let mut fetched = Fetched {
+        frames: HashMap::new(),
         live,
-        held,
+        held: 0,
         gauge,
-    })
+    };
+    for (frame, bytes) in frames.stored(&all).await? {
+        fetched.hold(bytes.len());
+        fetched.frames.insert(frame.id(), Frame::Stored(bytes));
+    }
+    for together in some.chunks(AT_ONCE) {
+        let wanted: Vec<FrameRef> = together.iter().map(|(frame, _)| *frame).collect();
+        let plain = frames.get_many(&wanted).await?;
+        for ((frame, used), plain) in together.iter().zip(plain) {
+            let mut parts = BTreeMap::new();
+            for range in used {
+                // What lies beyond the end is missed when it is asked for.
+                let Some(bytes) = cut(&plain, range) else {
+                    continue;
+                };
+                let bytes = Bytes::copy_from_slice(&bytes);
+                fetched.hold(bytes.len());
+                parts.insert(range.start, bytes);
+            }
+            fetched.frames.insert(frame.id(), Frame::Parts(parts));
+        }
+    }
+    Ok(fetched)
+}
+
+impl Fetched {
+    fn hold(&mut self, bytes: usize) {
+        self.held += bytes;
+        self.gauge.add(bytes);
+    }
 }
 
 /// Pieces of work with their frames, one of them fetched ahead.

@@ -582,6 +582,18 @@ fn record(frame: &FrameRef) -> Result<FrameRecord> {
     .map_err(|error| Error::format(subject(frame), error))
 }
 
+/// As [`decode`], without a copy where the stored bytes are the plain ones. The result may then keep all of its request
+/// in memory: not for caches.
+pub(crate) fn decode_shared(frame: &FrameRef, stored: &Bytes) -> Result<Bytes> {
+    let record = record(frame)?;
+    if record.is_stored_plain() {
+        let checked = record.check(stored);
+        checked.map_err(|error| Error::format(subject(frame), error))?;
+        return Ok(stored.clone());
+    }
+    decode(frame, stored).map(Bytes::from)
+}
+
 /// Verifies, opens and decodes the stored bytes of a frame.
 pub(crate) fn decode(frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>> {
     let cipher = frame.sealed.then(|| PackCipher::new(&frame.pack.key));

@@ -88,25 +88,26 @@ impl<'a> Layout<'a> {
         Ok(pieces)
     }
 
-    /// The frames that hold a range, each with how many of its bytes do.
-    pub(crate) fn frames(&self, range: &Range<u64>) -> Result<Vec<(FrameRef, u64)>> {
-        let mut frames: Vec<(FrameRef, u64)> = Vec::new();
+    /// The frames that hold a range, each with the bytes of it that do.
+    pub(crate) fn frames(&self, range: &Range<u64>) -> Result<Vec<(FrameRef, Range<u64>)>> {
+        let mut frames: Vec<(FrameRef, Range<u64>)> = Vec::new();
         self.each(range, |bytes, frame| {
-            let Some((frame, _)) = frame else { return };
-            let length = bytes.end - bytes.start;
+            let Some((frame, at)) = frame else { return };
+            let end = at.saturating_add(bytes.end - bytes.start);
             match frames.last_mut() {
-                Some((last, used)) if last.id() == frame.id() => *used += length,
-                _ => frames.push((*frame, length)),
+                Some((last, used)) if last.id() == frame.id() && used.end == at => used.end = end,
+                _ => frames.push((*frame, at..end)),
             }
         })?;
         Ok(frames)
     }
 
-    /// Tells a range, which begins with a page, chunk by chunk. `frame` has the plain bytes of frames at hand.
+    /// Tells a range, which begins with a page, chunk by chunk. `frame` has the plain bytes of frames at hand, and gives
+    /// some of them.
     pub(crate) fn chunks(
         &self,
         range: Range<u64>,
-        mut frame: impl FnMut(&FrameRef) -> Result<Bytes>,
+        mut frame: impl FnMut(&FrameRef, Range<u64>) -> Result<Bytes>,
         mut tell: impl FnMut(&Chunk<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut offset = range.start;
@@ -117,7 +118,10 @@ impl<'a> Layout<'a> {
             let pieces = self.pieces(&(offset..end))?;
             let mut slice = |piece: &Piece| match &piece.frame {
                 None => Ok(None),
-                Some((of, at)) => self.slice(&frame(of)?, *at, &piece.bytes).map(Some),
+                Some((of, at)) => {
+                    let end = at.saturating_add(piece.bytes.end - piece.bytes.start);
+                    frame(of, *at..end).map(Some)
+                }
             };
             let whole;
             let data = match pieces.as_slice() {
@@ -147,17 +151,5 @@ impl<'a> Layout<'a> {
             offset = end;
         }
         Ok(())
-    }
-
-    fn slice(&self, frame: &Bytes, at: u64, bytes: &Range<u64>) -> Result<Bytes> {
-        let end = at.saturating_add(bytes.end - bytes.start);
-        let place = (usize::try_from(at), usize::try_from(end));
-        match place {
-            (Ok(at), Ok(end)) if end <= frame.len() => Ok(frame.slice(at..end)),
-            _ => Err(Error::malformed(
-                self.file.path.to_string(),
-                "the map leads beyond the end of a frame",
-            )),
-        }
     }
 }

@@ -218,7 +218,7 @@ impl Job<'_> {
         let bad = &mut mine.bad_pages;
         Layout::new(&part.file, self.snapshot.view().page_size).chunks(
             part.range.clone(),
-            |frame| frames.get(frame),
+            |frame, range| frames.get(frame, range),
             |chunk| {
                 if let Some(checks) = &checks {
                     checks.judge(path, chunk, bad);

@@ -15,6 +15,9 @@ mod clocked;
 mod clusters;
 mod collection;
 mod copies;
+#[path = "../../../storage/tests/it/disks.rs"]
+#[allow(dead_code, unreachable_pub, reason = "of the storage's own tests")]
+mod disks;
 mod encryption;
 mod faults;
 mod files;
@@ -23,6 +26,7 @@ mod in_place;
 mod interleavings;
 mod listing;
 mod names;
+mod power;
 mod processes;
 mod repository;
 mod scale;

@@ -15,6 +15,7 @@ mod clocked;
 mod clusters;
 mod collection;
 mod copies;
+mod cut;
 #[path = "../../../storage/tests/it/disks.rs"]
 #[allow(dead_code, unreachable_pub, reason = "of the storage's own tests")]
 mod disks;

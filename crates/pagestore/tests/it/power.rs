@@ -142,7 +142,6 @@ impl History {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "how much was tried is the result")]
 async fn a_repository_is_whole_wherever_the_power_goes() {
     let place = fleeting();
     let all = std::env::var_os("NEON_LONG_TESTS").is_some();

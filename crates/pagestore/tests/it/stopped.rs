@@ -246,9 +246,9 @@ impl Scene {
     }
 }
 
-/// Which calls to stop at: all, or every third where they are `many`, and which third changes from day to day; with
+/// At which steps to try: all, or every third where they are `many`, and which third changes from day to day; with
 /// `NEON_LONG_TESTS` always all.
-fn steps(many: bool) -> (u64, usize) {
+pub(crate) fn steps(many: bool) -> (u64, usize) {
     if !many || std::env::var_os("NEON_LONG_TESTS").is_some() {
         return (0, 1);
     }

@@ -15,6 +15,10 @@ mod clocked;
 mod clusters;
 mod collection;
 mod copies;
+mod cut;
+#[path = "../../../storage/tests/it/disks.rs"]
+#[allow(dead_code, unreachable_pub, reason = "of the storage's own tests")]
+mod disks;
 mod encryption;
 mod exports;
 mod faults;
@@ -24,6 +28,7 @@ mod in_place;
 mod interleavings;
 mod listing;
 mod names;
+mod power;
 mod processes;
 mod repository;
 mod scale;

@@ -15,7 +15,9 @@ mod storages;
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;
-pub use instances::{AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, Stage};
+pub use instances::{
+    AdoptPg, AdoptedPg, AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, Stage,
+};
 pub use name::Name;
 pub use neon::{Neon, Options};
 pub use neon_pagestore::gc::Retained;

@@ -27,7 +27,7 @@ pub use neon_storage::{Locator, Secret};
 pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
 pub use snapshots::{
-    CreateSnapshot, CurrentState, DestroySnapshot, Found, ListedSnapshot, ParentChoice,
-    SnapshotDetails, Snapshots, TakenSnapshot,
+    CreateSnapshot, CurrentState, DestroySnapshot, Found, ListedSnapshot, OtherDiff, ParentChoice,
+    RelationDiff, SnapshotDetails, SnapshotDiff, Snapshots, TakenSnapshot,
 };
 pub use storages::{LOCAL, StorageRecord, StorageType, Storages};

@@ -1,8 +1,10 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
+mod catalogue;
 mod create;
 mod current;
 mod destroy;
+mod diff;
 mod log_end;
 mod needs;
 mod parent;
@@ -23,6 +25,7 @@ use crate::repositories::StorageRepository;
 pub use create::{CreateSnapshot, TakenSnapshot};
 pub use current::CurrentState;
 pub use destroy::DestroySnapshot;
+pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
 pub use parent::ParentChoice;
 pub use show::SnapshotDetails;
 

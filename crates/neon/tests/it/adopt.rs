@@ -192,7 +192,7 @@ async fn is_adopted_and_copied(major: PgMajor) {
     assert_eq!(pg.start_by_force(&mine).await.unwrap().port, 5433);
     assert_eq!(configuration(&theirs.etc), before);
     let listed = home.neon.snapshots().current(&[]).await.unwrap();
-    assert!(listed[0].size > 10 << 20);
+    assert!(listed.first().unwrap().size > 10 << 20);
 
     // Forgotten, it runs on; and it is remembered again.
     let id = pg.destroy(&mine).await.unwrap();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod adopt;
+mod details;
 mod instances;
 mod snapshots;
 mod storages;

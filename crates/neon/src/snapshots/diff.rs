@@ -95,7 +95,7 @@ pub struct OtherDiff {
 /// One of the two states.
 enum Side {
     Snapshot(Found, Snapshot),
-    Live(PgRecord),
+    Live(Box<PgRecord>),
 }
 
 impl Snapshots<'_> {
@@ -186,7 +186,7 @@ impl Snapshots<'_> {
             .filter(SnapshotName::is_current);
         if let Some(name) = live {
             let name: Name = name.instance().unwrap_or_default().parse()?;
-            return Ok(Side::Live(self.0.pg().record_of(&name)?));
+            return Ok(Side::Live(Box::new(self.0.pg().record_of(&name)?)));
         }
         let found = self.find(text, storage).await?;
         let snapshot = found.repository.snapshot(found.id).await?;
@@ -389,6 +389,10 @@ fn counts(path: &str, layout: &VersionLayout) -> bool {
     }
 }
 
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "a list of one range is meant"
+)]
 fn whole(size: u64, page_size: u64) -> Vec<Range<u32>> {
     let pages = u32::try_from(size.div_ceil(page_size.max(1))).unwrap_or(u32::MAX);
     if pages == 0 {

@@ -136,7 +136,7 @@ async fn a_snapshot_is_shown_destroyed_and_brought_back() {
     assert!(facts.lineage.is_some() && facts.log.redo.is_some() && facts.log.end_digest.is_some());
     assert!(facts.needs.architecture.is_some() && facts.needs.libc.is_some());
     assert_eq!(facts.cluster.checksum_version, 1);
-    let text = serde_json::to_value(&snapshots.show("one@b", None).await.unwrap()).unwrap();
+    let text = serde_json::to_value(snapshots.show("one@b", None).await.unwrap()).unwrap();
     assert_eq!(text["facts"]["cost"]["source"], "log");
 
     // The live state stands between them.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! neon.json               format version and id
-//! pg/<name>/              instances: data, log, run, pgpass
+//! pg/<name>/              instances: data, log, run, pgpass; .new-<id> while one is made from a snapshot
 //! trash/<id>/             instances that were destroyed, for a while
 //! store/local/            the storage that is there from the start
 //! state/pg/<name>.json    a record for each instance, <name>.lock beside it
@@ -126,6 +126,11 @@ impl Home {
 
     pub(crate) fn instance_folder(&self, name: &str) -> PathBuf {
         self.root.join("pg").join(name)
+    }
+
+    /// Where an instance is made before it gets its name.
+    pub(crate) fn new_folder(&self, id: &str) -> PathBuf {
+        self.root.join("pg").join(format!(".new-{id}"))
     }
 
     pub(crate) fn trash(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod background;
 mod error;
 mod events;
 mod home;
@@ -11,12 +12,14 @@ mod record;
 mod repositories;
 mod snapshots;
 mod storages;
+mod undo;
 
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;
 pub use instances::{
-    AdoptPg, AdoptedPg, AdoptedPlace, Base, CreatePg, Instances, Pg, PgRecord, Stage,
+    AdoptPg, AdoptedPg, AdoptedPlace, Base, CheckedOut, CheckoutChoice, CheckoutPlan, CreatePg,
+    Head, Instances, Pg, PgRecord, RestoreChoice, Stage,
 };
 pub use name::Name;
 pub use neon::{Neon, Options};
@@ -27,7 +30,8 @@ pub use neon_storage::{Locator, Secret};
 pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
 pub use snapshots::{
-    CreateSnapshot, CurrentState, DestroySnapshot, Found, ListedSnapshot, OtherDiff, ParentChoice,
-    RelationDiff, SnapshotDetails, SnapshotDiff, Snapshots, TakenSnapshot,
+    CreateSnapshot, CurrentState, DestroySnapshot, Found, ListedSnapshot, OpenSnapshot, OtherDiff,
+    ParentChoice, RelationDiff, SnapshotDetails, SnapshotDiff, Snapshots, TakenSnapshot,
 };
 pub use storages::{LOCAL, StorageRecord, StorageType, Storages};
+pub use undo::Undone;

@@ -158,6 +158,8 @@ impl Instances<'_> {
                     superuser: wanted.superuser.clone(),
                     managed_by: manager(&found),
                 }),
+                checkout: None,
+                heads: Vec::new(),
                 method: None,
             };
             let mut advice = Vec::new();

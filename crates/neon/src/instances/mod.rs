@@ -5,14 +5,19 @@
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
 mod adopt;
+mod checkout;
 mod create;
 mod destroy;
+mod isolate;
 mod life;
 mod record;
+mod restore;
+mod runs_here;
+mod unlogged;
 
 use std::path::PathBuf;
 
-use neon_pgctl::{Installation, Instance, ServerState, Status};
+use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
@@ -21,8 +26,11 @@ use crate::record as records;
 use crate::record::Lock;
 
 pub use adopt::{AdoptPg, AdoptedPg};
+pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
+pub use restore::RestoreChoice;
+pub(crate) use restore::{Fill, has_room};
 
 /// An instance as it is now.
 #[derive(Debug)]
@@ -89,6 +97,7 @@ impl Instances<'_> {
 
     pub(super) async fn look(&self, record: PgRecord) -> Result<Pg> {
         let status = match record.stage {
+            Stage::Ready if record.is_changing() => None,
             Stage::Ready => {
                 let instance = self.open(&record).await?;
                 let status = instance.status().await;
@@ -138,11 +147,19 @@ impl Instances<'_> {
         }
     }
 
-    /// Finishes or takes back what a crash interrupted. The lock is held.
+    /// Finishes or takes back what a crash interrupted, and starts the server again if it ran. The lock is held.
     pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
+        self.settle_with(name, true).await
+    }
+
+    /// As [`settle`](Self::settle), for who starts or stops the server anyway.
+    pub(super) async fn settle_with(&self, name: &Name, start: bool) -> Result<()> {
         let Some(record) = records::read::<PgRecord>(&self.record(name))? else {
             return Ok(());
         };
+        if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
+            return self.settle_checkout(&record, under_way, start).await;
+        }
         let folder = self.0.home().instance_folder(name.as_str());
         match record.stage {
             Stage::Ready => Ok(()),
@@ -150,7 +167,10 @@ impl Instances<'_> {
                 self.update(name, |record| record.stage = Stage::Ready)?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
             }
-            Stage::Creating => records::remove(&self.record(name)),
+            Stage::Creating => {
+                self.clear_new(&record).await?;
+                records::remove(&self.record(name))
+            }
             Stage::Destroying => {
                 let home = self.0.home();
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
@@ -160,6 +180,25 @@ impl Instances<'_> {
                 records::remove(&self.record(name))
             }
         }
+    }
+
+    /// Removes what is half made, with a server that may still end in it.
+    async fn clear_new(&self, record: &PgRecord) -> Result<()> {
+        let staging = self.0.home().new_folder(&record.id);
+        if staging.join("data/postmaster.pid").exists()
+            && let Ok(installation) = Installation::at(&record.bin_dir)
+            && let Ok(instance) = Instance::open(&installation, &staging)
+        {
+            let options = StopOptions::new(StopMode::Immediate).with_escalation();
+            match instance.stop(&options).await {
+                Err(error) if error.kind() != neon_pgctl::ErrorKind::NotRunning => {
+                    return Err(Error::server(format!("pg {}", record.name), error));
+                }
+                _ => {}
+            }
+        }
+        let _lock = Lock::wait(&self.writing(&record.name))?;
+        records::remove_tree(&staging)
     }
 
     /// What is remembered of one instance.
@@ -190,6 +229,12 @@ impl Instances<'_> {
     pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.0.home().instances().join(format!("{name}.lock"));
         Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
+    }
+
+    /// The lock of who writes the files of an instance, in a thread that may outlive the command by moments.
+    pub(super) fn writing(&self, name: &Name) -> PathBuf {
+        let name = format!("{name}.writing");
+        self.0.home().instances().join(name)
     }
 
     pub(super) fn record(&self, name: &Name) -> PathBuf {

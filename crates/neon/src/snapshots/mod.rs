@@ -1,12 +1,13 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
 mod catalogue;
-mod create;
+pub(crate) mod create;
 mod current;
 mod destroy;
 mod diff;
 mod log_end;
-mod needs;
+pub(crate) mod needs;
+pub(crate) mod open;
 mod parent;
 mod room;
 mod show;
@@ -26,6 +27,7 @@ pub use create::{CreateSnapshot, TakenSnapshot};
 pub use current::CurrentState;
 pub use destroy::DestroySnapshot;
 pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
+pub use open::OpenSnapshot;
 pub use parent::ParentChoice;
 pub use show::SnapshotDetails;
 

@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod adopt;
+mod checkouts;
 mod details;
 mod instances;
+mod killed;
+mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod undone;

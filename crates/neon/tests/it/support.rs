@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use neon_pg::{CreatePg, ErrorKind, Name, Neon, Options, PgMajor};
+use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
 
 pub(crate) struct Fixture {
@@ -30,6 +30,13 @@ impl Fixture {
     /// The home opened once more, as another command would.
     pub(crate) fn again(&self) -> Neon {
         Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
+    }
+
+    /// The same, opened with other options.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Options)) -> Neon {
+        let mut options = options(self.major);
+        change(&mut options);
+        Neon::open(self.scratch.path().join("home"), options).unwrap()
     }
 
     pub(crate) fn create(&self) -> CreatePg {
@@ -107,4 +114,24 @@ pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
     let first = first.unwrap_or_default().to_owned();
     client.close().await;
     first
+}
+
+/// Runs statements, each by itself.
+pub(crate) async fn run(neon: &Neon, pg: &str, statements: &str) {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    for statement in statements.split(';').filter(|part| !part.trim().is_empty()) {
+        client.simple_query(statement).await.unwrap();
+    }
+    client.close().await;
+}
+
+/// Takes a snapshot of an instance, whatever its server does.
+pub(crate) async fn take(neon: &Neon, pg: &str, tag: &str) -> Found {
+    let whole = format!("{pg}@{tag}");
+    let wanted = CreateSnapshot::new(whole.parse().unwrap());
+    let taken = neon.snapshots().create(&wanted).await.unwrap();
+    let found = neon.snapshots().find(&whole, None).await.unwrap();
+    assert_eq!(found.id, taken.id);
+    found
 }

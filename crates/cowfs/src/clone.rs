@@ -345,9 +345,12 @@ fn link(data: &Tree, target: &OwnedFd, options: &CloneOptions) -> Result<()> {
     }
     for (path, place) in links {
         let failed = |error| Error::io(&path, "cannot be linked in the clone", error);
-        symlinkat(&place, target, &path).map_err(failed)?;
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let name = path.file_name().map_or(Path::new("."), Path::new);
+        let directory = crate::place::below(target, parent).map_err(failed)?;
+        symlinkat(&place, &directory, name).map_err(failed)?;
         if let Some(top) = data.folders.first() {
-            own_link(target, &path, top.facts.uid, top.facts.gid).map_err(failed)?;
+            own_link(&directory, name, top.facts.uid, top.facts.gid).map_err(failed)?;
         }
     }
     Ok(())

@@ -115,7 +115,8 @@ impl CloneOptions {
 
     /// Leaves out every path for which this says true: a file, a link, or a directory with all in it. Paths are
     /// relative to the data directory, also of what lies behind a known link: `pg_wal/archive_status`,
-    /// `pg_tblspc/16400/PG_16_202307071/5/16401`. Called by one thread, in no stated order.
+    /// `pg_tblspc/16400/PG_16_202307071/5/16401`. Called by one thread, in no stated order, and
+    /// once more for the same path when a snapshot is used.
     pub fn exclude(mut self, rule: impl Fn(&Path) -> bool + Send + Sync + 'static) -> Self {
         self.exclude = Some(Arc::new(rule));
         self

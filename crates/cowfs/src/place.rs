@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::fs::{Dir, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, openat};
+use rustix::fs::{
+    AtFlags, Dir, Gid, Mode, OFlags, Stat, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
+    openat, statx,
+};
 use rustix::io::{Errno, Result};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -33,13 +36,23 @@ pub(crate) fn child(directory: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
 /// Opens a directory below a root; the empty path is the root itself.
 pub(crate) fn below(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let mut at = openat(root, c".", DIRECTORY, Mode::empty())?;
-    for part in path.iter() {
+    for part in path {
         if part == ".." || part == "/" {
             return Err(Errno::INVAL);
         }
         at = child(&at, part)?;
     }
     Ok(at)
+}
+
+/// Whether something is mounted at this directory, of whatever file system, this one too. None when the kernel does
+/// not tell (before 5.8).
+pub(crate) fn is_mount(directory: impl AsFd) -> Option<bool> {
+    let flags = AtFlags::EMPTY_PATH;
+    let facts = statx(directory, c"", flags, StatxFlags::BASIC_STATS).ok()?;
+    let mount = StatxAttributes::MOUNT_ROOT;
+    let told = facts.stx_attributes_mask.contains(mount);
+    told.then(|| facts.stx_attributes.contains(mount))
 }
 
 /// The names in a directory, sorted.

@@ -92,8 +92,10 @@ pub(crate) fn remove_at(parent: &OwnedFd, name: &OsStr, folder: &Path) -> Result
         fstat(parent).map_err(failed)?,
     );
     let subvolume = is_subvolume(&directory, &here);
-    if here.st_dev != above.st_dev && !subvolume {
-        let reason = "another file system is mounted here; nothing in it is removed";
+    // Neither device numbers nor the look of a subvolume tell every mount.
+    let mounted = place::is_mount(&directory).unwrap_or(here.st_dev != above.st_dev && !subvolume);
+    if mounted {
+        let reason = "something is mounted here; nothing in it is removed";
         return Err(Error::new(ErrorKind::Unsafe, &path, reason));
     }
     if subvolume {

@@ -8,8 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Stat, fstat, readlinkat, statat};
+use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fill::changed;
 use crate::options::{CloneOptions, Links, Watch};
 use crate::place::{self, Facts};
 use crate::probe::open_sample;
@@ -134,11 +136,16 @@ impl Tree {
             watch.check()?;
             let relative = folder.path.clone();
             let shown = tree.path.join(&relative);
-            let failed = |error| Error::io(&shown, "cannot be listed", error);
+            let failed = |error| match error {
+                Errno::NOENT => changed(&shown),
+                other => Error::io(&shown, "cannot be listed", other),
+            };
             let directory = place::below(&tree.fd, &relative).map_err(failed)?;
+            if at > 0 && tree.nested.is_none() && place::is_mount(&directory) == Some(true) {
+                tree.nested = Some(shown.clone());
+            }
             for name in place::names(&directory).map_err(failed)? {
-                let stat = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(|error| Error::io(shown.join(&name), "cannot be looked at", error))?;
+                let stat = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
                 let before = tree.files.len();
                 tree.entry(at, &directory, &relative, &name, &stat, options)?;
                 if tree.files.len() > before

@@ -94,8 +94,11 @@ pub(crate) fn make(
 /// Opens what was just made, and holds its lock as long as the descriptor is open.
 pub(crate) fn open_and_lock(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let made = place::child(parent, name)?;
-    flock(&made, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(made)
+    match flock(&made, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK),
+        // Some network file systems lock no folders; then nothing is swept there either.
+        _ => Ok(made),
+    }
 }
 
 /// A name beside the final one. What stands under it goes when this is dropped before it is published.

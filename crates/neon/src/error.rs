@@ -281,11 +281,48 @@ impl Error {
         &self.0.reason
     }
 
+    /// What went wrong, finer than [`kind`](Self::kind) where a cause tells more: `not-found`, or `failed/server-port-in-use`.
+    #[must_use]
+    pub fn code(&self) -> String {
+        let mut code = kebab(&format!("{:?}", self.0.kind));
+        let mut finer = None;
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            if let Some(error) = cause.downcast_ref::<neon_pgctl::Error>() {
+                finer = Some(format!("server{:?}", error.kind()));
+            } else if let Some(error) = cause.downcast_ref::<neon_pagestore::Error>() {
+                finer = Some(format!("repository{:?}", error.kind()));
+            } else if let Some(error) = cause.downcast_ref::<neon_storage::Error>() {
+                finer = Some(format!("storage{:?}", error.kind()));
+            } else if let Some(error) = cause.downcast_ref::<neon_snapshot_format::Error>() {
+                finer = Some(format!("format{:?}", error.kind()));
+            }
+            source = cause.source();
+        }
+        if let Some(finer) = finer {
+            code.push('/');
+            code.push_str(&kebab(&finer));
+        }
+        code
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
+}
+
+/// `PortInUse` as `port-in-use`.
+fn kebab(camel: &str) -> String {
+    let mut text = String::new();
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(letter.to_ascii_lowercase());
+    }
+    text
 }
 
 impl fmt::Display for Error {

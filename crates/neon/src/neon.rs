@@ -76,6 +76,9 @@ pub struct Options {
     pub cancel: Arc<AtomicBool>,
     /// The clock on the wall.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Called at every step of what is written in a journal, for tests that end the process there.
+    #[doc(hidden)]
+    pub at_step: Option<Arc<dyn Fn(&str) + Send + Sync>>,
 }
 
 impl Options {
@@ -98,6 +101,7 @@ impl Options {
             events: EventSink::default(),
             cancel: Arc::default(),
             clock: Arc::new(SystemTime::now),
+            at_step: None,
         }
     }
 }
@@ -171,6 +175,13 @@ impl Neon {
 
     pub(crate) fn tell(&self, event: Event) {
         self.0.options.events.tell(event);
+    }
+
+    /// Says that a step of a journal is done.
+    pub(crate) fn step(&self, name: &str) {
+        if let Some(at_step) = &self.0.options.at_step {
+            at_step(name);
+        }
     }
 
     /// An error when somebody asked to stop.

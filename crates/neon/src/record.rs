@@ -251,7 +251,11 @@ fn parent(path: &Path) -> Result<&Path> {
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
-    let folder = parent(path)?;
+    sync_folder(parent(path)?)
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| Error::io(folder, "cannot be synced", error))
@@ -264,6 +268,24 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
+    /// Takes a lock that is held for moments only, and waits for it. For threads.
+    pub(crate) fn wait(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::io(path, "cannot be locked", error)),
+            }
+        }
+    }
+
     /// Takes the lock, waiting this long for who holds it.
     ///
     /// Dropped: nothing is held.

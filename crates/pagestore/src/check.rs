@@ -250,9 +250,7 @@ impl Check<'_> {
                         .await
                 }
                 "moves" => self.parse_moves(&object).await,
-                "keys" if !object.key.as_str().contains("/epoch-") => {
-                    self.parse_envelope(&object).await
-                }
+                "keys" if keys::is_envelope(&object.key) => self.parse_envelope(&object).await,
                 // Not ours: archived log, policies; and what the repository was opened with.
                 _ => continue,
             };

@@ -58,6 +58,7 @@ macro_rules! described {
 described! {
     repository() REPOSITORY.to_owned();
     envelope(id: [u8; 16]) format!("{KEYS}{}", hex(&id));
+    removal(id: [u8; 16], removal: [u8; 16]) format!("{KEYS}removing-{}-{}", hex(&id), hex(&removal));
     epoch(number: u32) format!("{KEYS}epoch-{number:08x}");
     pack(id: PackId) format!("{PACKS}{:02x}/{id}", id.0.first().copied().unwrap_or_default());
     moves(old: PackId, new: PackId) format!("{MOVES}{old}/{new}");
@@ -75,6 +76,12 @@ described! {
         vouch.commit, vouch.author, vouch.voucher
     );
     doomed(id: [u8; 16]) format!("{DOOMED}{}", hex(&id));
+}
+
+/// Whether this is where key envelopes are, and not what is noted beside them.
+pub(crate) fn is_envelope(key: &Key) -> bool {
+    let name = key.as_str().strip_prefix(KEYS);
+    name.is_some_and(|name| !name.starts_with("epoch-") && !name.starts_with("removing-"))
 }
 
 /// The folder of a name's claims.

@@ -71,20 +71,18 @@ impl Repository {
     }
 
     async fn resolve_digits(&self, digits: &str) -> Result<Option<CommitId>> {
-        let mut listing = self
-            .shared
-            .storage
-            .list(ListOptions::prefix(format!("{SNAPSHOTS}{digits}")));
+        let prefix = format!("{SNAPSHOTS}{digits}");
+        let listing = self.shared.storage.list(ListOptions::prefix(prefix));
+        let ids: Vec<CommitId> = listing
+            .try_filter_map(|object| async move { Ok(keys::commit_of(&object.key)) })
+            .try_collect()
+            .await
+            .map_err(|error| Error::storage(SNAPSHOTS, error))?;
+        // After the commits: what was destroyed meanwhile is not offered, nor what a writer created that was condemned
+        // before.
         let tombstones = self.tombstones().await?;
         let mut found = None;
-        while let Some(object) = listing
-            .try_next()
-            .await
-            .map_err(|error| Error::storage(SNAPSHOTS, error))?
-        {
-            let Some(id) = keys::commit_of(&object.key) else {
-                continue;
-            };
+        for id in ids {
             if !self.lives(id, &tombstones).await? {
                 continue;
             }

@@ -104,10 +104,15 @@ impl Writing {
     /// before anything of it is relied on.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot (any more).
+    /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot (any more);
+    /// [`Unsupported`](ErrorKind::Unsupported) when it uses additions with which this version may read it only.
     pub async fn protect(&self, parent: CommitId) -> Result<Commit> {
         self.lease.add_parent(parent).await?;
-        Ok(self.repository.require_kept(parent).await?.1)
+        let commit = self.repository.require_kept(parent).await?.1;
+        match commit.flags.writable() {
+            true => Ok(commit),
+            false => Err(read_only(format!("snapshot {parent}"))),
+        }
     }
 
     /// Announces packs of other writers that the new snapshot refers to, and returns those that are there and stay.
@@ -312,6 +317,12 @@ impl Writing {
     pub async fn abandon(self) {
         self.lease.release().await;
     }
+}
+
+/// Why nothing is built on a snapshot.
+pub(crate) fn read_only(subject: impl Into<String>) -> Error {
+    let reason = "was written by a newer version of this program; it can be read, and nothing be built on it";
+    Error::new(ErrorKind::Unsupported, subject, reason)
 }
 
 fn going(id: CommitId) -> Error {

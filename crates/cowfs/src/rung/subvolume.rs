@@ -23,8 +23,17 @@ impl Rung for Subvolume {
         let failed = |error| Error::io(&tree.path, "its snapshot cannot be opened", error);
         let fd = open_and_lock(job.parent, job.name).map_err(failed)?;
         // The snapshot is what counts: it is of one moment, the list of the source was made before.
+        // As long as the name is temporary, nobody else gets in.
+        if rustix::process::geteuid().is_root() {
+            let (user, group) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+            rustix::fs::fchown(&fd, Some(user), Some(group)).map_err(failed)?;
+        }
+        rustix::fs::fchmod(&fd, rustix::fs::Mode::RWXU).map_err(failed)?;
         let own = place::below(&fd, Path::new("")).map_err(failed)?;
-        let listed = Tree::list(tree.part, own, &tree.path, job.options, job.watch)?;
+        let mut listed = Tree::list(tree.part, own, &tree.path, job.options, job.watch)?;
+        if let (Some(top), Some(source)) = (listed.folders.first_mut(), tree.folders.first()) {
+            top.facts = source.facts;
+        }
         for path in &listed.left_out {
             job.watch.check()?;
             let (parent, name) = split(path)?;

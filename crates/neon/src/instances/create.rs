@@ -104,6 +104,8 @@ impl Instances<'_> {
                 timelines: BTreeSet::new(),
                 adopted: None,
                 method: None,
+                heads: Vec::new(),
+                checkout: None,
             };
             match record::create(&self.record(&name), &record) {
                 Ok(()) => return Ok((name, lock)),

@@ -13,7 +13,7 @@ impl Instances<'_> {
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn destroy(&self, name: &Name) -> Result<String> {
         let _lock = self.lock(name).await?;
-        self.settle(name).await?;
+        self.settle_with(name, false).await?;
         let record = self.known(name)?;
         let mut operation = self.0.begin_operation("pg destroy", name.as_str())?;
         operation.detail("id", record.id.clone());

@@ -13,7 +13,7 @@ impl Instances<'_> {
     /// [`NotFound`](ErrorKind::NotFound); [`Busy`](ErrorKind::Busy) when it runs; why it does not come up.
     pub async fn start(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
-        self.settle(name).await?;
+        self.settle_with(name, false).await?;
         self.start_locked(name).await
     }
 
@@ -50,7 +50,7 @@ impl Instances<'_> {
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn stop(&self, name: &Name) -> Result<()> {
         let _lock = self.lock(name).await?;
-        self.settle(name).await?;
+        self.settle_with(name, false).await?;
         let operation = self.0.begin_operation("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
     }
@@ -74,7 +74,7 @@ impl Instances<'_> {
     /// As [`stop`](Self::stop) and [`start`](Self::start).
     pub async fn restart(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
-        self.settle(name).await?;
+        self.settle_with(name, false).await?;
         self.stop_locked(name, false).await?;
         self.start_locked(name).await
     }

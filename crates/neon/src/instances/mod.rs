@@ -4,6 +4,7 @@
 //! says `ready`. Destroying goes the other way: the record says `destroying`, the folder moves to the trash, its record
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
+mod checkout;
 mod create;
 mod destroy;
 mod isolate;
@@ -11,6 +12,7 @@ mod life;
 mod record;
 mod restore;
 mod runs_here;
+mod unlogged;
 
 use std::path::PathBuf;
 
@@ -22,6 +24,7 @@ use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
 
+pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use restore::RestoreChoice;
@@ -91,6 +94,7 @@ impl Instances<'_> {
 
     pub(super) async fn look(&self, record: PgRecord) -> Result<Pg> {
         let status = match record.stage {
+            Stage::Ready if record.is_changing() => None,
             Stage::Ready => {
                 let instance = self.open(&record).await?;
                 let status = instance.status().await;
@@ -137,11 +141,19 @@ impl Instances<'_> {
         }
     }
 
-    /// Finishes or takes back what a crash interrupted. The lock is held.
+    /// Finishes or takes back what a crash interrupted, and starts the server again if it ran. The lock is held.
     pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
+        self.settle_with(name, true).await
+    }
+
+    /// As [`settle`](Self::settle), for who starts or stops the server anyway.
+    pub(super) async fn settle_with(&self, name: &Name, start: bool) -> Result<()> {
         let Some(record) = records::read::<PgRecord>(&self.record(name))? else {
             return Ok(());
         };
+        if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
+            return self.settle_checkout(&record, under_way, start).await;
+        }
         let folder = self.0.home().instance_folder(name.as_str());
         match record.stage {
             Stage::Ready => Ok(()),
@@ -179,6 +191,7 @@ impl Instances<'_> {
                 _ => {}
             }
         }
+        let _lock = Lock::wait(&self.writing(&record.name))?;
         records::remove_tree(&staging)
     }
 
@@ -210,6 +223,12 @@ impl Instances<'_> {
     pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.0.home().instances().join(format!("{name}.lock"));
         Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
+    }
+
+    /// The lock of who writes the files of an instance, in a thread that may outlive the command by moments.
+    pub(super) fn writing(&self, name: &Name) -> PathBuf {
+        let name = format!("{name}.writing");
+        self.0.home().instances().join(name)
     }
 
     pub(super) fn record(&self, name: &Name) -> PathBuf {

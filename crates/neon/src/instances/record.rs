@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use neon_pagestore::{CommitId, LineageId};
 use serde::{Deserialize, Serialize};
 
+use crate::instances::checkout::{Head, Phase, UnderWay};
 use crate::name::Name;
 
 /// How far an instance is.
@@ -62,6 +63,20 @@ pub struct PgRecord {
     /// How its folder came to be, of one made from a snapshot: `copy`, `reflink`, `subvolume`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// The states before its checkouts that are kept, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<Head>,
+    /// A checkout that is under way, or was when a command was killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkout: Option<UnderWay>,
+}
+
+impl PgRecord {
+    /// Whether its data directory is being rewritten.
+    pub(crate) fn is_changing(&self) -> bool {
+        let phase = self.checkout.as_ref().map(|under_way| under_way.phase);
+        phase == Some(Phase::Changing)
+    }
 }
 
 /// The snapshot that a lineage began with.

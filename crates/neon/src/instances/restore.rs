@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use neon_pagestore::restore::{RestoreOptions, restore};
@@ -25,6 +25,7 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::isolate::{as_it_is, isolate};
+use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, Stage, runs_here};
 use crate::neon::Neon;
 use crate::record::{self, Lock};
@@ -76,7 +77,6 @@ impl Instances<'_> {
         let user = self.0.os_user()?;
         has_room(&self.0.home().path().join("pg"), snapshot.facts())?;
         let (name, lock) = self.claim(wanted, storage, &installation).await?;
-        let lock = Arc::new(lock);
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         let claimed = self.known(&name)?;
         operation.detail("id", claimed.id.clone());
@@ -93,7 +93,7 @@ impl Instances<'_> {
                 installation: &installation,
                 user: user.as_ref(),
                 folder: &staging,
-                lock: &lock,
+                lock: self.writing(&name),
             };
             job.write().await?;
             let timelines = job.recover(used, true).await?;
@@ -120,7 +120,13 @@ impl Instances<'_> {
         .await;
         if created.is_err() {
             // What cannot be removed now is removed by the next verb on the name.
-            if record::remove_tree(&staging).is_ok() {
+            let left = staging.clone();
+            let lock = self.writing(&name);
+            let removed = tokio::task::spawn_blocking(move || {
+                let _lock = Lock::wait(&lock)?;
+                record::remove_tree(&left)
+            });
+            if matches!(removed.await, Ok(Ok(()))) {
                 record::remove(&self.record(&name))?;
             }
         }
@@ -185,10 +191,14 @@ impl Instances<'_> {
 
 /// Refuses a restore that would not fit.
 pub(crate) fn has_room(place: &Path, facts: &Facts) -> Result<()> {
+    room_for(place, facts.cost.bytes)
+}
+
+pub(super) fn room_for(place: &Path, bytes: u64) -> Result<()> {
     let stat = rustix::fs::statvfs(place)
         .map_err(|error| Error::io(place, "cannot be asked for its room", error))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let needed = facts.cost.bytes.saturating_add(SPARE);
+    let needed = bytes.saturating_add(SPARE);
     if free >= needed {
         return Ok(());
     }
@@ -209,8 +219,8 @@ pub(crate) struct Fill<'a> {
     pub(crate) user: Option<&'a OsUser>,
     /// Not there yet.
     pub(crate) folder: &'a Path,
-    /// Held as long as anything is written, also when nobody waits any more.
-    pub(crate) lock: &'a Arc<Lock>,
+    /// A lock that is held as long as anything is written, also when nobody waits any more.
+    pub(crate) lock: PathBuf,
 }
 
 impl Fill<'_> {
@@ -240,14 +250,20 @@ impl Fill<'_> {
             });
         };
         let (snapshot, subject) = (self.snapshot.clone(), self.subject.clone());
-        let (sink, lock) = (Arc::clone(&writer), Arc::clone(self.lock));
+        let sink = Arc::clone(&writer);
         let mut options = RestoreOptions::default();
         options.threads = self.neon.options().threads;
-        let restored = background::run(self.neon, &self.subject, progress, move |cancel| {
-            let _lock = lock;
-            options.cancel = cancel;
-            restore(&snapshot, &*sink, &options).map_err(|error| Error::repository(subject, error))
-        })
+        let restored = background::run(
+            self.neon,
+            &self.subject,
+            self.lock.clone(),
+            progress,
+            move |cancel| {
+                options.cancel = cancel;
+                restore(&snapshot, &*sink, &options)
+                    .map_err(|error| Error::repository(subject, error))
+            },
+        )
         .await?;
         // Those of its facts included.
         for bad in restored.bad_pages.iter().take(MOST_TOLD) {
@@ -283,7 +299,13 @@ impl Fill<'_> {
             target(self.snapshot),
         )
         .with_durability(durable);
-        recover(self.neon, &instance, &self.subject, plan, used).await
+        let ending = Ending {
+            neon: self.neon,
+            snapshot: self.snapshot,
+            subject: &self.subject,
+            instance: &instance,
+        };
+        recover(&ending, plan, used).await
     }
 }
 
@@ -304,14 +326,26 @@ pub(super) fn target(snapshot: &Snapshot) -> RecoveryTarget {
     }
 }
 
-/// Recovers a directory that was just restored along its own timeline, and ends on a new one.
+/// A directory that was just restored.
+pub(super) struct Ending<'a> {
+    pub(super) neon: &'a Neon,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) subject: &'a str,
+    pub(super) instance: &'a Instance,
+}
+
+/// Recovers along its own timeline, and ends on a new one.
 pub(super) async fn recover(
-    neon: &Neon,
-    instance: &Instance,
-    subject: &str,
+    ending: &Ending<'_>,
     plan: RecoveryPlan,
     mut used: BTreeSet<TimelineId>,
 ) -> Result<BTreeSet<TimelineId>> {
+    let Ending {
+        neon,
+        snapshot,
+        subject,
+        instance,
+    } = ending;
     let data = instance.data_dir();
     let control = read_control(data)?;
     used.extend(timelines_in(data, &control)?);
@@ -326,6 +360,8 @@ pub(super) async fn recover(
     let plan = plan
         .with_end(RecoveryEnd::Promoted)
         .with_used_timelines(used.iter().copied());
+    let whole = snapshot.facts().kind == SnapshotKind::Cold && control.state.is_clean();
+    let aside = whole.then(|| Aside::step(data)).transpose()?;
     let recovered = instance
         .recover(&plan, |event| {
             if let RecoveryEvent::Replayed(position) = event {
@@ -333,7 +369,10 @@ pub(super) async fn recover(
             }
         })
         .await
-        .map_err(|error| Error::server(subject, error))?;
+        .map_err(|error| Error::server(*subject, error))?;
+    if let Some(aside) = aside {
+        aside.back()?;
+    }
     used.insert(recovered.timeline);
     Ok(used)
 }
@@ -352,7 +391,7 @@ pub(super) fn read_control(data: &Path) -> Result<ControlFile> {
 }
 
 /// The timelines that a directory knows of: its own, and those of the histories that came with it.
-fn timelines_in(data: &Path, control: &ControlFile) -> Result<BTreeSet<TimelineId>> {
+pub(super) fn timelines_in(data: &Path, control: &ControlFile) -> Result<BTreeSet<TimelineId>> {
     let mut found = BTreeSet::from([control.checkpoint.timeline]);
     found.extend(control.min_recovery_timeline);
     let wal = data.join("pg_wal");

@@ -6,9 +6,13 @@ use neon_pgctl::facts::{self, Cluster, Database, Difference, Extension, Impact, 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::neon::Neon;
+use crate::snapshots::needs;
 
 /// What a snapshot says of where it comes from, as the comparison takes it. What is not known is empty.
 fn origin(facts: &Facts) -> facts::Facts {
+    if let Some(recorded) = needs::recorded(facts) {
+        return recorded;
+    }
     let (needs, cluster) = (&facts.needs, &facts.cluster);
     let mut origin = facts::Facts::default();
     origin.platform = Platform::default();

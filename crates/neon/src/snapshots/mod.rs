@@ -2,7 +2,7 @@
 
 mod base_backup;
 mod bring;
-mod create;
+pub(crate) mod create;
 mod current;
 mod destroy;
 mod export;
@@ -10,7 +10,7 @@ mod import;
 mod imported;
 mod location;
 mod log_end;
-mod needs;
+pub(crate) mod needs;
 mod parent;
 mod plain_backup;
 mod ranges;

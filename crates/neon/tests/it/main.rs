@@ -1,10 +1,10 @@
 //! What a home promises, shown with real servers.
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
+mod checkouts;
 mod instances;
 mod moving;
 mod restored;
 mod snapshots;
 mod storages;
 mod support;
-mod taken;

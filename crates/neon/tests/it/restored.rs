@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use neon_pg::{Event, EventSink, PgMajor, RestoreChoice, Stage};
 
-use crate::support::{Fixture, name, run};
-use crate::taken::take;
+use crate::support::{Fixture, name, run, sql, take};
 
 /// What was told, in order.
 pub(crate) fn listening(home: &Fixture) -> (neon_pg::Neon, Arc<Mutex<Vec<Event>>>) {
@@ -58,7 +57,7 @@ async fn a_copy_lives_beside_its_origin(major: PgMajor) {
         copy.record.timelines.iter().copied().collect::<Vec<_>>(),
         [1, 2]
     );
-    let ask = async |sql: &str| crate::support::sql(&neon, "pgdata2", sql).await;
+    let ask = async |text: &str| sql(&neon, "pgdata2", text).await;
     assert_eq!(ask("select count(*) from t").await, "10000");
     assert_eq!(ask("select count(*) from u").await, "0");
     assert_eq!(ask("select count(*) from pg_replication_slots").await, "0");

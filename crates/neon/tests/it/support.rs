@@ -1,6 +1,6 @@
 //! Homes in scratch folders.
 
-use neon_pg::{CreatePg, ErrorKind, Name, Neon, Options, PgMajor};
+use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
 
 pub(crate) struct Fixture {
@@ -130,11 +130,21 @@ pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
 }
 
 /// Runs statements, each by itself.
-pub(crate) async fn run(neon: &Neon, pg: &str, sql: &str) {
+pub(crate) async fn run(neon: &Neon, pg: &str, statements: &str) {
     let instance = neon.pg().instance(&name(pg)).await.unwrap();
     let mut client = instance.connect("postgres").await.unwrap();
-    for statement in sql.split(';').filter(|part| !part.trim().is_empty()) {
+    for statement in statements.split(';').filter(|part| !part.trim().is_empty()) {
         client.simple_query(statement).await.unwrap();
     }
     client.close().await;
+}
+
+/// Takes a snapshot of an instance, whatever its server does.
+pub(crate) async fn take(neon: &Neon, pg: &str, tag: &str) -> Found {
+    let whole = format!("{pg}@{tag}");
+    let wanted = CreateSnapshot::new(whole.parse().unwrap());
+    let taken = neon.snapshots().create(&wanted).await.unwrap();
+    let found = neon.snapshots().find(&whole, None).await.unwrap();
+    assert_eq!(found.id, taken.id);
+    found
 }

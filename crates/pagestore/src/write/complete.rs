@@ -23,6 +23,7 @@ use crate::write::gather::{Item, Sorted};
 use crate::write::packs::Packs;
 use crate::write::part::{ANNOUNCED, Coming, GONE, Part, get_announced, get_part};
 use crate::write::snapshot::{Counted, SnapshotWriter, WriteReport};
+use crate::writing::read_only;
 
 /// The snapshot whose pages a new one shares.
 #[derive(Debug, Clone)]
@@ -153,8 +154,7 @@ impl SnapshotWriter {
         if let Some(parent) = &self.parent
             && !parent.flags.writable()
         {
-            let reason = "was written by a newer version of this program; it can be read, and nothing be built on it";
-            return Err(Error::new(ErrorKind::Unsupported, "parent", reason));
+            return Err(read_only("parent"));
         }
         self.check_cancelled()?;
         let end = self.end_of_source()?;

@@ -26,6 +26,7 @@ mod names;
 mod processes;
 mod repository;
 mod scale;
+mod stopped;
 mod support;
 mod told;
 mod written;

@@ -13,7 +13,7 @@ use neon_storage::{Locator, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::record;
-use crate::storages::{anchored, StorageOptions, StorageRecord, StorageType, Storages};
+use crate::storages::{StorageOptions, StorageRecord, StorageType, Storages, anchored};
 
 /// Bytes of maps that are kept in memory.
 const MAPS: u64 = 64 << 20;

@@ -427,8 +427,9 @@ impl Storages<'_> {
         url: Option<&str>,
     ) -> Result<Locator> {
         let invalid = |subject: String, reason: String| {
-            Error::new(ErrorKind::Invalid, subject, reason)
-                .hinted("name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path")
+            Error::new(ErrorKind::Invalid, subject, reason).hinted(
+                "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path",
+            )
         };
         let parse = |text: &str| {
             Locator::parse(text).map_err(|error| Error::storage("the place of the storage", error))
@@ -439,10 +440,7 @@ impl Storages<'_> {
             (None, None, Some(text)) => {
                 let place = parse(text)?;
                 if place.file_path().is_some() && !text.starts_with("file://") {
-                    return Err(invalid(
-                        format!("--url={text}"),
-                        "has no scheme".to_owned(),
-                    ));
+                    return Err(invalid(format!("--url={text}"), "has no scheme".to_owned()));
                 }
                 place
             }

@@ -4,7 +4,9 @@
 mod checkouts;
 mod instances;
 mod moving;
+mod remotes;
 mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod web;

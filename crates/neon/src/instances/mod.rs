@@ -10,7 +10,7 @@ mod destroy;
 mod isolate;
 mod life;
 mod record;
-mod restore;
+pub(crate) mod restore;
 mod runs_here;
 mod unlogged;
 

@@ -4,6 +4,7 @@
 mod checkouts;
 mod instances;
 mod moving;
+mod offers;
 mod remotes;
 mod restored;
 mod snapshots;

@@ -47,10 +47,10 @@ async fn take(
         .args(["-p", &about.address.port().to_string()])
         .args(arguments)
         .env("PGPASSWORD", password.unwrap_or(offer.token().expose()));
-    let taking = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let mut taking = tokio::task::spawn_blocking(move || command.output().unwrap());
     let output = tokio::select! {
         served = offer.run() => { served.unwrap(); taking.await.unwrap() }
-        output = taking => output.unwrap(),
+        output = &mut taking => output.unwrap(),
     };
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.success(), said)
@@ -245,11 +245,9 @@ async fn a_page_that_lies_is_found_by_a_server_and_a_byte_that_flipped_by_its_di
     let mut bytes = std::fs::read(pack).unwrap();
     bytes[5000] ^= 1;
     std::fs::write(pack, bytes).unwrap();
-    let verified = home.again();
-    let verified = verified
-        .snapshots()
-        .verify(&found(&home, "lies").await, VerifyDepth::Server);
-    let verified = verified.await.unwrap();
+    let again = home.again();
+    let lies = found(&home, "lies").await;
+    let verified = again.snapshots().verify(&lies, VerifyDepth::Server).await.unwrap();
     assert!(
         verified.server.is_none(),
         "no server is started on what is damaged"

@@ -12,6 +12,7 @@ mod record;
 mod repositories;
 mod snapshots;
 mod storages;
+mod undo;
 mod upkeep;
 
 pub use error::{Error, ErrorKind, Result};
@@ -31,4 +32,5 @@ pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
 pub use snapshots::*;
 pub use storages::*;
+pub use undo::Undone;
 pub use upkeep::*;

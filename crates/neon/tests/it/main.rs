@@ -3,6 +3,7 @@
 
 mod checkouts;
 mod instances;
+mod killed;
 mod moving;
 mod offers;
 mod remotes;
@@ -10,4 +11,5 @@ mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod undone;
 mod web;

@@ -247,7 +247,11 @@ async fn a_page_that_lies_is_found_by_a_server_and_a_byte_that_flipped_by_its_di
     std::fs::write(pack, bytes).unwrap();
     let again = home.again();
     let lies = found(&home, "lies").await;
-    let verified = again.snapshots().verify(&lies, VerifyDepth::Server).await.unwrap();
+    let verified = again
+        .snapshots()
+        .verify(&lies, VerifyDepth::Server)
+        .await
+        .unwrap();
     assert!(
         verified.server.is_none(),
         "no server is started on what is damaged"

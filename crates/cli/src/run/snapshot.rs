@@ -398,7 +398,7 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     );
     if !plan.children.is_empty() {
         text.push_str(&format!(
-            " {} snapshots were built on it and stay whole.",
+            " Snapshots that were built on it and stay whole: {}.",
             plan.children.len()
         ));
     }

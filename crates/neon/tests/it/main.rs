@@ -1,10 +1,14 @@
 //! What a home promises, shown with real servers.
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
+mod adopt;
 mod checkouts;
+mod details;
 mod instances;
 mod moving;
+mod killed;
 mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod undone;

@@ -13,7 +13,7 @@ const OLDEST_IN_TRASH: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Instances<'_> {
     /// Stops an instance and moves it to the trash, from where [`undo_destroy`](Self::undo_destroy) brings it back.
-    /// Its name is free then. Returns its id.
+    /// Its name is free then. Returns its id. One that was adopted is only forgotten: it runs on, and its files stay.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
@@ -37,7 +37,10 @@ impl Instances<'_> {
                 "is another instance by now",
             ));
         }
-        self.stop_locked(name, false).await?;
+        // What was adopted goes on without us.
+        if record.adopted.is_none() {
+            self.stop_locked(name, false).await?;
+        }
         self.update(name, |record| record.stage = Stage::Destroying)?;
         self.settle(name).await?;
         self.trim_trash();
@@ -53,21 +56,24 @@ impl Instances<'_> {
         let now = self.0.now();
         let mut aged: Vec<_> = records
             .into_iter()
-            .filter_map(|(id, _)| {
+            .filter_map(|(id, record)| {
                 let path = home.trash().join(format!("{id}.json"));
                 let since = std::fs::metadata(&path).and_then(|facts| facts.modified());
-                Some((now.duration_since(since.ok()?).unwrap_or_default(), id))
+                let age = now.duration_since(since.ok()?).unwrap_or_default();
+                Some((age, id, record))
             })
             .collect();
-        aged.sort_unstable();
-        for (place, (age, id)) in aged.into_iter().enumerate() {
+        aged.sort_unstable_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        for (place, (age, id, record)) in aged.into_iter().enumerate() {
             let old = place > 0 && age > OLDEST_IN_TRASH;
             if place < MOST_IN_TRASH && !old {
                 continue;
             }
             // The folder before its record: a crash leaves what the next one finds.
-            if record::remove_tree(&home.trash_folder(&id)).is_ok() {
-                drop(record::remove(&home.trash().join(format!("{id}.json"))));
+            if self.throw_away(&record).is_ok() {
+                drop(crate::record::remove(
+                    &home.trash().join(format!("{id}.json")),
+                ));
             }
         }
     }
@@ -118,8 +124,12 @@ impl Instances<'_> {
                 }
                 error
             })?;
+            self.bring_back(&record)?;
             let folder = self.0.home().instance_folder(name.as_str());
-            record::rename(&self.0.home().trash_folder(id), &folder)?;
+            let trash_folder = self.0.home().trash_folder(id);
+            if record.adopted.is_none() || trash_folder.exists() {
+                record::rename(&trash_folder, &folder)?;
+            }
             self.update(&name, |record| record.stage = Stage::Ready)?;
             record::remove(&trash)
         })();

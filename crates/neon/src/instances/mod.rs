@@ -4,14 +4,16 @@
 //! says `ready`. Destroying goes the other way: the record says `destroying`, the folder moves to the trash, its record
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
+mod adopt;
 mod checkout;
 mod create;
 mod destroy;
+mod elsewhere;
 mod isolate;
 mod life;
 mod record;
 mod replica;
-mod restore;
+pub(crate) mod restore;
 mod runs_here;
 mod trees;
 mod unlogged;
@@ -26,6 +28,7 @@ use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
 
+pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
@@ -140,6 +143,9 @@ impl Instances<'_> {
                 self.0.installation(Some(major)).await?
             }
         };
+        if let Some(place) = &record.adopted {
+            return self.open_adopted(record, place, &installation);
+        }
         let folder = self.0.home().instance_folder(record.name.as_str());
         Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
     }
@@ -173,6 +179,7 @@ impl Instances<'_> {
         match record.stage {
             Stage::Ready => Ok(()),
             Stage::Creating if folder.exists() => {
+                self.finish_place(&record)?;
                 self.update(name, |record| record.stage = Stage::Ready)?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
             }
@@ -183,6 +190,7 @@ impl Instances<'_> {
             Stage::Destroying => {
                 let home = self.0.home();
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
+                self.put_away(&record)?;
                 if folder.exists() {
                     records::rename(&folder, &home.trash_folder(&record.id))?;
                 }
@@ -193,7 +201,7 @@ impl Instances<'_> {
 
     /// Removes what is half made, with a server that may still end in it.
     async fn clear_new(&self, record: &PgRecord) -> Result<()> {
-        let staging = self.0.home().new_folder(&record.id);
+        let staging = self.staging(record);
         if staging.join("data/postmaster.pid").exists()
             && let Ok(installation) = Installation::at(&record.bin_dir)
             && let Ok(instance) = Instance::open(&installation, &staging)
@@ -209,6 +217,7 @@ impl Instances<'_> {
         let _lock = Lock::wait(&self.writing(&record.name))?;
         // What a removal that was killed left of another one.
         drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
+        records::remove_tree(&self.0.home().new_folder(&record.id))?;
         records::remove_tree(&staging)
     }
 

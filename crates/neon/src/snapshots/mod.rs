@@ -2,23 +2,28 @@
 
 mod base_backup;
 mod bring;
+mod catalogue;
 pub(crate) mod create;
 mod current;
 mod destroy;
+mod diff;
 mod export;
 mod import;
 mod imported;
 mod location;
 mod log_end;
 pub(crate) mod needs;
+mod offered;
 pub(crate) mod open;
 mod parent;
 mod plain_backup;
 mod ranges;
 mod room;
+mod serve;
 mod show;
 mod sources;
 mod transfer;
+mod verify;
 mod watch;
 mod watched;
 
@@ -34,13 +39,16 @@ use crate::repositories::StorageRepository;
 pub use create::{CreateSnapshot, TakenSnapshot};
 pub use current::CurrentState;
 pub use destroy::DestroySnapshot;
+pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
 pub use export::{ExportFormat, ExportOptions, Exported};
 pub use import::{ImportSnapshot, Imported};
 pub use location::{ImportSource, Located};
 pub use open::OpenSnapshot;
 pub use parent::ParentChoice;
+pub use serve::{Offer, OfferAbout, ServeOptions};
 pub use show::SnapshotDetails;
 pub use transfer::{Pulled, Remote, Transferred};
+pub use verify::{Verified, VerifiedServer, VerifyDepth};
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]

@@ -1,13 +1,18 @@
 //! What a home promises, shown with real servers.
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
+mod adopt;
 mod checkouts;
+mod details;
 mod instances;
 mod killed;
 mod moving;
+mod offers;
+mod remotes;
 mod restored;
 mod shared;
 mod snapshots;
 mod storages;
 mod support;
 mod undone;
+mod web;

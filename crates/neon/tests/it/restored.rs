@@ -314,3 +314,91 @@ async fn what_would_not_run_is_refused_with_its_repair_and_leaves_nothing() {
         assert!(!entry.file_name().to_str().unwrap().starts_with('.'));
     }
 }
+
+/// Data directories at places of their own, and tablespaces, which are never the origin's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_and_tablespaces_are_where_they_were_asked_for_and_below_the_copy() {
+    let home = Fixture::new();
+    let pg = home.neon.pg();
+    let away = home.scratch.path().join("away");
+    neon_testkit::OsUser::current().create_dir(&away);
+    let space = home.scratch.path().join("space");
+    neon_testkit::OsUser::current().create_dir(&space);
+    let mut here = home.create();
+    here.pgdata = Some(away.join("data"));
+    pg.create(&here).await.unwrap();
+    assert!(away.join("data/PG_VERSION").exists());
+    let place = format!("create tablespace s location '{}'", space.display());
+    run(&home.neon, "pgdata1", &place).await;
+    run(
+        &home.neon,
+        "pgdata1",
+        "create table t tablespace s as select 7 i; create table u as select 1 i",
+    )
+    .await;
+    let snap = take(&home.neon, "pgdata1", "a").await;
+
+    let mut there = home.create();
+    there.pgdata = Some(away.join("copy"));
+    let how = RestoreChoice::default();
+    pg.create_from(&there, &snap, &how).await.unwrap();
+    let inside = pg.create_from(&home.create(), &snap, &how).await.unwrap();
+    let folder = home
+        .scratch
+        .path()
+        .join("home/pg")
+        .join(inside.record.name.as_str());
+    for (copy, below) in [
+        ("pgdata2", away.join("copy-tablespaces")),
+        ("pgdata3", folder),
+    ] {
+        run(&home.neon, copy, "insert into t values (8); vacuum t").await;
+        assert_eq!(sql(&home.neon, copy, "select sum(i) from t").await, "15");
+        let text = "select pg_tablespace_location(oid) from pg_tablespace where spcname = 's'";
+        let location = sql(&home.neon, copy, text).await;
+        assert!(location.starts_with(below.to_str().unwrap()), "{location}");
+    }
+    assert_eq!(
+        sql(&home.neon, "pgdata1", "select sum(i) from t").await,
+        "7"
+    );
+    // Back to the snapshot, tablespace and all.
+    run(&home.neon, "pgdata2", "drop table t").await;
+    run(&home.neon, "pgdata2", "drop tablespace s").await;
+    let choice = neon_pg::CheckoutChoice::default();
+    let plan = pg
+        .plan_checkout(&name("pgdata2"), &snap, choice)
+        .await
+        .unwrap();
+    assert!(plan.of_another);
+    pg.checkout(&plan).await.unwrap();
+    assert_eq!(
+        sql(&home.neon, "pgdata2", "select sum(i) from t").await,
+        "7"
+    );
+
+    // Into the trash and back; in between the place is free.
+    let id = pg.destroy(&name("pgdata2")).await.unwrap();
+    assert!(!away.join("copy").exists() && !away.join("copy-tablespaces").exists());
+    there.name = Some(name("other"));
+    pg.create(&there).await.unwrap();
+    assert_eq!(refused(pg.create(&there).await), ErrorKind::Exists);
+    assert_eq!(refused(pg.undo_destroy(&id).await), ErrorKind::Exists);
+    pg.destroy(&name("other")).await.unwrap();
+    pg.undo_destroy(&id).await.unwrap();
+    pg.start(&name("pgdata2")).await.unwrap();
+    assert_eq!(
+        sql(&home.neon, "pgdata2", "select sum(i) from t").await,
+        "7"
+    );
+    for copy in ["pgdata1", "pgdata2", "pgdata3"] {
+        pg.stop(&name(copy)).await.unwrap();
+    }
+    there.pgdata = Some("relative".into());
+    assert_eq!(refused(pg.create(&there).await), ErrorKind::Invalid);
+    let left = fs::read_dir(&away).unwrap().flatten();
+    let left: Vec<_> = left
+        .filter(|entry| entry.file_name().to_str().unwrap().starts_with(".neon-new"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
+use crate::instances::isolate::keep_password;
 use crate::instances::restore::{Ending, read_control, recover, target, timelines_in};
 use crate::instances::{Base, Instances, PgRecord};
 use crate::name::Name;
@@ -647,6 +648,10 @@ impl Instances<'_> {
         };
         let timelines = recover(&ending, plan, used).await?;
         self.0.step("checkout: recovered");
+        // Another instance's superuser has another password than our pass file.
+        if snapshot.facts().instance.as_ref() != Some(&record.id) && record.adopted.is_none() {
+            keep_password(instance, self.0.os_user()?.as_ref()).await?;
+        }
         let lineage =
             LineageId::random().map_err(|error| Error::repository(subject.as_str(), error))?;
         let now = seconds(self.0.now());

@@ -112,6 +112,12 @@ pub(crate) enum Verb {
     /// What was done in this home
     #[command(subcommand, arg_required_else_help = true)]
     Op(Op),
+    /// Takes back what was done last: a create, a destroy, a checkout, a detach
+    #[command(after_help = examples!(
+        "undo --dry-run" => "what would be taken back",
+        "undo --yes" => "takes it back; once more, what was before that",
+    ))]
+    Undo(Undo),
     /// Settings, and where each comes from
     #[command(subcommand, arg_required_else_help = true)]
     Config(Config),
@@ -131,6 +137,13 @@ pub(crate) enum Verb {
         /// The folder; made if it is not there
         folder: PathBuf,
     },
+}
+
+/// What undo takes.
+#[derive(Debug, Args)]
+pub(crate) struct Undo {
+    #[command(flatten)]
+    pub(crate) consent: Consent,
 }
 
 /// Shells with completions.

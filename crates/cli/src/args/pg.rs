@@ -1,5 +1,7 @@
 //! `pg …`
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use neon_pg::{Name, PgMajor};
 
@@ -36,6 +38,12 @@ pub(crate) enum Pg {
     /// Stops a server if it runs, and starts it
     #[command(after_help = examples!("pg restart pgdata1" => "after a change of settings that needs it"))]
     Restart(One),
+    /// Makes a cluster that somebody else created an instance of this home; its files and its server stay as they are
+    #[command(after_help = examples!(
+        "pg adopt /var/lib/postgresql/16/main" => "the cluster of the distribution, under the name it has there",
+        "pg adopt /srv/pg/data -n shop --superuser admin" => "any other",
+    ))]
+    Adopt(Adopt),
     /// Rolls an instance back to a snapshot, in place; what it was before stays as PGDATA@HEAD{i}
     #[command(after_help = examples!(
         "pg checkout pgdata1@before" => "asks first",
@@ -120,6 +128,27 @@ pub(crate) struct Destroy {
     pub(crate) name: Name,
     #[command(flatten)]
     pub(crate) consent: Consent,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// Its data directory
+    pub(crate) path: PathBuf,
+    /// Its name here [default: the one it has with Debian, else the next free]
+    #[arg(short, long, value_name = "PGDATA")]
+    pub(crate) name: Option<Name>,
+    /// Where its snapshots go [default: local]
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Its main configuration file, if that is where nobody would look
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// A file in the format of .pgpass with the role and the password to connect with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pass_file: Option<PathBuf>,
+    /// The role to connect as, without a pass file [default: the server's user, or postgres]
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) superuser: Option<String>,
 }
 
 #[derive(Debug, Args)]

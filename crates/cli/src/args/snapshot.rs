@@ -54,6 +54,12 @@ pub(crate) enum Snapshot {
         "snapshot pull --from https://example.org/movies.neon movies" => "from a file, under this name",
     ))]
     Pull(Pull),
+    /// Shows what differs between two snapshots, or a snapshot and the live state: pages and bytes by relation
+    #[command(after_help = examples!(
+        "snapshot diff pgdata1@before pgdata1@after" => "the relations that changed, the largest change first",
+        "snapshot diff pgdata1@before pgdata1@CURRENT" => "what was changed since",
+    ))]
+    Diff(Diff),
     /// Destroys a snapshot; what it alone keeps goes with the next collection of its storage
     #[command(after_help = examples!(
         "snapshot destroy pgdata1@before" => "asks first",
@@ -191,6 +197,20 @@ pub(crate) struct Pull {
     /// Into which storage [default: local]
     #[arg(short, long)]
     pub(crate) storage: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// The earlier one
+    pub(crate) before: String,
+    /// The later one; PGDATA@CURRENT is the live state
+    pub(crate) after: String,
+    /// Look for both in this storage only
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Also files that belong to no relation
+    #[arg(long)]
+    pub(crate) files: bool,
 }
 
 #[derive(Debug, Args)]

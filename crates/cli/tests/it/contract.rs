@@ -291,7 +291,7 @@ fn keys(value: &Value, see: &mut dyn FnMut(&str)) {
             for (key, value) in map {
                 see(key);
                 // What is below these is named by users and libraries.
-                if !["options", "details"].contains(&key.as_str()) {
+                if !["options", "details", "extensions", "collations", "labels"].contains(&key.as_str()) {
                     keys(value, see);
                 }
             }

@@ -9,7 +9,7 @@ use neon_cowfs::{
     probe, remove_tree,
 };
 
-use crate::mounts::{btrfs, run, with_mounts, xfs};
+use crate::mounts::{btrfs, run, tmpfs, with_mounts, xfs};
 use crate::support::{assert_equal, make_source, move_apart, only, rubbish, this_test, tree};
 
 /// That every file larger than what btrfs keeps beside its metadata is shared as a whole with its original.
@@ -244,43 +244,39 @@ fn files_marked_against_copy_on_write_are_shared_and_keep_the_mark() {
 #[test]
 fn a_method_that_is_refused_when_it_comes_to_it_gives_way_to_the_next_unless_forced() {
     with_mounts(|| {
-        let disk = btrfs();
+        let (disk, other) = (xfs(), tmpfs("other", "1m"));
         let (source, target) = (disk.join("source"), disk.join("clone"));
-        fs::create_dir(&source).unwrap();
         make_source(&source);
-        // A file in use as swap space cannot be shared, which no probe can know.
-        let swap = source.join("base/5/swap");
-        fs::write(&swap, "").unwrap();
-        run("chattr", &["+C", swap.to_str().unwrap()]);
+        let (file, twin) = (source.join("base/1/7"), other.join("twin"));
         run(
-            "dd",
-            &[
-                "if=/dev/zero",
-                &format!("of={}", swap.display()),
-                "bs=1M",
-                "count=4",
-                "status=none",
-            ],
+            "cp",
+            &["-p", file.to_str().unwrap(), twin.to_str().unwrap()],
         );
-        run("chmod", &["600", swap.to_str().unwrap()]);
-        run("mkswap", &[swap.to_str().unwrap()]);
-        run("swapon", &[swap.to_str().unwrap()]);
         let refused = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let heard = std::sync::Arc::clone(&refused);
-        let options = CloneOptions::new().on_event(move |event| {
-            if let Event::Refused { not_used, .. } = event {
-                heard.lock().unwrap().push(not_used.clone());
-            }
-        });
-        let outcomes = (
-            clone_tree(&source, &target, &only(Method::Reflink)),
-            clone_tree(&source, &target, &options),
-        );
-        run("swapoff", &[swap.to_str().unwrap()]);
-        let error = outcomes.0.unwrap_err();
+        // After the probe, a file of another file system takes the place of one: none that it could have tried.
+        let options = || {
+            let (heard, once) = (std::sync::Arc::clone(&refused), std::sync::Once::new());
+            let args = [
+                "--bind".to_owned(),
+                twin.display().to_string(),
+                file.display().to_string(),
+            ];
+            CloneOptions::new().on_event(move |event| match event {
+                Event::Using { .. } => once.call_once(|| {
+                    run("mount", &args.each_ref().map(String::as_str));
+                }),
+                Event::Refused { not_used, .. } => heard.lock().unwrap().push(not_used.clone()),
+                _ => {}
+            })
+        };
+        let forced = options().wanted(Wanted::Only(Method::Reflink));
+        let error = clone_tree(&source, &target, &forced).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("base/5/swap"), "{error}");
-        let cloned = outcomes.1.unwrap();
+        assert!(error.to_string().contains("base/1/7"), "{error}");
+        assert!(!target.exists());
+        run("umount", &[file.to_str().unwrap()]);
+        refused.lock().unwrap().clear();
+        let cloned = clone_tree(&source, &target, &options()).unwrap();
         assert_eq!((cloned.method, cloned.shared_bytes), (Method::Copy, 0));
         assert_eq!(refused.lock().unwrap().as_slice(), &cloned.not_used[1..]);
         assert_equal(&source, &target);

@@ -7,6 +7,7 @@ mod details;
 mod instances;
 mod killed;
 mod moving;
+mod offers;
 mod remotes;
 mod restored;
 mod snapshots;

@@ -66,7 +66,7 @@ pub(crate) struct Global {
     /// As root: the user that servers run as [NEON_OS_USER; else postgres]
     #[arg(long, global = true, value_name = "USER")]
     pub(crate) os_user: Option<String>,
-    /// How results are printed [NEON_OUTPUT; else table]
+    /// How results are printed: for people, one JSON document, or one a line [NEON_OUTPUT; else table]
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
     /// Say nothing on the way: no steps, no progress
@@ -77,12 +77,9 @@ pub(crate) struct Global {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
     #[default]
     Table,
-    /// One JSON document
     Json,
-    /// One JSON document a line
     Ndjson,
 }
 

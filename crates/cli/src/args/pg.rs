@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use neon_pg::{Name, PgMajor};
 
 use super::{Consent, examples};
@@ -107,6 +107,12 @@ pub(crate) struct Create {
     /// Make it of a snapshot: a name, an id, a .neon file, a base backup, basebackup://USER@HOST:PORT/, an address
     #[arg(long, value_name = "SNAPSHOT")]
     pub(crate) snapshot: Option<String>,
+    /// Share the blocks of the files with other instances of the same snapshot; fail where the file system cannot
+    #[arg(long, requires = "snapshot", conflicts_with = "clone_method")]
+    pub(crate) cow: bool,
+    /// How its folder comes to be, without falling back [default: the best that works]
+    #[arg(long, requires = "snapshot", value_enum, value_name = "METHOD")]
+    pub(crate) clone_method: Option<Method>,
     /// With the configuration of the origin as it is: its archive, its upstream, its workers
     #[arg(long, requires = "snapshot")]
     pub(crate) as_is: bool,
@@ -119,6 +125,14 @@ pub(crate) struct Create {
     /// Only make it
     #[arg(long)]
     pub(crate) no_start: bool,
+}
+
+/// How the folder of an instance comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    Subvolume,
+    Reflink,
+    Copy,
 }
 
 #[derive(Debug, Args)]

@@ -54,6 +54,11 @@ impl Scene<'_> {
         self.progress.show(neon_pg::Event::Warning(text.to_owned()));
     }
 
+    /// Something to know.
+    pub(crate) fn note(&self, text: &str) {
+        self.progress.show(neon_pg::Event::Note(text.to_owned()));
+    }
+
     /// A step of our own.
     pub(crate) fn step(&self, text: &str) {
         self.progress.show(neon_pg::Event::Step(text.to_owned()));

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use neon_pg::{
-    AdoptPg, CheckoutChoice, CheckoutPlan, CreatePg, Located, Name, PgRecord, RestoreChoice,
-    ServerState,
+    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Located, Name,
+    PgRecord, RestoreChoice, ServerState,
 };
 use serde_json::{Map, Value, json};
 
 use super::snapshot::{Passing, data as as_data};
 use super::{Scene, Then, mark, now, psql};
-use crate::args::pg::{Adopt, Checkout, Create, Destroy, Pg};
+use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
 use crate::confirm::confirm;
 use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
@@ -62,6 +62,13 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
             let mut how = RestoreChoice::default();
             how.as_is = wanted.as_is;
             how.force = wanted.force;
+            how.clone = match wanted.clone_method {
+                Some(Method::Subvolume) => CloneWanted::Only(CloneMethod::Subvolume),
+                Some(Method::Reflink) => CloneWanted::Only(CloneMethod::Reflink),
+                Some(Method::Copy) => CloneWanted::Only(CloneMethod::Copy),
+                None if wanted.cow => CloneWanted::CopyOnWrite,
+                None => CloneWanted::Best,
+            };
             create_from(&create, text, &how, scene).await?
         }
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use neon_pg::{CollectStorage, ListedStorage, Storages};
 
-use super::snapshot::data;
+use super::snapshot::{checked_in_words, data};
 use super::{Scene, absolute, mark, now};
 use crate::args::storage::{Attach, Check, Gc, Storage};
 use crate::confirm::confirm;
@@ -131,28 +131,7 @@ async fn check(wanted: &Check, scene: &Scene<'_>) -> Outcome<Answer> {
         .storages()
         .check(&wanted.name, wanted.data)
         .await?;
-    let mut text = format!(
-        "{}: {} snapshots, {} objects, {} packs, {} frames, {} pages looked at{}\n",
-        checked.subject,
-        checked.snapshots,
-        checked.objects,
-        checked.packs,
-        checked.frames,
-        checked.pages,
-        if checked.with_data {
-            ""
-        } else {
-            "; data was not read (--data reads it)"
-        },
-    );
-    for finding in &checked.findings {
-        let snapshots: Vec<String> = finding.snapshots.iter().map(ToString::to_string).collect();
-        text.push_str(&format!("{}: {}", finding.object, finding.problem));
-        if !snapshots.is_empty() {
-            text.push_str(&format!(" (in snapshots {})", snapshots.join(", ")));
-        }
-        text.push('\n');
-    }
+    let text = checked_in_words(&checked);
     let mut answer = Answer::of(text, data(&checked)?);
     if !checked.is_sound() {
         answer.exit = 5;

@@ -181,7 +181,10 @@ fn every_key_that_is_printed_is_documented() {
     }
     documented(&home.json(&["pg", "list"]));
     documented(&home.json(&["snapshot", "create", "one@a"]));
-    home.sql("one", "create table t as select g from generate_series(1, 1000) g");
+    home.sql(
+        "one",
+        "create table t as select g from generate_series(1, 1000) g",
+    );
     documented(&home.json(&["snapshot", "create", "one@b"]));
     documented(&home.json(&["snapshot", "list", "--long"]));
     documented(&home.json(&["snapshot", "show", "one@b"]));
@@ -291,7 +294,9 @@ fn keys(value: &Value, see: &mut dyn FnMut(&str)) {
             for (key, value) in map {
                 see(key);
                 // What is below these is named by users and libraries.
-                if !["options", "details", "extensions", "collations", "labels"].contains(&key.as_str()) {
+                if !["options", "details", "extensions", "collations", "labels"]
+                    .contains(&key.as_str())
+                {
                     keys(value, see);
                 }
             }

@@ -56,57 +56,69 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
     create.storage = wanted.storage;
     create.port = wanted.port;
     create.no_start = wanted.no_start;
-    let pg = match &wanted.snapshot {
-        None => scene.neon.pg().create(&create).await?,
-        Some(text) => {
-            let mut how = RestoreChoice::default();
-            how.as_is = wanted.as_is;
-            how.force = wanted.force;
-            how.clone = match wanted.clone_method {
-                Some(Method::Subvolume) => CloneWanted::Only(CloneMethod::Subvolume),
-                Some(Method::Reflink) => CloneWanted::Only(CloneMethod::Reflink),
-                Some(Method::Copy) => CloneWanted::Only(CloneMethod::Copy),
-                None if wanted.cow => CloneWanted::CopyOnWrite,
-                None => CloneWanted::Best,
-            };
-            create_from(&create, text, &how, scene).await?
-        }
+    let Some(text) = &wanted.snapshot else {
+        let pg = scene.neon.pg().create(&create).await?;
+        return created(&pg, scene).await;
     };
-    let name = pg.record.name.clone();
-    if wanted.no_start {
-        return Ok(Answer::of(format!("Created {name}."), data(&pg, None)));
-    }
-    scene.step(&format!("Created {name}, PostgreSQL {}.", pg.record.major));
-    started(&name, scene).await
-}
-
-/// From a snapshot, which is imported for the moment if it is outside.
-async fn create_from(
-    create: &CreatePg,
-    text: &str,
-    how: &RestoreChoice,
-    scene: &Scene<'_>,
-) -> Outcome<neon_pg::Pg> {
+    let mut how = RestoreChoice::default();
+    how.as_is = wanted.as_is;
+    how.force = wanted.force;
+    how.clone = match wanted.clone_method {
+        Some(Method::Subvolume) => CloneWanted::Only(CloneMethod::Subvolume),
+        Some(Method::Reflink) => CloneWanted::Only(CloneMethod::Reflink),
+        Some(Method::Copy) => CloneWanted::Only(CloneMethod::Copy),
+        None if wanted.cow => CloneWanted::CopyOnWrite,
+        None => CloneWanted::Best,
+    };
     match scene.neon.snapshots().locate(text, None).await? {
-        Located::Stored(found) => Ok(scene.neon.pg().create_from(create, &found, how).await?),
+        Located::Stored(found) => {
+            let pg = scene.neon.pg().create_from(&create, &found, &how).await?;
+            created(&pg, scene).await
+        }
+        // Imported for the moment.
         Located::Outside(source) => {
             let passing = Passing::import(source, scene).await?;
             scene.step("Downloading snapshot... Done.");
             let made = scene
                 .neon
                 .pg()
-                .create_from(create, passing.found(), how)
+                .create_from(&create, passing.found(), &how)
                 .await;
-            let destroyed = passing.destroy(scene).await;
-            let pg = made?;
-            destroyed?;
-            scene.step("Destroying snapshot... Done.");
-            Ok(pg)
+            let pg = match made {
+                Ok(pg) => pg,
+                Err(error) => {
+                    // That the one could not be made is what matters.
+                    if let Err(left) = passing.destroy(scene).await {
+                        scene.warn(&format!("the imported snapshot stays: {left}"));
+                    }
+                    return Err(error.into());
+                }
+            };
+            created(&pg, scene).await?.print(scene.settings.output)?;
+            let mut answer = Answer::nothing();
+            match passing.destroy(scene).await {
+                Ok(()) => scene.step("Destroying snapshot... Done."),
+                Err(left) => {
+                    scene.warn(&format!("the imported snapshot stays: {left}"));
+                    answer.exit = 7;
+                }
+            }
+            Ok(answer)
         }
         _ => Err(Failure::usage(format!(
             "snapshot {text} is where this program does not know"
         ))),
     }
+}
+
+/// What is said of an instance that was made.
+async fn created(pg: &neon_pg::Pg, scene: &Scene<'_>) -> Outcome<Answer> {
+    let name = &pg.record.name;
+    if pg.endpoint().is_none() {
+        return Ok(Answer::of(format!("Created {name}."), data(pg, None)));
+    }
+    scene.step(&format!("Created {name}, PostgreSQL {}.", pg.record.major));
+    started(name, scene).await
 }
 
 /// What is said of a server that has come up: where, and the URI that connects.

@@ -11,6 +11,7 @@ mod documents;
 mod flow;
 mod help;
 mod instances;
+mod readme;
 mod settings;
 mod storages;
 mod support;

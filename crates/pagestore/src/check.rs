@@ -187,7 +187,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     async fn one(&mut self, id: CommitId, read_data: bool) -> Result<()> {
-        let (_, commit) = self.repository.require_kept(id).await?;
+        let commit = self.repository.require_kept(id).await?.commit;
         let view = commit.view()?;
         let mut needed: BTreeSet<PackId> = view
             .runs

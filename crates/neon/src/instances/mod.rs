@@ -10,7 +10,7 @@ mod destroy;
 mod isolate;
 mod life;
 mod record;
-pub(crate) mod restore;
+mod restore;
 mod runs_here;
 mod unlogged;
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod checkouts;
+mod first;
 mod instances;
 mod killed;
 mod moving;

@@ -2,9 +2,11 @@
 
 mod base_backup;
 mod bring;
+mod catalogue;
 pub(crate) mod create;
 mod current;
 mod destroy;
+mod diff;
 mod export;
 mod implicit;
 mod import;
@@ -38,6 +40,7 @@ use crate::repositories::StorageRepository;
 pub use create::{CreateSnapshot, TakenSnapshot};
 pub use current::CurrentState;
 pub use destroy::DestroySnapshot;
+pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
 pub use export::{ExportFormat, ExportOptions, Exported};
 pub use implicit::CreatedFrom;
 pub use import::{ImportSnapshot, Imported};

@@ -233,11 +233,13 @@ impl SnapshotFirst<'_> {
             if record.is_some() {
                 neon.pg().forget(&name).await?;
             }
-            let mut create = CreatePg::default();
-            create.name = Some(name.clone());
-            create.storage = Some(storage.clone());
-            create.port = record.and_then(|record| record.port);
-            create.no_start = true;
+            let create = CreatePg {
+                name: Some(name.clone()),
+                storage: Some(storage.clone()),
+                port: record.and_then(|record| record.port),
+                no_start: true,
+                ..CreatePg::default()
+            };
             neon.pg()
                 .create_from(&create, &found, &RestoreChoice::default())
                 .await?;
@@ -407,11 +409,11 @@ impl SnapshotFirst<'_> {
         let remote = place.file_path().is_none()
             && !path.starts_with("basebackup://")
             && !place.path().ends_with(".neon");
-        if folder || remote {
-            if let Some(repository) = self.0.storages().repository_at(&place).await? {
-                require_own(path, format)?;
-                return newest_of(repository, None).await.map(|(found, _)| found);
-            }
+        if (folder || remote)
+            && let Some(repository) = self.0.storages().repository_at(&place).await?
+        {
+            require_own(path, format)?;
+            return newest_of(repository, None).await.map(|(found, _)| found);
         }
         match snapshots.locate(path, None).await? {
             Located::Stored(found) => {
@@ -586,8 +588,8 @@ async fn newest_of(repository: StorageRepository, pg: Option<&Name>) -> Result<(
 fn words(seconds: i64) -> String {
     let (number, unit) = match seconds {
         ..120 => (seconds, "second"),
-        ..7200 => (seconds / 60, "minute"),
-        ..172_800 => (seconds / 3600, "hour"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
         _ => (seconds / 86_400, "day"),
     };
     match number {

@@ -10,4 +10,5 @@ mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod taken;
 mod undone;

@@ -9,6 +9,7 @@
 //! state/trash/<id>.json   the records of those in the trash
 //! state/storage/<name>.json
 //! state/operations.ndjson what was changed, a line each
+//! config.json             settings of the command line, written by hand
 //! cache/<repository>/     what was read from distant storages; may go at any time
 //! ```
 //!
@@ -164,8 +165,8 @@ fn refuse_strange(root: &Path) -> Result<()> {
             .map_err(|error| Error::io(root, "cannot be listed", error))?
             .file_name();
         let name = name.to_string_lossy();
-        let ours =
-            ["pg", "trash", "store", "state", "cache"].contains(&&*name) || name.starts_with('.');
+        let ours = ["pg", "trash", "store", "state", "cache", "config.json"].contains(&&*name)
+            || name.starts_with('.');
         if !ours {
             return Err(Error::new(
                 ErrorKind::Invalid,

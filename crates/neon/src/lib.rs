@@ -13,25 +13,24 @@ mod repositories;
 mod snapshots;
 mod storages;
 mod undo;
+mod upkeep;
 
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;
-pub use instances::{
-    AdoptPg, AdoptedPg, AdoptedPlace, Base, CheckedOut, CheckoutChoice, CheckoutPlan, CreatePg,
-    Head, Instances, Pg, PgRecord, RestoreChoice, Stage,
-};
+// What is public in these three is what this crate is for: each file says what it adds.
+pub use instances::*;
 pub use name::Name;
-pub use neon::{Neon, Options};
+pub use neon::{AskPassword, Neon, Options};
 pub use neon_pagestore::gc::Retained;
 pub use neon_pagestore::{CommitId, SnapshotName, Tag};
-pub use neon_pgctl::PgMajor;
-pub use neon_storage::{Locator, Secret};
+pub use neon_pgctl::{OsUser, PgMajor, ServerState, Status};
+pub use neon_pgwire::Surroundings;
+pub use neon_snapshot_format::Compression;
+pub use neon_storage::{Context, Locator, Registry, Secret, Variables};
 pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
-pub use snapshots::{
-    CreateSnapshot, CurrentState, DestroySnapshot, Found, ListedSnapshot, OpenSnapshot, OtherDiff,
-    ParentChoice, RelationDiff, SnapshotDetails, SnapshotDiff, Snapshots, TakenSnapshot,
-};
-pub use storages::{LOCAL, StorageRecord, StorageType, Storages};
+pub use snapshots::*;
+pub use storages::*;
 pub use undo::Undone;
+pub use upkeep::*;

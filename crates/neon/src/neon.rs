@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor};
+use neon_pgwire::Surroundings;
 use neon_storage::{Context, Registry, Secret};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -17,6 +18,30 @@ use crate::home::Home;
 use crate::instances::Instances;
 use crate::snapshots::Snapshots;
 use crate::storages::Storages;
+
+/// Asks a person for a password: gets whose it is (`user@host:port`), gives nothing if nobody knows. May block.
+#[derive(Clone)]
+pub struct AskPassword(Arc<dyn Fn(&str) -> Option<Secret> + Send + Sync>);
+
+impl AskPassword {
+    /// Asks by calling this.
+    pub fn new(ask: impl Fn(&str) -> Option<Secret> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    pub(crate) async fn ask(&self, whose: &str) -> Option<Secret> {
+        let (ask, whose) = (Arc::clone(&self.0), whose.to_owned());
+        tokio::task::spawn_blocking(move || ask(&whose))
+            .await
+            .ok()?
+    }
+}
+
+impl fmt::Debug for AskPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AskPassword")
+    }
+}
 
 /// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
 #[derive(Clone)]
@@ -38,6 +63,10 @@ pub struct Options {
     pub context: Context,
     /// What opens encrypted repositories, and what new ones are encrypted with where the storage asks for it.
     pub passphrase: Option<Secret>,
+    /// What connections to servers of others fall back to: variables, password files, certificates.
+    pub connections: Surroundings,
+    /// Asked when such a server wants a password and none is known.
+    pub ask_password: Option<AskPassword>,
     /// Threads that read, compress and write.
     pub threads: usize,
     /// Who is told what goes on.
@@ -66,6 +95,8 @@ impl Options {
             registry: Registry::default(),
             context: Context::default(),
             passphrase: None,
+            connections: Surroundings::none(),
+            ask_password: None,
             threads: 2,
             events: EventSink::default(),
             cancel: Arc::default(),

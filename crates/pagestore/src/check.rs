@@ -11,6 +11,7 @@ use neon_storage::{ListOptions, ObjectMeta, StorageExt};
 
 use crate::claim::ClaimBody;
 use crate::commit::Commit;
+use crate::commit_object::CommitObject;
 use crate::doomed::DoomedBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::run;
@@ -135,6 +136,37 @@ impl Repository {
         check.snapshots().await?;
         Ok(check.checked)
     }
+
+    /// Checks one snapshot: its commit, its map, and that every frame it needs is there. With `read_data` it reads them all
+    /// and judges every page.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot; as [`check`](Self::check).
+    pub async fn check_snapshot(&self, id: CommitId, read_data: bool) -> Result<Checked> {
+        let mut check = Check {
+            repository: self,
+            reader: self.frames(),
+            // Of its packs only what it needs is read.
+            read_data: false,
+            checked: Checked::default(),
+            packs: HashMap::new(),
+            files: HashMap::new(),
+            moves: HashMap::new(),
+            verdicts: HashMap::new(),
+            pages: HashSet::new(),
+        };
+        check.checked.snapshots = 1;
+        check.checked.objects = 1;
+        let outcome = check.one(id, read_data).await;
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::NotFound && check.packs.is_empty() => {
+                return Err(error);
+            }
+            Err(error) => check.checked.note_error(error, Some(id))?,
+            Ok(()) => {}
+        }
+        Ok(check.checked)
+    }
 }
 
 /// Where a frame was found, or what is wrong with it.
@@ -154,6 +186,30 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
+    async fn one(&mut self, id: CommitId, read_data: bool) -> Result<()> {
+        let commit = self.repository.require_kept(id).await?.commit;
+        let view = commit.view()?;
+        let mut needed: BTreeSet<PackId> = view
+            .runs
+            .iter()
+            .flat_map(|run| run.index_frames())
+            .map(|(_, frame)| frame.pack.id)
+            .collect();
+        let mut walk = Walk::new(&view, false);
+        while let Some(file) = run(&self.reader, &mut walk).await? {
+            needed.extend(file.extents.iter().filter_map(|extent| match &extent.at {
+                At::Frame { frame, .. } => Some(frame.pack.id),
+                At::Zeros => None,
+            }));
+        }
+        let mut packs = crate::gc::list_packs(self.repository).await?;
+        packs.retain(|pack, _| needed.contains(pack));
+        self.packs = packs.into_iter().collect();
+        self.directories().await?;
+        self.read_data = read_data;
+        self.snapshot(id, &commit).await
+    }
+
     /// Every object but packs, each by the format that its key asks for.
     async fn small_objects(&mut self) -> Result<()> {
         let storage = Arc::clone(self.repository.storage());
@@ -195,9 +251,7 @@ impl Check<'_> {
                         .await
                 }
                 "moves" => self.parse_moves(&object).await,
-                "keys" if !object.key.as_str().contains("/epoch-") => {
-                    self.parse_envelope(&object).await
-                }
+                "keys" if keys::is_envelope(&object.key) => self.parse_envelope(&object).await,
                 // Not ours: archived log, policies; and what the repository was opened with.
                 _ => continue,
             };
@@ -232,9 +286,10 @@ impl Check<'_> {
     }
 
     async fn parse_commit(&self, object: &ObjectMeta) -> Result<()> {
-        let id = keys::commit_of(&object.key)
+        let commit = keys::commit_of(&object.key)
             .ok_or_else(|| Error::malformed(object.key.as_str(), "is not where snapshots are"))?;
-        self.repository.read_commit(id).await?.1.view().map(drop)
+        let (_, commit) = self.repository.read_commit_object(commit).await?;
+        commit.view().map(drop)
     }
 
     async fn parse_moves(&mut self, object: &ObjectMeta) -> Result<()> {
@@ -343,13 +398,19 @@ impl Check<'_> {
 
     async fn snapshots(&mut self) -> Result<()> {
         let tombstones = self.repository.tombstones().await?;
-        for id in self.repository.commit_ids().await? {
-            let (writer, commit) = match self.repository.read_commit(id).await {
+        let mut looked_at = HashSet::new();
+        for object in self
+            .repository
+            .commit_objects_below(keys::SNAPSHOTS)
+            .await?
+        {
+            let id = object.id;
+            let (writer, commit) = match self.repository.read_commit_object(object).await {
                 Ok(found) => found,
                 // Gone meanwhile, or noted already.
                 Err(error) if error.kind() != ErrorKind::Storage => {
                     if error.kind() != ErrorKind::NotFound {
-                        let object = format!("snapshots/{id}");
+                        let object = format!("{}{object}", keys::SNAPSHOTS);
                         for finding in self
                             .checked
                             .findings
@@ -363,13 +424,13 @@ impl Check<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            if tombstones.bury(id, writer) {
+            if tombstones.bury(object, writer) || !looked_at.insert(id) {
                 continue;
             }
             self.checked.snapshots = self.checked.snapshots.saturating_add(1);
             let outcome = self.snapshot(id, &commit).await;
             if let Err(error) = outcome
-                && !self.gone(id, &tombstones).await?
+                && !self.gone(object, &tombstones).await?
             {
                 self.checked.note_error(error, Some(id))?;
             }
@@ -378,9 +439,9 @@ impl Check<'_> {
     }
 
     /// Whether a snapshot was destroyed while we looked at it.
-    async fn gone(&self, id: CommitId, before: &Tombstones) -> Result<bool> {
+    async fn gone(&self, object: CommitObject, before: &Tombstones) -> Result<bool> {
         let now = self.repository.tombstones().await?;
-        Ok(now.commits.contains_key(&id) && !before.commits.contains_key(&id))
+        Ok(now.commits.contains_key(&object) && !before.commits.contains_key(&object))
     }
 
     /// Reads the whole map, and looks at every frame it leads to.

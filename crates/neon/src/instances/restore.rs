@@ -13,8 +13,7 @@ use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::{Facts, read::Snapshot};
 use neon_pg_layout::{ControlFile, TimelineHistory, TimelineId, WalFileName, WalLevel};
 use neon_pgctl::{
-    Installation, Instance, OsUser, PgMajor, RecoveryEnd, RecoveryEvent, RecoveryPlan,
-    RecoveryTarget, WalSource,
+    Installation, Instance, OsUser, PgMajor, RecoveryEnd, RecoveryPlan, RecoveryTarget, WalSource,
 };
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
@@ -368,11 +367,7 @@ pub(super) async fn recover(
     let whole = snapshot.facts().kind == SnapshotKind::Cold && control.state.is_clean();
     let aside = whole.then(|| Aside::step(data)).transpose()?;
     let recovered = instance
-        .recover(&plan, |event| {
-            if let RecoveryEvent::Replayed(position) = event {
-                neon.tell(Event::Note(format!("replayed to {position}")));
-            }
-        })
+        .recover(&plan, |_| ())
         .await
         .map_err(|error| Error::server(*subject, error))?;
     if let Some(aside) = aside {

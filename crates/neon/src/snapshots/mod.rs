@@ -1,18 +1,31 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
+mod base_backup;
+mod bring;
 mod catalogue;
 pub(crate) mod create;
 mod current;
 mod destroy;
 mod diff;
+mod export;
+mod import;
+mod imported;
+mod location;
 mod log_end;
 pub(crate) mod needs;
+mod offered;
 pub(crate) mod open;
 mod parent;
+mod plain_backup;
+mod ranges;
 mod room;
+mod serve;
 mod show;
 mod sources;
+mod transfer;
+mod verify;
 mod watch;
+mod watched;
 
 use std::sync::Arc;
 
@@ -27,9 +40,15 @@ pub use create::{CreateSnapshot, TakenSnapshot};
 pub use current::CurrentState;
 pub use destroy::DestroySnapshot;
 pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
+pub use export::{ExportFormat, ExportOptions, Exported};
+pub use import::{ImportSnapshot, Imported};
+pub use location::{ImportSource, Located};
 pub use open::OpenSnapshot;
 pub use parent::ParentChoice;
+pub use serve::{Offer, OfferAbout, ServeOptions};
 pub use show::SnapshotDetails;
+pub use transfer::{Pulled, Remote, Transferred};
+pub use verify::{Verified, VerifiedServer, VerifyDepth};
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +121,24 @@ impl Snapshots<'_> {
             Error::new(ErrorKind::NotFound, format!("snapshot {text}"), place)
                 .hinted("see `neon snapshot list`")
         }))
+    }
+
+    /// As [`find`](Self::find), in a repository that is open.
+    pub(crate) async fn find_in(&self, repository: StorageRepository, text: &str) -> Result<Found> {
+        let id = repository.repository.resolve(text).await;
+        let id = id.map_err(|error| match error.kind() {
+            neon_pagestore::ErrorKind::NotFound => Error::new(
+                ErrorKind::NotFound,
+                format!("snapshot {text}"),
+                format!("is not in {}", repository.label()),
+            ),
+            _ => Error::repository(format!("snapshot {text}"), error),
+        })?;
+        Ok(Found {
+            id,
+            asked: text.to_owned(),
+            repository: Arc::new(repository),
+        })
     }
 
     fn storages_to_ask(&self, text: &str, storage: Option<&Name>) -> Result<Vec<Name>> {

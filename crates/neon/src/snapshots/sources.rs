@@ -121,10 +121,7 @@ pub(crate) fn tell(parent: &Snapshot, copying: &Copying<'_>, go_on: &GoOn) -> Re
     };
     let Chosen { set, record } = chosen.map_err(failed)?;
     Ok(Told {
-        set: match record.used {
-            Some(_) => set.since(parent.id()),
-            None => set,
-        },
+        set,
         used: Some(record.used.unwrap_or(SourceKind::Scan)),
         passed_over: record.passed_over,
     })

@@ -32,6 +32,19 @@ impl Fixture {
         Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
     }
 
+    /// A home with options of its own.
+    pub(crate) fn having(major: PgMajor, change: impl FnOnce(&mut Options)) -> Self {
+        let scratch = Scratch::new();
+        let mut options = options(major);
+        change(&mut options);
+        let neon = Neon::open(scratch.path().join("home"), options).unwrap();
+        Self {
+            neon,
+            scratch,
+            major,
+        }
+    }
+
     /// The same, opened with other options.
     pub(crate) fn with(&self, change: impl FnOnce(&mut Options)) -> Neon {
         let mut options = options(self.major);

@@ -7,8 +7,9 @@ use neon_pg_layout::wal::{Change, Record, ResourceManager, Step, WalPageHeader, 
 use neon_pg_layout::{BlockRefTable, Fork, Lsn, RelFileLocator, Slru, TimelineHistory, WalLevel};
 
 use crate::changes::log_files::{Fed, History, LogFiles, PIECE};
+use crate::changes::logged::LogChanges;
 use crate::changes::reason::CannotSay;
-use crate::changes::set::{ChangeSet, LogChanges};
+use crate::changes::set::ChangeSet;
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::validity::{ClusterFacts, Span};
 use crate::error::{Error, ErrorKind, Result};
@@ -401,7 +402,10 @@ impl ChangeSource for LogSource<'_> {
         match walk.complete(&self.span, self.files, &mut self.watch) {
             Ok(ControlFlow::Continue(())) => {
                 let changes = walk.finish(&self.span);
-                Ok(Answer::Exact(ChangeSet::of_log(changes)))
+                Ok(Answer::Exact(ChangeSet::of_log(
+                    self.span.parent(),
+                    changes,
+                )))
             }
             Ok(ControlFlow::Break(())) => {
                 self.walk = Some(walk);

@@ -62,6 +62,8 @@ struct Survey {
     stored: Vec<Stored>,
     /// Epochs that were begun, and when.
     begun: Vec<(u32, SystemTime)>,
+    /// Removals that are under way, or were interrupted: of which key, and where it is noted.
+    removals: Vec<(KeyId, Key)>,
 }
 
 impl Survey {
@@ -71,11 +73,19 @@ impl Survey {
             .try_collect()
             .await
             .map_err(|error| Error::storage(KEYS, error))?;
-        let (mut stored, mut begun) = (Vec::new(), Vec::new());
+        let (mut stored, mut begun, mut removals) = (Vec::new(), Vec::new(), Vec::new());
         for object in objects {
             let name = object.key.as_str().strip_prefix(KEYS).unwrap_or_default();
             if let Some(epoch) = name.strip_prefix("epoch-").and_then(from_hex::<4>) {
                 begun.push((u32::from_be_bytes(epoch), object.modified));
+            }
+            if let Some((of, _)) = name
+                .strip_prefix("removing-")
+                .and_then(|rest| rest.split_once('-'))
+                && let Some(id) = from_hex(of)
+            {
+                removals.push((KeyId(id), object.key));
+                continue;
             }
             let Some(id) = from_hex(name) else {
                 continue;
@@ -94,7 +104,11 @@ impl Survey {
                 added: object.modified,
             });
         }
-        Ok(Self { stored, begun })
+        Ok(Self {
+            stored,
+            begun,
+            removals,
+        })
     }
 
     /// All epochs in the envelopes that these keys open; and the first reason why one could not be tried.
@@ -375,15 +389,38 @@ impl Repository {
     /// Removes a key, also one that cannot be read. Who had it may have noted what it opens: to shut them out of what is
     /// written from now on, [`rekey`](Self::rekey).
     ///
+    /// Dropped: it is removed or not. As long as it is not, it counts as a key that may go any time, so that no other can
+    /// be removed which would be the last: repeat the removal, or add a key.
+    ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for the last key that is sound and opens the
-    /// newest epoch.
+    /// newest epoch; [`Busy`](ErrorKind::Busy) when all others that do so are being removed.
     pub async fn remove_key(&self, id: KeyId) -> Result<()> {
-        let keyring = self.keyring()?;
+        self.keyring()?;
         self.require_writable()?;
-        let survey = Survey::of(&*self.shared.storage).await?;
+        let storage = &*self.shared.storage;
+        // First the note, then the look: of two who remove at the same time, at least one sees the other.
+        let note = keys::removal(id.0, random()?)?;
+        create(storage, &note, Vec::new()).await?;
+        let removed = self.remove_noted(id).await;
+        if !removed
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::Storage)
+        {
+            // What was sent and not answered may still be done: then the note stays.
+            let deleted = storage.delete(&note).await;
+            deleted.map_err(|error| Error::storage(note.as_str(), error))?;
+        }
+        removed
+    }
+
+    async fn remove_noted(&self, id: KeyId) -> Result<()> {
+        let keyring = self.keyring()?;
+        let storage = &*self.shared.storage;
+        let survey = Survey::of(storage).await?;
         let key = keys::envelope(id.0)?;
-        if !survey.stored.iter().any(|stored| stored.id == id) {
+        let there: Vec<KeyId> = survey.stored.iter().map(|stored| stored.id).collect();
+        if !there.contains(&id) {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 key.as_str(),
@@ -394,18 +431,33 @@ impl Repository {
             .vouched(keyring, self.id())
             .map(|(_, envelope)| envelope.newest)
             .fold(keyring.newest(), u32::max);
-        if !survey
+        let others: Vec<KeyId> = survey
             .vouched(keyring, self.id())
-            .any(|(stored, envelope)| stored.id != id && envelope.newest == newest)
-        {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                key.as_str(),
-                "is the last key; nobody could open the repository",
-            ));
+            .filter(|(stored, envelope)| stored.id != id && envelope.newest == newest)
+            .map(|(stored, _)| stored.id)
+            .collect();
+        let going: Vec<KeyId> = survey.removals.iter().map(|(going, _)| *going).collect();
+        if others.iter().all(|other| going.contains(other)) {
+            let (kind, reason) = match others.is_empty() {
+                true => (
+                    ErrorKind::Invalid,
+                    "is the last key; nobody could open the repository",
+                ),
+                false => (
+                    ErrorKind::Busy,
+                    "would be the last key: all others are being removed, or their removal was interrupted",
+                ),
+            };
+            return Err(Error::new(kind, key.as_str(), reason));
         }
-        let deleted = self.shared.storage.delete(&key).await;
-        deleted.map_err(|error| Error::storage(key.as_str(), error))
+        let deleted = storage.delete(&key).await;
+        deleted.map_err(|error| Error::storage(key.as_str(), error))?;
+        // Notes of who did not come to the end about keys that are gone: no key is stored twice under one id.
+        for (_, note) in survey.removals.iter().filter(|(id, _)| !there.contains(id)) {
+            let deleted = storage.delete(note).await;
+            deleted.map_err(|error| Error::storage(note.as_str(), error))?;
+        }
+        Ok(())
     }
 
     /// Begins a new epoch: what is written from now on is sealed with a new key, which only these keys open. All other

@@ -2,6 +2,7 @@
 //! whatever can be seen is whole.
 
 mod again;
+mod keys;
 
 use std::sync::Arc;
 

@@ -173,6 +173,12 @@ async fn additions_to_objects_and_commits_are_honoured_by_class() {
         let built = built.await.unwrap().map_err(|error| error.kind());
         let refused = matches!(built, Err(ErrorKind::Unsupported));
         assert_eq!(refused, !flags.writable());
+        // Nor is it protected for that, which comes before anything is written.
+        let writing = repository.begin_writing().await.unwrap();
+        let protected = writing.protect(id).await.map_err(|error| error.kind());
+        let refused = matches!(protected, Err(ErrorKind::Unsupported));
+        assert_eq!(refused, !flags.writable());
+        writing.abandon().await;
         // The envelope has flags of its own.
         for flags in classes() {
             let object = Object {

@@ -107,7 +107,12 @@ impl Bucket {
     }
 
     /// What an upload becomes when it is completed with these parts.
-    pub(super) fn assemble(&self, id: &str, wanted: &[(i32, Option<ETag>)]) -> S3Result<Object> {
+    pub(super) fn assemble(
+        &self,
+        id: &str,
+        wanted: &[(i32, Option<ETag>)],
+        modified: SystemTime,
+    ) -> S3Result<Object> {
         let upload = self
             .uploads
             .get(id)
@@ -142,7 +147,7 @@ impl Bucket {
         Ok(Object {
             etag: format!("{}-{}", hex(&digest), parts.len()),
             content: Content::Parts(parts),
-            modified: SystemTime::now(),
+            modified,
             metadata: upload.metadata.clone(),
             storage_class: upload.storage_class.clone(),
             sse: upload.sse.clone(),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -135,6 +135,7 @@ impl S3Server {
             conditions: Mutex::new(options.conditions),
             next_upload: AtomicU64::new(1),
             object_lock: options.object_lock,
+            ahead: Mutex::new(Duration::ZERO),
         });
         let tls = options.tls.then(Tls::make);
         let authority = tls.as_ref().map(|tls| tls.authority.clone());
@@ -265,7 +266,7 @@ impl S3Server {
     }
 
     /// Makes every object and every unfinished upload of a bucket look so much older.
-    pub fn age(&self, bucket: &str, by: std::time::Duration) {
+    pub fn age(&self, bucket: &str, by: Duration) {
         let aged = self.shared.state.bucket(bucket, |bucket| {
             bucket
                 .uploads
@@ -279,15 +280,21 @@ impl S3Server {
         aged.unwrap();
     }
 
+    /// Lets time pass for the server alone: what it stores from now on, and what it says the time is, is so much later.
+    pub fn advance(&self, by: Duration) {
+        *self.shared.state.ahead.lock().unwrap() += by;
+    }
+
     /// Puts small objects without HTTP, for tests that need very many.
     pub fn preload(&self, bucket: &str, keys: impl IntoIterator<Item = String>) {
+        let now = self.shared.state.now();
         let loaded = self.shared.state.bucket(bucket, |bucket| {
             let content = Content::Memory(Bytes::from_static(b"x"));
             for key in keys {
                 let object = super::bucket::Object {
                     content: content.clone(),
                     etag: "9dd4e461268c8034f5c8564e155c67a6".to_owned(),
-                    modified: SystemTime::now(),
+                    modified: now,
                     metadata: None,
                     storage_class: None,
                     sse: None,
@@ -399,7 +406,7 @@ async fn handle(request: http::Request<Incoming>, shared: Arc<Shared>) -> std::i
         return closed();
     }
     let mut answer = answer.map(|body| body.map_err(std::io::Error::other).boxed_unsync());
-    let now = time_of_day();
+    let now = time_of_day(shared.state.now());
     answer.headers_mut().insert("date", now);
     Ok(match cut {
         None => answer,
@@ -407,8 +414,8 @@ async fn handle(request: http::Request<Incoming>, shared: Arc<Shared>) -> std::i
     })
 }
 
-fn time_of_day() -> http::HeaderValue {
-    let now = s3s::dto::Timestamp::from(SystemTime::now());
+fn time_of_day(now: SystemTime) -> http::HeaderValue {
+    let now = s3s::dto::Timestamp::from(now);
     let mut text = Vec::new();
     now.format(s3s::dto::TimestampFormat::HttpDate, &mut text)
         .unwrap();

@@ -1,7 +1,7 @@
 //! The verbs of S3 that a storage uses.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::stream;
 use s3s::dto::*;
@@ -17,9 +17,16 @@ pub(super) struct State {
     pub(super) conditions: Mutex<Conditions>,
     pub(super) next_upload: std::sync::atomic::AtomicU64,
     pub(super) object_lock: bool,
+    /// How far its clock is ahead of this machine's.
+    pub(super) ahead: Mutex<Duration>,
 }
 
 impl State {
+    /// What time it is for the server.
+    pub(super) fn now(&self) -> SystemTime {
+        SystemTime::now() + *self.ahead.lock().unwrap()
+    }
+
     pub(super) fn bucket<T>(&self, name: &str, f: impl FnOnce(&mut Bucket) -> T) -> S3Result<T> {
         let mut buckets: MutexGuard<'_, _> = self.buckets.lock().unwrap();
         buckets
@@ -122,7 +129,7 @@ impl S3 for Service {
         let object = Object {
             content,
             etag: hex(&digest),
-            modified: SystemTime::now(),
+            modified: self.0.now(),
             metadata: input.metadata,
             storage_class: input.storage_class,
             sse: input
@@ -313,7 +320,7 @@ impl S3 for Service {
         let id = format!("upload-{number}");
         let upload = Upload {
             key: input.key.clone(),
-            began: SystemTime::now(),
+            began: self.0.now(),
             metadata: input.metadata,
             storage_class: input.storage_class,
             sse: input
@@ -375,10 +382,10 @@ impl S3 for Service {
             .into_iter()
             .map(|part| (part.part_number.unwrap_or(0), part.e_tag))
             .collect();
-        let id = input.upload_id;
+        let (id, now) = (input.upload_id, self.0.now());
         // An unknown upload is reported before its conditions are.
         self.0
-            .bucket(&input.bucket, |bucket| bucket.assemble(&id, &parts))??;
+            .bucket(&input.bucket, |bucket| bucket.assemble(&id, &parts, now))??;
         let etag = self
             .0
             .write(
@@ -387,7 +394,7 @@ impl S3 for Service {
                 input.if_match,
                 input.if_none_match,
                 |bucket| {
-                    let object = bucket.assemble(&id, &parts)?;
+                    let object = bucket.assemble(&id, &parts, now)?;
                     bucket.uploads.remove(&id);
                     Ok(object)
                 },

@@ -1,0 +1,376 @@
+//! Two processes on one S3 bucket over HTTP, with nothing in common but it: one stops itself before one of its storage
+//! calls, whichever it is, and sleeps past lease and grace, while the other collects to the end and commits. Whoever wakes
+//! up either fails and says so, or did what it reports; nothing is lost, and nothing half done can be seen.
+//!
+//! The server's clock goes ahead while the process is stopped, so that a long grace costs no time and what runs on a slow
+//! machine does not lapse by itself.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use neon_pagestore::{CommitId, ErrorKind, OpenOptions, Pin, Repository};
+use neon_storage::{
+    Conditional, Faulty, Native, NativeOptions, S3, S3Config, S3Credentials, S3Keys, Storage,
+};
+use neon_testkit::s3::{S3Server, S3ServerOptions};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{read, try_write, write};
+
+const TASK: &str = "NEON_PAGESTORE_STOPPED";
+/// Times of S3 are whole seconds; and when its clock is a quarter of an hour off, it takes no requests.
+pub(crate) const GRACE: Duration = Duration::from_secs(40);
+pub(crate) const LATER: Duration = Duration::from_secs(2 * 40 + 2);
+
+pub(crate) fn options() -> OpenOptions {
+    OpenOptions::new().grace(GRACE)
+}
+
+/// The bucket of a server of the test kit.
+pub(crate) async fn bucket(endpoint: &str) -> Arc<dyn Storage> {
+    let server = S3ServerOptions::default();
+    let mut config = S3Config::new("bucket");
+    config.conditional = Conditional::Trusted;
+    config.endpoint = Some(endpoint.to_owned());
+    let keys = S3Keys::new(server.access_key.as_str(), server.secret_key.as_str());
+    config.credentials = S3Credentials::Static(keys);
+    Arc::new(S3::open(config).await.unwrap())
+}
+
+async fn open(server: &S3Server) -> Repository {
+    let storage = bucket(&server.endpoint()).await;
+    Repository::open(storage, options()).await.unwrap()
+}
+
+/// A repository in a directory, to push from.
+async fn source(place: &Path) -> Repository {
+    let storage = Arc::new(Native::open(place, NativeOptions::default()).unwrap());
+    Repository::open(storage, options()).await.unwrap()
+}
+
+/// What the other process does: one task, as its variable says. Started by the tests of this module; by itself there is
+/// nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acting_as_the_process_that_stops() {
+    let Ok(task) = std::env::var(TASK) else {
+        return;
+    };
+    let words: Vec<&str> = task.split('|').collect();
+    let [endpoint, stop, ref work @ ..] = words[..] else {
+        panic!("{task}");
+    };
+    let stop: u64 = stop.parse().unwrap();
+    let storage = Faulty::planned(bucket(endpoint).await, move |call, _, _| {
+        if call == stop {
+            kill_process(rustix::process::getpid(), Signal::STOP).unwrap();
+            // Until the signal has reached all threads.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    });
+    let outcome = async {
+        let repository = Repository::open(Arc::new(storage), options()).await?;
+        match work {
+            ["write", parent] => {
+                let parent = parent.parse().unwrap();
+                let files = [("b", 20), ("n", 21)];
+                let done = try_write(&repository, Some(parent), &files, &["pg@new"]).await?;
+                Ok(Some(done.id))
+            }
+            ["push", place, id] => {
+                let source = source(Path::new(place)).await;
+                let done = source.copy_to(&repository, id.parse().unwrap()).await?;
+                Ok(Some(done.id))
+            }
+            ["undo", id] => {
+                let id = id.parse().unwrap();
+                repository.undo_destroy(id).await?;
+                Ok(Some(id))
+            }
+            ["collect"] => repository.collect().await.map(|_| None),
+            _ => panic!("{task}"),
+        }
+    };
+    match outcome.await {
+        Ok(Some(id)) => println!("@ did {id}"),
+        Ok(None) => println!("@ did"),
+        Err::<_, neon_pagestore::Error>(error) => {
+            let busy = matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound);
+            println!("@ {} {error:?}", if busy { "refused" } else { "failed" });
+        }
+    }
+}
+
+/// A process that stops itself.
+struct Stopping(Option<Child>);
+
+/// How a process ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Did(Option<CommitId>),
+    /// It was told, and says so, that it came too late.
+    Refused(String),
+}
+
+impl Stopping {
+    fn start(server: &S3Server, stop: u64, work: &str) -> Self {
+        let task = format!("{}|{stop}|{work}", server.endpoint());
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "stopped::acting_as_the_process_that_stops",
+                "--nocapture",
+            ])
+            .env(TASK, task)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        Self(Some(child))
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.0.as_ref().unwrap())
+    }
+
+    /// Waits until it has stopped itself; false when it ended before.
+    async fn stopped(&self) -> bool {
+        let pid = self.pid();
+        let wait = move || {
+            // What has ended stays to be waited for by its handle.
+            let options = rustix::process::WaitIdOptions::STOPPED
+                | rustix::process::WaitIdOptions::EXITED
+                | rustix::process::WaitIdOptions::NOWAIT;
+            let status = rustix::process::waitid(rustix::process::WaitId::Pid(pid), options);
+            status.unwrap().unwrap().stopped()
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap()
+    }
+
+    /// Lets it go on, and waits for its end.
+    async fn ended(mut self) -> Ended {
+        let mut child = self.0.take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::CONT).ok();
+        let wait = move || {
+            let mut text = String::new();
+            let mut output = child.stdout.take().unwrap();
+            output.read_to_string(&mut text).unwrap();
+            child.wait().unwrap();
+            text
+        };
+        let text = tokio::task::spawn_blocking(wait).await.unwrap();
+        let said = text.lines().find_map(|line| line.split_once("@ "));
+        let said = said.unwrap_or_else(|| panic!("it said nothing: {text}")).1;
+        match said.split_once(' ') {
+            None => Ended::Did(None),
+            Some(("did", id)) => Ended::Did(Some(id.parse().unwrap())),
+            Some(("refused", why)) => Ended::Refused(why.to_owned()),
+            Some(_) => panic!("{said}"),
+        }
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// A bucket with snapshots that were pushed there, and the directory that they come from.
+struct Scene {
+    server: S3Server,
+    repository: Repository,
+    source: Repository,
+    place: tempfile::TempDir,
+    /// Five files, and four of them changed, so that most of the first one's pack is needed by the first alone.
+    first: CommitId,
+    second: CommitId,
+    kept: CommitId,
+}
+
+const FILES: [(&str, u64); 5] = [("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5)];
+
+impl Scene {
+    async fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let storage = Arc::new(Native::open(place.path(), NativeOptions::default()).unwrap());
+        let source = Repository::init(storage, options()).await.unwrap();
+        let first = write(&source, None, &FILES, &["pg@1"]).await;
+        let newer = FILES.map(|(name, seed)| (name, seed + 10));
+        let second = write(&source, Some(first), &newer[..4], &["pg@2"]).await;
+        let server = S3Server::start(S3ServerOptions::default());
+        let storage = bucket(&server.endpoint()).await;
+        let repository = Repository::init(storage, options()).await.unwrap();
+        let kept = write(&repository, None, &[("kept", 30)], &["kept"]).await;
+        source.copy_to(&repository, first).await.unwrap();
+        Self {
+            server,
+            repository,
+            source,
+            place,
+            first,
+            second,
+            kept,
+        }
+    }
+
+    /// Collects what can be, and lets time pass.
+    async fn collect(&self, times: usize) {
+        for _ in 0..times {
+            self.server.advance(LATER);
+            self.repository.collect().await.unwrap();
+        }
+    }
+
+    /// All that is shown is whole, also for who has read nothing yet, and these are among it.
+    async fn is_whole(&self, there: &[CommitId], about: &str) {
+        let fresh = open(&self.server).await;
+        let checked = fresh.check(true).await.unwrap();
+        assert!(checked.is_sound(), "{about}: {:?}", checked.findings);
+        let shown = fresh.snapshot_ids().await.unwrap();
+        for id in there {
+            assert!(shown.contains(id), "{about}: {id} is lost");
+        }
+        for id in &shown {
+            read(&fresh, *id).await.unwrap();
+        }
+        for pin in fresh.pins().await.unwrap() {
+            read(&fresh, pin.commit).await.unwrap();
+        }
+    }
+}
+
+/// At which steps to try: all, or every third where they are `many`, and which third changes from day to day; with
+/// `NEON_LONG_TESTS` always all.
+pub(crate) fn steps(many: bool) -> (u64, usize) {
+    if !many || std::env::var_os("NEON_LONG_TESTS").is_some() {
+        return (0, 1);
+    }
+    let now = std::time::SystemTime::now();
+    let seconds = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    (seconds / 86_400 % 3, 3)
+}
+
+/// Lets a process stop before its n-th call, for every n, and something happen meanwhile. Tells how often it did its
+/// work all the same, and how often it was refused.
+#[expect(clippy::print_stdout, reason = "how much was tried is the result")]
+async fn at_every_step<M>(
+    many: bool,
+    work: impl AsyncFn(&Scene) -> String,
+    meanwhile: impl AsyncFn(&Scene, u64) -> M,
+    after: impl AsyncFn(&Scene, M, Ended, u64),
+) {
+    let (first, step) = steps(many);
+    let (mut did, mut refused) = (0, 0);
+    for stop in (first..).step_by(step) {
+        let scene = Scene::new().await;
+        let work = work(&scene).await;
+        let process = Stopping::start(&scene.server, stop, &work);
+        if !process.stopped().await {
+            // There are no more calls.
+            assert!(matches!(process.ended().await, Ended::Did(_)));
+            break;
+        }
+        let done = meanwhile(&scene, stop).await;
+        let ended = process.ended().await;
+        match &ended {
+            Ended::Did(_) => did += 1,
+            Ended::Refused(_) => refused += 1,
+        }
+        after(&scene, done, ended, stop).await;
+    }
+    println!("stopped at {}: did {did}, refused {refused}", did + refused);
+    assert!(did > 0 && refused > 0, "{did} {refused}");
+}
+
+/// A writer of any sort: what it reported is there and stays.
+async fn a_writer_stops(work: impl AsyncFn(&Scene) -> String) {
+    let meanwhile = async |scene: &Scene, stop: u64| {
+        // What it builds on, relies on or brings back goes, or not.
+        let destroyed =
+            stop.is_multiple_of(2) && scene.repository.destroy(scene.first).await.is_ok();
+        scene.collect(3).await;
+        let other = write(&scene.repository, Some(scene.kept), &[("o", 40)], &["o"]).await;
+        scene.collect(1).await;
+        (other, destroyed)
+    };
+    let after = async |scene: &Scene, (other, destroyed), ended: Ended, stop: u64| {
+        let mut there = vec![scene.kept, other];
+        if let Ended::Did(Some(id)) = ended
+            && !(destroyed && id == scene.first)
+        {
+            there.push(id);
+        }
+        let about = format!("stopped at {stop}");
+        scene.is_whole(&there, &about).await;
+        scene.collect(3).await;
+        scene.is_whole(&there, &about).await;
+    };
+    at_every_step(false, work, meanwhile, after).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_sleeps_at_any_step_fails_or_is_done() {
+    a_writer_stops(async |scene| format!("write|{}", scene.first)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_sleeps_at_any_step_fails_or_is_done() {
+    a_writer_stops(async |scene| format!("push|{}|{}", scene.place.path().display(), scene.second))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_that_sleeps_at_any_step_fails_or_is_done() {
+    let work = async |scene: &Scene| {
+        scene.repository.destroy(scene.first).await.unwrap();
+        format!("undo|{}", scene.first)
+    };
+    a_writer_stops(work).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_sleeps_at_any_step_takes_nothing_that_came_meanwhile() {
+    let work = async |scene: &Scene| {
+        let second = scene.source.copy_to(&scene.repository, scene.second).await;
+        second.unwrap();
+        scene.repository.destroy(scene.first).await.unwrap();
+        scene.repository.collect().await.unwrap();
+        scene.server.advance(LATER);
+        "collect".to_owned()
+    };
+    let meanwhile = async |scene: &Scene, _| {
+        scene.collect(2).await;
+        let new = write(&scene.repository, Some(scene.second), &[("n", 50)], &["n"]).await;
+        let pin = scene.repository.pin(scene.kept, "a mount").await.unwrap();
+        let mut there = vec![scene.kept, scene.second, new];
+        // What is being deleted comes again, or is refused.
+        match scene.source.copy_to(&scene.repository, scene.first).await {
+            Ok(_) => there.push(scene.first),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}"),
+        }
+        scene.collect(1).await;
+        (there, pin)
+    };
+    let after =
+        async |scene: &Scene, (mut there, pin): (Vec<CommitId>, Pin), _: Ended, stop: u64| {
+            let about = format!("stopped at {stop}");
+            assert_eq!(scene.repository.pins().await.unwrap(), [pin]);
+            scene.is_whole(&there, &about).await;
+            scene.collect(3).await;
+            scene
+                .source
+                .copy_to(&scene.repository, scene.first)
+                .await
+                .unwrap();
+            there.push(scene.first);
+            scene.is_whole(&there, &about).await;
+        };
+    at_every_step(true, work, meanwhile, after).await;
+}

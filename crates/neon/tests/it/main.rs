@@ -15,5 +15,6 @@ mod shared;
 mod snapshots;
 mod storages;
 mod support;
+mod taken;
 mod undone;
 mod web;

@@ -6,9 +6,9 @@
 //! no snapshot for anybody. So what a writer reported stays, and what was collected is never shown. A writer that has
 //! to take back its commit condemns itself: nobody relies on that object, whatever becomes of tombstones of its key.
 //!
-//! A condemnation replaces the suspicion, and stays for ever, as does the suspicion of a writer that had committed: a
-//! writer may sleep for any time between its last heartbeat and its commit, or send it once more, and nothing else tells
-//! then that its packs are gone. That is one small object for each writer that died at work.
+//! A condemnation replaces the suspicion, also of a writer that had committed once that commit is collected. It stays for
+//! ever: a writer may sleep for any time between its last heartbeat and its commit, or send it once more, and nothing
+//! else tells then that its packs are gone. That is one small object for each writer that died at work.
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;

@@ -287,6 +287,13 @@ impl Run<'_> {
             }
         }
         let tombstones = &inventory.tombstones;
+        let leases = inventory.lapsed.iter().chain(&inventory.leases);
+        for writer in tombstones.suspected.difference(&tombstones.condemned) {
+            // What it committed was collected: sent once more by who sleeps, it would come alive.
+            if !committed.contains(writer) && !leases.clone().any(|lease| lease.writer == *writer) {
+                self.repository.condemn(*writer).await?;
+            }
+        }
         let both = tombstones.suspected.intersection(&tombstones.condemned);
         self.delete_keys(both.map(|writer| keys::suspicion(*writer)))
             .await?;

@@ -216,13 +216,13 @@ async fn snapshot(
     (id, begun.stop())
 }
 
-/// Every thousandth page of relations, and nothing else.
+/// Every thousandth page of relations, and nothing else: of the small ones nothing.
 struct Sparse;
 
 impl Select for Sparse {
     fn wanted(&self, entry: &Entry) -> neon_snapshot_format::Result<Wanted> {
         let pages = entry.size() / 8192;
-        if !entry.path.as_bytes().starts_with(b"base/") || pages < 8 {
+        if !entry.path.as_bytes().starts_with(b"base/") || pages < 1000 {
             return Ok(Wanted::Nothing);
         }
         let ranges = (0..pages)

@@ -21,7 +21,9 @@ use crate::storages::Storages;
 
 /// Asks a person for a password: gets whose it is (`user@host:port`), gives nothing if nobody knows. May block.
 #[derive(Clone)]
-pub struct AskPassword(Arc<dyn Fn(&str) -> Option<Secret> + Send + Sync>);
+pub struct AskPassword(Arc<Ask>);
+
+type Ask = dyn Fn(&str) -> Option<Secret> + Send + Sync;
 
 impl AskPassword {
     /// Asks by calling this.
@@ -43,8 +45,7 @@ impl fmt::Debug for AskPassword {
     }
 }
 
-/// Is told the name of each step of a journal.
-pub(crate) type AtStep = Arc<dyn Fn(&str) + Send + Sync>;
+type AtStep = dyn Fn(&str) + Send + Sync;
 
 /// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
 #[derive(Clone)]
@@ -81,7 +82,7 @@ pub struct Options {
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Called at every step of what is written in a journal, for tests that end the process there.
     #[doc(hidden)]
-    pub at_step: Option<AtStep>,
+    pub at_step: Option<Arc<AtStep>>,
 }
 
 impl Options {

@@ -4,6 +4,7 @@
 mod adopt;
 mod checkouts;
 mod details;
+mod first;
 mod instances;
 mod killed;
 mod moving;
@@ -14,5 +15,6 @@ mod shared;
 mod snapshots;
 mod storages;
 mod support;
+mod taken;
 mod undone;
 mod web;

@@ -90,7 +90,17 @@ impl Instances<'_> {
         operation.detail("id", claimed.id.clone());
         operation.detail("snapshot", from.id.to_string());
         let staging = self.staging(&claimed);
+        let folder = self.0.home().instance_folder(name.as_str());
+        let in_the_way = folder.exists();
         let created = async {
+            if in_the_way {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    folder.display().to_string(),
+                    "is in the way, and no instance is known there",
+                )
+                .hinted("look at it and move it away, or choose another name"));
+            }
             let used = self.used_timelines(snapshot.facts())?;
             self.0
                 .tell(Event::Step(format!("Restoring snapshot {}.", from.asked)));
@@ -144,7 +154,7 @@ impl Instances<'_> {
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
-        let named = self.0.home().instance_folder(name.as_str()).exists();
+        let named = !in_the_way && folder.exists();
         if created.is_err() && !named {
             // What cannot be removed now is removed by the next verb on the name.
             let left = [staging.clone(), self.0.home().new_folder(&claimed.id)];

@@ -162,13 +162,20 @@ async fn checkout(wanted: Checkout, scene: &Scene<'_>) -> Outcome<Answer> {
         (Some(name), _) => name.clone(),
         (None, Some((name, _))) => name.parse()?,
         (None, None) => {
-            return Err(Failure::usage(format!("snapshot {} mentions no instance", wanted.snapshot))
-                .hinted("give --pg PGDATA"));
+            return Err(Failure::usage(format!(
+                "snapshot {} mentions no instance",
+                wanted.snapshot
+            ))
+            .hinted("give --pg PGDATA"));
         }
     };
     // The instance first: what is not there has no snapshots worth looking for.
     instances.record_of(&name)?;
-    let found = scene.neon.snapshots().find(&wanted.snapshot, wanted.storage.as_ref()).await?;
+    let found = scene
+        .neon
+        .snapshots()
+        .find(&wanted.snapshot, wanted.storage.as_ref())
+        .await?;
     let mut choice = CheckoutChoice::default();
     choice.configuration = wanted.configuration;
     let plan = instances.plan_checkout(&name, &found, choice).await?;
@@ -204,7 +211,10 @@ fn plan_in_words(plan: &CheckoutPlan) -> String {
         text.push_str("\n  the snapshot shows another instance of the same cluster");
     }
     if plan.running {
-        text.push_str(&format!("\n  its server is stopped and started again; sessions that end: {}", plan.sessions));
+        text.push_str(&format!(
+            "\n  its server is stopped and started again; sessions that end: {}",
+            plan.sessions
+        ));
     }
     for (what, names) in [
         ("replication slots that go", &plan.slots),

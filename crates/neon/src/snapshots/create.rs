@@ -709,6 +709,12 @@ impl Job {
         if self.meter.go_on.stopped() {
             return Error::new(ErrorKind::Cancelled, self.subject(), "was stopped");
         }
+        if error.kind() == neon_snapshot_format::ErrorKind::Inconsistent {
+            let reason = "the cluster changed while it was copied";
+            return Error::new(ErrorKind::Busy, self.subject(), reason)
+                .caused_by(error)
+                .hinted("see who started or stopped its server, and try again");
+        }
         let damaged = error.kind() == neon_snapshot_format::ErrorKind::Damaged;
         let error = Error::format(self.subject(), error);
         if damaged {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod background;
+mod document1;
 mod error;
 mod events;
 mod home;
@@ -15,6 +16,9 @@ mod storages;
 mod undo;
 mod upkeep;
 
+pub use document1::{
+    ExportedFirst, InitOptions, Initialized, RestoredFirst, SnapshotFirst, StartedFirst,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;

@@ -40,6 +40,18 @@ pub enum ExportFormat {
     Neon,
 }
 
+impl ExportFormat {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PgData => "pgdata",
+            Self::BaseBackup => "basebackup",
+            Self::Neon => "neon",
+        }
+    }
+}
+
 impl FromStr for ExportFormat {
     type Err = Error;
 

@@ -4,12 +4,14 @@
 mod adopt;
 mod checkouts;
 mod details;
+mod first;
 mod instances;
 mod killed;
 mod moving;
 mod offers;
 mod remotes;
 mod restored;
+mod shared;
 mod snapshots;
 mod storages;
 mod support;

@@ -16,7 +16,7 @@ use crate::web::Web;
 
 const BUCKET: &str = "tank";
 
-fn s3() -> S3Server {
+pub(crate) fn s3() -> S3Server {
     S3Server::start(S3ServerOptions {
         buckets: vec![BUCKET.to_owned()],
         ..S3ServerOptions::default()
@@ -24,7 +24,7 @@ fn s3() -> S3Server {
 }
 
 /// What a person has in the environment.
-fn credentials(server: &S3Server, options: &mut Options) {
+pub(crate) fn credentials(server: &S3Server, options: &mut Options) {
     let of = server.options();
     options.context.variables = [
         ("AWS_ACCESS_KEY_ID", of.access_key.as_str()),
@@ -36,14 +36,14 @@ fn credentials(server: &S3Server, options: &mut Options) {
     .collect::<Variables>();
 }
 
-fn s3_options(server: &S3Server) -> BTreeMap<String, String> {
+pub(crate) fn s3_options(server: &S3Server) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("endpoint".to_owned(), server.endpoint()),
         ("path-style".to_owned(), "on".to_owned()),
     ])
 }
 
-async fn attach_s3(neon: &Neon, server: &S3Server) {
+pub(crate) async fn attach_s3(neon: &Neon, server: &S3Server) {
     let place = Storages::place(Some(StorageType::S3), Some("s3://tank/neon"), None, None).unwrap();
     neon.storages()
         .attach(&name("s3tank"), &place, s3_options(server))

@@ -515,3 +515,17 @@ fn clear(path: &Path, keep_folder: bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_is_refused_before_anything_is_written() {
+        let there = std::env::temp_dir();
+        require_room(&there.join("not/there/yet"), 1).unwrap();
+        let error = require_room(&there, u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        assert!(error.hint().is_some());
+    }
+}

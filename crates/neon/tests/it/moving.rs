@@ -458,8 +458,24 @@ async fn a_stopped_import_or_export_leaves_nothing() {
         let left = fs::read_dir(home.scratch.path()).unwrap().count();
         assert_eq!(left, 1, "only the home is there");
     }
-    let storage = home.neon.storages().get(&name("local")).unwrap();
-    assert!(!storage.locator.is_empty() && imported.size > 0);
+    assert!(imported.size > 0);
+    // What somebody else has where tablespaces would go stays theirs, and so does an empty folder.
+    let out = home.scratch.path().join("out");
+    let theirs = home.scratch.path().join("out.tablespaces");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("file"), "theirs").unwrap();
+    let options = ExportOptions::new(ExportFormat::PgData);
+    let snapshots = home.neon.snapshots();
+    let from = found(&home, "x").await;
+    let exported = snapshots.export(&from, &out, &options).await;
+    assert_eq!(refused(exported), ErrorKind::Exists);
+    assert_eq!(fs::read_to_string(theirs.join("file")).unwrap(), "theirs");
+    assert!(!out.exists());
+    fs::remove_file(theirs.join("file")).unwrap();
+    fs::create_dir(&out).unwrap();
+    let exported = snapshots.export(&from, &out, &options).await.unwrap();
+    assert_eq!(exported.tablespaces.unwrap(), theirs);
+    assert!(out.join("global/pg_control").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

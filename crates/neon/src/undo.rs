@@ -2,7 +2,7 @@
 //!
 //! | done | taken back by |
 //! |---|---|
-//! | `pg create` | the instance goes to the trash |
+//! | `pg create`, `pg start --replica` | the instance goes to the trash |
 //! | `pg destroy` | it comes back from the trash |
 //! | `pg checkout` | a checkout of the `HEAD{i}` that it left |
 //! | `snapshot destroy` | the snapshot is there again, until a collection has taken it |
@@ -186,7 +186,7 @@ impl<'a> Step<'a> {
         let detail = |name: &str| operation.details.get(name).map(String::as_str);
         let name = operation.subject.as_str();
         Some(match operation.verb.as_str() {
-            "pg create" => Self::Create {
+            "pg create" | "pg replica" => Self::Create {
                 name,
                 id: detail("id")?,
             },

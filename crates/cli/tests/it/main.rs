@@ -7,8 +7,11 @@
 )]
 
 mod contract;
+mod documents;
+mod flow;
 mod help;
 mod instances;
+mod readme;
 mod settings;
 mod storages;
 mod support;

@@ -207,6 +207,9 @@ impl Instances<'_> {
             )
             .hinted("check out its primary, or promote it first"));
         }
+        if status.is_up() {
+            self.refuse_managed(&record, "stop")?;
+        }
         let mut plan = CheckoutPlan {
             pg: name.clone(),
             id: record.id.clone(),
@@ -613,12 +616,7 @@ impl Instances<'_> {
         };
         let writing = DirectoryOptions {
             ownership: ownership(instance.os_user()),
-            tablespaces: TablespacePlaces::Below(
-                self.0
-                    .home()
-                    .instance_folder(name.as_str())
-                    .join("tablespaces"),
-            ),
+            tablespaces: TablespacePlaces::Below(self.tablespaces(&record)),
             manifest: false,
             flush: Flush::FileSystem,
             ..DirectoryOptions::default()

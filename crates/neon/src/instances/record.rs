@@ -7,6 +7,7 @@ use neon_pagestore::{CommitId, LineageId};
 use serde::{Deserialize, Serialize};
 
 use crate::instances::checkout::{Head, Phase, UnderWay};
+use crate::instances::replica::ReplicaOf;
 use crate::name::Name;
 
 /// How far an instance is.
@@ -63,6 +64,12 @@ pub struct PgRecord {
     /// How its folder came to be, of one made from a snapshot: `copy`, `reflink`, `subvolume`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// The data directory, if somebody chose a place for it; below the home if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pgdata: Option<PathBuf>,
+    /// Whose replica it is, of one that was made to follow another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaOf>,
     /// The states before its checkouts that are kept, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,

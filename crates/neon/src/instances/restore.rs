@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use neon_cowfs::{Method, Wanted};
 use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::{Facts, read::Snapshot};
 use neon_pg_layout::{ControlFile, TimelineHistory, TimelineId, WalFileName, WalLevel};
@@ -24,6 +25,7 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::isolate::{as_it_is, isolate};
+use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, Stage, runs_here};
 use crate::neon::Neon;
@@ -40,6 +42,9 @@ pub struct RestoreChoice {
     pub as_is: bool,
     /// Although something it needs is missing here.
     pub force: bool,
+    /// Whether it shares the blocks of its files with other instances of the same snapshot. The best, if not said: what costs
+    /// nothing is shared, and nothing is stored twice for it.
+    pub clone: Wanted,
 }
 
 /// Room that is left for what a server writes while it starts.
@@ -74,13 +79,17 @@ impl Instances<'_> {
             .can_run(from, &snapshot, wanted.major, how.force)
             .await?;
         let user = self.0.os_user()?;
-        has_room(&self.0.home().path().join("pg"), snapshot.facts())?;
+        if matches!(how.clone, Wanted::Best | Wanted::Only(Method::Copy)) {
+            let home = self.0.home().path().join("pg");
+            let place = wanted.pgdata.as_deref().and_then(Path::parent);
+            has_room(place.unwrap_or(&home), snapshot.facts())?;
+        }
         let (name, lock) = self.claim(wanted, storage, &installation).await?;
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         let claimed = self.known(&name)?;
         operation.detail("id", claimed.id.clone());
         operation.detail("snapshot", from.id.to_string());
-        let staging = self.0.home().new_folder(&claimed.id);
+        let staging = self.staging(&claimed);
         let created = async {
             let used = self.used_timelines(snapshot.facts())?;
             self.0
@@ -95,7 +104,21 @@ impl Instances<'_> {
                 lock: self.writing(&name),
             };
             self.0.step("create: begun");
-            job.write().await?;
+            let method = match trees::choose(&job, from, how.clone).await? {
+                Way::Restored(why) => {
+                    job.write().await?;
+                    why.iter()
+                        .for_each(|why| self.0.tell(Event::Note(why.clone())));
+                    Method::Copy
+                }
+                Way::Cloned(tree) => {
+                    let cloned = job.share(&tree, how.clone).await?;
+                    for why in &cloned.not_used {
+                        self.0.tell(Event::Note(why.to_string()));
+                    }
+                    cloned.method
+                }
+            };
             self.0.step("create: written");
             let timelines = job.recover(used, true).await?;
             self.0.step("create: recovered");
@@ -105,8 +128,7 @@ impl Instances<'_> {
             } else {
                 isolate(self.0, &instance, &staging, snapshot.facts(), user.as_ref()).await?;
             }
-            let folder = self.0.home().instance_folder(name.as_str());
-            turn_tablespaces(&staging, &folder, user.as_ref())?;
+            turn_tablespaces(&staging, &self.tablespaces(&claimed), user.as_ref())?;
             self.0.step("create: isolated");
             self.0.go_on()?;
             self.update(&name, |record| {
@@ -115,20 +137,21 @@ impl Instances<'_> {
                     snapshot: from.id,
                     storage: from.repository.name.clone(),
                 });
-                record.method = Some("copy".to_owned());
+                record.method = Some(method.to_string());
             })?;
-            record::rename(&staging, &folder)?;
+            self.place(&claimed, user.as_ref())?;
             self.0.step("create: named");
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
-        if created.is_err() {
+        let named = self.0.home().instance_folder(name.as_str()).exists();
+        if created.is_err() && !named {
             // What cannot be removed now is removed by the next verb on the name.
-            let left = staging.clone();
+            let left = [staging.clone(), self.0.home().new_folder(&claimed.id)];
             let lock = self.writing(&name);
             let removed = tokio::task::spawn_blocking(move || {
                 let _lock = Lock::wait(&lock)?;
-                record::remove_tree(&left)
+                left.iter().try_for_each(|left| record::remove_tree(left))
             });
             if matches!(removed.await, Ok(Ok(()))) {
                 record::remove(&self.record(&name))?;
@@ -228,14 +251,28 @@ pub(crate) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Writes the files. Durable when it returns.
-    pub(crate) async fn write(&self) -> Result<()> {
+    pub(super) fn folders(&self) -> Result<()> {
         record::folder_of(self.folder, 0o700, self.user)?;
         for name in ["log", "run", "tablespaces"] {
             record::folder_of(&self.folder.join(name), 0o700, self.user)?;
         }
+        Ok(())
+    }
+
+    /// Writes the files. Durable when it returns.
+    pub(crate) async fn write(&self) -> Result<()> {
+        self.folders()?;
+        let data = self.folder.join("data");
+        neon_cowfs::create_dir(&data, 0o700).map_err(|error| {
+            Error::new(
+                ErrorKind::Failed,
+                data.display().to_string(),
+                "cannot be made",
+            )
+            .caused_by(error)
+        })?;
         let writer = DirectoryWriter::create(
-            &self.folder.join("data"),
+            &data,
             DirectoryOptions {
                 ownership: ownership(self.user),
                 tablespaces: TablespacePlaces::Below(self.folder.join("tablespaces")),
@@ -416,15 +453,15 @@ pub(super) fn timelines_in(data: &Path, control: &ControlFile) -> Result<BTreeSe
     Ok(found)
 }
 
-/// Turns the links of tablespaces to where their folder will be.
-fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUser>) -> Result<()> {
+/// Turns the links of tablespaces to the folder that they will be in.
+pub(super) fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUser>) -> Result<()> {
     let links = staging.join("data/pg_tblspc");
     let failed = |error| Error::io(&links, "cannot be listed", error);
     for entry in fs::read_dir(&links).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let path = entry.path();
         if let Ok(target) = fs::read_link(&path)
-            && let Ok(inside) = target.strip_prefix(staging)
+            && let Ok(inside) = target.strip_prefix(staging.join("tablespaces"))
         {
             record::relink(&path, &folder.join(inside), user)?;
         }

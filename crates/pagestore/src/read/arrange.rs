@@ -83,7 +83,7 @@ pub(crate) fn arrange(
             _ => {}
         }
     }
-    runs.sort_by_key(|run| (run.place, run.part, run.range.start));
+    runs.sort_unstable_by_key(|run| (run.place, run.part, run.range.start));
     let mut batches = VecDeque::new();
     let (mut batch, mut weight, mut last) = (Vec::new(), 0, None);
     for run in runs {

@@ -253,7 +253,7 @@ async fn prepare(
     let control = instance.control_file().map_err(of_server)?;
     let kind = kind_of(&instance, &control, &record.name).await?;
     let running = kind.is_bracketed();
-    let found = needs::ask(&instance, running, &format!("pg {}", record.name)).await?;
+    let found = needs::ask(neon, &instance, running, &format!("pg {}", record.name)).await?;
     let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
     let writing = target.repository.begin_writing().await;
     let writing = Held(Some(
@@ -578,6 +578,7 @@ impl Job {
             codec: self.target.codec,
             page_size: facts.cluster.block_size,
             compare: told.is_scan(),
+            scratch: Some(self.neon.home().path().to_owned()),
             ..SnapshotOptions::default()
         };
         let mut sink =

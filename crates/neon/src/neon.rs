@@ -45,8 +45,7 @@ impl fmt::Debug for AskPassword {
     }
 }
 
-/// Is told the name of each step of a journal.
-pub(crate) type AtStep = Arc<dyn Fn(&str) + Send + Sync>;
+type AtStep = dyn Fn(&str) + Send + Sync;
 
 /// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
 #[derive(Clone)]
@@ -83,7 +82,7 @@ pub struct Options {
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Called at every step of what is written in a journal, for tests that end the process there.
     #[doc(hidden)]
-    pub at_step: Option<AtStep>,
+    pub at_step: Option<Arc<AtStep>>,
 }
 
 impl Options {

@@ -571,6 +571,14 @@ async fn a_snapshot_goes_through_a_pipe() {
                 .files
         );
     }
+    // The manifest that lies in the archive is held against it.
+    let spoilt = home.scratch.path().join("x.tar");
+    let mut bytes = fs::read(&spoilt).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&spoilt, bytes).unwrap();
+    let spoilt = import(&home, &path(&spoilt), "spoilt").await;
+    assert_eq!(refused(spoilt), ErrorKind::Damaged);
     let options = ExportOptions::new(ExportFormat::PgData);
     let refusal = home
         .neon

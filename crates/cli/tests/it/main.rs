@@ -16,3 +16,4 @@ mod settings;
 mod storages;
 mod support;
 mod texts;
+mod verbs;

@@ -25,6 +25,10 @@ pub enum ErrorKind {
     Environment,
     /// It was tried and failed.
     Failed,
+    /// Done in part: the subject says which part is missing.
+    Partial,
+    /// Somebody asked to stop.
+    Cancelled,
 }
 
 impl ErrorKind {
@@ -38,6 +42,8 @@ impl ErrorKind {
             Self::Exists | Self::Busy => 4,
             Self::Damaged => 5,
             Self::Environment => 6,
+            Self::Partial => 7,
+            Self::Cancelled => 130,
         }
     }
 }
@@ -51,6 +57,48 @@ struct Inner {
     reason: Cow<'static, str>,
     hint: Option<Cow<'static, str>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What the kinds of errors of storages are here.
+fn of_storage(error: &neon_storage::Error) -> (ErrorKind, &'static str) {
+    use neon_storage::ErrorKind as Storage;
+    match error.kind() {
+        Storage::NotFound => (ErrorKind::NotFound, "is not there"),
+        Storage::Exists => (ErrorKind::Exists, "is there already"),
+        Storage::Corrupt => (ErrorKind::Damaged, "did not come back as it was stored"),
+        Storage::Unsupported => (ErrorKind::Invalid, "cannot do that"),
+        Storage::Invalid => (ErrorKind::Invalid, "cannot be used so"),
+        Storage::Denied | Storage::Unauthenticated => {
+            (ErrorKind::Environment, "does not let us in")
+        }
+        _ => (below(error), "cannot be used now"),
+    }
+}
+
+/// What lies below an error of a file or a storage: no room and no rights are not the fault of what was tried.
+fn below(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::PermissionDenied
+                | std::io::ErrorKind::ReadOnlyFilesystem
+                | std::io::ErrorKind::StorageFull
+                | std::io::ErrorKind::QuotaExceeded => ErrorKind::Environment,
+                _ => ErrorKind::Failed,
+            };
+        }
+        if let Some(storage) = error.downcast_ref::<neon_storage::Error>()
+            && matches!(
+                storage.kind(),
+                neon_storage::ErrorKind::Denied | neon_storage::ErrorKind::Unauthenticated
+            )
+        {
+            return ErrorKind::Environment;
+        }
+        source = error.source();
+    }
+    ErrorKind::Failed
 }
 
 /// The result of this crate's fallible functions.
@@ -127,18 +175,94 @@ impl Error {
 
     /// What a storage answered.
     pub(crate) fn storage(subject: impl Into<String>, error: neon_storage::Error) -> Self {
-        use neon_storage::ErrorKind as Storage;
+        let (kind, reason) = of_storage(&error);
+        Self::new(kind, subject, reason).caused_by(error)
+    }
+
+    /// What a repository answered.
+    pub(crate) fn repository(subject: impl Into<String>, error: neon_pagestore::Error) -> Self {
+        use neon_pagestore::ErrorKind as Repository;
+        let (kind, reason, hint) = match error.kind() {
+            Repository::NotFound => (ErrorKind::NotFound, "has no such thing", None),
+            Repository::Exists => (ErrorKind::Exists, "has it already", None),
+            Repository::Busy => (
+                ErrorKind::Busy,
+                "somebody else is at it",
+                Some("try again when they are done"),
+            ),
+            Repository::Damaged | Repository::Malformed | Repository::Inconsistent => {
+                (ErrorKind::Damaged, "is damaged", None)
+            }
+            Repository::Unsupported => (
+                ErrorKind::Invalid,
+                "was made by a newer version",
+                Some("use a newer neon"),
+            ),
+            Repository::Locked => (
+                ErrorKind::Environment,
+                "is encrypted",
+                Some("give its passphrase in NEON_PASSPHRASE, or its key file"),
+            ),
+            Repository::Invalid | Repository::Limit => {
+                (ErrorKind::Invalid, "does not take it", None)
+            }
+            Repository::Cancelled => (ErrorKind::Cancelled, "was stopped", None),
+            Repository::Storage => {
+                let mut cause = std::error::Error::source(&error);
+                let mut found = None;
+                while let Some(source) = cause {
+                    found = found.or(source.downcast_ref::<neon_storage::Error>());
+                    cause = source.source();
+                }
+                let (kind, reason) =
+                    found.map_or((ErrorKind::Failed, "cannot be used now"), of_storage);
+                (kind, reason, None)
+            }
+            _ => (ErrorKind::Failed, "could not be worked with", None),
+        };
+        let whole = Self::new(kind, subject, reason).caused_by(error);
+        match hint {
+            Some(hint) => whole.hinted(hint),
+            None => whole,
+        }
+    }
+
+    /// What a server of somebody else answered.
+    pub(crate) fn wire(subject: impl Into<String>, error: neon_pgwire::Error) -> Self {
+        use neon_pgwire::ErrorKind as Wire;
         let (kind, reason) = match error.kind() {
-            Storage::NotFound => (ErrorKind::NotFound, "is not there"),
-            Storage::Exists => (ErrorKind::Exists, "is there already"),
-            Storage::Corrupt => (ErrorKind::Damaged, "did not come back as it was stored"),
-            Storage::Invalid | Storage::Unsupported => (ErrorKind::Invalid, "cannot be used so"),
-            Storage::Denied | Storage::Unauthenticated => {
+            Wire::Config | Wire::Unsupported => (ErrorKind::Invalid, "cannot be connected to so"),
+            Wire::File | Wire::Tls => (ErrorKind::Environment, "cannot be connected to"),
+            Wire::Authentication => (ErrorKind::Environment, "does not let us in"),
+            Wire::Io | Wire::Timeout => (ErrorKind::Failed, "cannot be reached"),
+            // Class 28: not let in, by pg_hba.conf say; 42501: without the right.
+            Wire::Server
+                if error
+                    .sqlstate()
+                    .is_some_and(|code| code.starts_with("28") || code == "42501") =>
+            {
                 (ErrorKind::Environment, "does not let us in")
             }
-            _ => (ErrorKind::Failed, "cannot be used now"),
+            _ => (ErrorKind::Failed, "could not be copied from"),
         };
         Self::new(kind, subject, reason).caused_by(error)
+    }
+
+    /// What reading or writing a form of a snapshot came to.
+    pub(crate) fn format(subject: impl Into<String>, error: neon_snapshot_format::Error) -> Self {
+        use neon_snapshot_format::ErrorKind as Format;
+        let kind = match error.kind() {
+            Format::NotFound => ErrorKind::NotFound,
+            Format::Exists => ErrorKind::Exists,
+            Format::Damaged
+            | Format::Malformed
+            | Format::Inconsistent
+            | Format::Unsafe
+            | Format::Limit => ErrorKind::Damaged,
+            Format::Unsupported => ErrorKind::Invalid,
+            _ => below(&error),
+        };
+        Self::new(kind, subject, "could not be copied").caused_by(error)
     }
 
     /// What went wrong.
@@ -159,11 +283,48 @@ impl Error {
         &self.0.reason
     }
 
+    /// What went wrong, finer than [`kind`](Self::kind) where a cause tells more: `not-found`, or `failed/server-port-in-use`.
+    #[must_use]
+    pub fn code(&self) -> String {
+        let mut code = kebab(&format!("{:?}", self.0.kind));
+        let mut finer = None;
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            if let Some(error) = cause.downcast_ref::<neon_pgctl::Error>() {
+                finer = Some(format!("server{:?}", error.kind()));
+            } else if let Some(error) = cause.downcast_ref::<neon_pagestore::Error>() {
+                finer = Some(format!("repository{:?}", error.kind()));
+            } else if let Some(error) = cause.downcast_ref::<neon_storage::Error>() {
+                finer = Some(format!("storage{:?}", error.kind()));
+            } else if let Some(error) = cause.downcast_ref::<neon_snapshot_format::Error>() {
+                finer = Some(format!("format{:?}", error.kind()));
+            }
+            source = cause.source();
+        }
+        if let Some(finer) = finer {
+            code.push('/');
+            code.push_str(&kebab(&finer));
+        }
+        code
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
+}
+
+/// `PortInUse` as `port-in-use`.
+fn kebab(camel: &str) -> String {
+    let mut text = String::new();
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(letter.to_ascii_lowercase());
+    }
+    text
 }
 
 impl fmt::Display for Error {

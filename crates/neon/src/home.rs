@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! neon.json               format version and id
-//! pg/<name>/              instances: data, log, run, pgpass
+//! pg/<name>/              instances: data, log, run, pgpass; .new-<id> while one is made from a snapshot
 //! trash/<id>/             instances that were destroyed, for a while
+//! trees/<snapshot>/        the files of snapshots that instances share blocks with
 //! store/local/            the storage that is there from the start
 //! state/pg/<name>.json    a record for each instance, <name>.lock beside it
 //! state/trash/<id>.json   the records of those in the trash
 //! state/storage/<name>.json
 //! state/operations.ndjson what was changed, a line each
+//! config.json             settings of the command line, written by hand
+//! cache/<repository>/     what was read from distant storages; may go at any time
 //! ```
 //!
 //! As root, instances belong to another user, who must be able to walk to them: then the home, `pg` and `trash` let everybody
@@ -127,12 +130,27 @@ impl Home {
         self.root.join("pg").join(name)
     }
 
+    /// Where an instance is made before it gets its name.
+    pub(crate) fn new_folder(&self, id: &str) -> PathBuf {
+        self.root.join("pg").join(format!(".new-{id}"))
+    }
+
+    /// The files of a snapshot, for clones that share their blocks.
+    pub(crate) fn tree(&self, commit: &str) -> PathBuf {
+        self.root.join("trees").join(commit)
+    }
+
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("state/trash")
     }
 
     pub(crate) fn trash_folder(&self, id: &str) -> PathBuf {
         self.root.join("trash").join(id)
+    }
+
+    /// What was read from distant repositories, for each of them. May be removed at any time.
+    pub(crate) fn cache(&self, repository: &str) -> PathBuf {
+        self.root.join("cache").join(repository)
     }
 
     pub(crate) fn local_store(&self) -> PathBuf {
@@ -153,7 +171,8 @@ fn refuse_strange(root: &Path) -> Result<()> {
             .map_err(|error| Error::io(root, "cannot be listed", error))?
             .file_name();
         let name = name.to_string_lossy();
-        let ours = ["pg", "trash", "store", "state"].contains(&&*name) || name.starts_with('.');
+        let ours = ["pg", "trash", "store", "state", "cache", "config.json"].contains(&&*name)
+            || name.starts_with('.');
         if !ours {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -5,15 +5,47 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor};
-use neon_storage::{Context, Registry};
+use neon_pgwire::Surroundings;
+use neon_storage::{Context, Registry, Secret};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{Event, EventSink};
 use crate::home::Home;
 use crate::instances::Instances;
+use crate::snapshots::Snapshots;
 use crate::storages::Storages;
+
+/// Asks a person for a password: gets whose it is (`user@host:port`), gives nothing if nobody knows. May block.
+#[derive(Clone)]
+pub struct AskPassword(Arc<Ask>);
+
+type Ask = dyn Fn(&str) -> Option<Secret> + Send + Sync;
+
+impl AskPassword {
+    /// Asks by calling this.
+    pub fn new(ask: impl Fn(&str) -> Option<Secret> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    pub(crate) async fn ask(&self, whose: &str) -> Option<Secret> {
+        let (ask, whose) = (Arc::clone(&self.0), whose.to_owned());
+        tokio::task::spawn_blocking(move || ask(&whose))
+            .await
+            .ok()?
+    }
+}
+
+impl fmt::Debug for AskPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AskPassword")
+    }
+}
+
+type AtStep = dyn Fn(&str) + Send + Sync;
 
 /// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
 #[derive(Clone)]
@@ -33,12 +65,29 @@ pub struct Options {
     pub registry: Registry,
     /// Variables and credentials for storages.
     pub context: Context,
+    /// What opens encrypted repositories, and what new ones are encrypted with where the storage asks for it.
+    pub passphrase: Option<Secret>,
+    /// What connections to servers of others fall back to: variables, password files, certificates.
+    pub connections: Surroundings,
+    /// Asked when such a server wants a password and none is known.
+    pub ask_password: Option<AskPassword>,
+    /// Threads that read, compress and write.
+    pub threads: usize,
+    /// Who is told what goes on.
+    pub events: EventSink,
+    /// Set by somebody else to stop what is under way: it ends with [`Cancelled`](ErrorKind::Cancelled) and takes back
+    /// what it began, or leaves it to the next verb.
+    pub cancel: Arc<AtomicBool>,
     /// The clock on the wall.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Called at every step of what is written in a journal, for tests that end the process there.
+    #[doc(hidden)]
+    pub at_step: Option<Arc<AtStep>>,
 }
 
 impl Options {
-    /// No search path, the usual folders, user `postgres`, ports from PostgreSQL's own upwards, ten seconds of patience, the system's clock.
+    /// No search path, the usual folders, user `postgres`, ports from PostgreSQL's own upwards, ten seconds of patience, the system's
+    /// clock, two threads, no passphrase, nobody told.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -49,7 +98,14 @@ impl Options {
             patience: Duration::from_secs(10),
             registry: Registry::default(),
             context: Context::default(),
+            passphrase: None,
+            connections: Surroundings::none(),
+            ask_password: None,
+            threads: 2,
+            events: EventSink::default(),
+            cancel: Arc::default(),
             clock: Arc::new(SystemTime::now),
+            at_step: None,
         }
     }
 }
@@ -113,6 +169,35 @@ impl Neon {
     #[must_use]
     pub fn storages(&self) -> Storages<'_> {
         Storages(self)
+    }
+
+    /// Snapshots.
+    #[must_use]
+    pub fn snapshots(&self) -> Snapshots<'_> {
+        Snapshots(self)
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        self.0.options.events.tell(event);
+    }
+
+    /// Says that a step of a journal is done.
+    pub(crate) fn step(&self, name: &str) {
+        if let Some(at_step) = &self.0.options.at_step {
+            at_step(name);
+        }
+    }
+
+    /// An error when somebody asked to stop.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        if self.0.options.cancel.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "this command",
+                "was stopped",
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn options(&self) -> &Options {

@@ -1,14 +1,15 @@
 //! Records: the small JSON files that the home consists of, and the locks beside them.
 //!
 //! Every write goes to a temporary name, is synced, gets its name and the folder is synced: what a record says is
-//! the old or the new, also after a loss of power. This is the only place of this crate that writes files.
+//! the old or the new, also after a loss of power. Files and folders beside them are made here, too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use neon_pgctl::OsUser;
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -129,6 +130,92 @@ pub(crate) fn folder(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
+/// Makes a folder that is not there yet, of exactly this mode, for the user that servers run as.
+pub(crate) fn folder_of(path: &Path, mode: u32, owner: Option<&OsUser>) -> Result<()> {
+    let failed = |error| Error::io(path, "cannot be made", error);
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    let made = File::open(path).map_err(failed)?;
+    made.set_permissions(fs::Permissions::from_mode(mode))
+        .and_then(|()| give(&made, owner))
+        .map_err(failed)?;
+    sync_parent(path)
+}
+
+/// Puts a file in place of what is there, in a folder of the user that servers run as. Durable when it returns.
+pub(crate) fn put(path: &Path, content: &[u8], mode: u32, owner: Option<&OsUser>) -> Result<()> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(no_randomness)?;
+    let name = format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random));
+    let temporary = parent(path)?.join(name);
+    let failed = |error| Error::io(path, "cannot be written", error);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(failed)?;
+    let written = file
+        .set_permissions(fs::Permissions::from_mode(mode))
+        .and_then(|()| give(&file, owner))
+        .and_then(|()| file.write_all(content))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        drop(fs::remove_file(&temporary));
+        return Err(failed(error));
+    }
+    sync_parent(path)
+}
+
+/// Removes a folder with all that is in it; one that is not there is removed. Durable when it returns.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    match neon_cowfs::remove_tree(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == neon_cowfs::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::new(
+            ErrorKind::Failed,
+            path.display().to_string(),
+            "cannot be removed",
+        )
+        .caused_by(error)),
+    }
+}
+
+/// Lets a link lead elsewhere. Durable when it returns.
+pub(crate) fn relink(path: &Path, target: &Path, owner: Option<&OsUser>) -> Result<()> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(no_randomness)?;
+    let name = format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random));
+    let temporary = parent(path)?.join(name);
+    let failed = |error| Error::io(path, "cannot be linked", error);
+    std::os::unix::fs::symlink(target, &temporary).map_err(failed)?;
+    if let Some(owner) = owner {
+        std::os::unix::fs::lchown(&temporary, Some(owner.uid()), Some(owner.gid()))
+            .map_err(failed)?;
+    }
+    fs::rename(&temporary, path).map_err(failed)?;
+    sync_parent(path)
+}
+
+fn give(file: &File, owner: Option<&OsUser>) -> std::io::Result<()> {
+    match owner {
+        Some(owner) => std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid())),
+        None => Ok(()),
+    }
+}
+
+fn no_randomness(error: getrandom::Error) -> Error {
+    Error::new(
+        ErrorKind::Environment,
+        "randomness of the operating system",
+        "cannot be had",
+    )
+    .caused_by(error)
+}
+
 fn write<T: Serialize>(path: &Path, record: &T) -> Result<PathBuf> {
     let parent = parent(path)?;
     let mut text = serde_json::to_vec_pretty(record).map_err(|error| {
@@ -141,14 +228,7 @@ fn write<T: Serialize>(path: &Path, record: &T) -> Result<PathBuf> {
     })?;
     text.push(b'\n');
     let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(|error| {
-        Error::new(
-            ErrorKind::Environment,
-            "randomness of the operating system",
-            "cannot be had",
-        )
-        .caused_by(error)
-    })?;
+    getrandom::fill(&mut random).map_err(no_randomness)?;
     let temporary = parent.join(format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random)));
     let failed = |error| Error::io(&temporary, "cannot be written", error);
     let mut file = OpenOptions::new()
@@ -176,7 +256,11 @@ fn parent(path: &Path) -> Result<&Path> {
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
-    let folder = parent(path)?;
+    sync_folder(parent(path)?)
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| Error::io(folder, "cannot be synced", error))
@@ -189,6 +273,24 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
+    /// Takes a lock that is held for moments only, and waits for it. For threads.
+    pub(crate) fn wait(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::io(path, "cannot be locked", error)),
+            }
+        }
+    }
+
     /// Takes the lock, waiting this long for who holds it.
     ///
     /// Dropped: nothing is held.

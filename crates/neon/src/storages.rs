@@ -1,9 +1,12 @@
 //! Storages: named places for snapshots and log, like remotes of git.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use neon_snapshot_format::pack::Codec;
 use neon_storage::{Key, Locator, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +15,7 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
+use crate::repositories::{codec, duration};
 
 /// What every repository has; whether it is there does not matter, that the question is answered does.
 const ABOUT: &str = "neon.json";
@@ -83,6 +87,152 @@ pub struct StorageRecord {
     pub attached: u64,
 }
 
+impl FromStr for StorageType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Native, Self::S3, Self::Http, Self::Ssh]
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Invalid,
+                    format!("type {text:?}"),
+                    "is none of native, s3, http, ssh",
+                )
+            })
+    }
+}
+
+impl StorageRecord {
+    /// A place that is used without being attached.
+    pub(crate) fn unattached(kind: StorageType, locator: &Locator) -> Self {
+        Self {
+            kind,
+            locator: locator.to_string(),
+            options: BTreeMap::new(),
+            attached: 0,
+        }
+    }
+}
+
+/// What can be chosen for a storage, read from its record.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StorageOptions {
+    pub(crate) codec: Codec,
+    pub(crate) encrypted: bool,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) grace: Option<Duration>,
+    /// Of S3, as its locator takes them.
+    pub(crate) s3: Vec<(&'static str, String)>,
+}
+
+/// With less, every writer would count as gone.
+const LEAST_GRACE: Duration = Duration::from_secs(1);
+
+/// What an option of S3 is called here, and what its locator takes.
+const S3_OPTIONS: [&str; 4] = ["endpoint", "region", "path-style", "profile"];
+
+impl StorageOptions {
+    pub(crate) fn of(kind: StorageType, options: &BTreeMap<String, String>) -> Result<Self> {
+        let mut chosen = Self::default();
+        for (name, value) in options {
+            let refuse = |expected: &str| {
+                Error::new(
+                    ErrorKind::Invalid,
+                    format!("storage option {name}={value}"),
+                    format!("is not {expected}"),
+                )
+            };
+            match name.as_str() {
+                "compression" => {
+                    chosen.codec = codec(value)
+                        .ok_or_else(|| refuse("one of zstd:1 to zstd:22, lz4, none"))?;
+                }
+                "encryption" => {
+                    chosen.encrypted = match value.as_str() {
+                        "on" | "passphrase" => true,
+                        "off" => false,
+                        _ => return Err(refuse("on or off")),
+                    };
+                }
+                "key-file" => {
+                    let path = PathBuf::from(value);
+                    if !path.is_absolute() {
+                        return Err(refuse("an absolute path"));
+                    }
+                    chosen.key_file = Some(path);
+                }
+                "grace" => {
+                    let grace = duration(value).filter(|grace| *grace >= LEAST_GRACE);
+                    chosen.grace = Some(
+                        grace.ok_or_else(|| refuse("a time of a second or more, such as 1h"))?,
+                    );
+                }
+                _ => {
+                    let s3 = S3_OPTIONS.iter().find(|known| *known == name);
+                    let Some(s3) = s3.filter(|_| kind == StorageType::S3) else {
+                        return Err(Error::new(
+                            ErrorKind::Invalid,
+                            format!("storage option {name}"),
+                            format!("is not known for storages of type {}", kind.name()),
+                        )
+                        .hinted(
+                            "options are compression, encryption, key-file, grace, and for s3 endpoint, region, path-style, profile",
+                        ));
+                    };
+                    let value = match (*s3, value.as_str()) {
+                        ("path-style", "on" | "true" | "1") => "true".to_owned(),
+                        ("path-style", "off" | "false" | "0") => "false".to_owned(),
+                        ("path-style", _) => return Err(refuse("on or off")),
+                        (_, "") => return Err(refuse("a value")),
+                        ("endpoint", text)
+                            if !(text.starts_with("http://") || text.starts_with("https://"))
+                                || text.contains('@') =>
+                        {
+                            return Err(refuse("an address of http or https without a password"));
+                        }
+                        (_, text) => text.to_owned(),
+                    };
+                    chosen.s3.push((s3, value));
+                }
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The locator with what was chosen for it.
+    pub(crate) fn apply(&self, name: &Name, locator: &Locator) -> Result<Locator> {
+        if self.s3.is_empty() {
+            return Ok(locator.clone());
+        }
+        let mut text = locator.expose().expose().to_owned();
+        for (option, value) in &self.s3 {
+            text.push(if text.contains('?') { '&' } else { '?' });
+            text.push_str(option);
+            text.push('=');
+            for byte in value.bytes() {
+                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                    text.push(char::from(byte));
+                } else {
+                    text.push_str(&format!("%{byte:02X}"));
+                }
+            }
+        }
+        Locator::parse(&text).map_err(|error| Error::storage(format!("storage {name}"), error))
+    }
+}
+
+/// A locator that means the same from every folder.
+pub(crate) fn anchored(locator: &Locator) -> Result<Locator> {
+    let Some(path) = locator.file_path() else {
+        return Ok(locator.clone());
+    };
+    std::path::absolute(path)
+        .map(Locator::path_of)
+        .map_err(|error| Error::io(path, "cannot be made absolute", error))
+}
+
 /// The storages of a home.
 #[derive(Debug, Clone, Copy)]
 pub struct Storages<'a>(pub(crate) &'a Neon);
@@ -120,6 +270,14 @@ impl Storages<'_> {
         options: BTreeMap<String, String>,
     ) -> Result<StorageRecord> {
         let kind = StorageType::of(locator)?;
+        let locator = &anchored(locator)?;
+        if kind == StorageType::Http && !locator.options().is_empty() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("storage {locator}"),
+                "has options in its address, which may be secret and would be kept in clear",
+            ));
+        }
         if locator.password().is_some() {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -128,11 +286,12 @@ impl Storages<'_> {
             )
             .hinted("give credentials by the environment or a profile"));
         }
+        let chosen = StorageOptions::of(kind, &options)?;
         let _lock = self.lock(name).await?;
         if self.get(name).is_ok() {
             return Err(taken(name));
         }
-        let place = self.open_at(name, locator).await?;
+        let place = self.open_at(name, &chosen.apply(name, locator)?).await?;
         let about = Key::new(ABOUT).map_err(|error| {
             Error::new(ErrorKind::Failed, ABOUT, "cannot be asked for").caused_by(error)
         })?;
@@ -182,8 +341,29 @@ impl Storages<'_> {
         }
         let mut operation = self.0.begin_operation("storage detach", name.as_str())?;
         operation.detail("locator", known.locator.clone());
+        // No secret is in it.
+        operation.detail("record", serde_json::to_string(&known).unwrap_or_default());
         operation.end(record::remove(&self.record(name.as_str())))?;
+        self.forget_used(name);
         Ok(known)
+    }
+
+    /// Attaches a storage again as it was.
+    pub(crate) async fn undo_detach(&self, name: &Name, known: &str) -> Result<()> {
+        let known: StorageRecord = serde_json::from_str(known).map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("storage {name}"),
+                "is not known as it was",
+            )
+            .caused_by(error)
+        })?;
+        let _lock = self.lock(name).await?;
+        let attached = record::create(&self.record(name.as_str()), &known);
+        attached.map_err(|error| match error.kind() {
+            ErrorKind::Exists => taken(name),
+            _ => error,
+        })
     }
 
     /// What is known of a storage.
@@ -220,7 +400,33 @@ impl Storages<'_> {
         let record = self.get(name)?;
         let locator = Locator::parse(&record.locator)
             .map_err(|error| Error::storage(format!("storage {name}"), error))?;
-        self.open_at(name, &locator).await
+        let chosen = StorageOptions::of(record.kind, &record.options)?;
+        self.open_at(name, &chosen.apply(name, &locator)?).await
+    }
+
+    /// The storage and the key of one object at an address, such as a `.neon` file.
+    pub(crate) async fn object_at(&self, locator: &Locator) -> Result<(Arc<dyn Storage>, Key)> {
+        let invalid = || {
+            Error::new(
+                ErrorKind::Invalid,
+                format!("address {locator}"),
+                "names no object",
+            )
+        };
+        let exposed = locator.expose();
+        let (place, options) = match exposed.expose().split_once('?') {
+            Some((place, options)) => (place, format!("?{options}")),
+            None => (exposed.expose(), String::new()),
+        };
+        let (folder, _) = place.rsplit_once('/').ok_or_else(invalid)?;
+        let path = locator.path();
+        let object = path.rsplit('/').next().filter(|name| !name.is_empty());
+        let key = Key::new(object.ok_or_else(invalid)?).map_err(|_| invalid())?;
+        let failed = |error| Error::storage(format!("address {locator}"), error);
+        let folder = Locator::parse(&format!("{folder}{options}")).map_err(failed)?;
+        let context = &self.0.options().context;
+        let opened = self.0.options().registry.open(&folder, context).await;
+        Ok((opened.map_err(failed)?, key))
     }
 
     async fn open_at(&self, name: &Name, locator: &Locator) -> Result<Arc<dyn Storage>> {
@@ -230,6 +436,54 @@ impl Storages<'_> {
             .open(locator, &options.context)
             .await
             .map_err(|error| Error::storage(format!("storage {name}"), error))
+    }
+
+    /// The place that a person means by the arguments of `storage attach`: a type, and a locator, a path or a URL.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for none or several of them, and when type and place do not agree.
+    pub fn place(
+        kind: Option<StorageType>,
+        locator: Option<&str>,
+        path: Option<&Path>,
+        url: Option<&str>,
+    ) -> Result<Locator> {
+        let invalid = |subject: String, reason: String| {
+            Error::new(ErrorKind::Invalid, subject, reason).hinted(
+                "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path",
+            )
+        };
+        let parse = |text: &str| {
+            Locator::parse(text).map_err(|error| Error::storage("the place of the storage", error))
+        };
+        let place = match (locator, path, url) {
+            (Some(text), None, None) => parse(text)?,
+            (None, Some(path), None) => Locator::path_of(path),
+            (None, None, Some(text)) => {
+                let place = parse(text)?;
+                if place.file_path().is_some() && !text.starts_with("file://") {
+                    return Err(invalid(format!("--url={text}"), "has no scheme".to_owned()));
+                }
+                place
+            }
+            (None, None, None) => {
+                return Err(invalid("storage".to_owned(), "has no place".to_owned()));
+            }
+            _ => {
+                return Err(invalid(
+                    "storage".to_owned(),
+                    "has more than one place".to_owned(),
+                ));
+            }
+        };
+        let is = StorageType::of(&place)?;
+        match kind.filter(|kind| *kind != is) {
+            None => anchored(&place),
+            Some(kind) => Err(invalid(
+                format!("storage {place}"),
+                format!("is of type {}, not {}", is.name(), kind.name()),
+            )),
+        }
     }
 
     async fn lock(&self, name: &Name) -> Result<Lock> {

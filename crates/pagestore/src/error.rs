@@ -118,6 +118,7 @@ impl Error {
             Format::Unsafe => ErrorKind::Invalid,
             Format::Limit => ErrorKind::Limit,
             Format::Io => ErrorKind::Io,
+            Format::Cancelled => ErrorKind::Cancelled,
             _ => ErrorKind::Inconsistent,
         };
         Self::new(kind, subject, "cannot be read or written").caused_by(source)

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Inconsistent,
     /// A limit that the caller set, or that the format has, is exceeded.
     Limit,
+    /// The caller asked to stop.
+    Cancelled,
 }
 
 /// Why a snapshot could not be read or written.

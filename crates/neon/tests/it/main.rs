@@ -1,6 +1,20 @@
 //! What a home promises, shown with real servers.
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
+mod adopt;
+mod checkouts;
+mod details;
+mod first;
 mod instances;
+mod killed;
+mod moving;
+mod offers;
+mod remotes;
+mod restored;
+mod shared;
+mod snapshots;
 mod storages;
 mod support;
+mod taken;
+mod undone;
+mod web;

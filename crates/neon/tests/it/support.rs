@@ -1,6 +1,8 @@
 //! Homes in scratch folders.
 
-use neon_pg::{CreatePg, ErrorKind, Name, Neon, Options, PgMajor};
+use std::path::Path;
+
+use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
 
 pub(crate) struct Fixture {
@@ -30,6 +32,31 @@ impl Fixture {
         Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
     }
 
+    /// A home at a place of its own.
+    pub(crate) fn at(major: PgMajor, home: &std::path::Path) -> Neon {
+        Neon::open(home, options(major)).unwrap()
+    }
+
+    /// A home with options of its own.
+    pub(crate) fn having(major: PgMajor, change: impl FnOnce(&mut Options)) -> Self {
+        let scratch = Scratch::new();
+        let mut options = options(major);
+        change(&mut options);
+        let neon = Neon::open(scratch.path().join("home"), options).unwrap();
+        Self {
+            neon,
+            scratch,
+            major,
+        }
+    }
+
+    /// The same, opened with other options.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Options)) -> Neon {
+        let mut options = options(self.major);
+        change(&mut options);
+        Neon::open(self.scratch.path().join("home"), options).unwrap()
+    }
+
     pub(crate) fn create(&self) -> CreatePg {
         let mut create = CreatePg::default();
         create.major = Some(self.major);
@@ -44,24 +71,36 @@ impl Fixture {
     }
 }
 
+impl Fixture {
+    /// Ends the server of an instance as a loss of power would.
+    pub(crate) fn crash(&self, name: &str) {
+        let data = self.scratch.path().join("home/pg").join(name).join("data");
+        assert!(data.join("postmaster.pid").exists());
+        end_server(&data);
+    }
+}
+
 impl Drop for Fixture {
     fn drop(&mut self) {
         // Whatever a failed test left running ends before its folder goes.
-        let pids = std::fs::read_dir(self.scratch.path().join("home/pg"))
-            .into_iter()
-            .flatten();
-        for folder in pids.flatten() {
-            let pid = std::fs::read_to_string(folder.path().join("data/postmaster.pid"))
-                .ok()
-                .and_then(|text| text.lines().next()?.parse::<i32>().ok())
-                .and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid {
-                // One that is gone already is what was wanted.
-                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
-                while rustix::process::test_kill_process(pid).is_ok() {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-            }
+        let folders = std::fs::read_dir(self.scratch.path().join("home/pg"));
+        for folder in folders.into_iter().flatten().flatten() {
+            end_server(&folder.path().join("data"));
+        }
+    }
+}
+
+/// Ends the server of a data directory at once, if there is one.
+pub(crate) fn end_server(data: &Path) {
+    let pid = std::fs::read_to_string(data.join("postmaster.pid"))
+        .ok()
+        .and_then(|text| text.lines().next()?.parse::<i32>().ok())
+        .and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // One that is gone already is what was wanted.
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        while rustix::process::test_kill_process(pid).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 }
@@ -82,4 +121,35 @@ pub(crate) fn name(text: &str) -> Name {
 
 pub(crate) fn refused<T>(result: neon_pg::Result<T>) -> ErrorKind {
     result.err().map(|error| error.kind()).unwrap()
+}
+
+/// Runs a query in the database `postgres` of an instance; the first value of its answer.
+pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    let results = client.simple_query(query).await.unwrap();
+    let first = results.first().and_then(|rows| rows.value(0, 0));
+    let first = first.unwrap_or_default().to_owned();
+    client.close().await;
+    first
+}
+
+/// Runs statements, each by itself.
+pub(crate) async fn run(neon: &Neon, pg: &str, statements: &str) {
+    let instance = neon.pg().instance(&name(pg)).await.unwrap();
+    let mut client = instance.connect("postgres").await.unwrap();
+    for statement in statements.split(';').filter(|part| !part.trim().is_empty()) {
+        client.simple_query(statement).await.unwrap();
+    }
+    client.close().await;
+}
+
+/// Takes a snapshot of an instance, whatever its server does.
+pub(crate) async fn take(neon: &Neon, pg: &str, tag: &str) -> Found {
+    let whole = format!("{pg}@{tag}");
+    let wanted = CreateSnapshot::new(whole.parse().unwrap());
+    let taken = neon.snapshots().create(&wanted).await.unwrap();
+    let found = neon.snapshots().find(&whole, None).await.unwrap();
+    assert_eq!(found.id, taken.id);
+    found
 }

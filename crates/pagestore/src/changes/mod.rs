@@ -11,13 +11,16 @@
 pub(crate) mod fuzz;
 mod invalid;
 mod log_files;
+mod logged;
 mod reason;
 mod recorded;
 mod scan;
+mod scan_directory;
 mod set;
 mod source;
 mod summary;
 mod tail;
+mod unlogged;
 mod validity;
 mod wal;
 
@@ -26,11 +29,13 @@ pub use log_files::{LogFiles, SegmentDirectory, read_tail};
 pub use reason::CannotSay;
 pub use recorded::LogEnd;
 pub use scan::{FileScan, ParentFile, ParentPage, ParentPages, ScanFile, ScanFiles, ScanSource};
-pub use set::{ChangeSet, FileChange, FileFacts, Hints, UnloggedRelations, WholeReason};
+pub use scan_directory::ScanDirectory;
+pub use set::{ChangeSet, FileChange, FileFacts, Hints, WholeReason};
 pub use source::{
     Answer, ChangeRecord, ChangeSource, Chosen, NotUsable, PassedOver, Progress, SourceKind, choose,
 };
 pub use summary::{Summaries, Summary, SummaryDirectory, SummaryRow, SummarySource};
 pub use tail::LogTail;
+pub use unlogged::UnloggedRelations;
 pub use validity::{Child, ClusterFacts, Parent, Span};
 pub use wal::{LogSource, LogWalk};

@@ -14,6 +14,7 @@ use crate::changes::set::{ChangeSet, FileChange, Ranges, ScannedFile, WholeReaso
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::wal::cancelled;
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::CommitId;
 use crate::map::PageDigest;
 
 /// A page of the parent, as far as a comparison must know it.
@@ -73,8 +74,11 @@ impl std::fmt::Debug for ParentFile<'_> {
     }
 }
 
-/// The digests of a snapshot's pages.
+/// The digests of a snapshot's pages. A snapshot in a repository [has them](crate::read::Snapshot::parent_pages).
 pub trait ParentPages: Send {
+    /// Which snapshot: what is found changed is so since that one, and no other.
+    fn snapshot(&self) -> CommitId;
+
     /// A file, if it has it. Asked for in ascending order of paths.
     ///
     /// # Errors
@@ -303,6 +307,10 @@ impl ChangeSource for ScanSource<'_> {
             self.scanned.insert(file.path, scanned);
         }
         let files = std::mem::take(&mut self.scanned);
-        Ok(Answer::Exact(ChangeSet::of_scan(self.page_size, files)))
+        Ok(Answer::Exact(ChangeSet::of_scan(
+            self.parent.snapshot(),
+            self.page_size,
+            files,
+        )))
     }
 }

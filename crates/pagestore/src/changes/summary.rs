@@ -16,8 +16,9 @@ use neon_pg_layout::{
 };
 
 use crate::changes::log_files::LogFiles;
+use crate::changes::logged::LogChanges;
 use crate::changes::reason::CannotSay;
-use crate::changes::set::{ChangeSet, Hints, LogChanges};
+use crate::changes::set::{ChangeSet, Hints};
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::validity::Span;
 use crate::changes::wal::{LogWalk, cancelled};
@@ -295,7 +296,10 @@ impl ChangeSource for SummarySource<'_> {
                 if !cluster.checksums {
                     changes.hints = Hints::MayBeOlder;
                 }
-                Ok(Answer::Exact(ChangeSet::of_log(changes)))
+                Ok(Answer::Exact(ChangeSet::of_log(
+                    self.span.parent(),
+                    changes,
+                )))
             }
             Err(CannotSayOr::CannotSay(reason)) => Ok(Answer::CannotSay(reason)),
             Err(CannotSayOr::Error(error)) => Err(error),

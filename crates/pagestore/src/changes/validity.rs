@@ -124,6 +124,7 @@ pub struct Child {
 /// Made by [`Span::between`] only, so that whoever holds one knows that the log may be believed.
 #[derive(Debug, Clone)]
 pub struct Span {
+    parent: CommitId,
     cluster: ClusterFacts,
     /// Settings that held at the start; changes of them are looked for on the way.
     at_start: ClusterFacts,
@@ -176,6 +177,7 @@ impl Span {
                 reason: error.to_string(),
             })?;
         Ok(Self {
+            parent: parent.id,
             cluster: child.cluster.clone(),
             at_start: parent.cluster.clone(),
             history: child.history.clone(),
@@ -184,6 +186,12 @@ impl Span {
             clean_stop: child.clean_stop,
             path,
         })
+    }
+
+    /// The snapshot since which it tells what changed.
+    #[must_use]
+    pub const fn parent(&self) -> CommitId {
+        self.parent
     }
 
     /// The cluster.

@@ -7,8 +7,9 @@ use neon_pg_layout::wal::{Change, Record, ResourceManager, Step, WalPageHeader, 
 use neon_pg_layout::{BlockRefTable, Fork, Lsn, RelFileLocator, Slru, TimelineHistory, WalLevel};
 
 use crate::changes::log_files::{Fed, History, LogFiles, PIECE};
+use crate::changes::logged::LogChanges;
 use crate::changes::reason::CannotSay;
-use crate::changes::set::{ChangeSet, LogChanges};
+use crate::changes::set::ChangeSet;
 use crate::changes::source::{Answer, ChangeSource, Progress, SourceKind, Watch};
 use crate::changes::validity::{ClusterFacts, Span};
 use crate::error::{Error, ErrorKind, Result};
@@ -74,6 +75,12 @@ impl LogWalk {
     #[must_use]
     pub fn position(&self) -> Lsn {
         self.reader.pending().unwrap_or(self.reader.position())
+    }
+
+    /// The blocks of relations that were named so far.
+    #[must_use]
+    pub const fn blocks(&self) -> &BlockRefTable {
+        &self.gathered.blocks
     }
 
     /// Reads on until the record that begins at `to` has been read. `Break` when `progress` asked to stop;
@@ -395,7 +402,10 @@ impl ChangeSource for LogSource<'_> {
         match walk.complete(&self.span, self.files, &mut self.watch) {
             Ok(ControlFlow::Continue(())) => {
                 let changes = walk.finish(&self.span);
-                Ok(Answer::Exact(ChangeSet::of_log(changes)))
+                Ok(Answer::Exact(ChangeSet::of_log(
+                    self.span.parent(),
+                    changes,
+                )))
             }
             Ok(ControlFlow::Break(())) => {
                 self.walk = Some(walk);

@@ -1,5 +1,6 @@
 //! Reading: frames out of a storage, pages and whole snapshots out of frames.
 
+mod arrange;
 mod disk_cache;
 pub(crate) mod feed;
 mod flights;
@@ -8,6 +9,7 @@ pub(crate) mod layout;
 mod maps;
 mod memory;
 mod pages;
+mod parent_pages;
 mod read_ahead;
 pub(crate) mod source;
 
@@ -15,4 +17,5 @@ pub use disk_cache::DiskCache;
 pub use frames::{FrameReader, FrameReaderOptions, FrameUse, Moved, Place};
 pub use maps::MapReader;
 pub use pages::Snapshot;
+pub use parent_pages::SnapshotPages;
 pub use source::SnapshotSource;

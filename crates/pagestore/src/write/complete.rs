@@ -22,7 +22,7 @@ use crate::read::{MapReader, Snapshot};
 use crate::write::gather::{Item, Sorted};
 use crate::write::packs::Packs;
 use crate::write::part::{ANNOUNCED, Coming, GONE, Part, get_announced, get_part};
-use crate::write::snapshot::{Known, SnapshotWriter, WriteReport};
+use crate::write::snapshot::{Counted, SnapshotWriter, WriteReport};
 use crate::writing::read_only;
 
 /// The snapshot whose pages a new one shares.
@@ -64,16 +64,10 @@ pub struct Stored {
     pub end: End,
     /// What was written.
     pub report: WriteReport,
-    hints: HintsLeft,
-}
-
-/// Whether hints on pages that did not come are those of the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum HintsLeft {
-    Exact,
-    /// Nobody said: where they are in the log.
-    AsLogged,
-    MayBeOlder,
+    parent: Option<CommitId>,
+    /// Bytes of the cluster that were read before any came.
+    scanned: u64,
+    hints: Hints,
 }
 
 impl Stored {
@@ -81,7 +75,7 @@ impl Stored {
     ///
     /// # Errors
     /// [`Inconsistent`](ErrorKind::Inconsistent) when the cluster has pages of another size than the writer was
-    /// [told](crate::write::SnapshotOptions::page_size).
+    /// [told](crate::write::SnapshotOptions::page_size), or another parent is named than the one it was written with.
     pub fn commit(&self, mut facts: Facts) -> Result<Commit> {
         if facts.cluster.block_size != self.view.page_size {
             return Err(Error::new(
@@ -93,12 +87,17 @@ impl Stored {
                 ),
             ));
         }
-        let logged = facts.cluster.checksum_version != 0 || facts.cluster.wal_log_hints;
-        facts.hints_may_be_older |= match self.hints {
-            HintsLeft::Exact => false,
-            HintsLeft::AsLogged => !logged,
-            HintsLeft::MayBeOlder => true,
-        };
+        if let (Some(said), Some(parent)) = (facts.parent, self.parent)
+            && said != parent
+        {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                format!("snapshot {said}"),
+                format!("is said to be the parent, which is {parent}"),
+            ));
+        }
+        facts.parent = facts.parent.or(self.parent);
+        facts.hints_may_be_older |= self.hints == Hints::MayBeOlder;
         if let Some(kind) = self.end.kind {
             facts.kind = kind;
         }
@@ -125,6 +124,11 @@ impl Stored {
         facts.cost.files = report.files;
         facts.cost.bytes = report.bytes;
         facts.cost.changed_pages = report.pages.saturating_add(report.zero_pages);
+        facts.cost.read_changed = report.received_changed;
+        facts.cost.read_other = report
+            .received
+            .saturating_sub(report.received_changed)
+            .saturating_add(self.scanned);
         facts.cost.written_data = report.stored_data;
         facts.cost.written_metadata = report.stored_metadata;
         Ok(Commit {
@@ -143,6 +147,7 @@ impl SnapshotWriter {
     ///
     /// # Errors
     /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either;
+    /// [`Cancelled`](ErrorKind::Cancelled);
     /// [`Unsupported`](ErrorKind::Unsupported) when the parent uses additions with which this version may read it only; what
     /// the storage returns.
     pub fn complete(self) -> Result<Stored> {
@@ -151,11 +156,13 @@ impl SnapshotWriter {
         {
             return Err(read_only("parent"));
         }
+        self.check_cancelled()?;
         let end = self.end_of_source()?;
         let hints = self.hints_left();
         let mut metadata = Packs::new(self.target.clone(), Codec::Zstd(3));
         let page_size = self.options.page_size;
-        let runs = match &self.parent {
+        let parent = self.parent.as_ref();
+        let runs = match parent.filter(|parent| !parent.view.runs.is_empty()) {
             None => {
                 let mut writer = RunWriter::new(&mut metadata, page_size)?;
                 self.delta(&mut writer, None)?;
@@ -185,23 +192,27 @@ impl SnapshotWriter {
             view: View { runs, page_size },
             end,
             report,
+            parent: self.parent.as_ref().map(|parent| parent.id),
+            scanned: self.known.map_or(0, |known| known.scanned),
             hints,
         })
     }
 
-    /// Judged by what was announced in part.
-    fn hints_left(&self) -> HintsLeft {
+    /// Whether hints on pages that did not come are those of the cluster, judged by what was announced in part.
+    fn hints_left(&self) -> Hints {
         let inherited = self
             .parent
             .as_ref()
             .is_some_and(|parent| parent.hints_may_be_older);
         match self.known {
-            _ if !self.in_part.load(Ordering::Relaxed) => HintsLeft::Exact,
-            Some(Known::AllRead) => HintsLeft::Exact,
-            _ if inherited => HintsLeft::MayBeOlder,
-            Some(Known::Logged(Hints::Exact)) => HintsLeft::Exact,
-            Some(Known::Logged(Hints::MayBeOlder)) => HintsLeft::MayBeOlder,
-            None => HintsLeft::AsLogged,
+            Some(known) if self.in_part.load(Ordering::Relaxed) => {
+                if inherited && !known.read {
+                    Hints::MayBeOlder
+                } else {
+                    known.hints
+                }
+            }
+            _ => Hints::Exact,
         }
     }
 
@@ -246,6 +257,7 @@ impl SnapshotWriter {
         };
         let (mut new, mut before) = (news.next()?, next_old()?);
         loop {
+            self.check_cancelled()?;
             let order = match (&new, &before) {
                 (None, None) => return Ok(()),
                 (Some(_), None) => std::cmp::Ordering::Less,
@@ -311,6 +323,10 @@ impl SnapshotWriter {
                     .caused_by(format!("the first is page {page}")),
             );
         }
+        if *coming != Coming::Whole || shared.is_none() {
+            let came = new.parts.iter().map(|part| part.bytes(page_size, size));
+            Counted::add(&self.counted.received_changed, came.sum());
+        }
         let same = old.is_some_and(|old| old.attributes == *attributes);
         // Of what came, some may be the parent's: then its pages stay visible under those that are new.
         let compared = new.parts.iter().any(|part| !part.same.is_empty());
@@ -372,8 +388,7 @@ impl New {
     fn uncovered(&self, from: u32, to: u32) -> Option<u32> {
         let mut next = from;
         for part in &self.parts {
-            let mut came: Vec<Range<u32>> = part.same.clone();
-            came.extend(part.extents.iter().map(|extent| extent.page..extent.end()));
+            let mut came: Vec<Range<u32>> = part.came().collect();
             came.sort_by_key(|range| range.start);
             for range in came {
                 if range.start > next {

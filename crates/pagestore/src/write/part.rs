@@ -113,6 +113,22 @@ pub(crate) struct Part {
     pub(crate) same: Vec<Range<u32>>,
 }
 
+impl Part {
+    /// The pages that came, in no order.
+    pub(crate) fn came(&self) -> impl Iterator<Item = Range<u32>> {
+        let stored = self.extents.iter().map(|extent| extent.page..extent.end());
+        self.same.iter().cloned().chain(stored)
+    }
+
+    /// Bytes of them, in a file of this size.
+    pub(crate) fn bytes(&self, page_size: u64, size: u64) -> u64 {
+        let at = |page: u32| u64::from(page).saturating_mul(page_size).min(size);
+        self.came()
+            .map(|pages| at(pages.end).saturating_sub(at(pages.start)))
+            .sum()
+    }
+}
+
 fn put_ranges(out: &mut Vec<u8>, ranges: &[Range<u32>]) {
     let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&count.to_le_bytes());

@@ -40,6 +40,9 @@ pub struct SnapshotOptions {
     /// Where a nameless temporary file may be made for the list of files. In memory if absent, which a million
     /// files want to be 200 MB.
     pub scratch: Option<PathBuf>,
+    /// Set by somebody else to stop: what comes next, and [`complete`](SnapshotWriter::complete), end with
+    /// [`Cancelled`](ErrorKind::Cancelled). What was stored by then is garbage, of which no snapshot knows.
+    pub cancel: Arc<AtomicBool>,
 }
 
 impl Default for SnapshotOptions {
@@ -50,6 +53,7 @@ impl Default for SnapshotOptions {
             pack_size: PACK_SIZE,
             compare: false,
             scratch: None,
+            cancel: Arc::default(),
         }
     }
 }
@@ -93,6 +97,9 @@ pub struct WriteReport {
     pub bytes: u64,
     /// Bytes that came in.
     pub received: u64,
+    /// Bytes of them that came because they changed: ranges, and files that the parent does not have. Known when the
+    /// map is made.
+    pub received_changed: u64,
     /// Pages that were stored.
     pub pages: u64,
     /// Pages that were zero and are nowhere.
@@ -110,6 +117,7 @@ pub(crate) struct Counted {
     pub(crate) files: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) received: AtomicU64,
+    pub(crate) received_changed: AtomicU64,
     pub(crate) pages: AtomicU64,
     pub(crate) zero_pages: AtomicU64,
     pub(crate) same_pages: AtomicU64,
@@ -126,6 +134,7 @@ impl Counted {
             files: load(&self.files),
             bytes: load(&self.bytes),
             received: load(&self.received),
+            received_changed: load(&self.received_changed),
             pages: load(&self.pages),
             zero_pages: load(&self.zero_pages),
             same_pages: load(&self.same_pages),
@@ -134,13 +143,14 @@ impl Counted {
     }
 }
 
-/// Where knowledge of pages that do not come is from.
+/// What is known of pages that do not come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Known {
-    /// They were read and compared.
-    AllRead,
-    /// The log.
-    Logged(Hints),
+pub(crate) struct Known {
+    pub(crate) hints: Hints,
+    /// They were read and compared, so that older hints of the parent do not matter.
+    pub(crate) read: bool,
+    /// Bytes of the cluster that were read to know it.
+    pub(crate) scanned: u64,
 }
 
 /// Takes a snapshot in, from as many threads as it is given workers; through
@@ -201,30 +211,62 @@ impl SnapshotWriter {
         })
     }
 
-    /// Shares the pages of a snapshot that the writer protects.
+    /// Shares the pages of a snapshot that the writer protects. Files come whole, unless it is said by
+    /// [`with_changes`](Self::with_changes) or [`with_hints`](Self::with_hints) how it is known what may be left out.
     #[must_use]
     pub fn with_parent(mut self, parent: Parent) -> Self {
-        self.parent = (!parent.view.runs.is_empty()).then_some(parent);
+        self.parent = Some(parent);
         self
     }
 
-    /// Says by what the pages that come are chosen, so that the snapshot records what it
-    /// [may lack](crate::Facts::hints_may_be_older). Unsaid, pages that do not come are believed to have all hints only
-    /// where hints are in the log.
+    /// Says by what the pages that come are chosen. The snapshot records what it
+    /// [may lack](crate::Facts::hints_may_be_older), and what was read to know it.
     ///
     /// # Errors
-    /// [`Inconsistent`](ErrorKind::Inconsistent) when the set is known to be of changes since another snapshot than the
-    /// parent.
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when the set is of changes since another snapshot than the parent, or
+    /// there is none.
     pub fn with_changes(mut self, set: &ChangeSet) -> Result<Self> {
-        if let Some(parent) = &self.parent {
-            set.require_parent(parent.id)?;
+        match (&self.parent, set.parent()) {
+            (Some(parent), _) => set.require_parent(parent.id)?,
+            (None, None) => {}
+            (None, Some(known)) => {
+                return Err(Error::new(
+                    ErrorKind::Inconsistent,
+                    format!("changes since snapshot {known}"),
+                    "are used without it",
+                ));
+            }
         }
-        self.known = Some(if set.is_of_log() {
-            Known::Logged(set.hints())
-        } else {
-            Known::AllRead
+        self.known = Some(Known {
+            hints: set.hints(),
+            read: !set.is_of_log(),
+            scanned: set.scanned(),
         });
         Ok(self)
+    }
+
+    /// For who chooses by other knowledge than a [`ChangeSet`] which pages come: those that do not are the parent's,
+    /// but for hints as said.
+    #[must_use]
+    pub fn with_hints(mut self, hints: Hints) -> Self {
+        self.known = Some(Known {
+            hints,
+            read: false,
+            scanned: 0,
+        });
+        self
+    }
+
+    /// Whether to go on.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        if self.options.cancel.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "snapshot",
+                "was told to stop",
+            ));
+        }
+        Ok(())
     }
 
     /// What writing came to so far; stored bytes are known when it has ended.
@@ -263,6 +305,14 @@ impl SnapshotWriter {
     }
 
     fn announce(&self, entry: &Entry, coming: &Coming) -> Result<()> {
+        self.check_cancelled()?;
+        if *coming != Coming::Whole && self.known.is_none() {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                entry.path.to_string(),
+                "comes in part, and nobody said how it is known that the rest is the parent's",
+            ));
+        }
         let mut content = Vec::with_capacity(64);
         put_announced(&mut content, &Attributes::of(entry), coming);
         if *coming != Coming::Whole {
@@ -278,6 +328,7 @@ impl SnapshotWriter {
     }
 
     fn flush(&self) -> Result<u64> {
+        self.check_cancelled()?;
         self.gathering.put_aside(&mut lock(&self.announced))?;
         let states = std::mem::take(&mut *lock(&self.idle));
         let mut stored = 0;
@@ -303,6 +354,7 @@ pub(crate) fn passed(error: Error) -> neon_snapshot_format::Error {
         ErrorKind::Unsupported => Format::Unsupported,
         ErrorKind::Inconsistent => Format::Inconsistent,
         ErrorKind::Limit => Format::Limit,
+        ErrorKind::Cancelled => Format::Cancelled,
         _ => Format::Io,
     };
     neon_snapshot_format::Error::new(kind, error.subject(), error.reason().to_owned())

@@ -110,6 +110,7 @@ impl<'a> Worker<'a> {
     }
 
     fn start(&mut self, entry: &Entry, range: &Range<u64>) -> Result<()> {
+        self.writer.check_cancelled()?;
         let subject = entry.path.to_string();
         let wrong = |reason| Err(Error::new(ErrorKind::Inconsistent, subject.clone(), reason));
         if self.current.is_some() || !entry.is_file() {
@@ -150,6 +151,7 @@ impl<'a> Worker<'a> {
     }
 
     fn take(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        self.writer.check_cancelled()?;
         let (Some(current), Some(state)) = (&mut self.current, &mut self.state) else {
             return Err(no_file());
         };

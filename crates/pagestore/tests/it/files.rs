@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{MapReader, Snapshot};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, Stored};
 use neon_pagestore::{CommitId, Repository};
@@ -187,7 +188,7 @@ pub(crate) async fn make(
             compare: true,
             ..SnapshotOptions::default()
         };
-        let mut sink = SnapshotWriter::new(&to, writer, options)?;
+        let mut sink = SnapshotWriter::new(&to, writer, options)?.with_hints(Hints::Exact);
         if let Some(parent) = &parent {
             sink = sink.with_parent(Parent::of(parent));
         }
@@ -328,7 +329,7 @@ pub(crate) async fn restored(snapshot: &Snapshot) -> (Files, neon_pagestore::res
 }
 
 /// Takes a snapshot back in order.
-pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>) {
+pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>, End) {
     struct InOrder {
         kept: Arc<Kept>,
         order: Vec<String>,
@@ -363,7 +364,8 @@ pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>) {
         let mut source = neon_pagestore::read::SnapshotSource::new(&snapshot).unwrap();
         source.send(&mut sink).unwrap();
         let InOrder { kept, order } = sink;
-        (Arc::try_unwrap(kept).unwrap().into_files(), order)
+        let end = kept.ended.lock().unwrap().clone().unwrap();
+        (Arc::try_unwrap(kept).unwrap().into_files(), order, end)
     })
     .await
     .unwrap()

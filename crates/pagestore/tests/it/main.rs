@@ -20,6 +20,7 @@ mod cut;
 #[allow(dead_code, unreachable_pub, reason = "of the storage's own tests")]
 mod disks;
 mod encryption;
+mod exports;
 mod faults;
 mod files;
 mod gated;
@@ -32,6 +33,7 @@ mod processes;
 mod repository;
 mod scale;
 mod stopped;
+mod scattered;
 mod support;
 mod told;
 mod written;

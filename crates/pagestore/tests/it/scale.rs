@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use neon_pagestore::changes::Hints;
 use neon_pagestore::map::{Diff, List};
 use neon_pagestore::read::{FrameReaderOptions, MapReader, Snapshot};
 use neon_pagestore::restore::{RestoreOptions, restore};
@@ -92,7 +93,7 @@ async fn take(repository: &Repository, parent: Option<&Snapshot>, round: u64) ->
         };
         let mut sink = SnapshotWriter::new(&to, writer, options).unwrap();
         if let Some(parent) = parent {
-            sink = sink.with_parent(parent);
+            sink = sink.with_parent(parent).with_hints(Hints::Exact);
         }
         send(&sink, round).unwrap();
         sink.complete().unwrap()

@@ -6,6 +6,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use neon_pg_layout::PgMajor;
+
+use crate::create::{CreateOptions, own_settings};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::os_user::OsUser;
@@ -35,6 +38,13 @@ impl OwnSettings {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What a new instance of this major has: reached from this machine only, with log files beside the data, and
+    /// what tells later what changed since a snapshot. The port is chosen at the first start.
+    #[must_use]
+    pub fn defaults(major: PgMajor) -> Self {
+        own_settings(major, &CreateOptions::new())
     }
 
     /// Reads the file of a data directory; none when it has none.

@@ -8,7 +8,7 @@ use neon_pagestore::changes::{
     Answer, ChangeSource, FileChange, FileFacts, Hints, ParentFile, ParentPage, ParentPages,
     ScanFile, ScanFiles, ScanSource, WholeReason,
 };
-use neon_pagestore::{Error, ErrorKind, Result};
+use neon_pagestore::{CommitId, Error, ErrorKind, Result};
 use neon_pg_layout::PgMajor;
 use neon_snapshot_format::SnapshotPath;
 use proptest::prelude::*;
@@ -117,6 +117,10 @@ fn a_file_that_was_not_scanned_is_read_in_whole() {
 struct Failing;
 
 impl ParentPages for Failing {
+    fn snapshot(&self) -> CommitId {
+        CommitId::of(b"nothing")
+    }
+
     fn file(&mut self, _: &SnapshotPath) -> Result<Option<ParentFile<'_>>> {
         Ok(Some(ParentFile {
             size: 8192,

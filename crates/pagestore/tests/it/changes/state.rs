@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use neon_pagestore::Result;
 use neon_pagestore::changes::{
     ChangeSet, FileChange, FileFacts, Hints, ParentFile, ParentPage, ParentPages, ScanFile,
     ScanFiles, UnloggedRelations, WholeReason,
 };
+use neon_pagestore::{CommitId, Result};
 use neon_pg_layout::PgMajor;
 use neon_snapshot_format::SnapshotPath;
 use neon_testkit::mask::{without_hints, without_spgist_cache};
@@ -171,6 +171,10 @@ pub(crate) struct Verdict {
 pub(crate) struct Digests<'a>(pub(crate) &'a State);
 
 impl ParentPages for Digests<'_> {
+    fn snapshot(&self) -> CommitId {
+        CommitId::of(b"a state")
+    }
+
     fn file(&mut self, path: &SnapshotPath) -> Result<Option<ParentFile<'_>>> {
         Ok(self.0.0.get(path).map(|content| ParentFile {
             size: content.len() as u64,

@@ -1,11 +1,11 @@
 //! Chains of snapshots in a repository, each written from what one source says and restored.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use neon_pagestore::changes::{
-    self, ChangeSet, Hints, LogEnd, LogSource, SegmentDirectory, SourceKind, Span,
-    SummaryDirectory, SummarySource,
+    self, ChangeSet, Hints, LogEnd, LogSource, ScanDirectory, ScanSource, SegmentDirectory,
+    SourceKind, Span, SummaryDirectory, SummarySource,
 };
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, restore};
@@ -23,7 +23,7 @@ use super::chain::{Stop, length, lineage};
 use super::forged::ask;
 use super::state::State;
 use super::work::Work;
-use crate::clusters::may_be_missing;
+use crate::clusters::{beside, may_be_missing};
 use crate::files::reader;
 use crate::support::init;
 
@@ -68,6 +68,14 @@ async fn store(
     (writing.commit(&commit).await.unwrap().id, report)
 }
 
+/// Reads a stopped cluster and compares it with the digests of a snapshot.
+fn scanned(parent: &Snapshot, data: &Path) -> ChangeSet {
+    let source = PgData::cold(data).unwrap();
+    let mut files = ScanDirectory::new(&source).unwrap();
+    let mut pages = parent.parent_pages().unwrap();
+    ask(&mut ScanSource::new(8192, &mut files, &mut pages)).unwrap()
+}
+
 async fn restored(snapshot: &Snapshot) -> State {
     let place = Scratch::new();
     let data = place.path().join("data");
@@ -108,7 +116,7 @@ async fn chains_are_what_was_there(major: PgMajor, checksums: bool, seed: u64) {
     let mut before = Stop::of(&cluster);
     let (first, full) = store(&repository, cluster.data_dir(), before.clone(), None).await;
     let first = Snapshot::open(&repository, first, &maps).await.unwrap();
-    let mut names = vec!["log", "nothing known"];
+    let mut names = vec!["log", "scan", "nothing known"];
     if summaries {
         names.push("summaries");
     }
@@ -135,11 +143,17 @@ async fn chains_are_what_was_there(major: PgMajor, checksums: bool, seed: u64) {
                     ask(&mut SummarySource::new(kind, span, &mut files).with_rest(&mut log))
                         .unwrap()
                 }
+                "scan" => {
+                    let (last, data) = (last.clone(), cluster.data_dir());
+                    beside(move || scanned(&last, &data)).await
+                }
                 _ => ChangeSet::everything(),
             };
-            let hints = set.hints();
+            let (hints, before_id) = (set.hints(), last.id());
+            let known = *name != "nothing known";
+            assert_eq!(set.parent(), known.then_some(before_id));
             let data = cluster.data_dir();
-            let parent = Some((last.clone(), set.since(last.id())));
+            let parent = Some((last.clone(), set));
             let (id, report) = store(&repository, data, after.clone(), parent).await;
             *last = Snapshot::open(&repository, id, &maps).await.unwrap();
             assert_eq!(last.facts().hints_may_be_older, hints == Hints::MayBeOlder);
@@ -154,8 +168,19 @@ async fn chains_are_what_was_there(major: PgMajor, checksums: bool, seed: u64) {
             {
                 println!("{major}, {name}, snapshot {number}: {report:?}");
             }
+            let cost = &last.facts().cost;
+            assert_eq!(last.facts().parent, Some(before_id));
             if *name != "nothing known" {
                 assert!(report.received < report.bytes, "{full:?} {report:?}");
+                // Of what was read because it changed, nearly all did; what is read by rule is counted apart.
+                let changed = cost.changed_pages * 8192;
+                assert!(cost.read_changed * 10 <= changed * 13, "{name}: {cost:?}");
+            }
+            match *name {
+                // Each page was read once, to be compared, and again only where it differed.
+                "scan" => assert!(cost.read_other >= report.bytes - 8192, "{cost:?}"),
+                "nothing known" => assert_eq!(cost.read_changed + cost.read_other, report.received),
+                _ => assert!(cost.read_other < report.bytes, "{cost:?}"),
             }
         }
         before = after;

@@ -1,0 +1,231 @@
+//! The grammar of the command line. Help texts are the doc comments; each verb shows examples.
+
+pub(crate) mod pg;
+pub(crate) mod snapshot;
+pub(crate) mod storage;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::failure::say;
+
+/// The name of the program, once, as a literal for texts.
+macro_rules! program {
+    () => {
+        "neon"
+    };
+}
+/// Examples below a help text: pairs of a command without the program's name, and what it does.
+macro_rules! examples {
+    ($($line:literal => $what:literal),+ $(,)?) => {
+        concat!("Examples:", $("\n  ", crate::args::program!(), " ", $line, "\n      ", $what),+)
+    };
+}
+pub(crate) use {examples, program};
+
+/// The name of the program.
+pub(crate) const NAME: &str = program!();
+/// What its variables begin with.
+pub(crate) const PREFIX: &str = "NEON_";
+
+/// Snapshot-first management of PostgreSQL: create, snapshot, branch, roll back, move.
+#[derive(Debug, Parser)]
+#[command(
+    name = NAME,
+    version,
+    arg_required_else_help = true,
+    max_term_width = 110,
+    after_help = examples!(
+        "pg create" => "a new cluster, running, with the URI to connect to it",
+        "snapshot create pgdata1@before" => "an image of it, while it runs",
+        "pg create --snapshot pgdata1@before" => "a second cluster, as the first was then",
+        "pg list" => "what runs here",
+        "storage attach -t s3 -n tank s3://bucket/prefix" => "a place for snapshots, like a remote of git",
+        "help pg create" => "all about one command",
+    )
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// The folder that everything is kept in [NEON_HOME; else /var/lib/neon as root, ~/.local/share/neon]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// A folder with programs of PostgreSQL, before all others; may be repeated [NEON_PG_BIN]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) pg_bin: Vec<PathBuf>,
+    /// As root: the user that servers run as [NEON_OS_USER; else postgres]
+    #[arg(long, global = true, value_name = "USER")]
+    pub(crate) os_user: Option<String>,
+    /// How results are printed: for people, one JSON document, or one a line [NEON_OUTPUT; else table]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    pub(crate) output: Option<Format>,
+    /// Say nothing on the way: no steps, no progress
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Json,
+    Ndjson,
+}
+
+/// What a destructive verb takes.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Consent {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Only show what would happen
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Instances: data directories and the servers on them
+    #[command(subcommand, arg_required_else_help = true)]
+    Pg(pg::Pg),
+    /// Snapshots: immutable, bootable images of whole clusters
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(snapshot::Snapshot),
+    /// Storages: places for snapshots, like remotes of git
+    #[command(subcommand, arg_required_else_help = true)]
+    Storage(storage::Storage),
+    /// What was done in this home
+    #[command(subcommand, arg_required_else_help = true)]
+    Op(Op),
+    /// Takes back what was done last: a create, a destroy, a checkout, a detach
+    #[command(after_help = examples!(
+        "undo --dry-run" => "what would be taken back",
+        "undo --yes" => "takes it back; once more, what was before that",
+    ))]
+    Undo(Undo),
+    /// Settings, and where each comes from
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(Config),
+    /// Prints the completions for a shell
+    #[command(after_help = examples!(
+        "completions bash > /etc/bash_completion.d/neon" => "for everybody who uses bash",
+        "completions fish > ~/.config/fish/completions/neon.fish" => "for yourself with fish",
+    ))]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Writes the manual pages into a folder
+    #[command(after_help = examples!("man /usr/local/share/man/man1" => "one page for each command"))]
+    Man {
+        /// The folder; made if it is not there
+        folder: PathBuf,
+    },
+}
+
+/// What undo takes.
+#[derive(Debug, Args)]
+pub(crate) struct Undo {
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+}
+
+/// Shells with completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Verbs on the operation log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Op {
+    /// Lists what was done, newest first
+    #[command(after_help = examples!(
+        "op log" => "the last twenty operations",
+        "op log -n 0 --output ndjson" => "all of them, a line each, for a program",
+    ))]
+    Log {
+        /// At most this many, the newest; 0 for all
+        #[arg(short = 'n', long, default_value_t = 20, value_name = "COUNT")]
+        limit: usize,
+    },
+}
+
+/// Verbs on settings.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Lists every setting with its value; secrets are never shown
+    #[command(after_help = examples!(
+        "config show --origin" => "each value with where it comes from",
+    ))]
+    Show {
+        /// Also where each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+}
+
+/// The whole grammar.
+pub(crate) fn grammar() -> clap::Command {
+    Arguments::command()
+}
+
+/// Reads the arguments. The error is the exit code after help, the version or what is wrong with them was shown.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, u8> {
+    Arguments::try_parse_from(arguments).map_err(|error| {
+        // On the result stream for help, on the error stream else; that nobody reads it changes nothing.
+        if let Err(unread) = error.print()
+            && unread.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            say(&format!("error: {unread}"));
+        }
+        u8::try_from(error.exit_code()).unwrap_or(2)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        grammar().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_that_does_something_shows_an_example() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            if command.get_name() == "help" {
+                return;
+            }
+            if command.has_subcommands() {
+                command
+                    .get_subcommands()
+                    .for_each(|command| walk(command, &path));
+            } else {
+                let after = command.get_after_help().map(ToString::to_string);
+                assert!(
+                    after.is_some_and(|text| text.contains("Examples:\n  neon ")),
+                    "{path} has no example"
+                );
+            }
+        }
+        walk(&grammar(), "");
+    }
+}

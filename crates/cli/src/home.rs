@@ -1,0 +1,183 @@
+//! Opening the home: where it is was decided, whether it can be one is found out here.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use neon_pg::{AskPassword, Context, EventSink, Neon, Options, OsUser, Secret};
+
+use crate::args::PREFIX;
+use crate::failure::{Failure, Outcome};
+use crate::progress::Progress;
+use crate::settings::Settings;
+use crate::surroundings::Surroundings;
+
+/// What the library takes from its surroundings.
+fn options(
+    settings: &Settings,
+    surroundings: &Surroundings,
+    progress: &Arc<Progress>,
+    cancel: &Arc<AtomicBool>,
+) -> Outcome<Options> {
+    let mut options = Options::new();
+    options.path = surroundings.get("PATH").unwrap_or_default().to_owned();
+    options.pg_bin.clone_from(&settings.pg_bin);
+    options.os_user.clone_from(&settings.os_user);
+    options.ports = settings.ports.clone();
+    options.patience = settings.patience;
+    options.threads = settings.threads;
+    options.cancel = Arc::clone(cancel);
+    let mut context = Context::default();
+    context.variables = surroundings.for_storages();
+    options.context = context;
+    options.connections = surroundings.for_connections();
+    options.ask_password = std::io::stdin()
+        .is_terminal()
+        .then(|| AskPassword::new(ask_password));
+    options.passphrase = passphrase(surroundings)?;
+    let progress = Arc::clone(progress);
+    options.events = EventSink::new(move |event| progress.show(event));
+    Ok(options)
+}
+
+/// Asks on the terminal, which does not show what is typed.
+fn ask_password(whose: &str) -> Option<Secret> {
+    let hidden = Hidden::new();
+    let mut err = std::io::stderr().lock();
+    write!(err, "Password for {whose}: ")
+        .and_then(|()| err.flush())
+        .ok()?;
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line);
+    drop(hidden);
+    let _unread = writeln!(err);
+    let line = line.trim_end_matches(['\n', '\r']);
+    (read.is_ok() && !line.is_empty()).then(|| Secret::new(line))
+}
+
+/// As long as it lives the terminal shows nothing of what is typed.
+struct Hidden;
+
+impl Hidden {
+    fn new() -> Self {
+        // `stty` of POSIX spares a crate for one flag. Where it is missing the password shows.
+        let _shown = std::process::Command::new("stty").arg("-echo").status();
+        Self
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        let _shown = std::process::Command::new("stty").arg("echo").status();
+    }
+}
+
+/// From the environment, or the file that it names.
+fn passphrase(surroundings: &Surroundings) -> Outcome<Option<Secret>> {
+    let name = format!("{PREFIX}PASSPHRASE");
+    if let Some(value) = surroundings.get(&name) {
+        let text = value
+            .to_str()
+            .ok_or_else(|| Failure::usage(format!("{name} is no text")))?;
+        return Ok(Some(Secret::new(text)));
+    }
+    let Some(path) = surroundings.path(&format!("{name}_FILE")) else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Failure::io(
+            format!("{name}_FILE {} cannot be read", path.display()),
+            &error,
+        )
+    })?;
+    let text = text.trim_end_matches(['\n', '\r']);
+    if text.is_empty() {
+        return Err(Failure::usage(format!(
+            "{name}_FILE {} is empty",
+            path.display()
+        )));
+    }
+    Ok(Some(Secret::new(text)))
+}
+
+/// Opens the home, made if it is not there.
+pub(crate) fn open(
+    settings: &Settings,
+    surroundings: &Surroundings,
+    progress: &Arc<Progress>,
+    cancel: &Arc<AtomicBool>,
+) -> Outcome<Neon> {
+    let options = options(settings, surroundings, progress, cancel)?;
+    let home = std::path::absolute(&settings.home)
+        .map_err(|error| Failure::io(format!("home {}", settings.home.display()), &error))?;
+    if surroundings.root
+        && let Ok(user) = OsUser::named(&settings.os_user)
+        && let Some(closed) = first_closed(&home, &user)
+    {
+        return Err(Failure::environment(format!(
+            "home {}: user {} cannot reach it, because {} is closed to others",
+            home.display(),
+            settings.os_user,
+            closed.display()
+        ))
+        .hinted(format!(
+            "servers do not run as root; choose another folder with --home or NEON_HOME (such as /var/lib/neon), \
+             or: chmod o+x {}",
+            closed.display()
+        )));
+    }
+    if let Some(parent) = home.parent() {
+        std::fs::create_dir_all(parent).map_err(|error| {
+            Failure::io(
+                format!("home {}: its parent cannot be made", home.display()),
+                &error,
+            )
+            .hinted("choose another folder with --home or NEON_HOME")
+        })?;
+    }
+    Ok(Neon::open(&home, options)?)
+}
+
+/// The first folder on the way to `home` that this user may not walk through. What is not there yet will be made to be
+/// walked through.
+fn first_closed(home: &Path, user: &OsUser) -> Option<PathBuf> {
+    let groups = groups_of(user);
+    let ancestors: Vec<&Path> = home.ancestors().collect();
+    for folder in ancestors.into_iter().rev() {
+        let Ok(meta) = std::fs::metadata(folder) else {
+            return None;
+        };
+        if !meta.is_dir() {
+            return None;
+        }
+        let bit = if meta.uid() == user.uid() {
+            0o100
+        } else if groups.contains(&meta.gid()) {
+            0o010
+        } else {
+            0o001
+        };
+        // A home that was there is given its mode when it is opened.
+        if meta.mode() & bit == 0 && folder != home {
+            return Some(folder.to_owned());
+        }
+    }
+    None
+}
+
+fn groups_of(user: &OsUser) -> Vec<u32> {
+    let mut groups = vec![user.gid()];
+    let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    groups.extend(text.lines().filter_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let gid = fields.next()?.parse::<u32>().ok()?;
+        let member = fields
+            .next()?
+            .split(',')
+            .any(|name| Some(name) == user.name());
+        member.then_some(gid)
+    }));
+    groups
+}

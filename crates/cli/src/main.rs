@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+mod args;
+mod confirm;
+mod failure;
+mod home;
+mod progress;
+mod render;
+mod run;
+mod settings;
+mod signals;
+mod surroundings;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    failure::report_panics();
+    let code = match args::parse(std::env::args_os()) {
+        Ok(arguments) => run::command(arguments),
+        Err(shown) => shown,
+    };
+    failure::exit(code)
+}

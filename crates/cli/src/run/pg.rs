@@ -1,0 +1,444 @@
+//! `pg …`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use neon_pg::{
+    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Located, Name,
+    PgRecord, RestoreChoice, ServerState,
+};
+use serde_json::{Map, Value, json};
+
+use super::snapshot::{Passing, data as as_data};
+use super::{Scene, Then, mark, now, psql};
+use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
+use crate::confirm::confirm;
+use crate::failure::{Failure, Outcome};
+use crate::render::{Align, Answer, Table, age, bytes};
+
+pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
+    let instances = scene.neon.pg();
+    match verb {
+        Pg::Create(wanted) => create(wanted, scene).await.map(Then::from),
+        Pg::List => list(scene).await.map(Then::from),
+        Pg::Show(one) => show(&one.name, scene).await.map(Then::from),
+        Pg::Start(one) => {
+            instances.start(&one.name).await?;
+            started(&one.name, scene).await.map(Then::from)
+        }
+        Pg::Restart(one) => {
+            instances.restart(&one.name).await?;
+            started(&one.name, scene).await.map(Then::from)
+        }
+        Pg::Stop(one) => {
+            instances.stop(&one.name).await?;
+            let pg = instances.get(&one.name).await?;
+            Ok(Answer::of(
+                format!("Stopped postgres on {}.", one.name),
+                data(&pg, None),
+            )
+            .into())
+        }
+        Pg::Adopt(wanted) => adopt(wanted, scene).await.map(Then::from),
+        Pg::Checkout(wanted) => checkout(wanted, scene).await.map(Then::from),
+        Pg::Destroy(wanted) => destroy(wanted, scene).await.map(Then::from),
+        Pg::Psql(wanted) => psql::psql(&wanted, scene).await,
+        Pg::Url(wanted) => psql::url(&wanted, scene).await.map(Then::from),
+        Pg::Logs(wanted) => psql::logs(&wanted, scene).await.map(Then::from),
+    }
+}
+
+async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
+    let mut create = CreatePg::default();
+    create.name = wanted.name.or(wanted.named);
+    create.major = wanted.pg_version;
+    create.storage = wanted.storage;
+    create.port = wanted.port;
+    create.no_start = wanted.no_start;
+    let Some(text) = &wanted.snapshot else {
+        let pg = scene.neon.pg().create(&create).await?;
+        return created(&pg, scene).await;
+    };
+    let mut how = RestoreChoice::default();
+    how.as_is = wanted.as_is;
+    how.force = wanted.force;
+    how.clone = match wanted.clone_method {
+        Some(Method::Subvolume) => CloneWanted::Only(CloneMethod::Subvolume),
+        Some(Method::Reflink) => CloneWanted::Only(CloneMethod::Reflink),
+        Some(Method::Copy) => CloneWanted::Only(CloneMethod::Copy),
+        None if wanted.cow => CloneWanted::CopyOnWrite,
+        None => CloneWanted::Best,
+    };
+    match scene.neon.snapshots().locate(text, None).await? {
+        Located::Stored(found) => {
+            let pg = scene.neon.pg().create_from(&create, &found, &how).await?;
+            created(&pg, scene).await
+        }
+        // Imported for the moment.
+        Located::Outside(source) => {
+            let passing = Passing::import(source, scene).await?;
+            scene.step("Downloading snapshot... Done.");
+            let made = scene
+                .neon
+                .pg()
+                .create_from(&create, passing.found(), &how)
+                .await;
+            let pg = match made {
+                Ok(pg) => pg,
+                Err(error) => {
+                    // That the one could not be made is what matters.
+                    if let Err(left) = passing.destroy(scene).await {
+                        scene.warn(&format!("the imported snapshot stays: {left}"));
+                    }
+                    return Err(error.into());
+                }
+            };
+            created(&pg, scene).await?.print(scene.settings.output)?;
+            let mut answer = Answer::nothing();
+            match passing.destroy(scene).await {
+                Ok(()) => scene.step("Destroying snapshot... Done."),
+                Err(left) => {
+                    scene.warn(&format!("the imported snapshot stays: {left}"));
+                    answer.exit = 7;
+                }
+            }
+            Ok(answer)
+        }
+        _ => Err(Failure::usage(format!(
+            "snapshot {text} is where this program does not know"
+        ))),
+    }
+}
+
+/// What is said of an instance that was made.
+async fn created(pg: &neon_pg::Pg, scene: &Scene<'_>) -> Outcome<Answer> {
+    let name = &pg.record.name;
+    if pg.endpoint().is_none() {
+        return Ok(Answer::of(format!("Created {name}."), data(pg, None)));
+    }
+    scene.step(&format!("Created {name}, PostgreSQL {}.", pg.record.major));
+    started(name, scene).await
+}
+
+/// What is said of a server that has come up: where, and the URI that connects.
+async fn started(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
+    let pg = scene.neon.pg().get(name).await?;
+    let uri = psql::uri(name, "postgres", scene).await?;
+    let endpoint = pg.endpoint().unwrap_or_default();
+    let mut whole = data(&pg, None);
+    whole.insert("url".to_owned(), Value::from(uri.clone()));
+    Ok(Answer::of(
+        format!("Started postgres on {endpoint}\n{uri}"),
+        Value::Object(whole),
+    ))
+}
+
+async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
+    let mut table = Table::new(&[
+        ("ROLE", Align::Left),
+        ("PGDATA", Align::Left),
+        ("USED", Align::Right),
+        ("STORAGE", Align::Left),
+        ("ENDPOINT", Align::Left),
+    ]);
+    let mut rows = Vec::new();
+    for pg in scene.neon.pg().list().await? {
+        let used = used(&folder(scene, &pg.record));
+        table.row([
+            pg.role().unwrap_or_default().to_owned(),
+            pg.record.name.to_string(),
+            bytes(used),
+            pg.record.storage.to_string(),
+            pg.endpoint().unwrap_or_default(),
+        ]);
+        rows.push(Value::Object(data(&pg, Some(used))));
+    }
+    Ok(Answer::list(&table, "instances", rows))
+}
+
+/// What an instance is, and the space that it and its snapshots use, by storage.
+async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
+    let pg = scene.neon.pg().get(name).await?;
+    let folder = folder(scene, &pg.record);
+    let used = used(&folder);
+    let (listed, failed) = scene.neon.snapshots().list(None).await?;
+    let mut by_storage: BTreeMap<String, Vec<(String, u64)>> = BTreeMap::new();
+    for one in listed {
+        let Ok(summary) = &one.listed.summary else {
+            continue;
+        };
+        if summary.instance.as_deref() != Some(pg.record.id.as_str()) {
+            continue;
+        }
+        let name = one
+            .listed
+            .names
+            .first()
+            .map_or_else(|| one.listed.id.to_string(), ToString::to_string);
+        by_storage
+            .entry(one.storage.to_string())
+            .or_default()
+            .push((name, summary.added));
+    }
+    let mut text = format!(
+        "{name}:\n  role: {}\n  state: {}\n  postgresql: {}\n  endpoint: {}\n  data: {}\n  storage: {}\n  space used: {}\n",
+        pg.role().unwrap_or("-"),
+        state(&pg),
+        pg.record.major,
+        pg.endpoint().unwrap_or_else(|| "-".to_owned()),
+        folder.display(),
+        pg.record.storage,
+        bytes(used),
+    );
+    let mut whole = data(&pg, Some(used));
+    let mut spaces = Vec::new();
+    let mut all = 0_u64;
+    let mut tree = String::new();
+    for (storage, snapshots) in &by_storage {
+        let sum = snapshots
+            .iter()
+            .fold(0_u64, |sum, (_, added)| sum.saturating_add(*added));
+        all = all.saturating_add(sum);
+        text.push_str(&format!("  space used on {storage}: {}\n", bytes(sum)));
+        tree.push_str(&format!("    on {storage}:\n"));
+        for (name, added) in snapshots {
+            tree.push_str(&format!("      {name}: {}\n", bytes(*added)));
+        }
+        let rows: Vec<Value> = snapshots
+            .iter()
+            .map(|(name, added)| json!({ "name": name, "added": added }))
+            .collect();
+        spaces.push(json!({ "storage": storage, "used": sum, "snapshots": rows }));
+    }
+    if !by_storage.is_empty() {
+        text.push_str(&format!(
+            "  space used on all storages: {}\n  snapshots:\n{tree}",
+            bytes(all)
+        ));
+    }
+    whole.insert("spaces".to_owned(), Value::Array(spaces));
+    let mut answer = Answer::of(text, Value::Object(whole));
+    for (storage, error) in failed {
+        answer.exit = 7;
+        scene.warn(&format!(
+            "storage {storage} cannot be listed: {}",
+            Failure::from(error)
+        ));
+    }
+    Ok(answer)
+}
+
+async fn adopt(wanted: Adopt, scene: &Scene<'_>) -> Outcome<Answer> {
+    let mut adopt = AdoptPg::new(super::absolute(&wanted.path)?);
+    adopt.name = wanted.name;
+    adopt.storage = wanted.storage;
+    adopt.config_file = wanted
+        .config_file
+        .as_deref()
+        .map(super::absolute)
+        .transpose()?;
+    adopt.pass_file = wanted
+        .pass_file
+        .as_deref()
+        .map(super::absolute)
+        .transpose()?;
+    adopt.superuser = wanted.superuser;
+    let adopted = scene.neon.pg().adopt(&adopt).await?;
+    let mut text = format!(
+        "Adopted {}: PostgreSQL {}",
+        adopted.name, adopted.record.major
+    );
+    if let Some(port) = adopted.port {
+        text.push_str(&format!(", port {port}"));
+    }
+    text.push_str(if adopted.runs {
+        ", running. Nothing of it was changed."
+    } else {
+        ", not running. Nothing of it was changed."
+    });
+    for advice in &adopted.advice {
+        text.push_str(&format!("\n  {advice}"));
+    }
+    Ok(Answer::of(text, as_data(&adopted)?))
+}
+
+async fn checkout(wanted: Checkout, scene: &Scene<'_>) -> Outcome<Answer> {
+    let instances = scene.neon.pg();
+    let name: Name = match (&wanted.pg, wanted.snapshot.split_once('@')) {
+        (Some(name), _) => name.clone(),
+        (None, Some((name, _))) => name.parse()?,
+        (None, None) => {
+            return Err(Failure::usage(format!(
+                "snapshot {} mentions no instance",
+                wanted.snapshot
+            ))
+            .hinted("give --pg PGDATA"));
+        }
+    };
+    // The instance first: what is not there has no snapshots worth looking for.
+    instances.record_of(&name)?;
+    let found = scene
+        .neon
+        .snapshots()
+        .find(&wanted.snapshot, wanted.storage.as_ref())
+        .await?;
+    let mut choice = CheckoutChoice::default();
+    choice.configuration = wanted.configuration;
+    let plan = instances.plan_checkout(&name, &found, choice).await?;
+    let text = plan_in_words(&plan);
+    if wanted.consent.dry_run {
+        let mut whole = as_data(&plan)?;
+        mark(&mut whole, "checked_out", false);
+        return Ok(Answer::of(text, whole));
+    }
+    confirm("pg checkout", &text, wanted.consent.yes).await?;
+    let done = instances.checkout(&plan).await?;
+    let mut whole = as_data(&done)?;
+    mark(&mut whole, "checked_out", true);
+    Ok(Answer::of(
+        format!(
+            "{} is as {} was; what it was before is {}",
+            done.pg, wanted.snapshot, done.head
+        ),
+        whole,
+    ))
+}
+
+fn plan_in_words(plan: &CheckoutPlan) -> String {
+    let taken = u64::try_from(plan.taken).unwrap_or(0);
+    let mut text = format!(
+        "pg {} goes back to {}, taken {} ago; its present state is kept as {}.",
+        plan.pg,
+        plan.asked,
+        age(taken, now()),
+        plan.head
+    );
+    if plan.of_another {
+        text.push_str("\n  the snapshot shows another instance of the same cluster");
+    }
+    if plan.running {
+        text.push_str(&format!(
+            "\n  its server is stopped and started again; sessions that end: {}",
+            plan.sessions
+        ));
+    }
+    for (what, names) in [
+        ("replication slots that go", &plan.slots),
+        ("subscriptions that go back", &plan.subscriptions),
+        ("prepared transactions that go", &plan.prepared),
+        ("replicas that cannot follow", &plan.replicas),
+    ] {
+        if !names.is_empty() {
+            text.push_str(&format!("\n  {what}: {}", names.join(", ")));
+        }
+    }
+    if let Some(log) = plan.log_since {
+        text.push_str(&format!("\n  log written since: {}", bytes(log)));
+    }
+    text
+}
+
+async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
+    let instances = scene.neon.pg();
+    let name = &wanted.name;
+    let pg = instances.get(name).await?;
+    let used = used(&folder(scene, &pg.record));
+    let mut plan;
+    if pg.record.adopted.is_some() {
+        plan = format!(
+            "pg {name} will be forgotten; it was adopted, so its server and its data stay as they are"
+        );
+    } else {
+        plan = format!("pg {name} will be destroyed: {} of data", bytes(used));
+        if let Some(endpoint) = pg.endpoint() {
+            plan.push_str(&format!(", and its server on {endpoint} stopped"));
+        }
+    }
+    plan.push_str(". Its snapshots stay.");
+    let mut whole = data(&pg, Some(used));
+    let done = !wanted.consent.dry_run;
+    if done {
+        confirm("pg destroy", &plan, wanted.consent.yes).await?;
+        instances.destroy(name).await?;
+        plan = "Ok".to_owned();
+    }
+    whole.insert("destroyed".to_owned(), Value::Bool(done));
+    Ok(Answer::of(plan, Value::Object(whole)))
+}
+
+/// What the space is counted of that an instance uses.
+fn folder(scene: &Scene<'_>, record: &PgRecord) -> PathBuf {
+    match &record.adopted {
+        Some(place) => place.data_dir.clone(),
+        None => scene
+            .neon
+            .home()
+            .path()
+            .join("pg")
+            .join(record.name.as_str()),
+    }
+}
+
+/// Bytes on disk below a folder. What goes while we look, or may not be looked at, counts nothing.
+fn used(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut sum = 0_u64;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            sum = sum.saturating_add(meta.blocks().saturating_mul(512));
+            if meta.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    sum
+}
+
+fn state(pg: &neon_pg::Pg) -> &'static str {
+    match pg.status.as_ref().map(|status| status.state) {
+        None => "changing",
+        Some(ServerState::Stopped) => "stopped",
+        Some(ServerState::Crashed) => "crashed",
+        Some(ServerState::Starting) => "starting",
+        Some(ServerState::Running) => "running",
+        Some(ServerState::Standby) => "standby",
+        Some(ServerState::Stopping) => "stopping",
+        Some(ServerState::SingleUser) => "single-user",
+        Some(_) => "unknown",
+    }
+}
+
+/// An instance as data.
+fn data(pg: &neon_pg::Pg, used: Option<u64>) -> Map<String, Value> {
+    let status = pg.status.as_ref();
+    let started = status
+        .and_then(|status| status.started)
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map(|since| since.as_secs());
+    let whole = json!({
+        "name": pg.record.name,
+        "id": pg.record.id,
+        "role": pg.role(),
+        "state": state(pg),
+        "major": pg.record.major,
+        "storage": pg.record.storage,
+        "endpoint": pg.endpoint(),
+        "port": pg.record.port,
+        "pid": status.and_then(|status| status.pid),
+        "used": used,
+        "created": pg.record.created,
+        "started": started,
+        "lineage": pg.record.lineage,
+        "base": pg.record.base,
+        "checkouts": pg.record.checkouts,
+        "method": pg.record.method,
+        "bin_dir": pg.record.bin_dir,
+    });
+    match whole {
+        Value::Object(whole) => whole,
+        _ => Map::new(),
+    }
+}

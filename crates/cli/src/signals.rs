@@ -1,0 +1,43 @@
+//! SIGINT and SIGTERM.
+//!
+//! The first asks the library to stop, which it does at the next step, taking back what it began. The second, or ten
+//! seconds without an end, drops what runs: by contract the next command settles what that leaves.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::failure::{Failure, INTERRUPTED, Outcome, TERMINATED, say};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs this until it ends or signals end it.
+pub(crate) async fn until_stopped<T>(
+    cancel: Arc<AtomicBool>,
+    work: impl Future<Output = Outcome<T>>,
+) -> Outcome<T> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::io("signals", &error));
+    let mut interrupts = listen(SignalKind::interrupt())?;
+    let mut terminations = listen(SignalKind::terminate())?;
+    let mut work = std::pin::pin!(work);
+    let code = tokio::select! {
+        outcome = &mut work => return outcome,
+        _ = interrupts.recv() => INTERRUPTED,
+        _ = terminations.recv() => TERMINATED,
+    };
+    cancel.store(true, Ordering::SeqCst);
+    say("Stopping. Once more to stop at once.");
+    tokio::select! {
+        outcome = &mut work => match outcome {
+            // It was done before it could be stopped.
+            Ok(done) => Ok(done),
+            Err(_) => Err(Failure::stopped(code)),
+        },
+        _ = interrupts.recv() => Err(Failure::stopped(code)),
+        _ = terminations.recv() => Err(Failure::stopped(code)),
+        () = tokio::time::sleep(PATIENCE) => Err(Failure::stopped(code)),
+    }
+}

@@ -1,0 +1,307 @@
+//! The contract of the command line: streams, exit codes, JSON, signals.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{Home, Ran, ran};
+
+#[test]
+fn failures_say_what_why_and_what_to_do() {
+    let home = Home::new();
+    let said = home.fails(3, &["pg", "stop", "nobody"]);
+    assert_eq!(
+        said,
+        "error: pg nobody: is not known here\nhint: see `neon pg list`\n"
+    );
+    // As data it is one line on the error stream, with a finer code.
+    let said = home.fails(3, &["-o", "json", "pg", "stop", "nobody"]);
+    let error: Value = serde_json::from_str(said.trim()).unwrap();
+    assert_eq!(error["error"]["code"], "not-found");
+    assert_eq!(error["error"]["exit"], 3);
+    assert_eq!(error["error"]["message"], "pg nobody: is not known here");
+    assert_eq!(error["error"]["hint"], "see `neon pg list`");
+    documented(&error);
+}
+
+#[test]
+fn every_failure_has_the_exit_code_of_its_kind() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    home.fails(4, &["pg", "create", "one", "--no-start"]);
+    home.fails(3, &["pg", "create", "two", "--no-start", "-s", "nowhere"]);
+    home.fails(2, &["storage", "detach", "local", "--yes"]);
+    home.fails(2, &["storage", "attach", "-n", "x", "ftp://host/x"]);
+    home.fails(2, &["storage", "attach", "-n", "x", "-t", "s3", "/tmp/x"]);
+    home.fails(1, &["pg", "url", "one"]);
+    // No PostgreSQL of that major anywhere: what installs it is said.
+    let mut none = home.command(&["pg", "create", "two", "--pg-version", "14", "--no-start"]);
+    let none = ran(none.env("PATH", "/nowhere"));
+    if none.code != 0 {
+        assert_eq!(none.code, 6, "{none:?}");
+        assert!(none.err.contains("hint: "), "{none:?}");
+    }
+    // A damaged record is told as that.
+    std::fs::write(home.path().join("state/pg/one.json"), "{").unwrap();
+    home.fails(5, &["pg", "list"]);
+}
+
+#[test]
+fn a_destructive_verb_needs_a_yes_and_shows_what_is_lost() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    let said = home.fails(2, &["pg", "destroy", "one"]);
+    assert!(said.starts_with("pg one will be destroyed: "), "{said}");
+    assert!(said.contains("hint: give --yes"), "{said}");
+    let plan = home.json(&["pg", "destroy", "one", "--dry-run"]);
+    assert_eq!(
+        (&plan["name"], &plan["destroyed"]),
+        (&Value::from("one"), &Value::from(false))
+    );
+    assert!(plan["used"].as_u64().unwrap() > 1 << 20);
+    documented(&plan);
+    assert_eq!(home.ok(&["pg", "destroy", "one", "--yes"]), "Ok\n");
+    home.fails(3, &["pg", "destroy", "one", "--yes"]);
+}
+
+#[test]
+fn on_a_terminal_it_is_asked() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    let on_terminal = |answer: &str| -> Ran {
+        let inner = home.command(&["pg", "destroy", "one"]);
+        // `script` gives it a terminal of its own.
+        let mut command = Command::new("script");
+        command.args([
+            "-qec",
+            &format!("{} pg destroy one", inner.get_program().to_string_lossy()),
+            "/dev/null",
+        ]);
+        command.env_clear().env("TERM", "xterm");
+        command.envs(
+            inner
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), answer.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        Ran {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::new(),
+        }
+    };
+    let no = on_terminal("n\n");
+    assert_eq!(no.code, 2, "{no:?}");
+    assert!(no.out.contains("Go on? [y/N]"), "{no:?}");
+    assert!(
+        no.out.contains("was not confirmed; nothing is changed"),
+        "{no:?}"
+    );
+    // A terminal has colours.
+    assert!(no.out.contains("\x1b[1;31merror:"), "{no:?}");
+    let yes = on_terminal("y\n");
+    assert_eq!(yes.code, 0, "{yes:?}");
+    home.fails(3, &["pg", "show", "one"]);
+}
+
+#[test]
+fn nobody_reading_the_result_is_no_error() {
+    let home = Home::new();
+    home.ok(&["pg", "list"]);
+    let mut child = home
+        .command(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn lists_are_a_document_or_a_line_each() {
+    let home = Home::new();
+    for name in ["one", "two"] {
+        home.ok(&["pg", "create", name, "--no-start"]);
+    }
+    let all = home.json(&["pg", "list"]);
+    assert_eq!(all["schema"], 1);
+    assert_eq!(all["instances"].as_array().unwrap().len(), 2);
+    let lines = home.ok(&["pg", "list", "-o", "ndjson"]);
+    let names: Vec<String> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["name"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    assert_eq!(names, ["one", "two"]);
+}
+
+#[test]
+fn every_key_that_is_printed_is_documented() {
+    let home = Home::new();
+    let tank = home.scratch().join("tank");
+    let tank = tank.to_str().unwrap();
+    documented(&home.json(&[
+        "storage",
+        "attach",
+        "-n",
+        "tank",
+        "-c",
+        "compression=zstd:3",
+        tank,
+    ]));
+    documented(&home.json(&["storage", "list"]));
+    documented(&home.json(&["storage", "show", "tank"]));
+    documented(&home.json(&["storage", "detach", "tank", "--dry-run"]));
+    documented(&home.json(&["storage", "detach", "tank", "--yes"]));
+    documented(&home.json(&["pg", "create", "one"]));
+    for verb in ["show", "url", "logs", "stop", "start", "restart"] {
+        documented(&home.json(&["pg", verb, "one"]));
+    }
+    documented(&home.json(&["pg", "list"]));
+    documented(&home.json(&["snapshot", "create", "one@a"]));
+    home.sql(
+        "one",
+        "create table t as select g from generate_series(1, 1000) g",
+    );
+    documented(&home.json(&["snapshot", "create", "one@b"]));
+    documented(&home.json(&["snapshot", "list", "--long"]));
+    documented(&home.json(&["snapshot", "show", "one@b"]));
+    documented(&home.json(&["snapshot", "diff", "one@a", "one@b"]));
+    documented(&home.json(&["snapshot", "push", "--to", tank, "one@b"]));
+    let file = home.scratch().join("b.neon");
+    let file = file.to_str().unwrap();
+    documented(&home.json(&["snapshot", "export", "one@b", "--to", file]));
+    documented(&home.json(&["snapshot", "import", "--from", file, "c"]));
+    documented(&home.json(&["snapshot", "destroy", "c", "--dry-run"]));
+    documented(&home.json(&["snapshot", "destroy", "c", "--yes"]));
+    documented(&home.json(&["pg", "show", "one"]));
+    documented(&home.json(&["pg", "checkout", "one@a", "--dry-run"]));
+    documented(&home.json(&["pg", "checkout", "one@a", "--yes"]));
+    documented(&home.json(&["undo", "--dry-run"]));
+    documented(&home.json(&["undo", "--yes"]));
+    documented(&home.json(&["storage", "show", "local"]));
+    documented(&home.json(&["storage", "check", "local"]));
+    documented(&home.json(&["storage", "gc", "local", "--dry-run"]));
+    documented(&home.json(&["storage", "gc", "local", "--yes"]));
+    documented(&home.json(&["pg", "destroy", "one", "--yes"]));
+    documented(&home.json(&["op", "log"]));
+    documented(&home.json(&["config", "show"]));
+    let man = home.scratch().join("man");
+    documented(&home.json(&["man", man.to_str().unwrap()]));
+}
+
+#[test]
+fn a_signal_ends_it_with_the_code_of_the_signal_and_leaves_nothing() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one"]);
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut child = home
+            .command(&["pg", "logs", "-f", "one"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The first byte of the log: it follows.
+        let mut byte = [0];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut byte)
+            .unwrap();
+        for _ in 0..2 {
+            let killed = Command::new("kill")
+                .args(["-s", signal, &child.id().to_string()])
+                .status();
+            assert!(killed.unwrap().success());
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
+    // Stopped while it makes an instance: the next command settles it, whatever the moment was.
+    let mut child = home
+        .command(&["pg", "create", "two"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    for _ in 0..2 {
+        // It may have ended in between.
+        let _gone = Command::new("kill")
+            .args(["-s", "INT", &child.id().to_string()])
+            .output();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let code = child.wait().unwrap().code();
+    assert!([Some(0), Some(130)].contains(&code), "{code:?}");
+    let settled = home.run(&["pg", "start", "two"]);
+    assert!([0, 3, 4].contains(&settled.code), "{settled:?}");
+    if settled.code != 3 {
+        home.ok(&["pg", "destroy", "two", "--yes"]);
+    }
+    home.ok(&["pg", "create", "two", "--no-start"]);
+}
+
+/// Every key of this document is in docs/cli-json.md.
+pub(crate) fn documented(document: &Value) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli-json.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut known = BTreeSet::new();
+    for word in text.split('`').skip(1).step_by(2) {
+        known.insert(word.trim_end_matches("[]").to_owned());
+    }
+    let mut missing = BTreeSet::new();
+    keys(document, &mut |key| {
+        if !known.contains(key) {
+            missing.insert(key.to_owned());
+        }
+    });
+    assert!(
+        missing.is_empty(),
+        "docs/cli-json.md says nothing of {missing:?} in {document:#}"
+    );
+}
+
+fn keys(value: &Value, see: &mut dyn FnMut(&str)) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                see(key);
+                // What is below these is named by users and libraries.
+                if !["options", "details", "extensions", "collations", "labels"]
+                    .contains(&key.as_str())
+                {
+                    keys(value, see);
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| keys(item, see)),
+        _ => {}
+    }
+}

@@ -1,0 +1,152 @@
+//! New instances.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use neon_pagestore::LineageId;
+use neon_pgctl::{CreateOptions, Installation, Instance, PgMajor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::random_id;
+use crate::instances::{Instances, Pg, PgRecord, Stage, elsewhere};
+use crate::name::Name;
+use crate::operation::seconds;
+use crate::record::{self, Lock};
+use crate::storages::LOCAL;
+
+/// What a new instance shall be like.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CreatePg {
+    /// Its name; `pgdata1` and so on, if absent.
+    pub name: Option<Name>,
+    /// The major version; the newest installed, if absent.
+    pub major: Option<PgMajor>,
+    /// Where its snapshots go; the local storage, if absent.
+    pub storage: Option<Name>,
+    /// Its port; the first that is free from 5432 on, if absent.
+    pub port: Option<u16>,
+    /// The data directory: an absolute path of what is not there, or empty. Below the home, if absent.
+    pub pgdata: Option<PathBuf>,
+    /// Only make it.
+    pub no_start: bool,
+}
+
+impl Instances<'_> {
+    /// Makes an instance and starts it, unless told not to.
+    ///
+    /// Dropped: what is half made is taken back by the next verb on its name.
+    ///
+    /// # Errors
+    /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage;
+    /// [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it.
+    pub async fn create(&self, wanted: &CreatePg) -> Result<Pg> {
+        let storage = match &wanted.storage {
+            Some(storage) => storage.clone(),
+            None => LOCAL.parse()?,
+        };
+        self.0.storages().get(&storage)?;
+        let installation = self.0.installation(wanted.major).await?;
+        let user = self.0.os_user()?;
+        let (name, _lock) = self.claim(wanted, storage, &installation).await?;
+        let mut operation = self.0.begin_operation("pg create", name.as_str())?;
+        operation.detail("id", self.known(&name)?.id);
+        let created = async {
+            let mut options = CreateOptions::new();
+            if let Some(user) = user.clone() {
+                options = options.with_os_user(user);
+            }
+            let record = self.known(&name)?;
+            let folder = match &record.pgdata {
+                Some(_) => self.staging(&record),
+                None => self.0.home().instance_folder(name.as_str()),
+            };
+            let kept = format!("{}MB", log_to_keep(self.0.home().path()) >> 20);
+            options = options.with_setting("wal_keep_size", kept);
+            let made = Instance::create(&installation, &folder, &options).await;
+            if let Err(error) = made {
+                record::remove(&self.record(&name))?;
+                return Err(Error::server(format!("pg {name}"), error));
+            }
+            if record.pgdata.is_some() {
+                self.place(&record, user.as_ref())?;
+            }
+            self.update(&name, |record| record.stage = Stage::Ready)
+        }
+        .await;
+        operation.end(created)?;
+        if !wanted.no_start {
+            self.start_locked(&name).await?;
+        }
+        self.get(&name).await
+    }
+
+    /// Takes a name that is free, with a record that says that it is being made.
+    pub(super) async fn claim(
+        &self,
+        wanted: &CreatePg,
+        storage: Name,
+        installation: &Installation,
+    ) -> Result<(Name, Lock)> {
+        elsewhere::check(wanted.pgdata.as_deref())?;
+        let mut number = 0_u32;
+        loop {
+            number = number.saturating_add(1);
+            let name = match &wanted.name {
+                Some(name) => name.clone(),
+                None => format!("pgdata{number}").parse()?,
+            };
+            if wanted.name.is_none() && self.record(&name).exists() {
+                continue;
+            }
+            let lock = self.lock(&name).await?;
+            self.settle(&name).await?;
+            let record = PgRecord {
+                id: random_id()?,
+                name: name.clone(),
+                stage: Stage::Creating,
+                major: installation.major().to_string(),
+                bin_dir: installation.bin_dir().to_owned(),
+                storage: storage.clone(),
+                created: seconds(self.0.now()),
+                port: wanted.port,
+                wanted: false,
+                lineage: LineageId::random()
+                    .map_err(|error| Error::repository(format!("pg {name}"), error))?,
+                base: None,
+                checkouts: 0,
+                timelines: BTreeSet::new(),
+                adopted: None,
+                method: None,
+                heads: Vec::new(),
+                replica: None,
+                pgdata: wanted.pgdata.clone(),
+                checkout: None,
+            };
+            match record::create(&self.record(&name), &record) {
+                Ok(()) => return Ok((name, lock)),
+                Err(error) if error.kind() == ErrorKind::Exists && wanted.name.is_none() => {}
+                Err(error) if error.kind() == ErrorKind::Exists => {
+                    return Err(Error::new(
+                        ErrorKind::Exists,
+                        format!("pg {name}"),
+                        "is there already",
+                    )
+                    .hinted("choose another name, or destroy it first"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// How much log a new instance keeps beyond its checkpoints, in bytes: what changed since the last snapshot is read from it.
+/// A fiftieth of what is free, within reason.
+fn log_to_keep(home: &std::path::Path) -> u64 {
+    let free =
+        rustix::fs::statvfs(home).map_or(0, |facts| facts.f_bavail.saturating_mul(facts.f_frsize));
+    (free / 50).clamp(LEAST_LOG, MOST_LOG)
+}
+
+const LEAST_LOG: u64 = 128 << 20;
+const MOST_LOG: u64 = 1 << 30;

@@ -1,0 +1,263 @@
+//! Instances: what a home remembers of each, and how they come and go.
+//!
+//! A record is put before its folder is made and says so (`creating`); the folder appears as a whole; then the record
+//! says `ready`. Destroying goes the other way: the record says `destroying`, the folder moves to the trash, its record
+//! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
+
+mod adopt;
+mod checkout;
+mod create;
+mod destroy;
+mod elsewhere;
+mod isolate;
+mod life;
+mod record;
+mod replica;
+pub(crate) mod restore;
+mod runs_here;
+mod trees;
+mod unlogged;
+
+use std::path::PathBuf;
+
+use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::Name;
+use crate::neon::Neon;
+use crate::record as records;
+use crate::record::Lock;
+
+pub use adopt::{AdoptPg, AdoptedPg};
+pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
+pub use create::CreatePg;
+pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
+pub use record::{AdoptedPlace, Base, PgRecord, Stage};
+pub use replica::ReplicaOf;
+pub use restore::RestoreChoice;
+pub(crate) use restore::{Fill, has_room};
+
+/// An instance as it is now.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Pg {
+    /// What is remembered of it.
+    pub record: PgRecord,
+    /// What its server does; nothing while it is being made or destroyed.
+    pub status: Option<Status>,
+}
+
+impl Pg {
+    /// Where its server listens, when it runs.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<String> {
+        let status = self.status.as_ref().filter(|status| status.is_up())?;
+        status.port.map(|port| format!("localhost:{port}"))
+    }
+
+    /// Its role: `primary`, `replica`, or nothing when it does not run.
+    #[must_use]
+    pub fn role(&self) -> Option<&'static str> {
+        match self.status.as_ref()?.state {
+            ServerState::Stopped | ServerState::Crashed => None,
+            ServerState::Standby => Some("replica"),
+            _ => Some("primary"),
+        }
+    }
+
+    /// Its role as a listing shows it: that of a replica with its number, `replica-1`.
+    #[must_use]
+    pub fn role_in_list(&self) -> Option<String> {
+        let role = self.role()?;
+        Some(match (&self.record.replica, role) {
+            (Some(of), "replica") => format!("replica-{}", of.number),
+            _ => role.to_owned(),
+        })
+    }
+}
+
+/// The instances of a home.
+#[derive(Debug, Clone, Copy)]
+pub struct Instances<'a>(pub(crate) &'a Neon);
+
+impl Instances<'_> {
+    /// What is remembered of all instances, by name.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn records(&self) -> Result<Vec<PgRecord>> {
+        let records = records::list::<PgRecord>(&self.0.home().instances())?;
+        Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// All instances as they are now, by name.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn list(&self) -> Result<Vec<Pg>> {
+        let mut all = Vec::new();
+        for record in self.records()? {
+            all.push(self.look(record).await?);
+        }
+        Ok(all)
+    }
+
+    /// One instance as it is now.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub async fn get(&self, name: &Name) -> Result<Pg> {
+        self.look(self.known(name)?).await
+    }
+
+    pub(super) async fn look(&self, record: PgRecord) -> Result<Pg> {
+        let status = match record.stage {
+            Stage::Ready if record.is_changing() => None,
+            Stage::Ready => {
+                let instance = self.open(&record).await?;
+                let status = instance.status().await;
+                Some(status.map_err(|error| Error::server(format!("pg {}", record.name), error))?)
+            }
+            _ => None,
+        };
+        Ok(Pg { record, status })
+    }
+
+    /// The instance, to be worked with directly.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Environment`](ErrorKind::Environment) when PostgreSQL of its major is gone.
+    pub async fn instance(&self, name: &Name) -> Result<Instance> {
+        self.open(&self.known(name)?).await
+    }
+
+    pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
+        let subject = || format!("pg {}", record.name);
+        let installation = match Installation::at(&record.bin_dir) {
+            Ok(installation) if installation.major().to_string() == record.major => installation,
+            // Upgraded or moved: any of the same major will do.
+            _ => {
+                let major = record.major.parse().map_err(|_| {
+                    Error::new(ErrorKind::Damaged, subject(), "is of an unknown major")
+                })?;
+                self.0.installation(Some(major)).await?
+            }
+        };
+        if let Some(place) = &record.adopted {
+            return self.open_adopted(record, place, &installation);
+        }
+        let folder = self.0.home().instance_folder(record.name.as_str());
+        Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
+    }
+
+    /// Where the data directory of an instance is.
+    pub(crate) fn data_dir(&self, record: &PgRecord) -> PathBuf {
+        match &record.adopted {
+            Some(place) => place.data_dir.clone(),
+            None => self
+                .0
+                .home()
+                .instance_folder(record.name.as_str())
+                .join("data"),
+        }
+    }
+
+    /// Finishes or takes back what a crash interrupted, and starts the server again if it ran. The lock is held.
+    pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
+        self.settle_with(name, true).await
+    }
+
+    /// As [`settle`](Self::settle), for who starts or stops the server anyway.
+    pub(super) async fn settle_with(&self, name: &Name, start: bool) -> Result<()> {
+        let Some(record) = records::read::<PgRecord>(&self.record(name))? else {
+            return Ok(());
+        };
+        if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
+            return self.settle_checkout(&record, under_way, start).await;
+        }
+        let folder = self.0.home().instance_folder(name.as_str());
+        match record.stage {
+            Stage::Ready => Ok(()),
+            Stage::Creating if folder.exists() => {
+                self.finish_place(&record)?;
+                self.update(name, |record| record.stage = Stage::Ready)?;
+                records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
+            }
+            Stage::Creating => {
+                self.clear_new(&record).await?;
+                records::remove(&self.record(name))
+            }
+            Stage::Destroying => {
+                let home = self.0.home();
+                records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
+                self.put_away(&record)?;
+                if folder.exists() {
+                    records::rename(&folder, &home.trash_folder(&record.id))?;
+                }
+                records::remove(&self.record(name))
+            }
+        }
+    }
+
+    /// Removes what is half made, with a server that may still end in it.
+    async fn clear_new(&self, record: &PgRecord) -> Result<()> {
+        let staging = self.staging(record);
+        if staging.join("data/postmaster.pid").exists()
+            && let Ok(installation) = Installation::at(&record.bin_dir)
+            && let Ok(instance) = Instance::open(&installation, &staging)
+        {
+            let options = StopOptions::new(StopMode::Immediate).with_escalation();
+            match instance.stop(&options).await {
+                Err(error) if error.kind() != neon_pgctl::ErrorKind::NotRunning => {
+                    return Err(Error::server(format!("pg {}", record.name), error));
+                }
+                _ => {}
+            }
+        }
+        let _lock = Lock::wait(&self.writing(&record.name))?;
+        // What a removal that was killed left of another one.
+        drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
+        records::remove_tree(&self.0.home().new_folder(&record.id))?;
+        records::remove_tree(&staging)
+    }
+
+    /// What is remembered of one instance.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    pub fn record_of(&self, name: &Name) -> Result<PgRecord> {
+        self.known(name)
+    }
+
+    pub(super) fn known(&self, name: &Name) -> Result<PgRecord> {
+        records::read(&self.record(name))?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("pg {name}"),
+                "is not known here",
+            )
+            .hinted("see `neon pg list`")
+        })
+    }
+
+    pub(crate) fn update(&self, name: &Name, change: impl FnOnce(&mut PgRecord)) -> Result<()> {
+        let mut record = self.known(name)?;
+        change(&mut record);
+        records::replace(&self.record(name), &record)
+    }
+
+    pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
+        let path = self.0.home().instances().join(format!("{name}.lock"));
+        Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
+    }
+
+    /// The lock of who writes the files of an instance, in a thread that may outlive the command by moments.
+    pub(super) fn writing(&self, name: &Name) -> PathBuf {
+        let name = format!("{name}.writing");
+        self.0.home().instances().join(name)
+    }
+
+    pub(super) fn record(&self, name: &Name) -> PathBuf {
+        self.0.home().instances().join(format!("{name}.json"))
+    }
+}

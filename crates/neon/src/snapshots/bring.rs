@@ -1,0 +1,160 @@
+//! A snapshot from outside on its way into a repository: one thread beside the runtime writes it, the commit comes
+//! last.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use neon_pagestore::write::{SnapshotOptions, SnapshotWriter, WriteReport};
+use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
+use neon_snapshot_format::ParallelSink;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::neon::Neon;
+use crate::repositories::StorageRepository;
+use crate::snapshots::watched::{StopWhenDropped, Watched};
+
+/// What a feed works with.
+pub(crate) struct Bringing<'a> {
+    pub(crate) neon: &'a Neon,
+    pub(crate) writer: &'a SnapshotWriter,
+    pub(crate) dropped: Arc<AtomicBool>,
+    pub(crate) subject: &'a str,
+}
+
+impl<'a> Bringing<'a> {
+    /// The sink to send everything to.
+    pub(crate) fn sink(&self, total: u64) -> Watched<'a> {
+        let sink: &dyn ParallelSink = self.writer;
+        Watched::new(
+            sink,
+            self.neon,
+            Arc::clone(&self.dropped),
+            self.subject,
+            total,
+        )
+    }
+
+    /// What a copy of files came to.
+    pub(crate) fn format(&self, error: neon_snapshot_format::Error) -> Error {
+        Error::format(self.subject, error)
+    }
+}
+
+/// A snapshot that came.
+#[derive(Debug)]
+pub(crate) struct Brought {
+    pub(crate) id: neon_pagestore::CommitId,
+    pub(crate) facts: Facts,
+    pub(crate) report: WriteReport,
+}
+
+/// Writes what `feed` sends, and commits it under this name with the facts that it returns.
+///
+/// Dropped: the thread stops soon, and what it wrote is garbage.
+pub(crate) async fn bring(
+    neon: &Neon,
+    to: &StorageRepository,
+    subject: &str,
+    name: &SnapshotName,
+    page_size: u32,
+    feed: impl FnOnce(&Bringing<'_>) -> Result<Facts> + Send + 'static,
+) -> Result<Brought> {
+    let failed = |error| Error::repository(to.label(), error);
+    let writing = to.repository.begin_writing().await.map_err(failed)?;
+    let writer = writing.writer();
+    let stop = StopWhenDropped::default();
+    let (home, repository, label) = (neon.clone(), to.repository.clone(), to.label());
+    let (dropped, told) = (stop.flag(), subject.to_owned());
+    let options = SnapshotOptions {
+        codec: to.codec,
+        page_size,
+        scratch: Some(neon.home().path().to_owned()),
+        ..SnapshotOptions::default()
+    };
+    let written = tokio::task::spawn_blocking(move || {
+        let failed = |error| Error::repository(label.clone(), error);
+        let sink = SnapshotWriter::new(&repository, writer, options).map_err(failed)?;
+        let bringing = Bringing {
+            neon: &home,
+            writer: &sink,
+            dropped,
+            subject: &told,
+        };
+        let facts = feed(&bringing)?;
+        let stored = sink.complete().map_err(failed)?;
+        Ok((stored, facts))
+    })
+    .await
+    .map_err(|error| {
+        Error::new(ErrorKind::Failed, subject, "could not be copied").caused_by(error)
+    });
+    let (stored, mut facts) = match written.and_then(|written| written) {
+        Ok(written) => written,
+        Err(error) => {
+            writing.abandon().await;
+            // What somebody asked for is no fault of the source.
+            neon.go_on()?;
+            return Err(error);
+        }
+    };
+    drop(stop);
+    neon.go_on()?;
+    facts.names = vec![name.clone()];
+    let commit = stored.commit(facts).map_err(failed)?;
+    let committed = writing.commit(&commit).await.map_err(failed)?;
+    named(
+        neon,
+        &to.repository,
+        &committed.names,
+        committed.id,
+        subject,
+        true,
+    )
+    .await?;
+    Ok(Brought {
+        id: committed.id,
+        facts: commit.facts,
+        report: stored.report,
+    })
+}
+
+/// Whether the snapshot has its names. One that was made just now and has none is taken back.
+pub(crate) async fn named(
+    neon: &Neon,
+    repository: &Repository,
+    names: &[(SnapshotName, NameOutcome)],
+    id: neon_pagestore::CommitId,
+    subject: &str,
+    take_back: bool,
+) -> Result<()> {
+    for (name, outcome) in names {
+        match outcome {
+            NameOutcome::Given => {}
+            NameOutcome::Taken { by } if *by == id => {}
+            NameOutcome::Taken { by } => {
+                let mut error = Error::new(
+                    ErrorKind::Exists,
+                    format!("snapshot {name}"),
+                    format!("is the name of another snapshot there, {by}"),
+                );
+                if take_back {
+                    repository
+                        .destroy(id)
+                        .await
+                        .map_err(|error| Error::repository(subject, error))?;
+                    error = error.hinted("choose another name");
+                } else {
+                    error = error.hinted(format!(
+                        "it is there all the same, as {id}; both snapshots are safe"
+                    ));
+                }
+                return Err(error);
+            }
+            NameOutcome::Unsettled(error) => neon.tell(Event::Warning(format!(
+                "Snapshot {id} is there; whether it has the name {name} is not settled: {error}."
+            ))),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Destroying snapshots, and taking that back.
+
+use neon_pagestore::{CommitId, SnapshotName};
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::Name;
+use crate::snapshots::{Found, Snapshots};
+
+/// What destroying a snapshot means.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct DestroySnapshot {
+    /// Its id.
+    pub id: CommitId,
+    /// The names that become free.
+    pub names: Vec<SnapshotName>,
+    /// The storage that holds it.
+    pub storage: Option<Name>,
+    /// Bytes that it shows.
+    pub size: u64,
+    /// Stored bytes that a collection frees then.
+    pub retained: u64,
+    /// Snapshots that were built on it. They stay whole: what they share stays stored.
+    pub children: Vec<CommitId>,
+    /// Instances whose next snapshot would have been built on this one, and has to be compared with another, or stored in
+    /// whole.
+    pub parent_of_next: Vec<Name>,
+    #[serde(skip)]
+    found: Found,
+}
+
+impl Snapshots<'_> {
+    /// What destroying a snapshot would mean. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find), and when a map cannot be read.
+    pub async fn plan_destroy(
+        &self,
+        text: &str,
+        storage: Option<&Name>,
+    ) -> Result<DestroySnapshot> {
+        let found = self.find(text, storage).await?;
+        let details = self.show_found(&found).await?;
+        let listed = found.repository.repository.list().await;
+        let listed = listed.map_err(|error| Error::repository(found.repository.label(), error))?;
+        let newest_of = |lineage| {
+            listed
+                .iter()
+                .filter_map(|listed| Some((listed.summary.as_ref().ok()?, listed.id)))
+                .filter(|(summary, _)| summary.lineage == Some(lineage))
+                .max_by_key(|(summary, _)| summary.taken)
+                .map(|(_, id)| id)
+        };
+        let parent_of_next = self
+            .0
+            .pg()
+            .records()?
+            .into_iter()
+            .filter(|record| found.repository.name.as_ref() == Some(&record.storage))
+            .filter(|record| {
+                let base = record.base.as_ref().map(|base| base.snapshot);
+                newest_of(record.lineage).or(base) == Some(found.id)
+            })
+            .map(|record| record.name)
+            .collect();
+        Ok(DestroySnapshot {
+            id: details.id,
+            names: details.names,
+            storage: details.storage,
+            size: details.size,
+            retained: details.retained,
+            children: details.children,
+            parent_of_next,
+            found,
+        })
+    }
+
+    /// Destroys a snapshot: nobody finds it any more, its names are free. What it holds alone goes with the next
+    /// collection of its storage, and until then [`undo_destroy`](Self::undo_destroy) brings it back.
+    ///
+    /// Dropped: it is destroyed or not.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when it is gone already.
+    pub async fn destroy(&self, plan: &DestroySnapshot) -> Result<()> {
+        let target = &plan.found.repository;
+        let mut operation = self
+            .0
+            .begin_operation("snapshot destroy", &plan.found.asked)?;
+        operation.detail("id", plan.id.to_string());
+        if let Some(storage) = &plan.storage {
+            operation.detail("storage", storage.to_string());
+        }
+        let names: Vec<_> = plan.names.iter().map(ToString::to_string).collect();
+        operation.detail("names", names.join(" "));
+        let destroyed = target.repository.destroy(plan.id).await;
+        operation.end(destroyed.map_err(|error| Error::repository(target.label(), error)))
+    }
+
+    /// Brings a destroyed snapshot back, as long as no collection of its storage took it. Returns the names that it has
+    /// again; one that was given to another snapshot meanwhile stays there.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when it was not destroyed, or is gone; [`Busy`](ErrorKind::Busy) when a collection is
+    /// at it.
+    pub async fn undo_destroy(&self, id: CommitId, storage: &Name) -> Result<Vec<SnapshotName>> {
+        let target = self.0.storages().existing_repository(storage).await?;
+        let target = target.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("storage {storage}"),
+                "has no snapshots",
+            )
+        })?;
+        let mut operation = self
+            .0
+            .begin_operation("snapshot undo destroy", &id.to_string())?;
+        operation.detail("storage", storage.to_string());
+        let undone = target.repository.undo_destroy(id).await;
+        operation.end(undone.map_err(|error| Error::repository(target.label(), error)))?;
+        let listed = target.repository.list().await;
+        let listed = listed.map_err(|error| Error::repository(target.label(), error))?;
+        let names = listed.into_iter().find(|listed| listed.id == id);
+        Ok(names.map(|listed| listed.names).unwrap_or_default())
+    }
+}

@@ -1,0 +1,58 @@
+//! Which snapshot a new one shares its pages with.
+
+use neon_pagestore::{CommitId, Listed};
+use neon_pg_layout::{ControlFile, Lsn};
+
+use crate::error::{Error, Result};
+use crate::instances::PgRecord;
+use crate::repositories::StorageRepository;
+
+/// Which snapshot a new one shares its pages with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParentChoice {
+    /// The newest of the same lineage; else the one that the lineage began with; else any of the same cluster.
+    #[default]
+    Best,
+    /// None: everything is stored anew.
+    None,
+    /// This one.
+    Snapshot(CommitId),
+}
+
+/// The parent for a snapshot of this instance in this repository.
+pub(crate) async fn choose(
+    choice: &ParentChoice,
+    target: &StorageRepository,
+    record: &PgRecord,
+    control: &ControlFile,
+) -> Result<Option<CommitId>> {
+    match choice {
+        ParentChoice::None => return Ok(None),
+        ParentChoice::Snapshot(id) => return Ok(Some(*id)),
+        ParentChoice::Best => {}
+    }
+    let listed = target.repository.list().await;
+    let listed = listed.map_err(|error| Error::repository(target.label(), error))?;
+    Ok(best(&listed, record, control))
+}
+
+fn best(listed: &[Listed], record: &PgRecord, control: &ControlFile) -> Option<CommitId> {
+    let system = control.system_identifier.to_string();
+    let fitting = || {
+        listed.iter().filter_map(|listed| {
+            let summary = listed.summary.as_ref().ok()?;
+            (summary.system == system && summary.major == control.major.number())
+                .then_some((listed.id, summary))
+        })
+    };
+    let position = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Lsn>().ok());
+    let newest_of_lineage = fitting()
+        .filter(|(_, summary)| summary.lineage == Some(record.lineage))
+        .max_by_key(|(_, summary)| (summary.taken, position(&summary.stop)));
+    let base = record.base.as_ref().map(|base| base.snapshot);
+    newest_of_lineage
+        .or_else(|| fitting().find(|(id, _)| Some(*id) == base))
+        .or_else(|| fitting().max_by_key(|(_, summary)| (summary.taken, position(&summary.stop))))
+        .map(|(id, _)| id)
+}

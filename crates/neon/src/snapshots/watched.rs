@@ -1,0 +1,336 @@
+//! Between a source and a sink: tells how far a copy is, stops it when asked, and keeps what says which snapshot it is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use neon_pg_layout::{
+    ChecksumAlgorithm, FileChecksum, FileHasher, ManifestFile, SegmentName, WalFileName,
+};
+use neon_snapshot_format::{
+    Change, Chunk, ChunkData, End, Entry, Error, ErrorKind, ExtentSink, ParallelSink, Result,
+    SnapshotPath, Wanted,
+};
+
+use crate::events::Event;
+use crate::neon::Neon;
+
+/// Small files that say what a snapshot is. No such file is larger.
+const KEPT: [&[u8]; 3] = [b"global/pg_control", b"backup_label", b"PG_VERSION"];
+const KEPT_LIMIT: u64 = 1 << 20;
+/// As many histories of timelines as anybody has, and more.
+const MOST_KEPT: usize = 4096;
+/// How many bytes lie between two words about progress.
+const STEP: u64 = 8 << 20;
+
+/// Asks to stop when it is dropped before its work was done: a thread beside the runtime does not notice
+/// that nobody waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct StopWhenDropped(Arc<AtomicBool>);
+
+impl StopWhenDropped {
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Sums of files by the digests of their paths.
+type Sums = HashMap<[u8; 16], (u64, [u8; 4])>;
+
+/// See the module.
+pub(crate) struct Watched<'a> {
+    sink: &'a dyn ParallelSink,
+    neon: Neon,
+    dropped: Arc<AtomicBool>,
+    subject: String,
+    total: u64,
+    done: AtomicU64,
+    told: AtomicU64,
+    kept: Mutex<BTreeMap<SnapshotPath, Vec<u8>>>,
+    segments: Mutex<BTreeSet<SegmentName>>,
+    sums: Option<Mutex<Sums>>,
+}
+
+impl<'a> Watched<'a> {
+    /// Passes on to `sink`. `total` bytes are expected, as far as anybody knows.
+    pub(crate) fn new(
+        sink: &'a dyn ParallelSink,
+        neon: &Neon,
+        dropped: Arc<AtomicBool>,
+        subject: &str,
+        total: u64,
+    ) -> Self {
+        Self {
+            sink,
+            neon: neon.clone(),
+            dropped,
+            subject: subject.to_owned(),
+            total,
+            done: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            kept: Mutex::default(),
+            segments: Mutex::default(),
+            sums: None,
+        }
+    }
+
+    /// Sums every file, for a manifest that comes at the end.
+    pub(crate) fn summing(mut self) -> Self {
+        self.sums = Some(Mutex::default());
+        self
+    }
+
+    /// A small file that came.
+    pub(crate) fn kept(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let path = SnapshotPath::new(path).ok()?;
+        lock(&self.kept).get(&path).cloned()
+    }
+
+    /// Segments of the log that came.
+    pub(crate) fn segments(&self) -> BTreeSet<SegmentName> {
+        lock(&self.segments).clone()
+    }
+
+    /// Holds one file of a manifest against what came.
+    pub(crate) fn matches(&self, file: &ManifestFile) -> bool {
+        let Some(sums) = &self.sums else { return false };
+        let mut sums = lock(sums);
+        let Some((size, sum)) = sums.remove(&digest(&file.path)) else {
+            return false;
+        };
+        let same = file.checksum.as_ref().is_none_or(|wanted| {
+            FileChecksum::new(ChecksumAlgorithm::Crc32c, &sum).is_ok_and(|sum| sum == *wanted)
+        });
+        size == file.size && same
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.dropped.load(Ordering::Relaxed) || self.neon.go_on().is_err() {
+            return Err(Error::new(ErrorKind::Io, &*self.subject, "was stopped"));
+        }
+        Ok(())
+    }
+
+    fn advance(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let told = self.told.load(Ordering::Relaxed);
+        if done.saturating_sub(told) >= STEP
+            && self
+                .told
+                .compare_exchange(told, done, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            self.tell(done);
+        }
+    }
+
+    fn tell(&self, done: u64) {
+        self.neon.tell(Event::Progress {
+            subject: self.subject.clone(),
+            done,
+            total: self.total,
+        });
+    }
+}
+
+impl std::fmt::Debug for Watched<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched")
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn digest(path: &[u8]) -> [u8; 16] {
+    let hash = blake3::hash(path);
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// The file of the log that a path names.
+fn log_file(path: &SnapshotPath) -> Option<WalFileName> {
+    path.as_str()?.strip_prefix("pg_wal/")?.parse().ok()
+}
+
+impl ParallelSink for Watched<'_> {
+    fn entry(&self, entry: &Entry) -> Result<()> {
+        self.go_on()?;
+        self.sink.entry(entry)
+    }
+
+    fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
+        self.go_on()?;
+        if let Some(WalFileName::Segment(segment)) = log_file(&entry.path) {
+            lock(&self.segments).insert(segment);
+        }
+        self.sink.file(entry, wanted)
+    }
+
+    fn changed(&self, entry: &Entry, change: Change) -> Result<()> {
+        self.sink.changed(entry, change)
+    }
+
+    fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
+        Ok(Box::new(Worker {
+            watched: self,
+            worker: self.sink.worker()?,
+            kept: None,
+            sum: None,
+        }))
+    }
+
+    fn end(&self, end: &End) -> Result<()> {
+        self.go_on()?;
+        self.tell(self.done.load(Ordering::Relaxed));
+        self.sink.end(end)
+    }
+}
+
+struct Worker<'a> {
+    watched: &'a Watched<'a>,
+    worker: Box<dyn ExtentSink + 'a>,
+    kept: Option<(SnapshotPath, Vec<u8>)>,
+    sum: Option<(Entry, FileHasher)>,
+}
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+fn each_piece(data: ChunkData<'_>, mut take: impl FnMut(&[u8])) {
+    match data {
+        ChunkData::Bytes(bytes) => take(bytes),
+        ChunkData::Zeros(mut count) => {
+            while count > 0 {
+                let length = usize::try_from(count)
+                    .unwrap_or(ZEROS.len())
+                    .min(ZEROS.len());
+                take(ZEROS.get(..length).unwrap_or(&ZEROS));
+                count = count.saturating_sub(length as u64);
+            }
+        }
+    }
+}
+
+impl ExtentSink for Worker<'_> {
+    fn begin(&mut self, entry: &Entry, range: Range<u64>) -> Result<()> {
+        self.watched.go_on()?;
+        let path = entry.path.as_bytes();
+        let wanted =
+            KEPT.contains(&path) || matches!(log_file(&entry.path), Some(WalFileName::History(_)));
+        if wanted && entry.size() > KEPT_LIMIT {
+            return Err(Error::new(
+                ErrorKind::Unsafe,
+                entry.path.to_string(),
+                "is larger than any such file",
+            ));
+        }
+        let whole = range == (0..entry.size());
+        self.kept = (wanted && whole).then(|| (entry.path.clone(), Vec::new()));
+        self.sum = (whole && self.watched.sums.is_some())
+            .then(|| (entry.clone(), FileHasher::new(ChecksumAlgorithm::Crc32c)));
+        self.worker.begin(entry, range)
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        self.watched.go_on()?;
+        if let Some((_, content)) = &mut self.kept {
+            each_piece(chunk.data, |bytes| content.extend_from_slice(bytes));
+        }
+        if let Some((_, hasher)) = &mut self.sum {
+            each_piece(chunk.data, |bytes| hasher.update(bytes));
+        }
+        self.watched.advance(chunk.len());
+        self.worker.chunk(chunk)
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if let Some((path, content)) = self.kept.take() {
+            let mut kept = lock(&self.watched.kept);
+            if kept.len() < MOST_KEPT {
+                kept.insert(path, content);
+            }
+        }
+        if let (Some((entry, hasher)), Some(sums)) = (self.sum.take(), &self.watched.sums) {
+            let sum = hasher.finish();
+            let bytes = sum.as_ref().and_then(|sum| sum.bytes().first_chunk());
+            let sum = (entry.size(), bytes.copied().unwrap_or_default());
+            lock(sums).insert(digest(entry.path.as_bytes()), sum);
+        }
+        self.worker.commit()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.worker.finish()
+    }
+}
+
+/// A sink that stops when asked and tells how far it is, in order.
+pub(crate) struct Stopping<S> {
+    sink: S,
+    neon: Neon,
+    dropped: Arc<AtomicBool>,
+    subject: String,
+    total: u64,
+    done: AtomicU64,
+}
+
+impl<S> Stopping<S> {
+    pub(crate) fn new(
+        sink: S,
+        neon: &Neon,
+        dropped: Arc<AtomicBool>,
+        subject: &str,
+        total: u64,
+    ) -> Self {
+        Self {
+            sink,
+            neon: neon.clone(),
+            dropped,
+            subject: subject.to_owned(),
+            total,
+            done: AtomicU64::new(0),
+        }
+    }
+
+    fn go_on(&self, bytes: u64) -> Result<()> {
+        if self.dropped.load(Ordering::Relaxed) || self.neon.go_on().is_err() {
+            return Err(Error::new(ErrorKind::Io, &*self.subject, "was stopped"));
+        }
+        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
+        let done = before.saturating_add(bytes);
+        if before / STEP != done / STEP {
+            self.neon.tell(Event::Progress {
+                subject: self.subject.clone(),
+                done,
+                total: self.total,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl neon_snapshot_format::Sink for Stopping<&mut dyn neon_snapshot_format::Sink> {
+    fn entry(&mut self, entry: &Entry) -> Result<()> {
+        self.go_on(0)?;
+        self.sink.entry(entry)
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        self.go_on(chunk.len())?;
+        self.sink.chunk(chunk)
+    }
+
+    fn end(&mut self, end: &End) -> Result<()> {
+        self.go_on(0)?;
+        self.sink.end(end)
+    }
+}

@@ -12,6 +12,7 @@ mod record;
 mod repositories;
 mod snapshots;
 mod storages;
+mod undo;
 
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
@@ -30,3 +31,4 @@ pub use operation::{Operation, Outcome};
 pub use repositories::StorageRepository;
 pub use snapshots::*;
 pub use storages::*;
+pub use undo::Undone;

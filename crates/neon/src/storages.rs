@@ -255,8 +255,28 @@ impl Storages<'_> {
         }
         let mut operation = self.0.begin_operation("storage detach", name.as_str())?;
         operation.detail("locator", known.locator.clone());
+        // No secret is in it.
+        operation.detail("record", serde_json::to_string(&known).unwrap_or_default());
         operation.end(record::remove(&self.record(name.as_str())))?;
         Ok(known)
+    }
+
+    /// Attaches a storage again as it was.
+    pub(crate) async fn undo_detach(&self, name: &Name, known: &str) -> Result<()> {
+        let known: StorageRecord = serde_json::from_str(known).map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("storage {name}"),
+                "is not known as it was",
+            )
+            .caused_by(error)
+        })?;
+        let _lock = self.lock(name).await?;
+        let attached = record::create(&self.record(name.as_str()), &known);
+        attached.map_err(|error| match error.kind() {
+            ErrorKind::Exists => taken(name),
+            _ => error,
+        })
     }
 
     /// What is known of a storage.

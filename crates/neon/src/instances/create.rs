@@ -46,7 +46,8 @@ impl Instances<'_> {
         let installation = self.0.installation(wanted.major).await?;
         let user = self.0.os_user()?;
         let (name, _lock) = self.claim(wanted, storage, &installation).await?;
-        let operation = self.0.begin_operation("pg create", name.as_str())?;
+        let mut operation = self.0.begin_operation("pg create", name.as_str())?;
+        operation.detail("id", self.known(&name)?.id);
         let created = async {
             let mut options = CreateOptions::new();
             if let Some(user) = user {

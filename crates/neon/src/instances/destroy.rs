@@ -1,9 +1,15 @@
 //! Into the trash and back.
 
+use std::time::Duration;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
 use crate::record;
+
+/// At most so many instances are kept in the trash, and none but the newest for longer.
+const MOST_IN_TRASH: usize = 5;
+const OLDEST_IN_TRASH: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Instances<'_> {
     /// Stops an instance and moves it to the trash, from where [`undo_destroy`](Self::undo_destroy) brings it back.
@@ -12,19 +18,58 @@ impl Instances<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn destroy(&self, name: &Name) -> Result<String> {
+        let record = self.known(name)?;
+        let mut operation = self.0.begin_operation("pg destroy", name.as_str())?;
+        let destroyed = self.destroy_of(name, None).await;
+        operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
+        operation.end(destroyed)
+    }
+
+    /// As [`destroy`](Self::destroy), without a word in the log; with an id only that instance.
+    pub(crate) async fn destroy_of(&self, name: &Name, id: Option<&str>) -> Result<String> {
         let _lock = self.lock(name).await?;
         self.settle_with(name, false).await?;
         let record = self.known(name)?;
-        let mut operation = self.0.begin_operation("pg destroy", name.as_str())?;
-        operation.detail("id", record.id.clone());
-        let destroyed = async {
-            self.stop_locked(name, false).await?;
-            self.update(name, |record| record.stage = Stage::Destroying)?;
-            self.settle(name).await
+        if id.is_some_and(|id| id != record.id) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("pg {name}"),
+                "is another instance by now",
+            ));
         }
-        .await;
-        operation.end(destroyed)?;
+        self.stop_locked(name, false).await?;
+        self.update(name, |record| record.stage = Stage::Destroying)?;
+        self.settle(name).await?;
+        self.trim_trash();
         Ok(record.id)
+    }
+
+    /// Removes for good what is beyond the limits of the trash. What cannot be removed now is tried again.
+    fn trim_trash(&self) {
+        let home = self.0.home();
+        let Ok(records) = record::list::<PgRecord>(&home.trash()) else {
+            return;
+        };
+        let now = self.0.now();
+        let mut aged: Vec<_> = records
+            .into_iter()
+            .filter_map(|(id, _)| {
+                let path = home.trash().join(format!("{id}.json"));
+                let since = std::fs::metadata(&path).and_then(|facts| facts.modified());
+                Some((now.duration_since(since.ok()?).unwrap_or_default(), id))
+            })
+            .collect();
+        aged.sort_unstable();
+        for (place, (age, id)) in aged.into_iter().enumerate() {
+            let old = place > 0 && age > OLDEST_IN_TRASH;
+            if place < MOST_IN_TRASH && !old {
+                continue;
+            }
+            // The folder before its record: a crash leaves what the next one finds.
+            if record::remove_tree(&home.trash_folder(&id)).is_ok() {
+                drop(record::remove(&home.trash().join(format!("{id}.json"))));
+            }
+        }
     }
 
     /// Brings an instance back from the trash under the name it had.
@@ -33,6 +78,19 @@ impl Instances<'_> {
     /// [`NotFound`](ErrorKind::NotFound) when the trash has no such instance (any more); [`Exists`](ErrorKind::Exists)
     /// when its name was given again.
     pub async fn undo_destroy(&self, id: &str) -> Result<PgRecord> {
+        let trash = self.0.home().trash().join(format!("{id}.json"));
+        let plain = id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let known = plain.then(|| record::read::<PgRecord>(&trash)).transpose();
+        let Ok(Some(Some(known))) = known else {
+            return self.undo_destroy_unlogged(id).await;
+        };
+        let operation = self
+            .0
+            .begin_operation("pg undo destroy", known.name.as_str())?;
+        operation.end(self.undo_destroy_unlogged(id).await)
+    }
+
+    pub(crate) async fn undo_destroy_unlogged(&self, id: &str) -> Result<PgRecord> {
         let missing = || {
             Error::new(
                 ErrorKind::NotFound,
@@ -48,7 +106,6 @@ impl Instances<'_> {
         let name = record.name.clone();
         let _lock = self.lock(&name).await?;
         self.settle(&name).await?;
-        let operation = self.0.begin_operation("pg undo destroy", name.as_str())?;
         let restored = (|| {
             record.stage = Stage::Creating;
             record::create(&self.record(&name), &record).map_err(|error| {
@@ -66,7 +123,7 @@ impl Instances<'_> {
             self.update(&name, |record| record.stage = Stage::Ready)?;
             record::remove(&trash)
         })();
-        operation.end(restored)?;
+        restored?;
         self.known(&name)
     }
 }

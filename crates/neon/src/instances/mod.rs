@@ -28,6 +28,7 @@ pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use restore::RestoreChoice;
+pub(crate) use restore::{Fill, has_room};
 
 /// An instance as it is now.
 #[derive(Debug)]

@@ -13,8 +13,7 @@ use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::{Facts, read::Snapshot};
 use neon_pg_layout::{ControlFile, TimelineHistory, TimelineId, WalFileName, WalLevel};
 use neon_pgctl::{
-    Installation, Instance, OsUser, PgMajor, RecoveryEnd, RecoveryEvent, RecoveryPlan,
-    RecoveryTarget, WalSource,
+    Installation, Instance, OsUser, PgMajor, RecoveryEnd, RecoveryPlan, RecoveryTarget, WalSource,
 };
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
@@ -95,8 +94,11 @@ impl Instances<'_> {
                 folder: &staging,
                 lock: self.writing(&name),
             };
+            self.0.step("create: begun");
             job.write().await?;
+            self.0.step("create: written");
             let timelines = job.recover(used, true).await?;
+            self.0.step("create: recovered");
             let instance = job.instance()?;
             if how.as_is {
                 as_it_is(&instance, user.as_ref())?;
@@ -105,6 +107,7 @@ impl Instances<'_> {
             }
             let folder = self.0.home().instance_folder(name.as_str());
             turn_tablespaces(&staging, &folder, user.as_ref())?;
+            self.0.step("create: isolated");
             self.0.go_on()?;
             self.update(&name, |record| {
                 record.timelines = timelines.iter().map(|timeline| timeline.get()).collect();
@@ -115,6 +118,7 @@ impl Instances<'_> {
                 record.method = Some("copy".to_owned());
             })?;
             record::rename(&staging, &folder)?;
+            self.0.step("create: named");
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
@@ -164,7 +168,7 @@ impl Instances<'_> {
     }
 
     /// Every timeline that a snapshot, or the instance that it shows as far as it is known here, was on.
-    pub(super) fn used_timelines(&self, facts: &Facts) -> Result<BTreeSet<TimelineId>> {
+    pub(crate) fn used_timelines(&self, facts: &Facts) -> Result<BTreeSet<TimelineId>> {
         let mut used: BTreeSet<TimelineId> = facts
             .log
             .timelines
@@ -363,11 +367,7 @@ pub(super) async fn recover(
     let whole = snapshot.facts().kind == SnapshotKind::Cold && control.state.is_clean();
     let aside = whole.then(|| Aside::step(data)).transpose()?;
     let recovered = instance
-        .recover(&plan, |event| {
-            if let RecoveryEvent::Replayed(position) = event {
-                neon.tell(Event::Note(format!("replayed to {position}")));
-            }
-        })
+        .recover(&plan, |_| ())
         .await
         .map_err(|error| Error::server(*subject, error))?;
     if let Some(aside) = aside {

@@ -356,11 +356,7 @@ impl neon_snapshot_format::Sink for Remembered<'_> {
     }
 }
 
-fn neon_file(
-    bringing: &Bringing<'_>,
-    reader: impl ReadRange,
-    threads: usize,
-) -> Result<Facts> {
+fn neon_file(bringing: &Bringing<'_>, reader: impl ReadRange, threads: usize) -> Result<Facts> {
     let file = NeonFile::open(reader, None).map_err(|error| bringing.format(error))?;
     let mut total = 0_u64;
     for page in 0..file.entry_pages() {

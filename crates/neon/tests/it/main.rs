@@ -3,8 +3,10 @@
 
 mod checkouts;
 mod instances;
+mod killed;
 mod moving;
 mod restored;
 mod snapshots;
 mod storages;
 mod support;
+mod undone;

@@ -28,7 +28,9 @@ pub(crate) fn fill(cluster: &Cluster) {
         outside.display()
     ));
     cluster.psql("create table far tablespace outside as select generate_series(1, 5000) i");
-    cluster.psql("create table t as select i, repeat(md5(i::text), 20) v from generate_series(1, 3000) i");
+    cluster.psql(
+        "create table t as select i, repeat(md5(i::text), 20) v from generate_series(1, 3000) i",
+    );
 }
 
 /// A cluster of this major without its data directory, to be exported into.
@@ -77,7 +79,10 @@ fn verify_backup(cluster: &Cluster, directory: &Path) {
 
 pub(crate) fn holds_what_was_filled(copy: &Cluster) {
     assert_eq!(copy.psql("select sum(i) from far"), "12502500");
-    assert_eq!(copy.psql("select count(*), sum(length(v)) from t"), "3000|1920000");
+    assert_eq!(
+        copy.psql("select count(*), sum(length(v)) from t"),
+        "3000|1920000"
+    );
 }
 
 fn path(path: &Path) -> String {
@@ -87,7 +92,9 @@ fn path(path: &Path) -> String {
 async fn goes_round(major: PgMajor) {
     let home = Fixture::of(major);
     let cluster = source(major);
-    let imported = import(&home, &path(&cluster.data_dir()), "old").await.unwrap();
+    let imported = import(&home, &path(&cluster.data_dir()), "old")
+        .await
+        .unwrap();
     assert_eq!((imported.format, imported.kind), ("data directory", "cold"));
     let first = found(&home, "old").await;
     let facts = first.repository.snapshot(first.id).await.unwrap();
@@ -138,7 +145,10 @@ async fn goes_round(major: PgMajor) {
     }
     if cluster.installation().tool("pg_verifybackup").is_some() && major >= PgMajor::V18 {
         let folder = home.scratch.path().join("plain");
-        cluster.run_tool("pg_verifybackup", ["--no-parse-wal", folder.to_str().unwrap()]);
+        cluster.run_tool(
+            "pg_verifybackup",
+            ["--no-parse-wal", folder.to_str().unwrap()],
+        );
     }
 }
 
@@ -167,7 +177,8 @@ async fn base_backups_come_in(major: PgMajor) {
         to
     };
     let outside = folder.join("moved");
-    let place = cluster.psql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'outside'");
+    let place = cluster
+        .psql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'outside'");
     let mapping = format!("--tablespace-mapping={place}={}", outside.display());
     let taken = [
         ("plain", take("plain", &["-Fp", &mapping])),
@@ -192,11 +203,15 @@ async fn base_backups_come_in(major: PgMajor) {
     assert!(error.hint().unwrap().contains("-X"), "{error:?}");
     let spoilt = taken[0].1.join("PG_VERSION");
     fs::write(&spoilt, "99\n").unwrap();
-    let error = import(&home, &path(&taken[0].1), "spoilt").await.unwrap_err();
+    let error = import(&home, &path(&taken[0].1), "spoilt")
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     fs::write(&spoilt, format!("{major}\n")).unwrap();
     fs::remove_file(taken[0].1.join("global/1262")).unwrap();
-    let error = import(&home, &path(&taken[0].1), "spoilt").await.unwrap_err();
+    let error = import(&home, &path(&taken[0].1), "spoilt")
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     let names: Vec<String> = home
         .neon
@@ -223,7 +238,10 @@ async fn base_backups_of_18_come_in_plain_and_as_archives() {
 
 async fn a_running_server_comes_in(major: PgMajor) {
     let home = Fixture::having(major, |options| {
-        options.connections.environment.insert("PGPASSWORD".into(), "s3cret".into());
+        options
+            .connections
+            .environment
+            .insert("PGPASSWORD".into(), "s3cret".into());
     });
     let cluster = Cluster::builder(major)
         .checksums(true)
@@ -241,8 +259,16 @@ async fn a_running_server_comes_in(major: PgMajor) {
     holds_what_was_filled(&copy);
     Workload::Pgbench.verify(&copy);
     // Nothing is left at the server.
-    assert_eq!(cluster.psql("select count(*) from pg_replication_slots"), "0");
-    let facts = imported.found.repository.snapshot(imported.found.id).await.unwrap();
+    assert_eq!(
+        cluster.psql("select count(*) from pg_replication_slots"),
+        "0"
+    );
+    let facts = imported
+        .found
+        .repository
+        .snapshot(imported.found.id)
+        .await
+        .unwrap();
     let log = &facts.facts().log;
     assert!(log.redo.is_some() && log.start.is_some() && log.stop > log.start);
 }
@@ -264,7 +290,10 @@ async fn a_running_server_of_18_comes_in_over_the_replication_protocol() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_does_not_let_us_in_says_so_and_a_person_is_asked_for_the_password() {
-    let cluster = Cluster::builder(PgMajor::V15).tcp().password("s3cret").start();
+    let cluster = Cluster::builder(PgMajor::V15)
+        .tcp()
+        .password("s3cret")
+        .start();
     let address = format!("basebackup://postgres@127.0.0.1:{}/", cluster.port());
     let home = Fixture::new();
     let error = import(&home, &address, "a").await.unwrap_err();
@@ -283,7 +312,10 @@ async fn a_server_that_does_not_let_us_in_says_so_and_a_person_is_asked_for_the_
     });
     import(&asked, &address, "a").await.unwrap();
     drop(cluster);
-    assert_eq!(refused(import(&home, &address, "a").await), ErrorKind::Failed);
+    assert_eq!(
+        refused(import(&home, &address, "a").await),
+        ErrorKind::Failed
+    );
     let log = fs::read_to_string(home.scratch.path().join("home/state/operations.ndjson"));
     assert!(!log.unwrap().contains("nottheone"));
 }
@@ -294,7 +326,9 @@ async fn what_is_no_snapshot_is_refused_with_what_to_do() {
     let scratch = home.scratch.path();
     for (what, content) in [("dump", "PGDMP..."), ("text", "hello")] {
         fs::write(scratch.join(what), content).unwrap();
-        let error = import(&home, &path(&scratch.join(what)), "x").await.unwrap_err();
+        let error = import(&home, &path(&scratch.join(what)), "x")
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
     }
     assert_eq!(
@@ -309,13 +343,22 @@ async fn what_is_no_snapshot_is_refused_with_what_to_do() {
     // A running one is adopted, not imported; a crashed one is taken as it lies.
     let mut cluster = Cluster::builder(PgMajor::V15).start();
     fill(&cluster);
-    let error = import(&home, &path(&cluster.data_dir()), "x").await.unwrap_err();
+    let error = import(&home, &path(&cluster.data_dir()), "x")
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.hint().unwrap().contains("adopt"));
     cluster.kill9();
-    let imported = import(&home, &path(&cluster.data_dir()), "x").await.unwrap();
+    let imported = import(&home, &path(&cluster.data_dir()), "x")
+        .await
+        .unwrap();
     assert_eq!(imported.kind, "crashed");
-    let snapshot = imported.found.repository.snapshot(imported.found.id).await.unwrap();
+    let snapshot = imported
+        .found
+        .repository
+        .snapshot(imported.found.id)
+        .await
+        .unwrap();
     let log = &snapshot.facts().log;
     assert!(log.stop > log.redo && log.ranges.len() == 1, "{log:?}");
     holds_what_was_filled(&boots(&home, &imported.found, PgMajor::V15).await);
@@ -372,7 +415,9 @@ async fn a_stopped_import_or_export_leaves_nothing() {
         ErrorKind::Cancelled
     );
     assert!(home.neon.snapshots().list(None).await.unwrap().0.is_empty());
-    let imported = import(&home, &path(&cluster.data_dir()), "x").await.unwrap();
+    let imported = import(&home, &path(&cluster.data_dir()), "x")
+        .await
+        .unwrap();
 
     for format in [
         ExportFormat::PgData,
@@ -390,7 +435,9 @@ async fn a_stopped_import_or_export_leaves_nothing() {
         });
         let snapshots = stopping.snapshots();
         let from = snapshots.find("x", None).await.unwrap();
-        let exported = snapshots.export(&from, &to, &ExportOptions::new(format)).await;
+        let exported = snapshots
+            .export(&from, &to, &ExportOptions::new(format))
+            .await;
         assert_eq!(refused(exported), ErrorKind::Cancelled, "{format:?}");
         assert!(!to.exists());
         let left = fs::read_dir(home.scratch.path()).unwrap().count();

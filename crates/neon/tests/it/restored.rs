@@ -127,3 +127,36 @@ async fn a_copy_of_13_lives_beside_its_origin() {
 async fn a_copy_of_18_lives_beside_its_origin() {
     a_copy_lives_beside_its_origin(PgMajor::V18).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_opened_to_be_read_and_leaves_nothing() {
+    let home = Fixture::new();
+    home.neon.pg().create(&home.create()).await.unwrap();
+    run(&home.neon, "pgdata1", "create table t as select 7 i").await;
+    let found = take(&home.neon, "pgdata1", "a").await;
+    let open = home.neon.snapshots().open(&found).await.unwrap();
+    let data = open.instance().data_dir().to_owned();
+    let mut client = open.connect("postgres").await.unwrap();
+    let rows = client.simple_query("select i from t").await.unwrap();
+    assert_eq!(rows[0].value(0, 0), Some("7"));
+    client
+        .simple_query("insert into t values (8)")
+        .await
+        .unwrap_err();
+    client.close().await;
+    let (folder, port) = open.socket();
+    assert!(folder.join(format!(".s.PGSQL.{port}")).exists());
+    // Another one beside it; each goes by itself.
+    let second = home.neon.snapshots().open(&found).await.unwrap();
+    assert!(data.exists());
+    open.close().await;
+    assert!(!data.exists());
+    second.connect("postgres").await.unwrap().close().await;
+    drop(second);
+    for folder in ["pg", "state/open"] {
+        let left = fs::read_dir(home.scratch.path().join("home").join(folder)).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| name == "pgdata1"), "{left:?}");
+    }
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+}

@@ -1,0 +1,247 @@
+//! Commands that are killed (SIGKILL) at each step of what they write in a journal, and while servers of theirs run: the
+//! next command takes back what they did or finishes it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use neon_pg::{ErrorKind, Neon, Options, PgMajor, RestoreChoice};
+use neon_testkit::Installation;
+
+use crate::checkouts::plan;
+use crate::support::{Fixture, name, refused, run, sql, take};
+
+const HOME: &str = "NEON_PG_HOME";
+const VERB: &str = "NEON_PG_VERB";
+const STEP: &str = "NEON_PG_STEP";
+const MAJOR: PgMajor = PgMajor::V15;
+
+/// What the killed processes do. Started by the tests of this module; by itself there is nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acting_as_a_command() {
+    let (Ok(home), Ok(verb), Ok(step)) = (
+        std::env::var(HOME),
+        std::env::var(VERB),
+        std::env::var(STEP),
+    ) else {
+        return;
+    };
+    let mut options = Options::new();
+    options.pg_bin = vec![Installation::of(MAJOR).bin_dir().to_owned()];
+    options.at_step = Some(Arc::new(move |at: &str| {
+        if at == step {
+            let this = rustix::process::getpid();
+            rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
+        }
+    }));
+    let neon = Neon::open(home, options).unwrap();
+    let found = neon.snapshots().find("pgdata1@a", None).await.unwrap();
+    match verb.as_str() {
+        "checkout" => {
+            let plan = plan(&neon, &found).await;
+            neon.pg().checkout(&plan).await.unwrap();
+        }
+        "create" => {
+            let mut create = neon_pg::CreatePg::default();
+            create.name = Some(name("copy"));
+            create.no_start = true;
+            let how = RestoreChoice::default();
+            neon.pg().create_from(&create, &found, &how).await.unwrap();
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Runs a command that is killed at this step, or after this time.
+fn killed(home: &Path, verb: &str, step: &str, after: Option<Duration>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "killed::acting_as_a_command", "--nocapture"])
+        .env(HOME, home)
+        .env(VERB, verb)
+        .env(STEP, step)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    if let Some(after) = after {
+        std::thread::sleep(after);
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    if after.is_none() {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(status.signal(), Some(9), "{verb} {step}: {status}");
+    }
+}
+
+/// Processes that work in a folder, by the arguments of their command.
+fn servers_in(folder: &Path) -> Vec<String> {
+    let folder = folder.display().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains("postgres") && line.contains(&folder))
+        .collect()
+}
+
+/// Waits for what guardians end by themselves.
+fn none_but(folder: &Path, most: usize) {
+    let begun = Instant::now();
+    while servers_in(folder).len() > most {
+        let left = servers_in(folder);
+        assert!(begun.elapsed() < Duration::from_secs(60), "{left:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn nothing_half_made(home: &Path) {
+    for folder in ["pg", "state/pg", "trash", "state/trash"] {
+        for entry in fs::read_dir(home.join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(!name.starts_with('.'), "{folder}/{name}");
+        }
+    }
+    let run = fs::read_dir(home.join("pg/pgdata1/run")).unwrap();
+    let left: Vec<_> = run
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with(".s.PGSQL"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+async fn scene() -> Fixture {
+    let home = Fixture::of(MAJOR);
+    home.neon.pg().create(&home.create()).await.unwrap();
+    run(
+        &home.neon,
+        "pgdata1",
+        "create table t as select i from generate_series(1, 5000) i",
+    )
+    .await;
+    take(&home.neon, "pgdata1", "a").await;
+    run(&home.neon, "pgdata1", "insert into t select 1").await;
+    home
+}
+
+async fn checkout_killed_at(steps: &[&str], rows: &str) {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    let mut timelines = Vec::new();
+    for step in steps {
+        killed(&place, "checkout", step, None);
+        // The next command, whichever it is.
+        let neon = home.again();
+        let taken = take(&neon, "pgdata1", &format!("after-{}", &step[10..])).await;
+        let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+        assert_eq!(pg.role(), Some("primary"), "{step}");
+        let count = sql(&neon, "pgdata1", "select count(*) from t").await;
+        assert_eq!(count, rows, "{step}");
+        let slots = "select count(*) from pg_replication_slots";
+        assert_eq!(sql(&neon, "pgdata1", slots).await, "0");
+        let line = "select timeline_id from pg_control_checkpoint()";
+        timelines.push(sql(&neon, "pgdata1", line).await);
+        let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
+        assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
+        nothing_half_made(&place);
+        assert_eq!(
+            pg.record.heads.len() as u64,
+            if rows == "5000" {
+                timelines.len() as u64
+            } else {
+                0
+            }
+        );
+        if rows == "5000" {
+            run(&neon, "pgdata1", "insert into t select 1").await;
+        }
+    }
+    if rows == "5000" {
+        let mut sorted = timelines.clone();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(sorted.len(), timelines.len(), "{timelines:?}");
+    } else {
+        // None of it was: a checkout now is the first, under the next number.
+        let neon = home.again();
+        let found = neon.snapshots().find("pgdata1@a", None).await.unwrap();
+        let done = neon
+            .pg()
+            .checkout(&plan(&neon, &found).await)
+            .await
+            .unwrap();
+        let number = steps.len();
+        assert_eq!(done.head.to_string(), format!("pgdata1@HEAD{{{number}}}"));
+        for number in 0..number {
+            let head = format!("pgdata1@HEAD{{{number}}}");
+            let found = neon.snapshots().find(&head, None).await;
+            assert_eq!(refused(found), ErrorKind::NotFound, "{head}");
+        }
+    }
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+    none_but(&place, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_killed_before_its_first_change_is_taken_back() {
+    let steps = [
+        "checkout: begun",
+        "checkout: stopped",
+        "checkout: saved",
+        "checkout: compared",
+    ];
+    checkout_killed_at(&steps, "5001").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_killed_after_its_first_change_is_finished() {
+    let steps = [
+        "checkout: changing",
+        "checkout: rewritten",
+        "checkout: recovered",
+    ];
+    checkout_killed_at(&steps, "5000").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_creation_killed_at_any_step_is_as_if_it_never_was_or_done() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    let pg = home.neon.pg();
+    for step in [
+        "create: begun",
+        "create: written",
+        "create: recovered",
+        "create: isolated",
+    ] {
+        killed(&place, "create", step, None);
+        assert_eq!(
+            refused(pg.destroy(&name("copy")).await),
+            ErrorKind::NotFound,
+            "{step}"
+        );
+        nothing_half_made(&place);
+        none_but(&place.join("pg/.new"), 0);
+    }
+    killed(&place, "create", "create: named", None);
+    pg.start(&name("copy")).await.unwrap();
+    assert_eq!(
+        sql(&home.neon, "copy", "select count(*) from t").await,
+        "5000"
+    );
+    pg.destroy(&name("copy")).await.unwrap();
+    // In the middle of restoring, recovering and starting.
+    for after in [700, 1500, 2500, 3500] {
+        killed(&place, "create", "", Some(Duration::from_millis(after)));
+        match pg.destroy(&name("copy")).await {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}"),
+        }
+        nothing_half_made(&place);
+        none_but(&place.join("pg/.new"), 0);
+    }
+    pg.stop(&name("pgdata1")).await.unwrap();
+    none_but(&place, 0);
+}

@@ -28,6 +28,7 @@ pub struct Instance {
     pub(crate) log_dir: PathBuf,
     pub(crate) socket_dir: PathBuf,
     pub(crate) pass_file: Option<PathBuf>,
+    pub(crate) superuser: Option<String>,
     pub(crate) user: OsUser,
 }
 
@@ -103,6 +104,7 @@ impl Instance {
             log_dir: absolute(log_dir.as_ref())?,
             socket_dir: absolute(socket_dir.as_ref())?,
             pass_file: None,
+            superuser: None,
             user,
             data_dir,
         })
@@ -135,6 +137,13 @@ impl Instance {
     #[must_use]
     pub fn with_pass_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.pass_file = Some(path.into());
+        self
+    }
+
+    /// With the role to connect as where there is no pass file, instead of `postgres`.
+    #[must_use]
+    pub fn with_superuser(mut self, role: impl Into<String>) -> Self {
+        self.superuser = Some(role.into());
         self
     }
 

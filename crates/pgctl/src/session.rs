@@ -1,17 +1,24 @@
 //! A session with the server of an instance, over its socket, as its superuser.
 
-use std::fs;
+use std::path::PathBuf;
+use std::{fs, io};
 
 use neon_pgwire::{Client, Config, Params, Surroundings};
+use tokio::net::UnixStream;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity;
 use crate::instance::Instance;
+use crate::os_user::OsUser;
 use crate::pid_file::PidFile;
 
 impl Instance {
     /// Connects to a database of the running server: over its socket if it has one, as the user and with
-    /// the password of the [pass file](Self::pass_file) (`postgres` without one).
+    /// the password of the [pass file](Self::pass_file) (without one, as the
+    /// [superuser](Self::with_superuser) it was given, or `postgres`).
+    ///
+    /// Root connects to a socket as the operating-system user that the server runs as, which is whom `peer` in
+    /// `pg_hba.conf` lets in.
     ///
     /// Dropping the future closes the connection.
     ///
@@ -43,7 +50,15 @@ impl Instance {
         };
         set(&mut params).map_err(failed)?;
         let config = Config::resolve(&params, &Surroundings::none()).map_err(failed)?;
-        Client::connect(&config).await.map_err(failed)
+        let socket = file.socket_dir.as_ref().zip(port);
+        match socket.filter(|_| OsUser::current().is_root() && !self.user.is_root()) {
+            Some((dir, port)) => {
+                let path = dir.join(format!(".s.PGSQL.{port}"));
+                let stream = connect_as(path, &self.user).await?;
+                Client::over(stream, &config).await.map_err(failed)
+            }
+            None => Client::connect(&config).await.map_err(failed),
+        }
     }
 
     /// A connection URI for the running server, with user and password: over TCP if it listens there, else
@@ -93,10 +108,42 @@ impl Instance {
         line.as_deref()
             .and_then(Login::parse)
             .unwrap_or_else(|| Login {
-                user: "postgres".to_owned(),
+                user: self
+                    .superuser
+                    .clone()
+                    .unwrap_or_else(|| "postgres".to_owned()),
                 password: None,
             })
     }
+}
+
+/// Connects to a socket with the identity of another user. The server sees the identity that the socket was connected with.
+///
+/// Dropping the future closes the connection.
+async fn connect_as(path: PathBuf, user: &OsUser) -> Result<UnixStream> {
+    let uid = user.uid();
+    let refused = path.clone();
+    let refused = move |error: io::Error| {
+        let reason = "the server's socket cannot be connected to";
+        Error::path(ErrorKind::Connection, &refused, reason).with_source(error)
+    };
+    let connect = move || {
+        // In Linux threads have identities of their own. This one ends with the one it took.
+        let connecting = std::thread::spawn(move || {
+            #[cfg(target_os = "linux")]
+            rustix::thread::set_thread_res_uid(None, rustix::thread::Uid::from_raw(uid), None)?;
+            #[cfg(not(target_os = "linux"))]
+            let _uid = uid;
+            let stream = std::os::unix::net::UnixStream::connect(path)?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        });
+        let failed = || io::Error::other("the thread that connects ended");
+        connecting.join().map_err(|_| failed())?
+    };
+    let stream = tokio::task::spawn_blocking(connect).await;
+    let stream = stream.map_err(io::Error::other).and_then(|stream| stream);
+    stream.and_then(UnixStream::from_std).map_err(refused)
 }
 
 /// A user and its password.

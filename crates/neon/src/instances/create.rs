@@ -54,6 +54,8 @@ impl Instances<'_> {
                 options = options.with_os_user(user);
             }
             let folder = self.0.home().instance_folder(name.as_str());
+            let kept = format!("{}MB", log_to_keep(self.0.home().path()) >> 20);
+            options = options.with_setting("wal_keep_size", kept);
             let made = Instance::create(&installation, &folder, &options).await;
             if let Err(error) = made {
                 record::remove(&self.record(&name))?;
@@ -124,3 +126,14 @@ impl Instances<'_> {
         }
     }
 }
+
+/// How much log a new instance keeps beyond its checkpoints, in bytes: what changed since the last snapshot is read from it.
+/// A fiftieth of what is free, within reason.
+fn log_to_keep(home: &std::path::Path) -> u64 {
+    let free =
+        rustix::fs::statvfs(home).map_or(0, |facts| facts.f_bavail.saturating_mul(facts.f_frsize));
+    (free / 50).clamp(LEAST_LOG, MOST_LOG)
+}
+
+const LEAST_LOG: u64 = 128 << 20;
+const MOST_LOG: u64 = 1 << 30;

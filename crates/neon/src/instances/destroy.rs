@@ -13,7 +13,7 @@ const OLDEST_IN_TRASH: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Instances<'_> {
     /// Stops an instance and moves it to the trash, from where [`undo_destroy`](Self::undo_destroy) brings it back.
-    /// Its name is free then. Returns its id.
+    /// Its name is free then. Returns its id. One that was adopted is only forgotten: it runs on, and its files stay.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
@@ -37,7 +37,10 @@ impl Instances<'_> {
                 "is another instance by now",
             ));
         }
-        self.stop_locked(name, false).await?;
+        // What was adopted goes on without us.
+        if record.adopted.is_none() {
+            self.stop_locked(name, false).await?;
+        }
         self.update(name, |record| record.stage = Stage::Destroying)?;
         self.settle(name).await?;
         self.trim_trash();
@@ -119,7 +122,10 @@ impl Instances<'_> {
                 error
             })?;
             let folder = self.0.home().instance_folder(name.as_str());
-            record::rename(&self.0.home().trash_folder(id), &folder)?;
+            let trash_folder = self.0.home().trash_folder(id);
+            if record.adopted.is_none() || trash_folder.exists() {
+                record::rename(&trash_folder, &folder)?;
+            }
             self.update(&name, |record| record.stage = Stage::Ready)?;
             record::remove(&trash)
         })();

@@ -5,13 +5,26 @@ use neon_pgctl::{PortChoice, StartOptions, Started, StopMode, StopOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::{Instances, Stage};
 use crate::name::Name;
+use crate::record;
 
 impl Instances<'_> {
     /// Starts a server that does not run.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound); [`Busy`](ErrorKind::Busy) when it runs; why it does not come up.
+    /// [`NotFound`](ErrorKind::NotFound); [`Busy`](ErrorKind::Busy) when it runs, or somebody else starts and stops it; why it does
+    /// not come up.
     pub async fn start(&self, name: &Name) -> Result<Started> {
+        let _lock = self.lock(name).await?;
+        self.settle_with(name, false).await?;
+        self.refuse_managed(&self.known(name)?, "start")?;
+        self.start_locked(name).await
+    }
+
+    /// As [`start`](Self::start), also where somebody else should do so.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_by_force(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
         self.settle_with(name, false).await?;
         self.start_locked(name).await
@@ -20,6 +33,11 @@ impl Instances<'_> {
     pub(super) async fn start_locked(&self, name: &Name) -> Result<Started> {
         let record = self.known(name)?;
         let instance = self.open(&record).await?;
+        if record.adopted.is_some() {
+            // For the log of our start.
+            let folder = self.0.home().instance_folder(name.as_str());
+            record::folder(&folder, 0o711)?;
+        }
         let port = match record.port {
             Some(port) => PortChoice::Fixed(port),
             None => PortChoice::Free {
@@ -51,6 +69,18 @@ impl Instances<'_> {
     pub async fn stop(&self, name: &Name) -> Result<()> {
         let _lock = self.lock(name).await?;
         self.settle_with(name, false).await?;
+        self.refuse_managed(&self.known(name)?, "stop")?;
+        let operation = self.0.begin_operation("pg stop", name.as_str())?;
+        operation.end(self.stop_locked(name, true).await)
+    }
+
+    /// As [`stop`](Self::stop), also where somebody else should do so.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop).
+    pub async fn stop_by_force(&self, name: &Name) -> Result<()> {
+        let _lock = self.lock(name).await?;
+        self.settle_with(name, false).await?;
         let operation = self.0.begin_operation("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
     }
@@ -75,6 +105,7 @@ impl Instances<'_> {
     pub async fn restart(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
         self.settle_with(name, false).await?;
+        self.refuse_managed(&self.known(name)?, "restart")?;
         self.stop_locked(name, false).await?;
         self.start_locked(name).await
     }

@@ -4,6 +4,7 @@
 //! says `ready`. Destroying goes the other way: the record says `destroying`, the folder moves to the trash, its record
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
+mod adopt;
 mod checkout;
 mod create;
 mod destroy;
@@ -24,6 +25,7 @@ use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
 
+pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
@@ -126,6 +128,9 @@ impl Instances<'_> {
                 self.0.installation(Some(major)).await?
             }
         };
+        if let Some(place) = &record.adopted {
+            return self.open_adopted(record, place, &installation);
+        }
         let folder = self.0.home().instance_folder(record.name.as_str());
         Instance::open(&installation, folder).map_err(|error| Error::server(subject(), error))
     }

@@ -91,10 +91,23 @@ pub struct Base {
 
 /// Where an adopted cluster is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct AdoptedPlace {
     /// Its data directory.
     pub data_dir: PathBuf,
     /// Its configuration file, where that is not in the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<PathBuf>,
+    /// The folder of its socket, as it is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_dir: Option<PathBuf>,
+    /// A file with the role and password to connect with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_file: Option<PathBuf>,
+    /// The role to connect as without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superuser: Option<String>,
+    /// Who starts and stops it, if not we.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_by: Option<String>,
 }

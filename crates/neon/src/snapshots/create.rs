@@ -536,6 +536,7 @@ impl Job {
             &self.found,
             self.parent.as_ref().map(Snapshot::facts),
         )?;
+        needs::record_configuration(&mut facts, &self.instance);
         facts.cost.source = told.used.map(|used| used.name().to_owned());
         facts.cost.refused_sources = told
             .passed_over

@@ -14,6 +14,32 @@ pub(crate) const FACTS: &str = "facts";
 /// The label with the name that the instance had.
 pub(crate) const PG: &str = "pg";
 
+/// Labels that begin so have the text of a configuration file that was not in the data directory, as Debian keeps them:
+/// `config/postgresql.conf`, `config/pg_hba.conf`, `config/pg_ident.conf`.
+pub(crate) const CONFIG: &str = "config/";
+/// The longest configuration file that is kept so.
+const LONGEST: u64 = 256 << 10;
+
+/// Records configuration that stands elsewhere than in the data directory, so that who restores it elsewhere can read it.
+pub(crate) fn record_configuration(facts: &mut Facts, instance: &Instance) {
+    let main = instance.config_file();
+    if main.starts_with(instance.data_dir()) {
+        return;
+    }
+    let folder = main.parent().unwrap_or(&main);
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        let path = match name {
+            "postgresql.conf" => main.clone(),
+            _ => folder.join(name),
+        };
+        let short = std::fs::metadata(&path).is_ok_and(|facts| facts.len() <= LONGEST);
+        if let Some(text) = short.then(|| std::fs::read(&path).ok()).flatten() {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            facts.labels.insert(format!("{CONFIG}{name}"), text);
+        }
+    }
+}
+
 /// Asks the server, if one runs, or the files.
 pub(crate) async fn ask(instance: &Instance, running: bool, subject: &str) -> Result<ServerFacts> {
     let facts = if running {

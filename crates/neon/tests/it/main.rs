@@ -1,7 +1,9 @@
 //! What a home promises, shown with real servers.
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
+mod adopt;
 mod checkouts;
+mod details;
 mod instances;
 mod killed;
 mod moving;

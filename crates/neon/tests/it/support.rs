@@ -1,5 +1,7 @@
 //! Homes in scratch folders.
 
+use std::path::Path;
+
 use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
 
@@ -68,34 +70,32 @@ impl Fixture {
     /// Ends the server of an instance as a loss of power would.
     pub(crate) fn crash(&self, name: &str) {
         let data = self.scratch.path().join("home/pg").join(name).join("data");
-        let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
-        let pid = text.lines().next().unwrap().parse().unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).unwrap();
-        while rustix::process::test_kill_process(pid).is_ok() {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        assert!(data.join("postmaster.pid").exists());
+        end_server(&data);
     }
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
         // Whatever a failed test left running ends before its folder goes.
-        let pids = std::fs::read_dir(self.scratch.path().join("home/pg"))
-            .into_iter()
-            .flatten();
-        for folder in pids.flatten() {
-            let pid = std::fs::read_to_string(folder.path().join("data/postmaster.pid"))
-                .ok()
-                .and_then(|text| text.lines().next()?.parse::<i32>().ok())
-                .and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid {
-                // One that is gone already is what was wanted.
-                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
-                while rustix::process::test_kill_process(pid).is_ok() {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-            }
+        let folders = std::fs::read_dir(self.scratch.path().join("home/pg"));
+        for folder in folders.into_iter().flatten().flatten() {
+            end_server(&folder.path().join("data"));
+        }
+    }
+}
+
+/// Ends the server of a data directory at once, if there is one.
+pub(crate) fn end_server(data: &Path) {
+    let pid = std::fs::read_to_string(data.join("postmaster.pid"))
+        .ok()
+        .and_then(|text| text.lines().next()?.parse::<i32>().ok())
+        .and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // One that is gone already is what was wanted.
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        while rustix::process::test_kill_process(pid).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 }

@@ -77,6 +77,12 @@ impl LogWalk {
         self.reader.pending().unwrap_or(self.reader.position())
     }
 
+    /// The blocks of relations that were named so far.
+    #[must_use]
+    pub const fn blocks(&self) -> &BlockRefTable {
+        &self.gathered.blocks
+    }
+
     /// Reads on until the record that begins at `to` has been read. `Break` when `progress` asked to stop;
     /// calling it again goes on.
     ///

@@ -59,6 +59,22 @@ struct Inner {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+/// What the kinds of errors of storages are here.
+fn of_storage(error: &neon_storage::Error) -> (ErrorKind, &'static str) {
+    use neon_storage::ErrorKind as Storage;
+    match error.kind() {
+        Storage::NotFound => (ErrorKind::NotFound, "is not there"),
+        Storage::Exists => (ErrorKind::Exists, "is there already"),
+        Storage::Corrupt => (ErrorKind::Damaged, "did not come back as it was stored"),
+        Storage::Unsupported => (ErrorKind::Invalid, "cannot do that"),
+        Storage::Invalid => (ErrorKind::Invalid, "cannot be used so"),
+        Storage::Denied | Storage::Unauthenticated => {
+            (ErrorKind::Environment, "does not let us in")
+        }
+        _ => (below(error), "cannot be used now"),
+    }
+}
+
 /// What lies below an error of a file or a storage: no room and no rights are not the fault of what was tried.
 fn below(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
     let mut source = Some(error);
@@ -71,6 +87,14 @@ fn below(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
                 | std::io::ErrorKind::QuotaExceeded => ErrorKind::Environment,
                 _ => ErrorKind::Failed,
             };
+        }
+        if let Some(storage) = error.downcast_ref::<neon_storage::Error>()
+            && matches!(
+                storage.kind(),
+                neon_storage::ErrorKind::Denied | neon_storage::ErrorKind::Unauthenticated
+            )
+        {
+            return ErrorKind::Environment;
         }
         source = error.source();
     }
@@ -151,17 +175,7 @@ impl Error {
 
     /// What a storage answered.
     pub(crate) fn storage(subject: impl Into<String>, error: neon_storage::Error) -> Self {
-        use neon_storage::ErrorKind as Storage;
-        let (kind, reason) = match error.kind() {
-            Storage::NotFound => (ErrorKind::NotFound, "is not there"),
-            Storage::Exists => (ErrorKind::Exists, "is there already"),
-            Storage::Corrupt => (ErrorKind::Damaged, "did not come back as it was stored"),
-            Storage::Invalid | Storage::Unsupported => (ErrorKind::Invalid, "cannot be used so"),
-            Storage::Denied | Storage::Unauthenticated => {
-                (ErrorKind::Environment, "does not let us in")
-            }
-            _ => (ErrorKind::Failed, "cannot be used now"),
-        };
+        let (kind, reason) = of_storage(&error);
         Self::new(kind, subject, reason).caused_by(error)
     }
 
@@ -194,19 +208,13 @@ impl Error {
             }
             Repository::Cancelled => (ErrorKind::Cancelled, "was stopped", None),
             Repository::Storage => {
-                let storage = std::error::Error::source(&error)
-                    .and_then(|source| source.downcast_ref::<neon_storage::Error>());
-                let denied = storage.is_some_and(|storage| {
-                    matches!(
-                        storage.kind(),
-                        neon_storage::ErrorKind::Denied | neon_storage::ErrorKind::Unauthenticated
-                    )
-                });
-                if denied {
-                    (ErrorKind::Environment, "does not let us in", None)
-                } else {
-                    (ErrorKind::Failed, "cannot be used now", None)
-                }
+                let (kind, reason) = match std::error::Error::source(&error)
+                    .and_then(|source| source.downcast_ref::<neon_storage::Error>())
+                {
+                    Some(storage) => of_storage(storage),
+                    None => (ErrorKind::Failed, "cannot be used now"),
+                };
+                (kind, reason, None)
             }
             _ => (ErrorKind::Failed, "could not be worked with", None),
         };

@@ -13,6 +13,7 @@ mod repositories;
 mod snapshots;
 mod storages;
 mod undo;
+mod upkeep;
 
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
@@ -32,3 +33,4 @@ pub use repositories::StorageRepository;
 pub use snapshots::*;
 pub use storages::*;
 pub use undo::Undone;
+pub use upkeep::*;

@@ -13,7 +13,7 @@ use neon_storage::{Locator, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::record;
-use crate::storages::{StorageOptions, StorageRecord, StorageType, Storages};
+use crate::storages::{StorageOptions, StorageRecord, StorageType, Storages, anchored};
 
 /// Bytes of maps that are kept in memory.
 const MAPS: u64 = 64 << 20;
@@ -101,11 +101,8 @@ impl Storages<'_> {
     /// # Errors
     /// As [`repository`](Self::repository).
     pub async fn repository_at(&self, locator: &Locator) -> Result<Option<StorageRepository>> {
-        let known = self.list()?.into_iter().find(|(_, record)| {
-            Locator::parse(&record.locator)
-                .is_ok_and(|known| known.to_string() == locator.to_string())
-        });
-        if let Some((name, _)) = known {
+        let locator = &anchored(locator)?;
+        if let Some(name) = self.attached_at(locator)? {
             return self.existing_repository(&name).await;
         }
         let registry = &self.0.options().registry;
@@ -117,6 +114,16 @@ impl Storages<'_> {
         self.at(storage, &record).await
     }
 
+    /// The storage that is attached with this locator.
+    fn attached_at(&self, locator: &Locator) -> Result<Option<Name>> {
+        let same = |record: &StorageRecord| {
+            Locator::parse(&record.locator)
+                .is_ok_and(|known| known.to_string() == locator.to_string())
+        };
+        let known = self.list()?.into_iter().find(|(_, record)| same(record));
+        Ok(known.map(|(name, _)| name))
+    }
+
     /// The repository at a locator, attached or not, made if there is none. One that is made at a locator that is not
     /// attached is not encrypted.
     ///
@@ -126,11 +133,8 @@ impl Storages<'_> {
         if let Some(found) = self.repository_at(locator).await? {
             return Ok(found);
         }
-        let known = self.list()?.into_iter().find(|(_, record)| {
-            Locator::parse(&record.locator)
-                .is_ok_and(|known| known.to_string() == locator.to_string())
-        });
-        if let Some((name, _)) = known {
+        let locator = &anchored(locator)?;
+        if let Some(name) = self.attached_at(locator)? {
             return self.repository(&name).await;
         }
         let registry = &self.0.options().registry;
@@ -175,7 +179,7 @@ impl Storages<'_> {
     }
 
     fn open_options(&self, name: &Name, record: &StorageRecord) -> Result<OpenOptions> {
-        let chosen = StorageOptions::of(&record.options)?;
+        let chosen = StorageOptions::of(record.kind, &record.options)?;
         let mut options = OpenOptions::new();
         if let Some(grace) = chosen.grace {
             options.grace = grace;
@@ -212,7 +216,7 @@ impl Storages<'_> {
         record: &StorageRecord,
         repository: Repository,
     ) -> Result<StorageRepository> {
-        let chosen = StorageOptions::of(&record.options)?;
+        let chosen = StorageOptions::of(record.kind, &record.options)?;
         let mut options = FrameReaderOptions::default();
         if record.kind != StorageType::Native {
             let folder = self.0.home().cache(&repository.id().to_string());

@@ -1,7 +1,8 @@
 //! Storages: named places for snapshots and log, like remotes of git.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,23 @@ pub struct StorageRecord {
     pub attached: u64,
 }
 
+impl FromStr for StorageType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Native, Self::S3, Self::Http, Self::Ssh]
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Invalid,
+                    format!("type {text:?}"),
+                    "is none of native, s3, http, ssh",
+                )
+            })
+    }
+}
+
 impl StorageRecord {
     /// A place that is used without being attached.
     pub(crate) fn unattached(kind: StorageType, locator: &Locator) -> Self {
@@ -105,10 +123,15 @@ pub(crate) struct StorageOptions {
     pub(crate) encrypted: bool,
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) grace: Option<Duration>,
+    /// Of S3, as its locator takes them.
+    pub(crate) s3: Vec<(&'static str, String)>,
 }
 
+/// What an option of S3 is called here, and what its locator takes.
+const S3_OPTIONS: [&str; 4] = ["endpoint", "region", "path-style", "profile"];
+
 impl StorageOptions {
-    pub(crate) fn of(options: &BTreeMap<String, String>) -> Result<Self> {
+    pub(crate) fn of(kind: StorageType, options: &BTreeMap<String, String>) -> Result<Self> {
         let mut chosen = Self::default();
         for (name, value) in options {
             let refuse = |expected: &str| {
@@ -142,17 +165,67 @@ impl StorageOptions {
                         Some(duration(value).ok_or_else(|| refuse("a time such as 1h"))?);
                 }
                 _ => {
-                    return Err(Error::new(
-                        ErrorKind::Invalid,
-                        format!("storage option {name}"),
-                        "is not known",
-                    )
-                    .hinted("options are compression, encryption, key-file, grace"));
+                    let s3 = S3_OPTIONS.iter().find(|known| *known == name);
+                    let Some(s3) = s3.filter(|_| kind == StorageType::S3) else {
+                        return Err(Error::new(
+                            ErrorKind::Invalid,
+                            format!("storage option {name}"),
+                            format!("is not known for storages of type {}", kind.name()),
+                        )
+                        .hinted(
+                            "options are compression, encryption, key-file, grace, and for s3 endpoint, region, path-style, profile",
+                        ));
+                    };
+                    let value = match (*s3, value.as_str()) {
+                        ("path-style", "on" | "true" | "1") => "true".to_owned(),
+                        ("path-style", "off" | "false" | "0") => "false".to_owned(),
+                        ("path-style", _) => return Err(refuse("on or off")),
+                        (_, "") => return Err(refuse("a value")),
+                        ("endpoint", text)
+                            if !(text.starts_with("http://") || text.starts_with("https://"))
+                                || text.contains('@') =>
+                        {
+                            return Err(refuse("an address of http or https without a password"));
+                        }
+                        (_, text) => text.to_owned(),
+                    };
+                    chosen.s3.push((s3, value));
                 }
             }
         }
         Ok(chosen)
     }
+
+    /// The locator with what was chosen for it.
+    pub(crate) fn apply(&self, name: &Name, locator: &Locator) -> Result<Locator> {
+        if self.s3.is_empty() {
+            return Ok(locator.clone());
+        }
+        let mut text = locator.expose().expose().to_owned();
+        for (option, value) in &self.s3 {
+            text.push(if text.contains('?') { '&' } else { '?' });
+            text.push_str(option);
+            text.push('=');
+            for byte in value.bytes() {
+                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                    text.push(char::from(byte));
+                } else {
+                    text.push_str(&format!("%{byte:02X}"));
+                }
+            }
+        }
+        Locator::parse(&text).map_err(|error| Error::storage(format!("storage {name}"), error))
+    }
+}
+
+/// A locator that means the same from every folder.
+pub(crate) fn anchored(locator: &Locator) -> Result<Locator> {
+    let Some(path) = locator.file_path() else {
+        return Ok(locator.clone());
+    };
+    std::path::absolute(path)
+        .map(Locator::path_of)
+        .map_err(|error| Error::io(path, "cannot be made absolute", error))
 }
 
 /// The storages of a home.
@@ -192,6 +265,14 @@ impl Storages<'_> {
         options: BTreeMap<String, String>,
     ) -> Result<StorageRecord> {
         let kind = StorageType::of(locator)?;
+        let locator = &anchored(locator)?;
+        if kind == StorageType::Http && !locator.options().is_empty() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("storage {locator}"),
+                "has options in its address, which may be secret and would be kept in clear",
+            ));
+        }
         if locator.password().is_some() {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -200,12 +281,12 @@ impl Storages<'_> {
             )
             .hinted("give credentials by the environment or a profile"));
         }
-        StorageOptions::of(&options)?;
+        let chosen = StorageOptions::of(kind, &options)?;
         let _lock = self.lock(name).await?;
         if self.get(name).is_ok() {
             return Err(taken(name));
         }
-        let place = self.open_at(name, locator).await?;
+        let place = self.open_at(name, &chosen.apply(name, locator)?).await?;
         let about = Key::new(ABOUT).map_err(|error| {
             Error::new(ErrorKind::Failed, ABOUT, "cannot be asked for").caused_by(error)
         })?;
@@ -258,6 +339,7 @@ impl Storages<'_> {
         // No secret is in it.
         operation.detail("record", serde_json::to_string(&known).unwrap_or_default());
         operation.end(record::remove(&self.record(name.as_str())))?;
+        self.forget_used(name);
         Ok(known)
     }
 
@@ -313,7 +395,8 @@ impl Storages<'_> {
         let record = self.get(name)?;
         let locator = Locator::parse(&record.locator)
             .map_err(|error| Error::storage(format!("storage {name}"), error))?;
-        self.open_at(name, &locator).await
+        let chosen = StorageOptions::of(record.kind, &record.options)?;
+        self.open_at(name, &chosen.apply(name, &locator)?).await
     }
 
     /// The storage and the key of one object at an address, such as a `.neon` file.
@@ -348,6 +431,54 @@ impl Storages<'_> {
             .open(locator, &options.context)
             .await
             .map_err(|error| Error::storage(format!("storage {name}"), error))
+    }
+
+    /// The place that a person means by the arguments of `storage attach`: a type, and a locator, a path or a URL.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for none or several of them, and when type and place do not agree.
+    pub fn place(
+        kind: Option<StorageType>,
+        locator: Option<&str>,
+        path: Option<&Path>,
+        url: Option<&str>,
+    ) -> Result<Locator> {
+        let invalid = |subject: String, reason: String| {
+            Error::new(ErrorKind::Invalid, subject, reason).hinted(
+                "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path",
+            )
+        };
+        let parse = |text: &str| {
+            Locator::parse(text).map_err(|error| Error::storage("the place of the storage", error))
+        };
+        let place = match (locator, path, url) {
+            (Some(text), None, None) => parse(text)?,
+            (None, Some(path), None) => Locator::path_of(path),
+            (None, None, Some(text)) => {
+                let place = parse(text)?;
+                if place.file_path().is_some() && !text.starts_with("file://") {
+                    return Err(invalid(format!("--url={text}"), "has no scheme".to_owned()));
+                }
+                place
+            }
+            (None, None, None) => {
+                return Err(invalid("storage".to_owned(), "has no place".to_owned()));
+            }
+            _ => {
+                return Err(invalid(
+                    "storage".to_owned(),
+                    "has more than one place".to_owned(),
+                ));
+            }
+        };
+        let is = StorageType::of(&place)?;
+        match kind.filter(|kind| *kind != is) {
+            None => anchored(&place),
+            Some(kind) => Err(invalid(
+                format!("storage {place}"),
+                format!("is of type {}, not {}", is.name(), kind.name()),
+            )),
+        }
     }
 
     async fn lock(&self, name: &Name) -> Result<Lock> {

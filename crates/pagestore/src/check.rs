@@ -135,6 +135,37 @@ impl Repository {
         check.snapshots().await?;
         Ok(check.checked)
     }
+
+    /// Checks one snapshot: its commit, its map, and that every frame it needs is there. With `read_data` it reads them all
+    /// and judges every page.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot; as [`check`](Self::check).
+    pub async fn check_snapshot(&self, id: CommitId, read_data: bool) -> Result<Checked> {
+        let mut check = Check {
+            repository: self,
+            reader: self.frames(),
+            // Of its packs only what it needs is read.
+            read_data: false,
+            checked: Checked::default(),
+            packs: HashMap::new(),
+            files: HashMap::new(),
+            moves: HashMap::new(),
+            verdicts: HashMap::new(),
+            pages: HashSet::new(),
+        };
+        check.checked.snapshots = 1;
+        check.checked.objects = 1;
+        let outcome = check.one(id, read_data).await;
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::NotFound && check.packs.is_empty() => {
+                return Err(error);
+            }
+            Err(error) => check.checked.note_error(error, Some(id))?,
+            Ok(()) => {}
+        }
+        Ok(check.checked)
+    }
 }
 
 /// Where a frame was found, or what is wrong with it.
@@ -154,6 +185,30 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
+    async fn one(&mut self, id: CommitId, read_data: bool) -> Result<()> {
+        let (_, commit) = self.repository.require_kept(id).await?;
+        let view = commit.view()?;
+        let mut needed: BTreeSet<PackId> = view
+            .runs
+            .iter()
+            .flat_map(|run| run.index_frames())
+            .map(|(_, frame)| frame.pack.id)
+            .collect();
+        let mut walk = Walk::new(&view, false);
+        while let Some(file) = run(&self.reader, &mut walk).await? {
+            needed.extend(file.extents.iter().filter_map(|extent| match &extent.at {
+                At::Frame { frame, .. } => Some(frame.pack.id),
+                At::Zeros => None,
+            }));
+        }
+        let mut packs = crate::gc::list_packs(self.repository).await?;
+        packs.retain(|pack, _| needed.contains(pack));
+        self.packs = packs.into_iter().collect();
+        self.directories().await?;
+        self.read_data = read_data;
+        self.snapshot(id, &commit).await
+    }
+
     /// Every object but packs, each by the format that its key asks for.
     async fn small_objects(&mut self) -> Result<()> {
         let storage = Arc::clone(self.repository.storage());

@@ -15,7 +15,7 @@ use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_snapshot_format::basebackup::{BaseBackupWriter, TarOptions};
 use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
-    DirectoryOptions, DirectoryWriter, Ownership, TablespacePlaces,
+    DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
 };
 use neon_snapshot_format::{Compression, Owner, Sink, Source};
 use serde::Serialize;
@@ -420,6 +420,7 @@ pub(crate) fn directory(
         tablespaces: tablespaces.map_or(TablespacePlaces::Refuse, |path| {
             TablespacePlaces::Below(path.to_owned())
         }),
+        flush: Flush::FileSystem,
         ..DirectoryOptions::default()
     };
     let writer = DirectoryWriter::create(to, options).map_err(fail)?;

@@ -5,11 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use neon_pagestore::{CommitId, Facts, SnapshotName};
-use neon_pg_layout::wal::{WalFormat, end_of_log};
-use neon_pg_layout::{
-    ClusterState, ControlFile, Lsn, PostmasterPid, SegmentName, TimelineRange, WalFileName,
-};
+use neon_pagestore::changes::LogEnd;
+use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
+use neon_pg_layout::{ClusterState, ControlFile, PostmasterPid, TimelineRange};
 use neon_snapshot_format::basebackup::BaseBackup;
 use neon_snapshot_format::pack::{NeonFile, ReadRange};
 use neon_snapshot_format::pgdata::PgData;
@@ -22,6 +20,7 @@ use crate::repositories::StorageRepository;
 use crate::snapshots::bring::{Bringing, Brought, bring};
 use crate::snapshots::imported::facts;
 use crate::snapshots::location::{ImportSource, is_repository};
+use crate::snapshots::log_end::Position;
 use crate::snapshots::plain_backup::PlainBackup;
 use crate::snapshots::ranges::StoredRange;
 use crate::snapshots::{Found, Snapshots};
@@ -390,43 +389,37 @@ fn data_directory(
     let copied = source.copy_parallel(&sink, threads).map_err(fail)?;
     let mut rest = Sequential::new(&sink).map_err(fail)?;
     let mut end = copied.finish(&mut rest, None).map_err(fail)?;
-    let log = log_end(path, &control);
-    if source.kind() == SnapshotKind::Crashed {
-        let range = log.map(|end| TimelineRange {
+    let log = Position::of_stopped(source.kind(), &control, &path.join("pg_wal"))?;
+    if source.kind() != SnapshotKind::Cold {
+        end.wal = vec![TimelineRange {
             timeline: control.checkpoint.timeline,
-            start: control.checkpoint.redo,
-            end,
-        });
-        end.wal.extend(range);
+            start: log.redo,
+            end: log.stop,
+        }];
+        if control.checkpoint.timeline != log.history.timeline() {
+            let crossed = log
+                .history
+                .path(control.checkpoint.timeline, log.redo, log.stop);
+            end.wal = crossed.map_err(|error| {
+                Error::new(ErrorKind::Damaged, bringing.subject, "has a log of no use")
+                    .caused_by(error)
+            })?;
+        }
     }
     let mut facts = facts(bringing.subject, &sink, &end, None, None)?;
-    if source.kind() == SnapshotKind::Cold {
-        facts.log.stop = log;
-    }
-    Ok(facts)
-}
-
-/// Where the log of a stopped cluster ends; nothing when it cannot be read.
-fn log_end(data: &Path, control: &ControlFile) -> Option<Lsn> {
-    let folder = data.join("pg_wal");
-    let segments: Vec<SegmentName> = fs::read_dir(&folder)
-        .ok()?
-        .flatten()
-        .filter_map(|entry| match entry.file_name().to_str()?.parse() {
-            Ok(WalFileName::Segment(segment)) => Some(segment),
-            _ => None,
-        })
-        .collect();
-    let format = WalFormat::of_control(control).ok()?;
-    let start = match control.state {
-        ClusterState::ShutDown => control.checkpoint_location,
-        _ => control.checkpoint.redo,
+    let failed = |error| Error::repository(bringing.subject, error);
+    // With these the next snapshot of an instance made from it need not read everything.
+    let known = LogEnd {
+        redo: log.redo,
+        stop: log.stop,
+        history: &log.history,
+        tail: log.tail(&control, &path.join("pg_wal")),
     };
-    end_of_log(format, start, &segments, |segment| {
-        fs::File::open(folder.join(segment.to_string()))
-    })
-    .ok()
-    .filter(|end| *end > start)
+    let lineage = LineageId::random().map_err(failed)?;
+    facts
+        .record_log(lineage, &control, &known)
+        .map_err(failed)?;
+    Ok(facts)
 }
 
 fn page_size(path: &Path, subject: &str) -> Result<u32> {

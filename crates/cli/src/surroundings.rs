@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use neon_pg::Variables;
+use neon_pg::{Surroundings as Connections, Variables};
 
 /// What the environment says.
 #[derive(Debug)]
@@ -43,6 +43,38 @@ impl Surroundings {
             .iter()
             .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
             .collect()
+    }
+
+    /// What connections to servers of others fall back to, as libpq would.
+    pub(crate) fn for_connections(&self) -> Connections {
+        let mut connections = Connections::none();
+        connections.environment = self
+            .variables
+            .iter()
+            .filter_map(|(name, value)| {
+                Some((name.to_str()?.to_owned(), value.to_str()?.to_owned()))
+            })
+            .filter(|(name, _)| name.starts_with("PG"))
+            .collect();
+        connections.home = self.path("HOME");
+        connections.os_user = neon_pg::OsUser::current().name().map(str::to_owned);
+        for folder in ["/var/run/postgresql", "/tmp"] {
+            if std::path::Path::new(folder).is_dir() {
+                connections.socket_directory = Some(PathBuf::from(folder));
+                break;
+            }
+        }
+        for file in [
+            "/etc/ssl/certs/ca-certificates.crt",
+            "/etc/pki/tls/certs/ca-bundle.crt",
+        ] {
+            if std::path::Path::new(file).is_file() {
+                connections.system_roots = Some(PathBuf::from(file));
+                break;
+            }
+        }
+        connections.user_database = Some(PathBuf::from("/etc/passwd"));
+        connections
     }
 
     /// The names of variables that storages look up and that are set.

@@ -1,6 +1,7 @@
 //! The grammar of the command line. Help texts are the doc comments; each verb shows examples.
 
 pub(crate) mod pg;
+pub(crate) mod snapshot;
 pub(crate) mod storage;
 
 use std::ffi::OsString;
@@ -38,6 +39,8 @@ pub(crate) const PREFIX: &str = "NEON_";
     max_term_width = 110,
     after_help = examples!(
         "pg create" => "a new cluster, running, with the URI to connect to it",
+        "snapshot create pgdata1@before" => "an image of it, while it runs",
+        "pg create --snapshot pgdata1@before" => "a second cluster, as the first was then",
         "pg list" => "what runs here",
         "storage attach -t s3 -n tank s3://bucket/prefix" => "a place for snapshots, like a remote of git",
         "help pg create" => "all about one command",
@@ -100,6 +103,9 @@ pub(crate) enum Verb {
     /// Instances: data directories and the servers on them
     #[command(subcommand, arg_required_else_help = true)]
     Pg(pg::Pg),
+    /// Snapshots: immutable, bootable images of whole clusters
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(snapshot::Snapshot),
     /// Storages: places for snapshots, like remotes of git
     #[command(subcommand, arg_required_else_help = true)]
     Storage(storage::Storage),

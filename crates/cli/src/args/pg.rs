@@ -12,6 +12,9 @@ pub(crate) enum Pg {
     #[command(after_help = examples!(
         "pg create" => "the next free name (pgdata1, pgdata2, ...), the newest PostgreSQL, the next free port",
         "pg create shop --pg-version 16 --port 5440" => "choosing all three",
+        "pg create --snapshot shop@before try" => "a second cluster as shop was then, which does nothing in its name",
+        "pg create --snapshot basebackup://replication@localhost:5432/" => "a copy of a running server",
+        "pg create --snapshot http://example.org/movies_db.neon movies" => "from a file that somebody shares",
         "pg create -s tank --no-start" => "its snapshots go to storage tank; not started yet",
     ))]
     Create(Create),
@@ -33,6 +36,13 @@ pub(crate) enum Pg {
     /// Stops a server if it runs, and starts it
     #[command(after_help = examples!("pg restart pgdata1" => "after a change of settings that needs it"))]
     Restart(One),
+    /// Rolls an instance back to a snapshot, in place; what it was before stays as PGDATA@HEAD{i}
+    #[command(after_help = examples!(
+        "pg checkout pgdata1@before" => "asks first",
+        "pg checkout pgdata1@before --dry-run" => "what would be lost: slots, subscriptions, sessions",
+        "pg checkout 'pgdata1@HEAD{0}' --yes" => "back to what was before the first checkout",
+    ))]
+    Checkout(Checkout),
     /// Stops a server and moves its data to the trash
     #[command(after_help = examples!(
         "pg destroy pgdata1" => "asks first; its snapshots stay",
@@ -86,6 +96,15 @@ pub(crate) struct Create {
     /// The major version [default: the newest that is installed]
     #[arg(long, value_name = "MAJOR")]
     pub(crate) pg_version: Option<PgMajor>,
+    /// Make it of a snapshot: a name, an id, a .neon file, a base backup, basebackup://USER@HOST:PORT/, an address
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub(crate) snapshot: Option<String>,
+    /// With the configuration of the origin as it is: its archive, its upstream, its workers
+    #[arg(long, requires = "snapshot")]
+    pub(crate) as_is: bool,
+    /// Although something that the snapshot needs is missing here
+    #[arg(long, requires = "snapshot")]
+    pub(crate) force: bool,
     /// Its port [default: the first that is free]
     #[arg(long)]
     pub(crate) port: Option<u16>,
@@ -99,6 +118,24 @@ pub(crate) struct Destroy {
     /// The instance
     #[arg(value_name = "PGDATA")]
     pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Checkout {
+    /// The snapshot; the instance is the one that its name mentions
+    #[arg(value_name = "PGDATA@TAG")]
+    pub(crate) snapshot: String,
+    /// The instance, of a snapshot whose name mentions none or another
+    #[arg(long, value_name = "PGDATA")]
+    pub(crate) pg: Option<Name>,
+    /// Look for the snapshot in this storage only
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Also the configuration and the certificates of the snapshot; without it those of today stay
+    #[arg(long)]
+    pub(crate) configuration: bool,
     #[command(flatten)]
     pub(crate) consent: Consent,
 }

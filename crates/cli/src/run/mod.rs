@@ -5,15 +5,18 @@ mod manual;
 mod op;
 mod pg;
 mod psql;
+mod snapshot;
 mod storage;
 
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use neon_pg::Neon;
+use serde_json::Value;
 
 use crate::args::{Arguments, Format, Verb};
 use crate::failure::{self, Failure, Outcome};
@@ -121,6 +124,7 @@ fn in_home(
     let work = async {
         match verb {
             Verb::Pg(verb) => pg::run(verb, &scene).await,
+            Verb::Snapshot(verb) => snapshot::run(verb, &scene).await.map(Then::from),
             Verb::Storage(verb) => storage::run(verb, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
             Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {
@@ -133,6 +137,18 @@ fn in_home(
     // Threads that still read or write when a command was stopped are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
+}
+
+/// A path as it is meant from here.
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(path).map_err(|error| Failure::io(path.display().to_string(), &error))
+}
+
+/// Adds to an object whether something was done.
+fn mark(whole: &mut Value, key: &str, value: bool) {
+    if let Value::Object(whole) = whole {
+        whole.insert(key.to_owned(), Value::Bool(value));
+    }
 }
 
 /// The wall clock, in seconds since 1970.

@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use neon_pg::{CreatePg, Name, ServerState};
+use neon_pg::{CheckoutChoice, CheckoutPlan, CreatePg, Located, Name, RestoreChoice, ServerState};
 use serde_json::{Map, Value, json};
 
-use super::{Scene, Then, psql};
-use crate::args::pg::{Create, Destroy, Pg};
+use super::snapshot::{Passing, data as as_data};
+use super::{Scene, Then, mark, now, psql};
+use crate::args::pg::{Checkout, Create, Destroy, Pg};
 use crate::confirm::confirm;
-use crate::failure::{Outcome, say};
-use crate::render::{Align, Answer, Table, bytes};
+use crate::failure::{Failure, Outcome, say};
+use crate::render::{Align, Answer, Table, age, bytes};
 
 pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
     let instances = scene.neon.pg();
@@ -35,6 +36,7 @@ pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
             )
             .into())
         }
+        Pg::Checkout(wanted) => checkout(wanted, scene).await.map(Then::from),
         Pg::Destroy(wanted) => destroy(wanted, scene).await.map(Then::from),
         Pg::Psql(wanted) => psql::psql(&wanted, scene).await,
         Pg::Url(wanted) => psql::url(&wanted, scene).await.map(Then::from),
@@ -49,7 +51,15 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
     create.storage = wanted.storage;
     create.port = wanted.port;
     create.no_start = wanted.no_start;
-    let pg = scene.neon.pg().create(&create).await?;
+    let pg = match &wanted.snapshot {
+        None => scene.neon.pg().create(&create).await?,
+        Some(text) => {
+            let mut how = RestoreChoice::default();
+            how.as_is = wanted.as_is;
+            how.force = wanted.force;
+            create_from(&create, text, &how, scene).await?
+        }
+    };
     let name = pg.record.name.clone();
     if wanted.no_start {
         return Ok(Answer::of(format!("Created {name}."), data(&pg, None)));
@@ -58,6 +68,40 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
         say(&format!("Created {name}, PostgreSQL {}.", pg.record.major));
     }
     started(&name, scene).await
+}
+
+/// From a snapshot, which is imported for the moment if it is outside.
+async fn create_from(
+    create: &CreatePg,
+    text: &str,
+    how: &RestoreChoice,
+    scene: &Scene<'_>,
+) -> Outcome<neon_pg::Pg> {
+    let tell = |text: &str| {
+        if scene.says() {
+            say(text);
+        }
+    };
+    match scene.neon.snapshots().locate(text, None).await? {
+        Located::Stored(found) => Ok(scene.neon.pg().create_from(create, &found, how).await?),
+        Located::Outside(source) => {
+            let passing = Passing::import(source, scene).await?;
+            tell("Downloading snapshot... Done.");
+            let made = scene
+                .neon
+                .pg()
+                .create_from(create, passing.found(), how)
+                .await;
+            let destroyed = passing.destroy(scene).await;
+            let pg = made?;
+            destroyed?;
+            tell("Destroying snapshot... Done.");
+            Ok(pg)
+        }
+        _ => Err(Failure::usage(format!(
+            "snapshot {text} is where this program does not know"
+        ))),
+    }
 }
 
 /// What is said of a server that has come up: where, and the URI that connects.
@@ -110,6 +154,82 @@ async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
         bytes(used),
     );
     Ok(Answer::of(text, Value::Object(data(&pg, Some(used)))))
+}
+
+async fn checkout(wanted: Checkout, scene: &Scene<'_>) -> Outcome<Answer> {
+    let instances = scene.neon.pg();
+    let name: Name = match (&wanted.pg, wanted.snapshot.split_once('@')) {
+        (Some(name), _) => name.clone(),
+        (None, Some((name, _))) => name.parse()?,
+        (None, None) => {
+            return Err(Failure::usage(format!(
+                "snapshot {} mentions no instance",
+                wanted.snapshot
+            ))
+            .hinted("give --pg PGDATA"));
+        }
+    };
+    // The instance first: what is not there has no snapshots worth looking for.
+    instances.record_of(&name)?;
+    let found = scene
+        .neon
+        .snapshots()
+        .find(&wanted.snapshot, wanted.storage.as_ref())
+        .await?;
+    let mut choice = CheckoutChoice::default();
+    choice.configuration = wanted.configuration;
+    let plan = instances.plan_checkout(&name, &found, choice).await?;
+    let text = plan_in_words(&plan);
+    if wanted.consent.dry_run {
+        let mut whole = as_data(&plan)?;
+        mark(&mut whole, "checked_out", false);
+        return Ok(Answer::of(text, whole));
+    }
+    confirm("pg checkout", &text, wanted.consent.yes).await?;
+    let done = instances.checkout(&plan).await?;
+    let mut whole = as_data(&done)?;
+    mark(&mut whole, "checked_out", true);
+    Ok(Answer::of(
+        format!(
+            "{} is as {} was; what it was before is {}",
+            done.pg, wanted.snapshot, done.head
+        ),
+        whole,
+    ))
+}
+
+fn plan_in_words(plan: &CheckoutPlan) -> String {
+    let taken = u64::try_from(plan.taken).unwrap_or(0);
+    let mut text = format!(
+        "pg {} goes back to {}, taken {} ago; its present state is kept as {}.",
+        plan.pg,
+        plan.asked,
+        age(taken, now()),
+        plan.head
+    );
+    if plan.of_another {
+        text.push_str("\n  the snapshot shows another instance of the same cluster");
+    }
+    if plan.running {
+        text.push_str(&format!(
+            "\n  its server is stopped and started again; sessions that end: {}",
+            plan.sessions
+        ));
+    }
+    for (what, names) in [
+        ("replication slots that go", &plan.slots),
+        ("subscriptions that go back", &plan.subscriptions),
+        ("prepared transactions that go", &plan.prepared),
+        ("replicas that cannot follow", &plan.replicas),
+    ] {
+        if !names.is_empty() {
+            text.push_str(&format!("\n  {what}: {}", names.join(", ")));
+        }
+    }
+    if let Some(log) = plan.log_since {
+        text.push_str(&format!("\n  log written since: {}", bytes(log)));
+    }
+    text
 }
 
 async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {

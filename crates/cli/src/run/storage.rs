@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use neon_pg::{Locator, Name, StorageRecord};
 use serde_json::{Value, json};
 
-use super::Scene;
+use super::{Scene, absolute, mark};
 use crate::args::storage::{Attach, Storage};
 use crate::confirm::confirm;
 use crate::failure::{Failure, Outcome};
@@ -95,10 +95,6 @@ async fn attach(wanted: Attach, scene: &Scene<'_>) -> Outcome<Answer> {
     ))
 }
 
-fn absolute(path: &std::path::Path) -> Outcome<std::path::PathBuf> {
-    std::path::absolute(path).map_err(|error| Failure::io(path.display().to_string(), &error))
-}
-
 /// The type, in the words of the table.
 fn shown_type(record: &StorageRecord) -> String {
     record.kind.name().to_owned()
@@ -133,10 +129,4 @@ fn data(name: &Name, record: &StorageRecord) -> Value {
         "path": record.locator,
         "attached": record.attached,
     })
-}
-
-fn mark(whole: &mut Value, key: &str, value: bool) {
-    if let Value::Object(whole) = whole {
-        whole.insert(key.to_owned(), Value::Bool(value));
-    }
 }

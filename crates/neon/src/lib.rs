@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod background;
+mod doctor;
 mod error;
 mod events;
 mod home;
@@ -15,6 +16,7 @@ mod storages;
 mod undo;
 mod upkeep;
 
+pub use doctor::{DoctorFinding, DoctorOptions, DoctorReport, Severity, first_closed};
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;

@@ -1,6 +1,7 @@
 //! From arguments to the library to results.
 
 mod config;
+mod doctor;
 mod manual;
 mod op;
 mod pg;
@@ -126,6 +127,7 @@ fn in_home(
             Verb::Pg(verb) => pg::run(verb, &scene).await,
             Verb::Snapshot(verb) => snapshot::run(verb, &scene).await.map(Then::from),
             Verb::Storage(verb) => storage::run(verb, &scene).await.map(Then::from),
+            Verb::Doctor(wanted) => doctor::run(&wanted, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
             Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {
                 Err(Failure::usage("needs no home"))

@@ -237,7 +237,7 @@ impl Instances<'_> {
         self.0.home().instances().join(name)
     }
 
-    pub(super) fn record(&self, name: &Name) -> PathBuf {
+    pub(crate) fn record(&self, name: &Name) -> PathBuf {
         self.0.home().instances().join(format!("{name}.json"))
     }
 }

@@ -4,6 +4,7 @@
 mod adopt;
 mod checkouts;
 mod details;
+mod doctor;
 mod instances;
 mod killed;
 mod moving;

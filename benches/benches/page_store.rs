@@ -3,12 +3,13 @@
 //! next snapshot from an exact list of changes against a full one; a page that is in memory.
 //!
 //! `cargo bench -p neon-benches --bench page_store [-- MEGABYTES ROUNDS]`; prints the best of each in turns and their
-//! ratios. The repository is in memory, so that no disk is measured but the one that is restored to.
+//! ratios, of processor time and of the clock: on a machine that others use, the first is the one to compare. The
+//! repository is in memory, so that no disk is measured but the one that is restored to.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::print_stdout,
-    clippy::cast_precision_loss,
+    clippy::cast_possible_wrap,
     reason = "a bench stops at the first failure and prints what it measured"
 )]
 
@@ -24,12 +25,12 @@ use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{FrameReaderOptions, MapReader, Snapshot};
 use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
-use neon_pagestore::{CommitId, Facts, OpenOptions, Repository};
-use neon_pg_layout::PageCheck;
-use neon_snapshot_format::pack::{Codec, EncodedFrame};
+use neon_pagestore::{ClusterFacts, Commit, CommitId, Facts, OpenOptions, Repository};
+use neon_pg_layout::{PageCheck, SystemIdentifier};
+use neon_snapshot_format::pack::{Codec, EncodedFrame, Flags};
 use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, Flush, PgData, Select};
 use neon_snapshot_format::{Entry, Sequential, SnapshotKind, Wanted};
-use neon_storage::Memory;
+use neon_storage::{Memory, Storage};
 use neon_testkit::{Cluster, PgMajor, Scratch, StopMode};
 use tokio::runtime::Runtime;
 
@@ -78,6 +79,65 @@ fn pieces(directory: &Path) -> (Vec<PathBuf>, Vec<(usize, u64, usize)>) {
     (files, pieces)
 }
 
+/// What something took: by the clock, and of the processors.
+#[derive(Debug, Clone, Copy)]
+struct Took {
+    clock: Duration,
+    processor: Duration,
+}
+
+impl Took {
+    const MAX: Self = Self {
+        clock: Duration::MAX,
+        processor: Duration::MAX,
+    };
+
+    fn best(&mut self, other: Self) {
+        self.clock = self.clock.min(other.clock);
+        self.processor = self.processor.min(other.processor);
+    }
+
+    /// How often the other fits into this one.
+    fn to(self, other: Self) -> String {
+        let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+        format!(
+            "{:.2} of processors, {:.2} by the clock",
+            ratio(self.processor, other.processor),
+            ratio(self.clock, other.clock)
+        )
+    }
+}
+
+impl std::fmt::Display for Took {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1?} ({:.1?})", self.processor, self.clock)
+    }
+}
+
+#[derive(Debug)]
+struct Watch(Instant, Duration);
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(
+        time.tv_sec.try_into().unwrap(),
+        time.tv_nsec.try_into().unwrap(),
+    )
+}
+
+impl Watch {
+    fn start() -> Self {
+        Self(Instant::now(), processor_time())
+    }
+
+    fn stop(&self) -> Took {
+        Took {
+            clock: self.0.elapsed(),
+            processor: processor_time() - self.1,
+        }
+    }
+}
+
 /// Does a piece of work for each number on both cores.
 fn both(count: usize, work: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
@@ -97,8 +157,8 @@ fn both(count: usize, work: impl Fn(usize) + Sync) {
 }
 
 /// Reads, checks, sums and compresses everything; keeps nothing.
-fn floor_of_snapshot(directory: &Path, codec: Codec) -> Duration {
-    let begun = Instant::now();
+fn floor_of_snapshot(directory: &Path, codec: Codec) -> Took {
+    let begun = Watch::start();
     let (files, pieces) = pieces(directory);
     let files: Vec<File> = files.iter().map(|path| File::open(path).unwrap()).collect();
     let check = PageCheck {
@@ -118,7 +178,7 @@ fn floor_of_snapshot(directory: &Path, codec: Codec) -> Duration {
         let frame = EncodedFrame::new(&bytes, codec).unwrap();
         std::hint::black_box(blake3::hash(frame.bytes()));
     });
-    begun.elapsed()
+    begun.stop()
 }
 
 async fn snapshot(
@@ -126,8 +186,8 @@ async fn snapshot(
     data: &Path,
     codec: Codec,
     parent: Option<(&Snapshot, &'static (dyn Select + Send))>,
-) -> (CommitId, Duration) {
-    let begun = Instant::now();
+) -> (CommitId, Took) {
+    let begun = Watch::start();
     let writing = repository.begin_writing().await.unwrap();
     let (to, writer, data) = (repository.clone(), writing.writer(), data.to_owned());
     let parent = parent.map(|(parent, select)| (Parent::of(parent), select));
@@ -153,7 +213,7 @@ async fn snapshot(
     });
     let commit = work.await.unwrap();
     let id = writing.commit(&commit).await.unwrap().id;
-    (id, begun.elapsed())
+    (id, begun.stop())
 }
 
 /// Every thousandth page of relations, and nothing else.
@@ -178,7 +238,7 @@ fn flush(directory: &Path) {
 }
 
 /// Decompresses everything, writes it and flushes the file system.
-fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Duration {
+fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Took {
     let (files, pieces) = pieces(data);
     let frames: Vec<EncodedFrame<'static>> = pieces
         .iter()
@@ -194,7 +254,7 @@ fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Duration {
         .map(|frame| Mutex::new(Some(frame)))
         .collect();
     std::fs::create_dir(into).unwrap();
-    let begun = Instant::now();
+    let begun = Watch::start();
     let targets: Vec<File> = (0..files.len())
         .map(|number| File::create(into.join(number.to_string())).unwrap())
         .collect();
@@ -206,11 +266,39 @@ fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Duration {
             .unwrap();
     });
     flush(into);
-    begun.elapsed()
+    begun.stop()
 }
 
-fn ratio(ours: Duration, floor: Duration) -> f64 {
-    ours.as_secs_f64() / floor.as_secs_f64()
+/// Listing many snapshots: by who sees the repository for the first time, and again.
+async fn listing(count: i64) {
+    let storage: Arc<dyn Storage> = Arc::new(Memory::new());
+    let repository = Repository::init(Arc::clone(&storage), OpenOptions::new());
+    let repository = repository.await.unwrap();
+    let system = SystemIdentifier::new(7_710_187_071_172_605_999).unwrap();
+    for number in 0..count {
+        let cluster = ClusterFacts::new(system, neon_pg_layout::PgMajor::V17, 8192, 131_072);
+        let mut facts = Facts::new(SnapshotKind::Cold, number, cluster);
+        facts.names = vec![format!("pg@{number}").parse().unwrap()];
+        let commit = Commit {
+            flags: Flags::default(),
+            facts,
+            runs: bytes::Bytes::new(),
+        };
+        let writing = repository.begin_writing().await.unwrap();
+        writing.commit(&commit).await.unwrap();
+    }
+    repository.list().await.unwrap();
+    let opened = Repository::open(storage, OpenOptions::new()).await.unwrap();
+    let begun = Watch::start();
+    assert_eq!(opened.list().await.unwrap().len() as i64, count);
+    let cold = begun.stop();
+    let mut warm = Took::MAX;
+    for _ in 0..10 {
+        let begun = Watch::start();
+        opened.list().await.unwrap();
+        warm.best(begun.stop());
+    }
+    println!("{count} snapshots are listed in {cold}, and again in {warm}");
 }
 
 fn main() {
@@ -222,22 +310,22 @@ fn main() {
     let cluster = cluster(megabytes);
     let data = cluster.data_dir();
     for (name, codec) in CODECS {
-        let [mut floor, mut full, mut next, mut restoring, mut writing] = [Duration::MAX; 5];
+        let [mut floor, mut full, mut next, mut restoring, mut writing] = [Took::MAX; 5];
         for _ in 0..rounds {
-            floor = floor.min(floor_of_snapshot(&data, codec));
+            floor.best(floor_of_snapshot(&data, codec));
             runtime.block_on(async {
                 let repository = Repository::init(Arc::new(Memory::new()), OpenOptions::new());
                 let repository = repository.await.unwrap();
                 let maps = MapReader::new(repository.frames(), 64 << 20);
                 let (id, took) = snapshot(&repository, &data, codec, None).await;
-                full = full.min(took);
+                full.best(took);
                 let first = Snapshot::open(&repository, id, &maps).await.unwrap();
                 let (_, took) = snapshot(&repository, &data, codec, Some((&first, &Sparse))).await;
-                next = next.min(took);
+                next.best(took);
                 let scratch = Scratch::new();
                 let target = scratch.path().join("restored");
                 let took = tokio::task::spawn_blocking(move || {
-                    let begun = Instant::now();
+                    let begun = Watch::start();
                     let options = DirectoryOptions {
                         manifest: false,
                         flush: Flush::FileSystem,
@@ -249,22 +337,25 @@ fn main() {
                         ..RestoreOptions::default()
                     };
                     restore(&first, &writer, &how).unwrap();
-                    begun.elapsed()
+                    begun.stop()
                 });
-                restoring = restoring.min(took.await.unwrap());
+                restoring.best(took.await.unwrap());
             });
             let scratch = Scratch::new();
-            writing = writing.min(floor_of_restore(
-                &data,
-                codec,
-                &scratch.path().join("floor"),
-            ));
+            let into = scratch.path().join("floor");
+            writing.best(floor_of_restore(&data, codec, &into));
         }
         println!(
-            "{name}: full snapshot {full:.2?}, floor {floor:.2?}, ratio {:.2}; restore {restoring:.2?}, floor {writing:.2?}, ratio {:.2}; next at 0.1 % {next:.2?}, {:.0} times faster than full",
-            ratio(full, floor),
-            ratio(restoring, writing),
-            ratio(full, next),
+            "{name}: full snapshot {full}, floor {floor}: {}",
+            full.to(floor)
+        );
+        println!(
+            "{name}: restore {restoring}, floor {writing}: {}",
+            restoring.to(writing)
+        );
+        println!(
+            "{name}: next at 0.1 % {next}; full is that times {}",
+            full.to(next)
         );
     }
     runtime.block_on(async {
@@ -305,4 +396,5 @@ fn main() {
             begun.elapsed() / count
         );
     });
+    runtime.block_on(listing(10_000));
 }

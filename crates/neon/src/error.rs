@@ -208,12 +208,14 @@ impl Error {
             }
             Repository::Cancelled => (ErrorKind::Cancelled, "was stopped", None),
             Repository::Storage => {
-                let (kind, reason) = match std::error::Error::source(&error)
-                    .and_then(|source| source.downcast_ref::<neon_storage::Error>())
-                {
-                    Some(storage) => of_storage(storage),
-                    None => (ErrorKind::Failed, "cannot be used now"),
-                };
+                let mut cause = std::error::Error::source(&error);
+                let mut found = None;
+                while let Some(source) = cause {
+                    found = found.or(source.downcast_ref::<neon_storage::Error>());
+                    cause = source.source();
+                }
+                let (kind, reason) =
+                    found.map_or((ErrorKind::Failed, "cannot be used now"), of_storage);
                 (kind, reason, None)
             }
             _ => (ErrorKind::Failed, "could not be worked with", None),

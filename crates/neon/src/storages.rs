@@ -127,6 +127,9 @@ pub(crate) struct StorageOptions {
     pub(crate) s3: Vec<(&'static str, String)>,
 }
 
+/// With less, every writer would count as gone.
+const LEAST_GRACE: Duration = Duration::from_secs(1);
+
 /// What an option of S3 is called here, and what its locator takes.
 const S3_OPTIONS: [&str; 4] = ["endpoint", "region", "path-style", "profile"];
 
@@ -161,8 +164,10 @@ impl StorageOptions {
                     chosen.key_file = Some(path);
                 }
                 "grace" => {
-                    chosen.grace =
-                        Some(duration(value).ok_or_else(|| refuse("a time such as 1h"))?);
+                    let grace = duration(value).filter(|grace| *grace >= LEAST_GRACE);
+                    chosen.grace = Some(
+                        grace.ok_or_else(|| refuse("a time of a second or more, such as 1h"))?,
+                    );
                 }
                 _ => {
                     let s3 = S3_OPTIONS.iter().find(|known| *known == name);

@@ -10,6 +10,7 @@ use neon_snapshot_format::pack::Flags;
 use neon_storage::{Key, ListOptions, StorageExt};
 use serde::{Deserialize, Serialize};
 
+use crate::commit_object::CommitObject;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{Facts, text_of};
 use crate::id::{CommitId, LineageId, WriterId, random};
@@ -84,6 +85,9 @@ impl Summary {
 pub(crate) struct Entry {
     pub(crate) id: CommitId,
     pub(crate) writer: WriterId,
+    /// Whether that writer stored it beside the first one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) again: bool,
     /// When the commit was stored, by the listing, in nanoseconds since 1970. One that was destroyed, collected and
     /// brought again may have another writer and other names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,18 +99,25 @@ pub(crate) struct Entry {
 }
 
 /// A commit object, told from one that was there under the same key before.
-pub(crate) type Stored = (CommitId, Option<u64>);
+pub(crate) type Stored = (CommitObject, Option<u64>);
 
 impl Entry {
+    pub(crate) fn commit_object(&self) -> CommitObject {
+        match self.again {
+            false => CommitObject::first(self.id),
+            true => CommitObject::again(self.id, self.writer),
+        }
+    }
+
     pub(crate) fn object(&self) -> Stored {
-        (self.id, self.stored)
+        (self.commit_object(), self.stored)
     }
 }
 
 /// What a process remembers of catalogues and commits it has read.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    pub(crate) entries: HashMap<CommitId, Arc<Entry>>,
+    pub(crate) entries: HashMap<CommitObject, Arc<Entry>>,
     /// The catalogues that were read, with what is in them.
     catalogues: BTreeMap<Key, HashSet<Stored>>,
     /// Those that this version may not write anew.
@@ -148,9 +159,10 @@ impl Repository {
                     known.catalogues.insert(object.key, ids);
                     for entry in entries {
                         // An older catalogue may show a commit that is no more.
-                        if alive.contains(&entry.object()) || !known.entries.contains_key(&entry.id)
+                        if alive.contains(&entry.object())
+                            || !known.entries.contains_key(&entry.commit_object())
                         {
-                            known.entries.insert(entry.id, Arc::new(entry));
+                            known.entries.insert(entry.commit_object(), Arc::new(entry));
                         }
                     }
                 }

@@ -11,6 +11,7 @@ use neon_storage::{ListOptions, ObjectMeta, StorageExt};
 
 use crate::claim::ClaimBody;
 use crate::commit::Commit;
+use crate::commit_object::CommitObject;
 use crate::doomed::DoomedBody;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::run;
@@ -186,7 +187,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     async fn one(&mut self, id: CommitId, read_data: bool) -> Result<()> {
-        let (_, commit) = self.repository.require_kept(id).await?;
+        let commit = self.repository.require_kept(id).await?.commit;
         let view = commit.view()?;
         let mut needed: BTreeSet<PackId> = view
             .runs
@@ -285,9 +286,10 @@ impl Check<'_> {
     }
 
     async fn parse_commit(&self, object: &ObjectMeta) -> Result<()> {
-        let id = keys::commit_of(&object.key)
+        let commit = keys::commit_of(&object.key)
             .ok_or_else(|| Error::malformed(object.key.as_str(), "is not where snapshots are"))?;
-        self.repository.read_commit(id).await?.1.view().map(drop)
+        let (_, commit) = self.repository.read_commit_object(commit).await?;
+        commit.view().map(drop)
     }
 
     async fn parse_moves(&mut self, object: &ObjectMeta) -> Result<()> {
@@ -396,13 +398,19 @@ impl Check<'_> {
 
     async fn snapshots(&mut self) -> Result<()> {
         let tombstones = self.repository.tombstones().await?;
-        for id in self.repository.commit_ids().await? {
-            let (writer, commit) = match self.repository.read_commit(id).await {
+        let mut looked_at = HashSet::new();
+        for object in self
+            .repository
+            .commit_objects_below(keys::SNAPSHOTS)
+            .await?
+        {
+            let id = object.id;
+            let (writer, commit) = match self.repository.read_commit_object(object).await {
                 Ok(found) => found,
                 // Gone meanwhile, or noted already.
                 Err(error) if error.kind() != ErrorKind::Storage => {
                     if error.kind() != ErrorKind::NotFound {
-                        let object = format!("snapshots/{id}");
+                        let object = format!("{}{object}", keys::SNAPSHOTS);
                         for finding in self
                             .checked
                             .findings
@@ -416,13 +424,13 @@ impl Check<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            if tombstones.bury(id, writer) {
+            if tombstones.bury(object, writer) || !looked_at.insert(id) {
                 continue;
             }
             self.checked.snapshots = self.checked.snapshots.saturating_add(1);
             let outcome = self.snapshot(id, &commit).await;
             if let Err(error) = outcome
-                && !self.gone(id, &tombstones).await?
+                && !self.gone(object, &tombstones).await?
             {
                 self.checked.note_error(error, Some(id))?;
             }
@@ -431,9 +439,9 @@ impl Check<'_> {
     }
 
     /// Whether a snapshot was destroyed while we looked at it.
-    async fn gone(&self, id: CommitId, before: &Tombstones) -> Result<bool> {
+    async fn gone(&self, object: CommitObject, before: &Tombstones) -> Result<bool> {
         let now = self.repository.tombstones().await?;
-        Ok(now.commits.contains_key(&id) && !before.commits.contains_key(&id))
+        Ok(now.commits.contains_key(&object) && !before.commits.contains_key(&object))
     }
 
     /// Reads the whole map, and looks at every frame it leads to.

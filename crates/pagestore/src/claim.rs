@@ -17,7 +17,6 @@ use crate::keys::{self, NameHash};
 use crate::name::{SnapshotName, Tag};
 use crate::object::ObjectKind;
 use crate::repository::Repository;
-use crate::tombstone::Tombstones;
 
 /// How often the race for a name is run again before it counts as busy.
 const ROUNDS: usize = 32;
@@ -109,29 +108,13 @@ impl Repository {
     }
 
     /// The snapshot that has a name.
-    pub(crate) async fn holder(
-        &self,
-        claims: &Claims,
-        tombstones: &Tombstones,
-    ) -> Result<Option<CommitId>> {
+    pub(crate) async fn holder(&self, claims: &Claims) -> Result<Option<CommitId>> {
         for (_, id) in claims.generations.iter().rev() {
-            if self.lives(*id, tombstones).await? {
+            if self.standing(*id).await?.is_some() {
                 return Ok(Some(*id));
             }
         }
         Ok(None)
-    }
-
-    /// Whether a commit is there and not buried.
-    pub(crate) async fn lives(&self, id: CommitId, tombstones: &Tombstones) -> Result<bool> {
-        if tombstones.commits.contains_key(&id) {
-            return Ok(false);
-        }
-        match self.read_commit(id).await {
-            Ok((writer, _)) => Ok(!tombstones.bury(id, writer)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// Asks for a name for a commit that is stored.
@@ -156,7 +139,6 @@ impl Repository {
         let hash = self.name_hash(name);
         for _ in 0..ROUNDS {
             let claims = self.claims(name).await?;
-            let tombstones = self.tombstones().await?;
             let once = matches!(
                 name,
                 SnapshotName::Tagged {
@@ -164,13 +146,19 @@ impl Repository {
                     ..
                 }
             );
-            let holder = match (self.holder(&claims, &tombstones).await?, once) {
+            let holder = match (self.holder(&claims).await?, once) {
                 // The numbers of HEAD{i} are never used again, whatever became of the snapshot.
                 (None, true) => claims.generations.last().map(|(_, id)| *id),
                 (holder, _) => holder,
             };
+            let newest = claims.generations.last().map(|(_, id)| *id);
             match holder {
-                Some(holder) if holder == commit => return Ok(NameOutcome::Given),
+                Some(holder) if holder == commit && newest == Some(commit) => {
+                    return Ok(NameOutcome::Given);
+                }
+                // A generation that is not the newest is taken away by who collects the snapshot as it was before it
+                // was brought again.
+                Some(holder) if holder == commit => {}
                 Some(by) => {
                     self.decline(writer, name, commit).await?;
                     return Ok(NameOutcome::Taken { by });

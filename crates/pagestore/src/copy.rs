@@ -18,7 +18,6 @@ use crate::keys;
 use crate::map::{At, FrameRef, MapFrame, View, Walk};
 use crate::moves::MovedFrame;
 use crate::name::SnapshotName;
-use crate::object::ObjectKind;
 use crate::pack_file::NewPack;
 use crate::read::FrameReader;
 use crate::repository::{Repository, create};
@@ -74,11 +73,9 @@ impl Repository {
     }
 
     async fn copy_protected(&self, other: &Self, id: CommitId) -> Result<Copied> {
-        let (_, commit) = self.require_kept(id).await?;
-        let body = self
-            .get_object(&keys::commit(id)?, ObjectKind::Commit)
-            .await?
-            .body;
+        let standing = self.require_kept(id).await?;
+        let commit = standing.commit;
+        let (_, body) = self.commit_body(standing.object).await?;
         let reader = self.frames();
         let needed = needed(&reader, &commit.view()?).await?;
         let writing = other.begin_writing().await?;

@@ -13,8 +13,9 @@ use neon_snapshot_format::pack::PackId;
 use neon_storage::{Key, ListOptions, StorageExt};
 use serde::{Deserialize, Serialize};
 
+use crate::commit_object::CommitObject;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{CommitId, from_hex, random};
+use crate::id::{from_hex, random};
 use crate::keys::{self, DOOMED};
 use crate::object::ObjectKind;
 use crate::repository::Repository;
@@ -36,7 +37,7 @@ pub(crate) struct DoomedBody {
     /// Packs, and with them where their frames moved.
     #[serde(with = "pack_ids")]
     pub(crate) packs: Vec<PackId>,
-    pub(crate) commits: Vec<CommitId>,
+    pub(crate) commits: Vec<CommitObject>,
 }
 
 /// A list as it is stored.
@@ -51,7 +52,7 @@ pub(crate) struct DoomedList {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Doomed {
     pub(crate) packs: HashSet<PackId>,
-    pub(crate) commits: HashSet<CommitId>,
+    pub(crate) commits: HashSet<CommitObject>,
 }
 
 impl Repository {

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::catalog::Entry;
 use crate::claim::ClaimBody;
+use crate::commit_object::CommitObject;
 use crate::crypt::{EpochKey, KeySource, Keyring};
 use crate::doomed::{DoomedBody, Stage};
 use crate::lease::LeaseBody;
@@ -89,11 +90,12 @@ fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
     let doomed = DoomedBody {
         stage: Stage::Executing,
         packs: vec![PackId([7; 16])],
-        commits: vec![COMMIT],
+        commits: vec![CommitObject::first(COMMIT)],
     };
     let entry = Entry {
         id: COMMIT,
         writer: WRITER,
+        again: false,
         stored: None,
         summary: Summary::of(&facts()),
         names: vec![

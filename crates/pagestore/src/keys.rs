@@ -5,9 +5,9 @@
 use neon_snapshot_format::pack::PackId;
 use neon_storage::Key;
 
+use crate::commit_object::CommitObject;
 use crate::error::{Error, Result};
 use crate::id::{CommitId, WriterId, from_hex};
-use crate::tombstone::Vouch;
 
 pub(crate) const REPOSITORY: &str = "neon.json";
 pub(crate) const KEYS: &str = "keys/";
@@ -41,11 +41,6 @@ fn key(text: String) -> Result<Key> {
         .map_err(|error| Error::malformed("key of an object", "is not a key").caused_by(error))
 }
 
-/// What a key names, where that is an identity.
-fn id_of<const N: usize>(prefix: &str, key: &Key) -> Option<[u8; N]> {
-    from_hex(key.as_str().strip_prefix(prefix)?)
-}
-
 macro_rules! described {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) $format:expr;)*) => {$(
         $(#[$doc])*
@@ -62,19 +57,15 @@ described! {
     epoch(number: u32) format!("{KEYS}epoch-{number:08x}");
     pack(id: PackId) format!("{PACKS}{:02x}/{id}", id.0.first().copied().unwrap_or_default());
     moves(old: PackId, new: PackId) format!("{MOVES}{old}/{new}");
-    commit(id: CommitId) format!("{SNAPSHOTS}{id}");
+    commit(object: CommitObject) format!("{SNAPSHOTS}{object}");
     claim(name: NameHash, generation: u32) format!("{NAMES}{}/{generation:08x}", hex(&name.0));
     declined(name: NameHash, id: CommitId) format!("{NAMES}{}/declined-{id}", hex(&name.0));
     catalog(id: [u8; 16]) format!("{CATALOG}{}", hex(&id));
     lease(writer: WriterId, sequence: u32) format!("{LEASES}{writer}/{sequence:08x}");
     pin(id: [u8; 16]) format!("{PINS}{}", hex(&id));
-    tombstone(id: CommitId) format!("{TOMBSTONES}{id}");
+    tombstone(object: CommitObject) format!("{TOMBSTONES}{object}");
     suspicion(writer: WriterId) format!("{TOMBSTONES}writer-{writer}");
     condemnation(writer: WriterId) format!("{TOMBSTONES}condemned-{writer}");
-    vouch(vouch: Vouch) format!(
-        "{TOMBSTONES}vouched-{}-{}-{}",
-        vouch.commit, vouch.author, vouch.voucher
-    );
     doomed(id: [u8; 16]) format!("{DOOMED}{}", hex(&id));
 }
 
@@ -94,8 +85,8 @@ pub(crate) fn moves_of(old: PackId) -> String {
     format!("{MOVES}{old}/")
 }
 
-pub(crate) fn commit_of(key: &Key) -> Option<CommitId> {
-    id_of(SNAPSHOTS, key).map(CommitId)
+pub(crate) fn commit_of(key: &Key) -> Option<CommitObject> {
+    key.as_str().strip_prefix(SNAPSHOTS)?.parse().ok()
 }
 
 pub(crate) fn pack_of(key: &Key) -> Option<PackId> {

@@ -6,6 +6,7 @@ pub mod changes;
 mod check;
 mod claim;
 mod commit;
+mod commit_object;
 mod copy;
 pub mod crypt;
 mod doomed;

@@ -80,7 +80,7 @@ impl Repository {
         let unknown = |known: &Known| -> Vec<Stored> {
             objects
                 .iter()
-                .filter(|(id, _)| !tombstones.commits.contains_key(id))
+                .filter(|(object, _)| !tombstones.commits.contains_key(object))
                 .filter(|object| known.entry(**object).is_none())
                 .copied()
                 .collect()
@@ -91,15 +91,15 @@ impl Repository {
             self.read_catalogues(&mut known, &there).await?;
             let missing = unknown(&known);
             let mut entries = stream::iter(missing)
-                .map(|object| async move { (object.0, self.entry(object).await) })
+                .map(|object| async move { (object.0.id, self.entry(object).await) })
                 .buffer_unordered(32);
             while let Some((id, found)) = entries.next().await {
                 match found {
                     Ok(Some((entry, true))) => {
-                        known.entries.insert(entry.id, Arc::new(entry));
+                        known.entries.insert(entry.commit_object(), Arc::new(entry));
                     }
                     Ok(Some((entry, false))) => {
-                        passing.insert(entry.id, Arc::new(entry));
+                        passing.insert(entry.commit_object(), Arc::new(entry));
                     }
                     Ok(None) => {}
                     Err(error) if fails_all(&error) => return Err(error),
@@ -118,16 +118,14 @@ impl Repository {
         let entries = objects
             .iter()
             .filter_map(|object| known.entry(*object).or_else(|| passing.get(&object.0)))
-            .filter(|entry| !tombstones.bury(entry.id, entry.writer));
+            .filter(|entry| !tombstones.bury(entry.commit_object(), entry.writer));
         let mut listed = shown(entries);
+        let readable: HashSet<CommitId> = listed.iter().map(|listed| listed.id).collect();
+        unreadable.retain(|unreadable| !readable.contains(&unreadable.id));
         unreadable.sort_unstable_by_key(|listed| listed.id);
+        unreadable.dedup_by_key(|listed| listed.id);
         listed.append(&mut unreadable);
         Ok(listed)
-    }
-
-    pub(crate) async fn commit_ids(&self) -> Result<Vec<CommitId>> {
-        let objects = self.commit_objects().await?;
-        Ok(objects.into_iter().map(|(id, _)| id).collect())
     }
 
     /// Every commit object, and when it was stored.
@@ -140,15 +138,16 @@ impl Repository {
         listing
             .map_err(|error| Error::storage(SNAPSHOTS, error))
             .try_filter_map(|object| async move {
-                Ok(keys::commit_of(&object.key).map(|id| (id, stored(object.modified))))
+                Ok(keys::commit_of(&object.key).map(|commit| (commit, stored(object.modified))))
             })
             .try_collect()
             .await
     }
 
     /// What a catalogue would say of a commit, and whether it will always be so.
-    async fn entry(&self, (id, stored): Stored) -> Result<Option<(Entry, bool)>> {
-        let (writer, commit) = match self.read_commit(id).await {
+    async fn entry(&self, (object, stored): Stored) -> Result<Option<(Entry, bool)>> {
+        let id = object.id;
+        let (writer, commit) = match self.read_commit_object(object).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             found => found?,
         };
@@ -189,6 +188,7 @@ impl Repository {
         let entry = Entry {
             id,
             writer,
+            again: object.again.is_some(),
             stored,
             summary,
             names,
@@ -249,5 +249,7 @@ fn shown<'a>(entries: impl Iterator<Item = &'a Arc<Entry>> + Clone) -> Vec<Liste
         let taken = listed.summary.as_ref().map(|summary| summary.taken);
         (taken.unwrap_or(i64::MAX), listed.id)
     });
+    // Several objects may hold one commit.
+    listed.dedup_by_key(|listed| listed.id);
     listed
 }

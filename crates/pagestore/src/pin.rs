@@ -9,7 +9,6 @@ use crate::id::{CommitId, from_hex, random};
 use crate::keys::{self, PINS};
 use crate::object::ObjectKind;
 use crate::repository::Repository;
-use crate::tombstone::gone;
 
 /// The identity of a pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,27 +100,5 @@ impl Repository {
             }
         }
         Ok(pins)
-    }
-
-    /// An error unless this is a snapshot that no collection has announced. To be called after the flag was put that
-    /// keeps it: a pin or a lease.
-    pub(crate) async fn require_kept(
-        &self,
-        id: CommitId,
-    ) -> Result<(crate::WriterId, crate::Commit)> {
-        let (writer, commit) = self.require_alive(id).await?;
-        if self.doomed().await?.commits.contains(&id) {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("snapshot {id}"),
-                "is being collected",
-            ));
-        }
-        // A collection that was through with it before we looked at tombstones and lists has left neither: what is
-        // still there now is not being deleted.
-        match self.commit_writer(id).await? {
-            Some(now) if now == writer => Ok((writer, commit)),
-            _ => Err(gone(id, "was collected")),
-        }
     }
 }

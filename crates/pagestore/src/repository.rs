@@ -11,10 +11,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::catalog::Known;
-use crate::commit::Commit;
 use crate::crypt::{EpochKey, KeySource, Keyring, enclose, unlock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{CommitId, RepositoryId, WriterId};
+use crate::id::{RepositoryId, WriterId};
 use crate::keys;
 use crate::moves::MoveCache;
 use crate::object::{Object, ObjectKind};
@@ -311,29 +310,6 @@ impl Repository {
     /// None in practice: every pack has a key.
     pub fn pack_key(id: PackId) -> Result<neon_storage::Key> {
         keys::pack(id)
-    }
-
-    /// Reads a commit.
-    ///
-    /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound), [`Damaged`](ErrorKind::Damaged), and as [`Object::decode`].
-    pub async fn read_commit(&self, id: CommitId) -> Result<(WriterId, Commit)> {
-        let object = self
-            .get_object(&keys::commit(id)?, ObjectKind::Commit)
-            .await?;
-        Ok((object.writer, Commit::decode_as(id, &object.body)?))
-    }
-
-    /// Who created the commit that is stored; nobody when none is.
-    pub(crate) async fn commit_writer(&self, id: CommitId) -> Result<Option<WriterId>> {
-        match self
-            .get_object(&keys::commit(id)?, ObjectKind::Commit)
-            .await
-        {
-            Ok(object) => Ok(Some(object.writer)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     pub(crate) async fn put_object(

@@ -1,11 +1,10 @@
 //! From what somebody writes to the snapshot they mean.
 
-use futures_util::TryStreamExt;
-use neon_storage::ListOptions;
+use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::CommitId;
-use crate::keys::{self, SNAPSHOTS};
+use crate::keys::SNAPSHOTS;
 use crate::name::SnapshotName;
 use crate::repository::Repository;
 
@@ -60,8 +59,7 @@ impl Repository {
             ));
         }
         let claims = self.claims(name).await?;
-        let tombstones = self.tombstones().await?;
-        self.holder(&claims, &tombstones).await?.ok_or_else(|| {
+        self.holder(&claims).await?.ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 format!("snapshot {name}"),
@@ -72,18 +70,13 @@ impl Repository {
 
     async fn resolve_digits(&self, digits: &str) -> Result<Option<CommitId>> {
         let prefix = format!("{SNAPSHOTS}{digits}");
-        let listing = self.shared.storage.list(ListOptions::prefix(prefix));
-        let ids: Vec<CommitId> = listing
-            .try_filter_map(|object| async move { Ok(keys::commit_of(&object.key)) })
-            .try_collect()
-            .await
-            .map_err(|error| Error::storage(SNAPSHOTS, error))?;
-        // After the commits: what was destroyed meanwhile is not offered, nor what a writer created that was condemned
-        // before.
-        let tombstones = self.tombstones().await?;
+        let objects = self.commit_objects_below(&prefix).await?;
+        let ids: BTreeSet<CommitId> = objects.iter().map(|object| object.id).collect();
         let mut found = None;
         for id in ids {
-            if !self.lives(id, &tombstones).await? {
+            // Tombstones are read after the commits: what was destroyed meanwhile is not offered, nor what a writer
+            // created that was condemned before.
+            if self.standing(id).await?.is_none() {
                 continue;
             }
             if found.replace(id).is_some() {

@@ -8,7 +8,7 @@
 //! 4. The commit is created.
 //! 5. No suspicion of this writer is there, no tombstone of the commit, no list has it, and it is still there: the
 //!    snapshot exists. Otherwise the writer condemns itself. Who finds the commit there, of another writer that may
-//!    yet be condemned, vouches for it before these looks.
+//!    yet be condemned, or going away, creates it once more under a key of its own.
 //! 6. Its names are claimed.
 
 use std::collections::HashSet;
@@ -19,6 +19,7 @@ use neon_storage::{ListOptions, StorageExt};
 
 use crate::claim::NameOutcome;
 use crate::commit::Commit;
+use crate::commit_object::{CommitObject, gone};
 use crate::crypt::{DataKey, PackCipher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitId, WriterId};
@@ -28,7 +29,6 @@ use crate::map::PackRef;
 use crate::name::SnapshotName;
 use crate::object::{Object, ObjectKind};
 use crate::repository::Repository;
-use crate::tombstone::Vouch;
 
 /// From how many packs on listing them is cheaper than asking for each.
 const LIST_FROM: usize = 200;
@@ -65,6 +65,23 @@ impl Repository {
             repository: self.clone(),
             lease: self.lease(&[]).await?,
         })
+    }
+
+    /// Takes back a [`destroy`](Self::destroy), unless a collection is at it: the commit is stored once more, by a writer
+    /// as any other, and the snapshot is what it was. A name that was given to another snapshot meanwhile stays there.
+    ///
+    /// Dropped, or failed with [`Storage`](ErrorKind::Storage): it is destroyed or not.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when it was not destroyed or is gone; [`Busy`](ErrorKind::Busy) when a
+    /// collection has announced it, or this writer was silent for too long.
+    pub async fn undo_destroy(&self, id: CommitId) -> Result<()> {
+        let writing = Writing {
+            repository: self.clone(),
+            lease: self.lease(&[id]).await?,
+        };
+        let result = writing.undo(id).await;
+        writing.end(result).await
     }
 }
 
@@ -108,7 +125,7 @@ impl Writing {
     /// [`Unsupported`](ErrorKind::Unsupported) when it uses additions with which this version may read it only.
     pub async fn protect(&self, parent: CommitId) -> Result<Commit> {
         self.lease.add_parent(parent).await?;
-        let commit = self.repository.require_kept(parent).await?.1;
+        let commit = self.repository.require_kept(parent).await?.commit;
         match commit.flags.writable() {
             true => Ok(commit),
             false => Err(read_only(format!("snapshot {parent}"))),
@@ -187,7 +204,13 @@ impl Writing {
         body: Vec<u8>,
         names: &[SnapshotName],
     ) -> Result<Committed> {
-        match self.try_commit(body, names).await {
+        let result = self.try_commit(body, names).await;
+        self.end(result).await
+    }
+
+    /// Ends after a try to commit.
+    async fn end<T>(self, result: Result<T>) -> Result<T> {
+        match result {
             // A commit that was sent and not acknowledged may still arrive. The lease is left to lapse, so that this
             // writer is condemned before its packs go.
             Err(error) if error.kind() == ErrorKind::Storage => Err(error),
@@ -206,20 +229,9 @@ impl Writing {
                 "stands for the live state and is given to no snapshot",
             ));
         }
-        self.lease.prove().await?;
         let writer = self.writer();
         let id = CommitId::of(&body);
-        let object = Object::new(ObjectKind::Commit, writer, body);
-        match self
-            .repository
-            .put_object(&keys::commit(id)?, &object)
-            .await
-        {
-            Ok(_) => self.stand_or_retract(id).await?,
-            // The same snapshot was brought here before.
-            Err(error) if error.kind() == ErrorKind::Exists => self.join(id).await?,
-            Err(error) => return Err(error),
-        }
+        self.bring_about(id, body).await?;
         let mut names = Vec::with_capacity(wanted.len());
         for name in wanted {
             let outcome = self.repository.claim(writer, name, id).await;
@@ -228,12 +240,49 @@ impl Writing {
         Ok(Committed { id, names })
     }
 
-    /// After the commit was created: either no suspicion was there when we looked, and every collection that
-    /// suspects us later sees the commit; or we condemn ourselves, and it never was a snapshot. A look that fails
-    /// decides nothing.
-    async fn stand_or_retract(&self, id: CommitId) -> Result<()> {
+    /// Makes the commit stand, by an object of this writer or by one that is there and stays.
+    async fn bring_about(&self, id: CommitId, body: Vec<u8>) -> Result<()> {
+        self.lease.prove().await?;
+        let first = CommitObject::first(id);
+        let object = Object::new(ObjectKind::Commit, self.writer(), body);
+        // A key that is on a list may be deleted by who is asleep, for however long. And looked at although only one can
+        // create it: some storages say so of themselves and are wrong.
+        let doomed = self.repository.doomed().await?.commits.contains(&first);
+        if !doomed && self.repository.commit_author(first).await?.is_none() {
+            match self.put_commit(first, &object).await {
+                Err(error) if error.kind() == ErrorKind::Exists => {}
+                put => return put,
+            }
+        }
+        // The same snapshot was brought here before. Where its writer may yet be condemned, or it is going away, ours is
+        // stored beside it.
+        for object in self.repository.commit_objects_of(id).await? {
+            let Some(author) = self.repository.commit_author(object).await? else {
+                continue;
+            };
+            if self.is_settled(author).await? {
+                self.require_awake().await?;
+                if self.against(object, author).await?.is_none() {
+                    return Ok(());
+                }
+            }
+        }
+        self.put_commit(CommitObject::again(id, self.writer()), &object)
+            .await
+    }
+
+    /// Creates the commit. After that, either no suspicion was there when we looked, and every collection that suspects
+    /// us later sees the commit; or we condemn ourselves, and it never was a snapshot. A look that fails decides nothing.
+    async fn put_commit(&self, object: CommitObject, content: &Object) -> Result<()> {
+        let key = keys::commit(object)?;
+        self.repository.put_object(&key, content).await?;
         let writer = self.writer();
-        match self.refusal(id, writer).await? {
+        let doubt = match self.require_awake().await {
+            Ok(()) => self.against(object, writer).await?,
+            Err(error) if error.kind() == ErrorKind::Busy => Some(error),
+            Err(error) => return Err(error),
+        };
+        match doubt {
             None => Ok(()),
             Some(doubt) => {
                 self.repository.condemn(writer).await?;
@@ -242,75 +291,98 @@ impl Writing {
         }
     }
 
-    /// The commit is there, and another created it, who may be about to take it back or to be condemned.
-    async fn join(&self, id: CommitId) -> Result<()> {
-        let Some(author) = self.repository.commit_writer(id).await? else {
-            return Err(going(id));
-        };
-        if self.is_settled(id, author).await? {
-            return self.refusal(id, author).await?.map_or(Ok(()), Err);
-        }
-        let vouch = Vouch {
-            commit: id,
-            author,
-            voucher: self.writer(),
-        };
-        self.repository.vouch(vouch).await?;
-        match self.refusal(id, author).await? {
-            None => Ok(()),
-            Some(doubt) => {
-                self.repository.withdraw_vouch(vouch).await?;
-                Err(doubt)
-            }
-        }
-    }
-
-    /// Whether somebody reported this commit, or gave it up to be a snapshot, who is at work no more and was never
-    /// suspected: nobody condemns them any more.
-    async fn is_settled(&self, id: CommitId, author: WriterId) -> Result<bool> {
-        // A writer that is done has withdrawn what it did not report before its lease went; one whose lease a
-        // collection took away was suspected before.
-        let before = self.repository.tombstones().await?;
+    /// Whether a writer reported what it stored, or gave it up, is at work no more and was never suspected: nobody
+    /// condemns it any more.
+    async fn is_settled(&self, author: WriterId) -> Result<bool> {
+        // A writer that is done has condemned itself over what it did not report before its lease went; one whose lease
+        // a collection took away was suspected before.
         let working = self.repository.writers_with_leases().await?;
-        let after = self.repository.tombstones().await?;
-        let mut vouchers = before.vouchers(id, author);
-        let settled = |writer: WriterId| {
-            !working.contains(&writer)
-                && !after.suspected.contains(&writer)
-                && !after.condemned.contains(&writer)
-        };
-        Ok(settled(author)
-            || vouchers.any(|voucher| {
-                settled(voucher) && after.vouchers(id, author).any(|now| now == voucher)
-            }))
+        let tombstones = self.repository.tombstones().await?;
+        Ok(!working.contains(&author)
+            && !tombstones.suspected.contains(&author)
+            && !tombstones.condemned.contains(&author))
     }
 
-    /// Why the stored commit of this writer is not to be reported, if anything is against it.
-    async fn refusal(&self, id: CommitId, author: WriterId) -> Result<Option<Error>> {
-        if self.repository.is_suspected(self.writer()).await? {
-            return Ok(Some(Error::new(
+    /// An error when a collection took this writer for gone.
+    async fn require_awake(&self) -> Result<()> {
+        match self.repository.is_suspected(self.writer()).await? {
+            false => Ok(()),
+            true => Err(Error::new(
                 ErrorKind::Busy,
                 format!("writer {}", self.writer()),
                 "was taken for gone; what it wrote may be gone too, begin anew",
-            )));
+            )),
         }
-        // A snapshot that was destroyed here and is brought again stays destroyed until a collection forgot it.
-        let key = keys::tombstone(id)?;
+    }
+
+    /// Why a stored commit of this writer is not to be reported, if anything is against it.
+    async fn against(&self, object: CommitObject, author: WriterId) -> Result<Option<Error>> {
+        let key = keys::tombstone(object)?;
         let buried = self.repository.shared.storage.exists(&key).await;
         if buried.map_err(|error| Error::storage(key.as_str(), error))? {
             return Ok(Some(Error::new(
                 ErrorKind::Busy,
-                format!("snapshot {id}"),
-                "was destroyed here; try again after a collection",
+                format!("snapshot {}", object.id),
+                "was destroyed meanwhile",
             )));
         }
         // Who deletes by a list that comes later marks after our commit was there. Who deleted by one that is gone is
         // through with it, so the commit is looked at last.
-        let doomed = self.repository.doomed().await?.commits.contains(&id);
-        if doomed || self.repository.commit_writer(id).await? != Some(author) {
-            return Ok(Some(going(id)));
+        let doomed = self.repository.doomed().await?.commits.contains(&object);
+        if doomed || self.repository.commit_author(object).await? != Some(author) {
+            return Ok(Some(Error::new(
+                ErrorKind::Busy,
+                format!("snapshot {}", object.id),
+                "was here and is going away; try again",
+            )));
         }
         Ok(None)
+    }
+
+    /// Brings back a snapshot that was destroyed and that the lease names.
+    async fn undo(&self, id: CommitId) -> Result<()> {
+        let subject = || format!("snapshot {id}");
+        // After the lease: a collection that does not see it has announced before we look.
+        let objects = self.repository.commit_objects_of(id).await?;
+        let stands = !self.repository.all_standing(&objects).await?.is_empty();
+        let tombstones = self.repository.tombstones().await?;
+        let destroyed = |object: &&CommitObject| tombstones.commits.contains_key(object);
+        if stands || !objects.iter().any(|object| destroyed(&object)) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                subject(),
+                "is not destroyed",
+            ));
+        }
+        let doomed = self.repository.doomed().await?;
+        let mut refused = None;
+        for object in objects.iter().filter(destroyed) {
+            if doomed.commits.contains(object) {
+                refused = Some(Error::new(
+                    ErrorKind::Busy,
+                    subject(),
+                    "is being collected; it can no longer be brought back",
+                ));
+                continue;
+            }
+            // After the looks: what a collection deletes is on its list while it does.
+            match self.repository.commit_body(*object).await {
+                Ok((author, _)) if tombstones.condemned.contains(&author) => {
+                    refused.get_or_insert_with(|| gone(id, "was never completed"));
+                }
+                Ok((_, body)) => {
+                    self.lease.prove().await?;
+                    let content = Object::new(ObjectKind::Commit, self.writer(), body);
+                    let again = CommitObject::again(id, self.writer());
+                    return self.put_commit(again, &content).await;
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    refused.get_or_insert_with(|| gone(id, "was collected"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| gone(id, "was collected")))
     }
 
     /// Ends without a snapshot.
@@ -323,11 +395,6 @@ impl Writing {
 pub(crate) fn read_only(subject: impl Into<String>) -> Error {
     let reason = "was written by a newer version of this program; it can be read, and nothing be built on it";
     Error::new(ErrorKind::Unsupported, subject, reason)
-}
-
-fn going(id: CommitId) -> Error {
-    let reason = "was here and is going away; try again after a collection";
-    Error::new(ErrorKind::Busy, format!("snapshot {id}"), reason)
 }
 
 /// What [`Writing::bring`] found.

@@ -11,7 +11,7 @@ mod destroy;
 mod isolate;
 mod life;
 mod record;
-mod restore;
+pub(crate) mod restore;
 mod runs_here;
 mod unlogged;
 

@@ -13,14 +13,17 @@ mod imported;
 mod location;
 mod log_end;
 pub(crate) mod needs;
+mod offered;
 pub(crate) mod open;
 mod parent;
 mod plain_backup;
 mod ranges;
 mod room;
+mod serve;
 mod show;
 mod sources;
 mod transfer;
+mod verify;
 mod watch;
 mod watched;
 
@@ -42,8 +45,10 @@ pub use import::{ImportSnapshot, Imported};
 pub use location::{ImportSource, Located};
 pub use open::OpenSnapshot;
 pub use parent::ParentChoice;
+pub use serve::{Offer, OfferAbout, ServeOptions};
 pub use show::SnapshotDetails;
 pub use transfer::{Pulled, Remote, Transferred};
+pub use verify::{Verified, VerifiedServer, VerifyDepth};
 
 /// The snapshots in the storages of a home.
 #[derive(Debug, Clone, Copy)]

@@ -8,6 +8,7 @@ mod doctor;
 mod instances;
 mod killed;
 mod moving;
+mod offers;
 mod remotes;
 mod restored;
 mod snapshots;

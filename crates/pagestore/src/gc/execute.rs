@@ -7,6 +7,7 @@ use futures_util::{StreamExt, stream};
 use neon_snapshot_format::pack::PackId;
 use neon_storage::Key;
 
+use crate::commit_object::CommitObject;
 use crate::doomed::{DoomedBody, DoomedList, Stage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::{CollectionPlan, Inventory, Marked, repack};
@@ -42,7 +43,7 @@ pub struct Collected {
 #[derive(Debug, Default)]
 struct Dead {
     packs: BTreeSet<PackId>,
-    commits: BTreeSet<CommitId>,
+    commits: BTreeSet<CommitObject>,
 }
 
 impl Dead {
@@ -50,7 +51,7 @@ impl Dead {
         let packs = plan.packs.iter().map(|(id, _)| *id);
         Self {
             packs: packs.chain(plan.forgotten.iter().copied()).collect(),
-            commits: plan.commits.iter().copied().collect(),
+            commits: plan.objects.iter().copied().collect(),
         }
     }
 
@@ -66,7 +67,7 @@ impl Dead {
         }
     }
 
-    fn retain(&mut self, packs: impl Fn(&PackId) -> bool, commits: impl Fn(&CommitId) -> bool) {
+    fn retain(&mut self, packs: impl Fn(&PackId) -> bool, commits: impl Fn(&CommitObject) -> bool) {
         self.packs.retain(packs);
         self.commits.retain(commits);
     }
@@ -169,7 +170,7 @@ impl Run<'_> {
             }
         }
         self.forget(&old).await?;
-        self.tidy(&inventory, &doomed, now).await?;
+        self.tidy(&inventory, now).await?;
 
         let sparse: Vec<PackId> = plan
             .sparse
@@ -232,21 +233,28 @@ impl Run<'_> {
         });
         self.delete_keys(moves.map(|piece| Ok(piece.key.clone())))
             .await?;
-        self.delete_keys(dead.commits.iter().map(|id| keys::commit(*id)))
+        self.delete_keys(dead.commits.iter().map(|object| keys::commit(*object)))
             .await?;
         done.commits = done.commits.saturating_add(dead.commits.len() as u64);
-        for id in &dead.commits {
-            if let Some((_, commit)) = inventory.commits.get(id) {
+        let left = inventory.commits.keys();
+        let left: BTreeSet<CommitId> = left
+            .filter(|object| !dead.commits.contains(object))
+            .map(|object| object.id)
+            .collect();
+        for object in &dead.commits {
+            if let Some((_, commit)) = inventory.commits.get(object)
+                && !left.contains(&object.id)
+            {
                 self.repository
-                    .forget_claims(*id, &commit.facts.names)
+                    .forget_claims(object.id, &commit.facts.names)
                     .await?;
             }
         }
         let tombstones = dead
             .commits
             .iter()
-            .filter(|id| inventory.tombstones.commits.contains_key(id));
-        self.delete_keys(tombstones.map(|id| keys::tombstone(*id)))
+            .filter(|object| inventory.tombstones.commits.contains_key(object));
+        self.delete_keys(tombstones.map(|object| keys::tombstone(*object)))
             .await
     }
 
@@ -267,8 +275,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Takes away leases of writers that are settled, tombstones of commits that are gone, and vouches for them.
-    async fn tidy(&self, inventory: &Inventory, deleted: &Dead, now: SystemTime) -> Result<()> {
+    /// Takes away leases of writers that are settled, and tombstones of commits that are gone.
+    async fn tidy(&self, inventory: &Inventory, now: SystemTime) -> Result<()> {
         let committed = inventory.committed();
         for lease in &inventory.lapsed {
             let settled = inventory.tombstones.condemned.contains(&lease.writer)
@@ -277,23 +285,15 @@ impl Run<'_> {
                 self.delete_keys(lease.keys.iter().cloned().map(Ok)).await?;
             }
         }
-        // A commit comes but once from one writer: such a vouch is void for ever.
-        let void = inventory.tombstones.vouches.iter().filter(|vouch| {
-            let stored = inventory.commits.get(&vouch.commit);
-            deleted.commits.contains(&vouch.commit)
-                || stored.is_none_or(|(author, _)| *author != vouch.author)
-        });
-        self.delete_keys(void.map(|vouch| keys::vouch(*vouch)))
-            .await?;
         let grace = self.repository.shared.options.grace;
         let mut orphans = Vec::new();
-        for (id, put) in &inventory.tombstones.commits {
+        for (object, put) in &inventory.tombstones.commits {
             let old = now.duration_since(*put).is_ok_and(|age| age > grace);
             if old
-                && !inventory.commits.contains_key(id)
-                && self.repository.commit_writer(*id).await?.is_none()
+                && !inventory.commits.contains_key(object)
+                && self.repository.commit_author(*object).await?.is_none()
             {
-                orphans.push(keys::tombstone(*id));
+                orphans.push(keys::tombstone(*object));
             }
         }
         self.delete_keys(orphans.into_iter()).await

@@ -14,6 +14,7 @@ use neon_snapshot_format::pack::PackId;
 use neon_storage::ListOptions;
 
 use crate::commit::Commit;
+use crate::commit_object::CommitObject;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitId, WriterId};
 use crate::keys::{self, PACKS, SNAPSHOTS};
@@ -38,7 +39,7 @@ pub(crate) struct Inventory {
     pub(crate) tombstones: Tombstones,
     /// Latest first.
     pub(crate) moves: Vec<MovePiece>,
-    pub(crate) commits: BTreeMap<CommitId, (WriterId, Commit)>,
+    pub(crate) commits: BTreeMap<CommitObject, (WriterId, Commit)>,
 }
 
 impl Inventory {
@@ -65,7 +66,7 @@ impl Inventory {
         let mut tombstones = repository.tombstones().await?;
         let commits = list_commits(repository).await?;
         let moves = repository.all_moves().await?;
-        let committed = committed(&commits, &tombstones);
+        let committed = committed(&commits);
         for lease in lapsed
             .iter()
             .filter(|lease| !committed.contains(&lease.writer))
@@ -89,15 +90,15 @@ impl Inventory {
 
     /// Writers of which something was reported, or may yet be.
     pub(crate) fn committed(&self) -> HashSet<WriterId> {
-        committed(&self.commits, &self.tombstones)
+        committed(&self.commits)
     }
 
     /// The commits that are snapshots.
     pub(crate) fn alive(&self) -> impl Iterator<Item = (CommitId, &Commit)> {
         self.commits
             .iter()
-            .filter(|(id, (writer, _))| !self.tombstones.bury(**id, *writer))
-            .map(|(id, (_, commit))| (*id, commit))
+            .filter(|(object, (author, _))| !self.tombstones.bury(**object, *author))
+            .map(|(object, (_, commit))| (object.id, commit))
     }
 
     /// Everything whose pages must stay: snapshots, what writers at work build on, what is pinned.
@@ -105,8 +106,23 @@ impl Inventory {
         let parents = self.leases.iter().flat_map(|lease| &lease.body.parents);
         let held = parents.chain(self.pins.iter().map(|pin| &pin.commit));
         // Who protects what is not there has looked, or will, and finds that it is not.
-        let held = held.filter_map(|id| Some((*id, &self.commits.get(id)?.1)));
+        let held = held.filter_map(|id| {
+            let mut objects = self.commits.range(CommitObject::first(*id)..);
+            let (object, (_, commit)) = objects.next()?;
+            (object.id == *id).then_some((*id, commit))
+        });
         self.alive().chain(held).collect()
+    }
+
+    /// The objects that are not needed: those that do not stand, but for what is held of a snapshot that is destroyed.
+    pub(crate) fn dead_commits(&self) -> impl Iterator<Item = CommitObject> {
+        let alive: HashSet<CommitId> = self.alive().map(|(id, _)| id).collect();
+        let held: HashSet<CommitId> = self.roots().into_keys().collect();
+        let dead = self.commits.iter().filter(move |(object, (author, _))| {
+            self.tombstones.bury(**object, *author)
+                && (alive.contains(&object.id) || !held.contains(&object.id))
+        });
+        dead.map(|(object, _)| *object)
     }
 
     /// Whether a writer at work made this pack or relies on it.
@@ -121,13 +137,8 @@ impl Inventory {
     }
 }
 
-fn committed(
-    commits: &BTreeMap<CommitId, (WriterId, Commit)>,
-    tombstones: &Tombstones,
-) -> HashSet<WriterId> {
-    let authors = commits.values().map(|(writer, _)| *writer);
-    let vouchers = tombstones.vouches.iter().map(|vouch| vouch.voucher);
-    authors.chain(vouchers).collect()
+fn committed(commits: &BTreeMap<CommitObject, (WriterId, Commit)>) -> HashSet<WriterId> {
+    commits.values().map(|(author, _)| *author).collect()
 }
 
 pub(crate) async fn list_packs(repository: &Repository) -> Result<HashMap<PackId, u64>> {
@@ -147,12 +158,14 @@ pub(crate) async fn list_packs(repository: &Repository) -> Result<HashMap<PackId
 }
 
 /// Reads every commit. One that cannot be read is an error: what it needs is not known.
-async fn list_commits(repository: &Repository) -> Result<BTreeMap<CommitId, (WriterId, Commit)>> {
+async fn list_commits(
+    repository: &Repository,
+) -> Result<BTreeMap<CommitObject, (WriterId, Commit)>> {
     let listing = repository
         .shared
         .storage
         .list(ListOptions::prefix(SNAPSHOTS));
-    let ids: Vec<CommitId> = listing
+    let objects: Vec<CommitObject> = listing
         .map_err(|error| Error::storage(SNAPSHOTS, error))
         .and_then(|object| async move {
             keys::commit_of(&object.key)
@@ -160,10 +173,10 @@ async fn list_commits(repository: &Repository) -> Result<BTreeMap<CommitId, (Wri
         })
         .try_collect()
         .await?;
-    let commits: Vec<_> = stream::iter(ids)
-        .map(|id| async move {
-            match repository.read_commit(id).await {
-                Ok(found) => Ok(Some((id, found))),
+    let commits: Vec<_> = stream::iter(objects)
+        .map(|object| async move {
+            match repository.read_commit_object(object).await {
+                Ok(found) => Ok(Some((object, found))),
                 // Another collection took it meanwhile.
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use neon_snapshot_format::pack::PackId;
 
+use crate::commit_object::CommitObject;
 use crate::error::Result;
 use crate::gc::mark::{Address, Held, run};
 use crate::gc::{Inventory, Marked};
@@ -29,6 +30,8 @@ pub struct CollectionPlan {
     pub stored: u64,
     /// Bytes that snapshots, writers at work and pins need.
     pub live: u64,
+    /// The objects that hold those, and others of snapshots that were brought again.
+    pub(crate) objects: Vec<CommitObject>,
     /// Packs that are gone and whose moved frames nothing needs.
     pub(crate) forgotten: Vec<PackId>,
 }
@@ -50,7 +53,7 @@ impl CollectionPlan {
     pub fn is_empty(&self) -> bool {
         self.packs.is_empty()
             && self.sparse.is_empty()
-            && self.commits.is_empty()
+            && self.objects.is_empty()
             && self.forgotten.is_empty()
     }
 
@@ -82,11 +85,11 @@ impl CollectionPlan {
             }
         }
         let roots = inventory.roots();
-        plan.commits = inventory
-            .commits
-            .keys()
+        plan.objects = inventory.dead_commits().collect();
+        let gone: BTreeSet<CommitId> = plan.objects.iter().map(|object| object.id).collect();
+        plan.commits = gone
+            .into_iter()
             .filter(|id| !roots.contains_key(id))
-            .copied()
             .collect();
         let forgotten: BTreeSet<PackId> = inventory
             .moves

@@ -1,27 +1,38 @@
 //! A whole snapshot in pieces of work: which part of which file comes next, and the frames it needs, fetched while
 //! the piece before it is at work.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use neon_snapshot_format::{StartUpRank, Wanted};
+use neon_snapshot_format::{SnapshotPath, StartUpRank, Wanted};
 use tokio::task::JoinHandle;
 
 use crate::bridge::Bridge;
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::{FileKind, FrameRef, MappedFile, Walk};
-use crate::read::frames::{FrameReader, decode, subject};
+use crate::map::{Extent, FileKind, FrameRef, MappedFile, Walk};
+use crate::read::arrange::arrange;
+use crate::read::frames::{FrameReader, decode_shared, subject};
 use crate::read::layout::Layout;
 use crate::read::memory::Address;
 use crate::read::pages::Snapshot;
+use crate::read::source::CONTROL;
 
-/// Files, or what is wanted of them, are gathered up to so many bytes.
-const PIECE: u64 = 8 << 20;
+/// Files, or what is wanted of them, are gathered up to so many bytes when they are told in order. Frames that
+/// neighbouring pieces need both may be read for each: the larger, the fewer.
+const PIECE: u64 = 32 << 20;
+/// Frames of which not all is wanted that are decoded together.
+const AT_ONCE: usize = 64;
 /// What a file costs beside its bytes.
 const FILE: u64 = 4096;
+/// Bytes of memory that the map of those files takes that are sorted by frame together: of four gigabytes where every
+/// page lies alone.
+const WINDOW: usize = 96 << 20;
+/// Of them, what a wanted part of a file takes.
+const PART_HELD: usize = 128;
 
 /// Part of a file.
 #[derive(Debug, Clone)]
@@ -35,13 +46,15 @@ type Announce<'a> = &'a (dyn Fn(&MappedFile, &Wanted) -> Result<()> + Sync);
 /// Says what of a file is to be handed out; nothing at all, not even its name, if none.
 type Choose<'a> = &'a (dyn Fn(&MappedFile) -> Option<Wanted> + Sync);
 
-/// Hands out a snapshot's files, in the order of their paths, cut into pieces.
+/// Hands out a snapshot's files, in the order of their paths or of the frames that they lie in, cut into pieces.
 pub(crate) struct Queue<'a> {
     snapshot: Snapshot,
     bridge: Bridge,
     rank: Option<StartUpRank>,
     announce: Option<Announce<'a>>,
     choose: Option<Choose<'a>>,
+    by_frame: bool,
+    pub(crate) gauge: Arc<Gauge>,
     state: Mutex<State>,
 }
 
@@ -58,6 +71,7 @@ impl fmt::Debug for Queue<'_> {
 struct State {
     walk: Walk,
     cut: VecDeque<FilePart>,
+    arranged: VecDeque<Vec<FilePart>>,
     over: bool,
 }
 
@@ -67,6 +81,7 @@ impl<'a> Queue<'a> {
         let state = State {
             walk: Walk::new(snapshot.view(), false),
             cut: VecDeque::new(),
+            arranged: VecDeque::new(),
             over: false,
         };
         Self {
@@ -75,6 +90,8 @@ impl<'a> Queue<'a> {
             rank,
             announce: None,
             choose: None,
+            by_frame: false,
+            gauge: Arc::default(),
             state: Mutex::new(state),
         }
     }
@@ -91,57 +108,100 @@ impl<'a> Queue<'a> {
         self
     }
 
+    /// Hands out pages by the frames that they lie in, so that each frame is read once: for who takes parts of files in
+    /// any order.
+    pub(crate) fn by_frame(mut self) -> Self {
+        self.by_frame = true;
+        self
+    }
+
     /// The next piece of work; none after the last.
     pub(crate) fn next(&self) -> Result<Option<Vec<FilePart>>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.by_frame {
+            if state.arranged.is_empty() {
+                state.arranged = self.window(&mut state)?;
+            }
+            Ok(state.arranged.pop_front())
+        } else {
+            self.in_order(&mut state)
+        }
+    }
+
+    /// The wanted parts of the next file that has any; none after the last.
+    fn file(&self, state: &mut State) -> Result<Option<Vec<FilePart>>> {
+        while !state.over {
+            let next = self
+                .snapshot
+                .maps()
+                .wait(&self.bridge, &mut state.walk)
+                .inspect_err(|_| state.over = true)?;
+            let Some(file) = next else {
+                state.over = true;
+                break;
+            };
+            let FileKind::File { size } = file.attributes.kind else {
+                continue;
+            };
+            if self
+                .rank
+                .is_some_and(|rank| rank != StartUpRank::of(&file.path))
+            {
+                continue;
+            }
+            let wanted = match self.choose {
+                Some(choose) => choose(&file),
+                None => Some(Wanted::Whole),
+            };
+            let Some(wanted) = wanted else { continue };
+            if let Some(announce) = self.announce {
+                announce(&file, &wanted)?;
+            }
+            let ranges = match wanted {
+                Wanted::Whole => std::iter::once(0..size).collect(),
+                Wanted::Ranges(ranges) => ranges,
+                Wanted::Nothing => Vec::new(),
+            };
+            if ranges.is_empty() {
+                continue;
+            }
+            let file = Arc::new(file);
+            let part = |range| FilePart {
+                file: Arc::clone(&file),
+                range,
+            };
+            return Ok(Some(ranges.into_iter().map(part).collect()));
+        }
+        Ok(None)
+    }
+
+    /// So many files as may be held, cut by frames.
+    fn window(&self, state: &mut State) -> Result<VecDeque<Vec<FilePart>>> {
+        let (mut parts, mut held) = (Vec::new(), 0);
+        while held < WINDOW {
+            let Some(file) = self.file(state)? else { break };
+            held += file.len() * PART_HELD;
+            held += file.first().map_or(0, |part| held_by(&part.file));
+            parts.extend(file);
+        }
+        arrange(&parts, self.snapshot.view().page_size, |part| {
+            is_held_whole(&part.file.path)
+        })
+    }
+
+    fn in_order(&self, state: &mut State) -> Result<Option<Vec<FilePart>>> {
         let mut parts = Vec::new();
         let mut weight = 0;
         while weight < PIECE {
             let part = match state.cut.pop_front() {
                 Some(part) => part,
-                None if state.over => break,
-                None => {
-                    let next = self
-                        .snapshot
-                        .maps()
-                        .wait(&self.bridge, &mut state.walk)
-                        .inspect_err(|_| state.over = true)?;
-                    let Some(file) = next else {
-                        state.over = true;
-                        break;
-                    };
-                    let FileKind::File { size } = file.attributes.kind else {
-                        continue;
-                    };
-                    if self
-                        .rank
-                        .is_some_and(|rank| rank != StartUpRank::of(&file.path))
-                    {
+                None => match self.file(state)? {
+                    Some(file) => {
+                        state.cut.extend(file);
                         continue;
                     }
-                    let wanted = match self.choose {
-                        Some(choose) => choose(&file),
-                        None => Some(Wanted::Whole),
-                    };
-                    let Some(wanted) = wanted else { continue };
-                    if let Some(announce) = self.announce {
-                        announce(&file, &wanted)?;
-                    }
-                    let file = Arc::new(file);
-                    let mut ranges = match wanted {
-                        Wanted::Whole => std::iter::once(0..size).collect(),
-                        Wanted::Ranges(ranges) => ranges,
-                        Wanted::Nothing => Vec::new(),
-                    }
-                    .into_iter()
-                    .map(|range| FilePart {
-                        file: Arc::clone(&file),
-                        range,
-                    });
-                    let Some(first) = ranges.next() else { continue };
-                    state.cut.extend(ranges);
-                    first
-                }
+                    None => break,
+                },
             };
             let length = part.range.end - part.range.start;
             if length < 2 * PIECE {
@@ -165,63 +225,162 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// Frames of one piece of work.
+/// Bytes of memory that the map of a file takes, with what is made of it to sort it.
+fn held_by(file: &MappedFile) -> usize {
+    let sorted = 64;
+    size_of::<MappedFile>()
+        + file.path.as_bytes().len()
+        + file.extents.len() * (size_of::<Extent>() + sorted)
+}
+
+/// Files that those who write data directories hold until the end, and take in one part only.
+pub(crate) fn is_held_whole(path: &SnapshotPath) -> bool {
+    [CONTROL, b"tablespace_map", b"backup_manifest"].contains(&path.as_bytes())
+}
+
+/// Most bytes of frames that were held at once.
 #[derive(Debug, Default)]
+pub(crate) struct Gauge {
+    now: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Gauge {
+    fn add(&self, bytes: usize) {
+        let before = self.now.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.most
+            .fetch_max(before + bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+/// Frames of one piece of work.
+#[derive(Debug)]
 pub(crate) struct Fetched {
     frames: HashMap<Address, Frame>,
     /// Plain bytes that were asked for.
     pub(crate) live: u64,
+    held: usize,
+    gauge: Arc<Gauge>,
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        self.gauge
+            .now
+            .fetch_sub(self.held as u64, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
 enum Frame {
     Plain(Bytes),
     Stored(Bytes),
+    /// Only what is wanted of it, by where that begins.
+    Parts(BTreeMap<u64, Bytes>),
 }
 
 impl Fetched {
-    /// A frame, decoded when first asked for.
-    pub(crate) fn get(&mut self, frame: &FrameRef) -> Result<Bytes> {
-        match self.frames.get_mut(&frame.id()) {
-            Some(Frame::Plain(bytes)) => Ok(bytes.clone()),
-            Some(stored) => {
-                let bytes = match stored {
-                    Frame::Stored(bytes) => Bytes::from(decode(frame, bytes)?),
-                    Frame::Plain(bytes) => bytes.clone(),
-                };
-                *stored = Frame::Plain(bytes.clone());
-                Ok(bytes)
-            }
-            None => Err(Error::damaged(subject(frame), "was not brought")),
+    /// Some bytes of a frame, which is decoded when first asked for.
+    pub(crate) fn get(&mut self, frame: &FrameRef, range: Range<u64>) -> Result<Bytes> {
+        let entry = self.frames.get_mut(&frame.id());
+        let entry = entry.ok_or_else(|| Error::damaged(subject(frame), "was not brought"))?;
+        if let Frame::Stored(bytes) = entry {
+            let bytes = decode_shared(frame, bytes)?;
+            // The stored bytes remain as long as others of their request do.
+            let length = bytes.len();
+            *entry = Frame::Plain(bytes);
+            self.held += length;
+            self.gauge.add(length);
         }
+        let found = match entry {
+            Frame::Plain(bytes) | Frame::Stored(bytes) => cut(bytes, &range),
+            Frame::Parts(parts) => {
+                let before = parts.range(..=range.start).next_back();
+                before.and_then(|(start, bytes)| {
+                    cut(
+                        bytes,
+                        &(range.start - start..range.end.checked_sub(*start)?),
+                    )
+                })
+            }
+        };
+        let beyond = "the map leads beyond the end of a frame";
+        found.ok_or_else(|| Error::malformed(subject(frame), beyond))
     }
 }
 
-/// Fetches what parts need. Frames of which these parts use all go past the memory; the others will be asked for
-/// again by neighbours.
-async fn fetch(frames: FrameReader, wanted: Vec<(FrameRef, u64)>) -> Result<Fetched> {
-    let mut used: HashMap<Address, (FrameRef, u64)> = HashMap::new();
-    for (frame, bytes) in wanted {
-        used.entry(frame.id()).or_insert((frame, 0)).1 += bytes;
+fn cut(bytes: &Bytes, range: &Range<u64>) -> Option<Bytes> {
+    let from = usize::try_from(range.start).ok()?;
+    let to = usize::try_from(range.end).ok()?;
+    (from <= to && to <= bytes.len()).then(|| bytes.slice(from..to))
+}
+
+/// Fetches what parts need. Frames of which these parts use all, or that are needed `once`, go past the memory. The
+/// others will be asked for again by neighbours; of them only what is wanted is held, so that it does not matter how many
+/// they are.
+async fn fetch(
+    frames: FrameReader,
+    wanted: Vec<(FrameRef, Range<u64>)>,
+    once: bool,
+    gauge: Arc<Gauge>,
+) -> Result<Fetched> {
+    let mut used: HashMap<Address, (FrameRef, Vec<Range<u64>>)> = HashMap::new();
+    for (frame, range) in wanted {
+        let of = used.entry(frame.id());
+        of.or_insert((frame, Vec::new())).1.push(range);
     }
-    let live = used.values().map(|(_, bytes)| bytes).sum();
+    let length = |range: &Range<u64>| range.end - range.start;
+    let live = used.values().flat_map(|(_, used)| used).map(length).sum();
     let (mut all, mut some) = (Vec::new(), Vec::new());
-    for (frame, bytes) in used.into_values() {
-        let whole = bytes >= u64::from(frame.plain_length) && frame.stored_length > 0;
-        if whole { &mut all } else { &mut some }.push(frame);
+    for (frame, used) in used.into_values() {
+        let bytes: u64 = used.iter().map(length).sum();
+        let whole = once || bytes >= u64::from(frame.plain_length);
+        if whole && frame.stored_length > 0 {
+            all.push(frame);
+        } else {
+            some.push((frame, used));
+        }
     }
-    let (stored, plain) = tokio::try_join!(frames.stored(&all), frames.get_many(&some))?;
-    let stored = stored
-        .into_iter()
-        .map(|(frame, bytes)| (frame.id(), Frame::Stored(bytes)));
-    let plain = some
-        .iter()
-        .zip(plain)
-        .map(|(frame, bytes)| (frame.id(), Frame::Plain(bytes)));
-    Ok(Fetched {
-        frames: stored.chain(plain).collect(),
+    some.sort_by_key(|(frame, _)| (frame.pack.id, frame.offset));
+    let mut fetched = Fetched {
+        frames: HashMap::new(),
         live,
-    })
+        held: 0,
+        gauge,
+    };
+    for (frame, bytes) in frames.stored(&all).await? {
+        fetched.hold(bytes.len());
+        fetched.frames.insert(frame.id(), Frame::Stored(bytes));
+    }
+    for together in some.chunks(AT_ONCE) {
+        let wanted: Vec<FrameRef> = together.iter().map(|(frame, _)| *frame).collect();
+        let plain = frames.get_many(&wanted).await?;
+        for ((frame, used), plain) in together.iter().zip(plain) {
+            let mut parts = BTreeMap::new();
+            for range in used {
+                // What lies beyond the end is missed when it is asked for.
+                let Some(bytes) = cut(&plain, range) else {
+                    continue;
+                };
+                let bytes = Bytes::copy_from_slice(&bytes);
+                fetched.hold(bytes.len());
+                parts.insert(range.start, bytes);
+            }
+            fetched.frames.insert(frame.id(), Frame::Parts(parts));
+        }
+    }
+    Ok(fetched)
+}
+
+impl Fetched {
+    fn hold(&mut self, bytes: usize) {
+        self.held += bytes;
+        self.gauge.add(bytes);
+    }
 }
 
 /// Pieces of work with their frames, one of them fetched ahead.
@@ -256,7 +415,9 @@ impl<'a> Feed<'a> {
             wanted.extend(Layout::new(&part.file, page_size).frames(&part.range)?);
         }
         let frames = self.queue.snapshot.maps().frames().clone();
-        let task = self.queue.bridge.spawn(fetch(frames, wanted));
+        let gauge = Arc::clone(&self.queue.gauge);
+        let fetch = fetch(frames, wanted, self.queue.by_frame, gauge);
+        let task = self.queue.bridge.spawn(fetch);
         Ok(Some((parts, Fetching(task))))
     }
 

@@ -314,18 +314,15 @@ impl Inner {
         &self,
         frames: &'f [(T, FrameRef)],
     ) -> impl Iterator<Item = &'f [(T, FrameRef)]> {
-        let (gap, request) = (self.options.gap, self.options.request);
-        let mut first = 0;
+        let mut together = Together::new(&self.options);
         frames.chunk_by(move |(_, a), (_, b)| {
             // The first comparison of a run begins with its first frame.
-            if first == 0 {
-                first = a.offset;
+            if together.wanted == 0 {
+                together.begin(&range(a));
             }
-            let near = a.pack.id == b.pack.id
-                && b.offset <= range(a).end.saturating_add(gap)
-                && range(b).end.saturating_sub(first) <= request;
+            let near = a.pack.id == b.pack.id && together.joins(&range(b));
             if !near {
-                first = b.offset;
+                together.begin(&range(b));
             }
             near
         })
@@ -451,14 +448,17 @@ impl Inner {
     /// Reads ranges of one pack: near ones in one piece.
     async fn request(&self, pack: PackId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let key = keys::pack(pack)?;
-        let gap = self.options.gap;
+        let mut together = Together::new(&self.options);
         let mut whole: Vec<Range<u64>> = Vec::new();
         for range in ranges {
             match whole.last_mut() {
-                Some(last) if range.start <= last.end.saturating_add(gap) => {
+                Some(last) if together.joins(range) => {
                     last.end = last.end.max(range.end);
                 }
-                _ => whole.push(range.clone()),
+                _ => {
+                    together.begin(range);
+                    whole.push(range.clone());
+                }
             }
         }
         self.counted
@@ -496,6 +496,48 @@ impl Inner {
                     .ok_or_else(|| Error::damaged(key.as_str(), "is shorter than its frames"))
             })
             .collect()
+    }
+}
+
+/// Decides which ranges of one pack, in ascending order, are read in one request: near ones, as long as no more is read
+/// for nothing than is wanted.
+struct Together {
+    gap: u64,
+    request: u64,
+    start: u64,
+    end: u64,
+    wanted: u64,
+}
+
+impl Together {
+    fn new(options: &FrameReaderOptions) -> Self {
+        Self {
+            gap: options.gap,
+            request: options.request,
+            start: 0,
+            end: 0,
+            wanted: 0,
+        }
+    }
+
+    fn begin(&mut self, range: &Range<u64>) {
+        (self.start, self.end) = (range.start, range.end);
+        self.wanted = range.end.saturating_sub(range.start);
+    }
+
+    /// Whether the next range is read with those since the last beginning.
+    fn joins(&mut self, next: &Range<u64>) -> bool {
+        let end = self.end.max(next.end);
+        let more = next.end.saturating_sub(next.start.max(self.end));
+        let wanted = self.wanted.saturating_add(more);
+        let all = end.saturating_sub(self.start);
+        let joins = next.start <= self.end.saturating_add(self.gap)
+            && all <= self.request
+            && all.saturating_sub(wanted) <= wanted;
+        if joins {
+            (self.end, self.wanted) = (end, wanted);
+        }
+        joins
     }
 }
 
@@ -538,6 +580,18 @@ fn record(frame: &FrameRef) -> Result<FrameRecord> {
         frame.digest,
     )
     .map_err(|error| Error::format(subject(frame), error))
+}
+
+/// As [`decode`], without a copy where the stored bytes are the plain ones. The result may then keep all of its request
+/// in memory: not for caches.
+pub(crate) fn decode_shared(frame: &FrameRef, stored: &Bytes) -> Result<Bytes> {
+    let record = record(frame)?;
+    if record.is_stored_plain() {
+        let checked = record.check(stored);
+        checked.map_err(|error| Error::format(subject(frame), error))?;
+        return Ok(stored.clone());
+    }
+    decode(frame, stored).map(Bytes::from)
 }
 
 /// Verifies, opens and decodes the stored bytes of a frame.

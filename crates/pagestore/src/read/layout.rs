@@ -46,9 +46,13 @@ impl<'a> Layout<'a> {
         extents.get(from..to).unwrap_or_default()
     }
 
-    fn pieces(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
+    /// Tells of a range which pages lie side by side, and in which frame from which byte on; zeros lie in none.
+    pub(crate) fn each(
+        &self,
+        range: &Range<u64>,
+        mut tell: impl FnMut(Range<u64>, Option<(&'a FrameRef, u64)>),
+    ) -> Result<()> {
         let mut next = range.start;
-        let mut pieces = Vec::new();
         for extent in self.extents(range) {
             let start = u64::from(extent.page) * self.page_size;
             let end = (u64::from(extent.end()) * self.page_size)
@@ -59,11 +63,10 @@ impl<'a> Layout<'a> {
             }
             let frame = match &extent.at {
                 At::Zeros => None,
-                At::Frame { frame, offset } => Some((*frame, u64::from(*offset) + (next - start))),
+                At::Frame { frame, offset } => Some((frame, u64::from(*offset) + (next - start))),
             };
             if end > next {
-                let bytes = next..end;
-                pieces.push(Piece { bytes, frame });
+                tell(next..end, frame);
                 next = end;
             }
         }
@@ -73,30 +76,38 @@ impl<'a> Layout<'a> {
                 format!("the map says nothing of byte {next}"),
             ));
         }
+        Ok(())
+    }
+
+    fn pieces(&self, range: &Range<u64>) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        self.each(range, |bytes, frame| {
+            let frame = frame.map(|(frame, at)| (*frame, at));
+            pieces.push(Piece { bytes, frame });
+        })?;
         Ok(pieces)
     }
 
-    /// The frames that hold a range, each with how many of its bytes do.
-    pub(crate) fn frames(&self, range: &Range<u64>) -> Result<Vec<(FrameRef, u64)>> {
-        let mut frames: Vec<(FrameRef, u64)> = Vec::new();
-        for piece in self.pieces(range)? {
-            let Some((frame, _)) = piece.frame else {
-                continue;
-            };
-            let length = piece.bytes.end - piece.bytes.start;
+    /// The frames that hold a range, each with the bytes of it that do.
+    pub(crate) fn frames(&self, range: &Range<u64>) -> Result<Vec<(FrameRef, Range<u64>)>> {
+        let mut frames: Vec<(FrameRef, Range<u64>)> = Vec::new();
+        self.each(range, |bytes, frame| {
+            let Some((frame, at)) = frame else { return };
+            let end = at.saturating_add(bytes.end - bytes.start);
             match frames.last_mut() {
-                Some((last, used)) if last.id() == frame.id() => *used += length,
-                _ => frames.push((frame, length)),
+                Some((last, used)) if last.id() == frame.id() && used.end == at => used.end = end,
+                _ => frames.push((*frame, at..end)),
             }
-        }
+        })?;
         Ok(frames)
     }
 
-    /// Tells a range, which begins with a page, chunk by chunk. `frame` has the plain bytes of frames at hand.
+    /// Tells a range, which begins with a page, chunk by chunk. `frame` has the plain bytes of frames at hand, and gives
+    /// some of them.
     pub(crate) fn chunks(
         &self,
         range: Range<u64>,
-        mut frame: impl FnMut(&FrameRef) -> Result<Bytes>,
+        mut frame: impl FnMut(&FrameRef, Range<u64>) -> Result<Bytes>,
         mut tell: impl FnMut(&Chunk<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut offset = range.start;
@@ -107,7 +118,10 @@ impl<'a> Layout<'a> {
             let pieces = self.pieces(&(offset..end))?;
             let mut slice = |piece: &Piece| match &piece.frame {
                 None => Ok(None),
-                Some((of, at)) => self.slice(&frame(of)?, *at, &piece.bytes).map(Some),
+                Some((of, at)) => {
+                    let end = at.saturating_add(piece.bytes.end - piece.bytes.start);
+                    frame(of, *at..end).map(Some)
+                }
             };
             let whole;
             let data = match pieces.as_slice() {
@@ -137,17 +151,5 @@ impl<'a> Layout<'a> {
             offset = end;
         }
         Ok(())
-    }
-
-    fn slice(&self, frame: &Bytes, at: u64, bytes: &Range<u64>) -> Result<Bytes> {
-        let end = at.saturating_add(bytes.end - bytes.start);
-        let place = (usize::try_from(at), usize::try_from(end));
-        match place {
-            (Ok(at), Ok(end)) if end <= frame.len() => Ok(frame.slice(at..end)),
-            _ => Err(Error::malformed(
-                self.file.path.to_string(),
-                "the map leads beyond the end of a frame",
-            )),
-        }
     }
 }

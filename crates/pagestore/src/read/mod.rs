@@ -1,5 +1,6 @@
 //! Reading: frames out of a storage, pages and whole snapshots out of frames.
 
+mod arrange;
 mod disk_cache;
 pub(crate) mod feed;
 mod flights;

@@ -64,7 +64,7 @@ impl SnapshotSource {
                 }
                 Layout::new(&part.file, page_size).chunks(
                     part.range.clone(),
-                    |frame| frames.get(frame),
+                    |frame, range| frames.get(frame, range),
                     |chunk| sink.chunk(chunk).map_err(fail),
                 )?;
             }

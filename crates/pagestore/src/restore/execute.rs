@@ -48,6 +48,8 @@ pub struct Restored {
     pub live: u64,
     /// What was read from the storage for it, maps included.
     pub used: FrameUse,
+    /// The most bytes of frames, as stored and decoded, that were held at once.
+    pub held: u64,
     /// Pages that are damaged in the snapshot; those that its commit knows of included.
     pub bad_pages: Vec<BadPage>,
 }
@@ -103,7 +105,8 @@ pub(crate) fn run(
     };
     let queue = Queue::new(snapshot, &bridge, None)
         .announcing(&announce)
-        .choosing(&choose);
+        .choosing(&choose)
+        .by_frame();
     let checks = options
         .check_pages
         .then(|| PageChecks::of(snapshot.facts()));
@@ -118,6 +121,7 @@ pub(crate) fn run(
     let total = Mutex::new(Restored::default());
     job.run(&total)?;
     let mut restored = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    restored.held = queue.gauge.most();
     restored.files = files.load(Ordering::Relaxed);
     restored
         .bad_pages
@@ -214,7 +218,7 @@ impl Job<'_> {
         let bad = &mut mine.bad_pages;
         Layout::new(&part.file, self.snapshot.view().page_size).chunks(
             part.range.clone(),
-            |frame| frames.get(frame),
+            |frame, range| frames.get(frame, range),
             |chunk| {
                 if let Some(checks) = &checks {
                     checks.judge(path, chunk, bad);

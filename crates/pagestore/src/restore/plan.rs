@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::CommitId;
 use crate::map::{At, Diff, FileKind, MappedFile, PageDigest, Walk};
 use crate::read::Snapshot;
+use crate::read::feed::is_held_whole;
 use crate::read::source::CONTROL;
 use crate::restore::execute::{RestoreOptions, Restored, run};
 use crate::write::digest;
@@ -223,8 +224,7 @@ impl RestorePlan {
 
     fn add(&mut self, path: SnapshotPath, size: u64, wanted: Wanted) {
         // These are held, or left out, as a whole.
-        let held = [CONTROL, b"tablespace_map", b"backup_manifest"];
-        let wanted = if held.contains(&path.as_bytes()) {
+        let wanted = if is_held_whole(&path) {
             Wanted::Whole
         } else {
             wanted

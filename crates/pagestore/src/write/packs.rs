@@ -1,7 +1,7 @@
 //! Packs written one after the other: frames go in, a pack ends when it is large enough, and the next begins
 //! while the rest of the last one is still on its way.
 
-use neon_snapshot_format::pack::{Codec, EncodedFrame};
+use neon_snapshot_format::pack::{Codec, FrameEncoder};
 
 use crate::error::{Error, Result};
 use crate::map::{BlockSink, FrameRef};
@@ -13,6 +13,7 @@ use crate::write::upload::{PackUpload, Uploaded};
 pub(crate) struct Packs {
     target: Target,
     codec: Codec,
+    encoder: FrameEncoder,
     open: Option<PackUpload>,
     /// Ended, and perhaps not durable yet.
     ended: Option<Uploaded>,
@@ -27,6 +28,7 @@ impl Packs {
         Self {
             target,
             codec,
+            encoder: FrameEncoder::new(codec),
             open: None,
             ended: None,
             stored: 0,
@@ -36,8 +38,10 @@ impl Packs {
 
     /// Compresses and appends a frame. Its address is good when [`finish`](Self::finish) has returned.
     pub(crate) fn append(&mut self, plain: &[u8]) -> Result<FrameRef> {
-        let frame =
-            EncodedFrame::new(plain, self.codec).map_err(|error| Error::format("frame", error))?;
+        let frame = self
+            .encoder
+            .encode(plain)
+            .map_err(|error| Error::format("frame", error))?;
         self.plain += plain.len() as u64;
         let mut upload = match self.open.take() {
             Some(upload) => upload,

@@ -192,7 +192,7 @@ pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Resto
 
 /// Every file and directory with mode and content, by path relative to the data directory; links of tablespaces
 /// are followed.
-fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
+pub(crate) fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {

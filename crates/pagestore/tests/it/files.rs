@@ -310,7 +310,7 @@ pub(crate) async fn restored(snapshot: &Snapshot) -> (Files, neon_pagestore::res
 }
 
 /// Takes a snapshot back in order.
-pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>) {
+pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>, End) {
     struct InOrder {
         kept: Arc<Kept>,
         order: Vec<String>,
@@ -345,7 +345,8 @@ pub(crate) async fn sent(snapshot: &Snapshot) -> (Files, Vec<String>) {
         let mut source = neon_pagestore::read::SnapshotSource::new(&snapshot).unwrap();
         source.send(&mut sink).unwrap();
         let InOrder { kept, order } = sink;
-        (Arc::try_unwrap(kept).unwrap().into_files(), order)
+        let end = kept.ended.lock().unwrap().clone().unwrap();
+        (Arc::try_unwrap(kept).unwrap().into_files(), order, end)
     })
     .await
     .unwrap()

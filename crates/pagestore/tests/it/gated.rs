@@ -195,6 +195,31 @@ pub(crate) async fn follow<T: Send + 'static>(
     .await
 }
 
+/// Lets one actor make so many calls and kills it before the next one; false when it came to its end before.
+pub(crate) async fn run_some<T: Send + 'static>(
+    gate: &Arc<Gate>,
+    mut actors: Vec<BoxFuture<'static, T>>,
+    calls: usize,
+) -> bool {
+    let actor = tokio::spawn(actors.remove(0));
+    for _ in 0..calls {
+        while gate.next(0).is_empty() {
+            if actor.is_finished() {
+                return false;
+            }
+            tokio::task::yield_now().await;
+        }
+        gate.open(0);
+    }
+    while gate.next(0).is_empty() && !actor.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let killed = !actor.is_finished();
+    actor.abort();
+    drop(actor.await);
+    killed
+}
+
 impl Gated {
     fn pass(&self, what: &str, key: &str) -> BoxFuture<'static, ()> {
         let (gate, actor) = (Arc::clone(&self.gate), self.actor);

@@ -15,7 +15,12 @@ mod clocked;
 mod clusters;
 mod collection;
 mod copies;
+mod cut;
+#[path = "../../../storage/tests/it/disks.rs"]
+#[allow(dead_code, unreachable_pub, reason = "of the storage's own tests")]
+mod disks;
 mod encryption;
+mod exports;
 mod faults;
 mod files;
 mod gated;
@@ -23,10 +28,12 @@ mod in_place;
 mod interleavings;
 mod listing;
 mod names;
+mod power;
 mod processes;
 mod repository;
 mod scale;
 mod stopped;
+mod scattered;
 mod support;
 mod told;
 mod written;

@@ -246,9 +246,9 @@ impl Scene {
     }
 }
 
-/// Which calls to stop at: all, or every third where they are `many`, and which third changes from day to day; with
+/// At which steps to try: all, or every third where they are `many`, and which third changes from day to day; with
 /// `NEON_LONG_TESTS` always all.
-fn steps(many: bool) -> (u64, usize) {
+pub(crate) fn steps(many: bool) -> (u64, usize) {
     if !many || std::env::var_os("NEON_LONG_TESTS").is_some() {
         return (0, 1);
     }
@@ -292,18 +292,19 @@ async fn at_every_step<M>(
 /// A writer of any sort: what it reported is there and stays.
 async fn a_writer_stops(work: impl AsyncFn(&Scene) -> String) {
     let meanwhile = async |scene: &Scene, stop: u64| {
-        // What it builds on or relies on goes, or not.
-        if stop.is_multiple_of(2) {
-            scene.repository.destroy(scene.first).await.ok();
-        }
+        // What it builds on, relies on or brings back goes, or not.
+        let destroyed =
+            stop.is_multiple_of(2) && scene.repository.destroy(scene.first).await.is_ok();
         scene.collect(3).await;
         let other = write(&scene.repository, Some(scene.kept), &[("o", 40)], &["o"]).await;
         scene.collect(1).await;
-        other
+        (other, destroyed)
     };
-    let after = async |scene: &Scene, other: CommitId, ended: Ended, stop: u64| {
+    let after = async |scene: &Scene, (other, destroyed), ended: Ended, stop: u64| {
         let mut there = vec![scene.kept, other];
-        if let Ended::Did(Some(id)) = ended {
+        if let Ended::Did(Some(id)) = ended
+            && !(destroyed && id == scene.first)
+        {
             there.push(id);
         }
         let about = format!("stopped at {stop}");
@@ -323,6 +324,15 @@ async fn a_writer_that_sleeps_at_any_step_fails_or_is_done() {
 async fn a_push_that_sleeps_at_any_step_fails_or_is_done() {
     a_writer_stops(async |scene| format!("push|{}|{}", scene.place.path().display(), scene.second))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_that_sleeps_at_any_step_fails_or_is_done() {
+    let work = async |scene: &Scene| {
+        scene.repository.destroy(scene.first).await.unwrap();
+        format!("undo|{}", scene.first)
+    };
+    a_writer_stops(work).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

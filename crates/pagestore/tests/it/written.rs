@@ -46,7 +46,7 @@ async fn a_snapshot_comes_back_page_by_page_in_order_and_in_parallel() {
             assert!(found == bytes[from..to], "{name} {range:?}");
         }
     }
-    let (in_order, order) = sent(&snapshot).await;
+    let (in_order, order, _) = sent(&snapshot).await;
     let first_file = order.iter().position(|name| !name.ends_with('/')).unwrap();
     assert!(order[first_file..].iter().all(|name| !name.ends_with('/')));
     assert_eq!(order.last().unwrap(), "global/pg_control");

@@ -454,6 +454,12 @@ impl FrameRecord {
         })
     }
 
+    /// Whether the stored bytes are the plain ones: neither compressed nor encrypted.
+    #[must_use]
+    pub fn is_stored_plain(&self) -> bool {
+        self.codec == NONE && !self.sealed && self.stored_length == self.plain_length
+    }
+
     /// Checks, opens and decompresses the stored bytes.
     ///
     /// # Errors

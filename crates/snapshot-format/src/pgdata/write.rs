@@ -5,7 +5,7 @@
 //! rename the server refuses the directory, whatever stopped us, so a remainder can never be taken for a
 //! cluster; it can only be removed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::{File, FileTimes};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,7 +29,7 @@ use crate::pgdata::control::has_file;
 use crate::pgdata::existing::open_parts;
 use crate::pgdata::place::{Root, Roots, failed, names};
 use crate::pgdata::plan::CONTROL;
-use crate::pgdata::write_files::{Worker, create};
+use crate::pgdata::write_files::{Parts, Worker, create};
 use crate::pgdata::write_options::{
     DirectoryOptions, Flush, Ownership, TablespacePlaces, Written, absolute,
 };
@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) implied: BTreeSet<SnapshotPath>,
     /// Files that several workers write parts of.
     pub(crate) parts: HashMap<SnapshotPath, Parts>,
+    /// Those of them that are kept open, oldest first, and some that were.
+    pub(crate) kept: VecDeque<SnapshotPath>,
     pub(crate) control: Option<(Entry, Vec<u8>)>,
     pub(crate) map: Option<Vec<u8>>,
     pub(crate) has_label: bool,
@@ -67,12 +69,6 @@ pub(crate) struct State {
     pub(crate) owner: Option<Owner>,
     pub(crate) manifest: Collected,
     pub(crate) written: Written,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Parts {
-    pub(crate) left: u64,
-    pub(crate) done: BTreeMap<u64, Crc>,
 }
 
 impl DirectoryWriter {
@@ -175,7 +171,7 @@ impl DirectoryWriter {
         let file = self.open_part(entry)?;
         let left: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         if left == 0 {
-            let file = self.attributes(OwnedFd::from(file), entry)?;
+            self.attributes(&file, entry)?;
             if self.flushes_files() {
                 file.sync_all().map_err(|error| {
                     Error::io(entry.path.to_string(), "cannot be flushed", error)
@@ -183,9 +179,9 @@ impl DirectoryWriter {
             }
             return Ok(());
         }
-        let done = BTreeMap::new();
-        let parts = Parts { left, done };
-        self.state().parts.insert(entry.path.clone(), parts);
+        self.state()
+            .parts
+            .insert(entry.path.clone(), Parts::of(left));
         Ok(())
     }
 
@@ -224,11 +220,10 @@ impl DirectoryWriter {
     }
 
     /// Mode, owner and time of a file or directory.
-    pub(crate) fn attributes(&self, fd: OwnedFd, entry: &Entry) -> Result<File> {
+    pub(crate) fn attributes(&self, file: &File, entry: &Entry) -> Result<()> {
         let fail = |error| failed(&entry.path, "attributes cannot be set", error);
-        self.own(&fd, entry).map_err(fail)?;
-        fchmod(&fd, Mode::from_raw_mode(entry.mode & 0o777)).map_err(fail)?;
-        let file = File::from(fd);
+        self.own(file, entry).map_err(fail)?;
+        fchmod(file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(fail)?;
         let since = Duration::from_secs(entry.modified.unsigned_abs());
         let time = if entry.modified < 0 {
             SystemTime::UNIX_EPOCH.checked_sub(since)
@@ -241,7 +236,7 @@ impl DirectoryWriter {
                     Error::io(entry.path.to_string(), "attributes cannot be set", error)
                 })?;
         }
-        Ok(file)
+        Ok(())
     }
 
     /// Opens the directory of a path, and makes it if nothing has.
@@ -362,7 +357,7 @@ impl DirectoryWriter {
             create(&parent, name).map_err(|error| failed(&entry.path, "cannot be made", error))?;
         let file = File::from(fd);
         file.write_all_at(content, 0).map_err(fail)?;
-        let file = self.attributes(OwnedFd::from(file), entry)?;
+        self.attributes(&file, entry)?;
         file.sync_all().map_err(fail)?;
         Ok(parent)
     }
@@ -536,7 +531,8 @@ impl ParallelSink for DirectoryWriter {
         for directory in &directories {
             let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
             let fd = roots.directory(&directory.path)?;
-            let file = self.attributes(fd, directory)?;
+            let file = File::from(fd);
+            self.attributes(&file, directory)?;
             if self.flushes_files() {
                 file.sync_all().map_err(|error| {
                     Error::io(directory.path.to_string(), "cannot be flushed", error)

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, openat};
 
@@ -13,7 +14,7 @@ use crate::manifest::{Crc, MANIFEST};
 use crate::path::SnapshotPath;
 use crate::pgdata::place::failed;
 use crate::pgdata::plan::CONTROL;
-use crate::pgdata::write::{DirectoryWriter, Parts};
+use crate::pgdata::write::{DirectoryWriter, State};
 use crate::pgdata::write_options::Written;
 use crate::stream::{Chunk, ChunkData, Entry, ExtentSink, Progress, is_zero};
 
@@ -21,6 +22,10 @@ use crate::stream::{Chunk, ChunkData, Entry, ExtentSink, Progress, is_zero};
 const SPARSE: usize = 8192;
 /// Files that one worker keeps open until it flushes them together: the first flush pays for the journal.
 const FLUSH_TOGETHER: usize = 64;
+/// Parts of files that are not smaller are flushed when they are written, so that the disk is busy meanwhile.
+const FLUSH_ALONE: u64 = 1 << 20;
+/// Files of which parts have come and others are to come, kept open.
+const KEPT: usize = 128;
 /// Files that are held in memory until the end.
 const HELD_LIMIT: u64 = 16 << 20;
 
@@ -30,7 +35,7 @@ pub(crate) struct Worker<'a> {
     current: Option<Current>,
     /// The directory used last, which is likely the next one too.
     parent: Option<(SnapshotPath, OwnedFd)>,
-    unflushed: Vec<File>,
+    unflushed: Vec<Arc<File>>,
     progress: Progress,
     written: Written,
 }
@@ -45,7 +50,7 @@ struct Current {
 }
 
 enum Target {
-    File(File),
+    File(Arc<File>),
     Held(Vec<u8>),
     Ignored,
 }
@@ -100,25 +105,36 @@ impl<'a> Worker<'a> {
         let in_part = self.writer.update && self.writer.state().parts.contains_key(&entry.path);
         if *range == (0..entry.size()) && !in_part {
             self.writer.make_room(directory, entry)?;
-            return Ok(Target::File(File::from(
-                create(directory, name).map_err(fail)?,
-            )));
+            let file = File::from(create(directory, name).map_err(fail)?);
+            return Ok(Target::File(Arc::new(file)));
         }
         let mut state = self.writer.state();
-        if state.parts.contains_key(&entry.path) {
-            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = openat(directory, name, flags, Mode::empty()).map_err(fail)?;
-            return Ok(Target::File(File::from(fd)));
-        }
-        self.writer.make_room(directory, entry)?;
-        let file = File::from(create(directory, name).map_err(fail)?);
-        file.set_len(entry.size())
-            .map_err(|error| Error::io(entry.path.to_string(), "cannot be made", error))?;
-        let parts = Parts {
-            left: entry.size(),
-            done: BTreeMap::new(),
+        let file = match state.parts.get(&entry.path) {
+            Some(Parts {
+                kept: Some(file), ..
+            }) => return Ok(Target::File(Arc::clone(file))),
+            Some(_) => {
+                let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = openat(directory, name, flags, Mode::empty()).map_err(fail)?;
+                Arc::new(File::from(fd))
+            }
+            None => {
+                self.writer.make_room(directory, entry)?;
+                let file = File::from(create(directory, name).map_err(fail)?);
+                file.set_len(entry.size())
+                    .map_err(|error| Error::io(entry.path.to_string(), "cannot be made", error))?;
+                state
+                    .parts
+                    .insert(entry.path.clone(), Parts::of(entry.size()));
+                Arc::new(file)
+            }
         };
-        state.parts.insert(entry.path.clone(), parts);
+        let given_up = state.keep(&entry.path, &file);
+        drop(state);
+        if let Some(file) = given_up {
+            self.unflushed.push(file);
+            self.flush()?;
+        }
         Ok(Target::File(file))
     }
 
@@ -224,16 +240,28 @@ impl ExtentSink for Worker<'_> {
             Target::File(file) => file,
         };
         let whole = range == (0..entry.size()) && !over;
+        let mut kept = false;
         let crc = if whole {
             Some(crc)
         } else {
             match state.parts.get_mut(&entry.path) {
-                Some(parts) => parts.add(&range, crc),
+                Some(parts) => {
+                    kept = parts
+                        .kept
+                        .as_ref()
+                        .is_some_and(|kept| Arc::ptr_eq(kept, &file));
+                    parts.add(&range, crc)
+                }
                 None => None,
             }
         };
         let Some(crc) = crc else {
             drop(state);
+            // What is small is flushed with the last part, through the same handle, which so learns of
+            // every failure.
+            if kept && range.end - range.start < FLUSH_ALONE {
+                return Ok(());
+            }
             self.unflushed.push(file);
             return self.flush();
         };
@@ -246,7 +274,7 @@ impl ExtentSink for Worker<'_> {
             file.set_len(entry.size())
                 .map_err(|error| Error::io(entry.path.to_string(), "cannot be written", error))?;
         }
-        let file = self.writer.attributes(OwnedFd::from(file), &entry)?;
+        self.writer.attributes(&file, &entry)?;
         self.unflushed.push(file);
         if self.unflushed.len() >= FLUSH_TOGETHER || entry.size() >= 16 << 20 {
             self.flush()?;
@@ -262,7 +290,37 @@ impl ExtentSink for Worker<'_> {
     }
 }
 
+/// A file that comes in parts.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    pub(crate) left: u64,
+    pub(crate) done: BTreeMap<u64, Crc>,
+    /// Open, for the next part.
+    pub(crate) kept: Option<Arc<File>>,
+}
+
+impl State {
+    /// Keeps a file open of which parts have come, so that other parts find it so. Returns the one that was kept
+    /// longest when there are too many: to be flushed, before it is forgotten.
+    fn keep(&mut self, path: &SnapshotPath, file: &Arc<File>) -> Option<Arc<File>> {
+        if let Some(parts) = self.parts.get_mut(path) {
+            parts.kept = Some(Arc::clone(file));
+            self.kept.push_back(path.clone());
+        }
+        let oldest = (self.kept.len() > KEPT).then(|| self.kept.pop_front())??;
+        self.parts.get_mut(&oldest)?.kept.take()
+    }
+}
+
 impl Parts {
+    pub(crate) fn of(left: u64) -> Self {
+        Self {
+            left,
+            done: BTreeMap::new(),
+            kept: None,
+        }
+    }
+
     /// Adds a part; the checksum of the whole once nothing is missing.
     fn add(&mut self, range: &Range<u64>, crc: Crc) -> Option<Crc> {
         self.left = self.left.saturating_sub(range.end - range.start);

@@ -3,15 +3,17 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Mutex;
 
-use neon_snapshot_format::pgdata::{DirectoryWriter, Flush, PgData};
-use neon_snapshot_format::{Sequential, SnapshotKind, Source};
+use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, Flush, PgData};
+use neon_snapshot_format::{Chunk, ChunkData, ParallelSink, Sequential, SnapshotKind, Source};
 use neon_testkit::{Cluster, PgMajor, StopMode};
 
 use crate::clusters::{
     check_running, check_stopped, contents, options, start, target, tree, unpack, varied, verify,
 };
 use crate::for_every_major;
+use crate::pgdata_selected::Recorder;
 
 /// What a cold copy may lack, written down apart from the code's own table.
 fn may_be_missing(path: &str) -> bool {
@@ -223,4 +225,68 @@ fn zero_pages_become_holes() {
     assert!(facts.blocks() < 64, "{} blocks", facts.blocks());
     assert!(writer.written().sparse >= 64 << 20);
     verify(&copy.data_dir(), PgMajor::V16);
+}
+
+/// Restores of snapshots after many others send pages as their frames come.
+#[test]
+fn files_may_come_page_by_page_in_any_order_and_more_than_can_be_kept_open() {
+    let major = PgMajor::V15;
+    let cluster = Cluster::builder(major).init();
+    let recorder = Recorder::default();
+    let source = PgData::cold(&cluster.data_dir()).unwrap();
+    let copied = source.copy_parallel(&recorder, 2).unwrap();
+    let copy = target(major);
+    let how = DirectoryOptions {
+        flush: Flush::Files,
+        ..options(&copy)
+    };
+    let writer = DirectoryWriter::create(&copy.data_dir(), how).unwrap();
+    for entry in recorder.directories.lock().unwrap().iter() {
+        writer.entry(entry).unwrap();
+    }
+    for (entry, wanted) in recorder.announced.lock().unwrap().iter() {
+        writer.file(entry, wanted).unwrap();
+    }
+    let sent = recorder.parts.into_inner().unwrap();
+    let mut parts = Vec::new();
+    for (number, part) in sent.iter().enumerate() {
+        let whole = 0..part.bytes.len();
+        if part.entry.path.as_bytes() == b"global/pg_control" || whole.is_empty() {
+            parts.push((0, number, whole));
+            continue;
+        }
+        for from in whole.step_by(8192) {
+            let order = (number * 7919 + from / 8192 * 104_729) % 10_007;
+            let to = part.bytes.len().min(from + 8192);
+            parts.push((order, number, from..to));
+        }
+    }
+    parts.sort_by_key(|(order, ..)| *order);
+    let next = Mutex::new(parts.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut worker = writer.worker().unwrap();
+                loop {
+                    let part = next.lock().unwrap().next();
+                    let Some((_, number, range)) = part else {
+                        break;
+                    };
+                    let part = &sent[number];
+                    let offset = part.range.start + range.start as u64;
+                    let place = offset..part.range.start + range.end as u64;
+                    worker.begin(&part.entry, place).unwrap();
+                    let data = ChunkData::Bytes(&part.bytes[range]);
+                    worker.chunk(&Chunk { offset, data }).unwrap();
+                    worker.commit().unwrap();
+                }
+                worker.finish().unwrap();
+            });
+        }
+    });
+    copied
+        .finish(&mut Sequential::new(&writer).unwrap(), None)
+        .unwrap();
+    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    verify(&copy.data_dir(), major);
 }

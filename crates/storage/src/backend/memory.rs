@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 
@@ -105,6 +105,14 @@ fn slice(bytes: &Bytes, range: &Range<u64>) -> Option<Bytes> {
     (start <= end && end <= bytes.len()).then(|| bytes.slice(start..end))
 }
 
+/// Chunks as one: copied once, whatever their number.
+fn joined(mut chunks: Vec<Bytes>) -> Bytes {
+    match chunks.len() {
+        0 | 1 => chunks.pop().unwrap_or_default(),
+        _ => chunks.concat().into(),
+    }
+}
+
 #[async_trait]
 impl Storage for Memory {
     fn capabilities(&self) -> Capabilities {
@@ -124,17 +132,14 @@ impl Storage for Memory {
             Some(bytes) => bytes.clone(),
             None => body
                 .into_stream()
-                .try_fold(BytesMut::new(), |mut all, chunk| async move {
-                    all.extend_from_slice(&chunk);
-                    Ok(all)
-                })
+                .try_collect::<Vec<Bytes>>()
                 .await
                 .map_err(|error| {
                     Error::new(ErrorKind::Body, Operation::Put)
                         .subject(key.as_str())
                         .because(error)
-                })?
-                .freeze(),
+                })
+                .map(joined)?,
         };
         let mut state = self.state();
         let present = state.objects.get(key);

@@ -161,6 +161,14 @@ enum Entry {
 
 /// Writes to `image` what may be on the disk below `root` when the power goes after these steps.
 pub fn power_loss(steps: &[Step], root: &Path, fate: Fate, image: &Path) {
+    write_image(&remains(steps, fate), root, image);
+}
+
+/// What is on a disk, in the order of paths: the bytes of files, nothing for directories.
+pub type Remains = BTreeMap<PathBuf, Option<Vec<u8>>>;
+
+/// What may be on the disk when the power goes after these steps.
+pub fn remains(steps: &[Step], fate: Fate) -> Remains {
     let mut inodes: Vec<Inode> = Vec::new();
     let mut now: HashMap<PathBuf, usize> = HashMap::new();
     let mut durable: BTreeMap<PathBuf, Entry> = BTreeMap::new();
@@ -264,15 +272,27 @@ pub fn power_loss(steps: &[Step], root: &Path, fate: Fate, image: &Path) {
             },
         })
         .collect();
-    for (path, entry) in durable {
-        let to = image.join(path.strip_prefix(root).unwrap_or(&path));
+    let content = |entry| match entry {
+        Entry::Dir => None,
+        Entry::File(inode) => Some(contents[inode].clone()),
+    };
+    durable
+        .into_iter()
+        .map(|(path, entry)| (path, content(entry)))
+        .collect()
+}
+
+/// Makes files and directories below `image` of those below `root`.
+pub fn write_image(remains: &Remains, root: &Path, image: &Path) {
+    for (path, content) in remains {
+        let to = image.join(path.strip_prefix(root).unwrap_or(path));
         // A directory that was lost takes everything below it along.
-        match entry {
-            Entry::Dir => {
+        match content {
+            None => {
                 let _below_nothing = std::fs::create_dir(to);
             }
-            Entry::File(inode) => {
-                let _below_nothing = std::fs::write(to, &contents[inode]);
+            Some(content) => {
+                let _below_nothing = std::fs::write(to, content);
             }
         }
     }

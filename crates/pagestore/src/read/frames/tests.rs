@@ -189,3 +189,28 @@ async fn what_is_on_the_local_disk_is_not_fetched_again() {
         assert_eq!(reader.used().requests, requests);
     }
 }
+
+#[test]
+fn no_more_is_read_for_nothing_than_is_wanted() {
+    let options = FrameReaderOptions::default();
+    for gap in [0, 1000, 30_000, 60_000, 70_000_u64] {
+        let (mut together, mut read, mut requests) = (Together::new(&options), 0, 0);
+        let ranges = (0..1000_u64).map(|number| {
+            let start = number * (10_000 + gap);
+            start..start + 10_000
+        });
+        let mut whole = 0..0;
+        for range in ranges {
+            if requests > 0 && together.joins(&range) {
+                whole.end = range.end;
+            } else {
+                together.begin(&range);
+                read += whole.end - whole.start;
+                (whole, requests) = (range, requests + 1);
+            }
+        }
+        read += whole.end - whole.start;
+        assert!(read <= 2 * 10_000_000, "{read} with gaps of {gap}");
+        assert_eq!(requests < 100, gap <= 1000, "{requests} with gaps of {gap}");
+    }
+}

@@ -1,0 +1,237 @@
+//! Under which keys the commit of one snapshot is stored.
+//!
+//! The first writer that brings a snapshot stores its commit under its id. When that key cannot be relied on (what is
+//! there was destroyed, or its writer may yet be condemned, or a collection may be deleting it), the next one stores the
+//! commit once more, under a key of its own that no list of a collection ever had on it. A snapshot is there as long as
+//! any of these objects stands.
+
+use std::fmt;
+use std::str::FromStr;
+
+use futures_util::TryStreamExt;
+use neon_storage::{ListOptions, StorageExt};
+
+use crate::commit::Commit;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{CommitId, WriterId};
+use crate::keys::{self, SNAPSHOTS};
+use crate::object::ObjectKind;
+use crate::repository::Repository;
+
+/// One object that holds the commit of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CommitObject {
+    pub(crate) id: CommitId,
+    /// The writer that stored it beside the first one.
+    pub(crate) again: Option<WriterId>,
+}
+
+impl CommitObject {
+    /// The object under the snapshot's id.
+    pub(crate) fn first(id: CommitId) -> Self {
+        Self { id, again: None }
+    }
+
+    pub(crate) fn again(id: CommitId, writer: WriterId) -> Self {
+        let again = Some(writer);
+        Self { id, again }
+    }
+}
+
+impl fmt::Display for CommitObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.again {
+            None => write!(f, "{}", self.id),
+            Some(writer) => write!(f, "{}-{writer}", self.id),
+        }
+    }
+}
+
+impl FromStr for CommitObject {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text.split_once('-') {
+            None => Self::first(text.parse()?),
+            Some((id, writer)) => Self::again(id.parse()?, writer.parse()?),
+        })
+    }
+}
+
+impl serde::Serialize for CommitObject {
+    fn serialize<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for CommitObject {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// An object that stands, by tombstones that were read after it was seen.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    pub(crate) object: CommitObject,
+    pub(crate) author: WriterId,
+    pub(crate) commit: Commit,
+}
+
+impl Repository {
+    /// Reads a commit.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), [`Damaged`](ErrorKind::Damaged), and as
+    /// [`Object::decode`](crate::Object::decode).
+    pub async fn read_commit(&self, id: CommitId) -> Result<(WriterId, Commit)> {
+        let error = match self.read_commit_object(CommitObject::first(id)).await {
+            Err(error) if error.kind() != ErrorKind::Storage => error,
+            found => return found,
+        };
+        for object in self.brought_again(id).await? {
+            match self.read_commit_object(object).await {
+                Err(error) if error.kind() != ErrorKind::Storage => {}
+                found => return found,
+            }
+        }
+        Err(error)
+    }
+
+    pub(crate) async fn read_commit_object(
+        &self,
+        object: CommitObject,
+    ) -> Result<(WriterId, Commit)> {
+        let (author, body) = self.commit_body(object).await?;
+        Ok((author, Commit::decode_as(object.id, &body)?))
+    }
+
+    /// Who stored an object, and the body in it.
+    pub(crate) async fn commit_body(&self, object: CommitObject) -> Result<(WriterId, Vec<u8>)> {
+        let key = keys::commit(object)?;
+        let found = self.get_object(&key, ObjectKind::Commit).await?;
+        if object.again.is_some_and(|writer| writer != found.writer) {
+            return Err(Error::damaged(key.as_str(), "is of another writer"));
+        }
+        Ok((found.writer, found.body))
+    }
+
+    /// Who stored an object; nobody when it is not there.
+    pub(crate) async fn commit_author(&self, object: CommitObject) -> Result<Option<WriterId>> {
+        let key = keys::commit(object)?;
+        if let Some(writer) = object.again {
+            let there = self.shared.storage.exists(&key).await;
+            let there = there.map_err(|error| Error::storage(key.as_str(), error))?;
+            return Ok(there.then_some(writer));
+        }
+        match self.get_object(&key, ObjectKind::Commit).await {
+            Ok(found) => Ok(Some(found.writer)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The objects of a commit beside the first.
+    pub(crate) async fn brought_again(&self, id: CommitId) -> Result<Vec<CommitObject>> {
+        self.commit_objects_below(&format!("{SNAPSHOTS}{id}-"))
+            .await
+    }
+
+    /// All objects of a commit, the first one first.
+    pub(crate) async fn commit_objects_of(&self, id: CommitId) -> Result<Vec<CommitObject>> {
+        self.commit_objects_below(&format!("{SNAPSHOTS}{id}")).await
+    }
+
+    /// What stands below this prefix; what is not where commits are is passed over.
+    pub(crate) async fn commit_objects_below(&self, prefix: &str) -> Result<Vec<CommitObject>> {
+        let listing = self.shared.storage.list(ListOptions::prefix(prefix));
+        listing
+            .try_filter_map(|object| async move { Ok(keys::commit_of(&object.key)) })
+            .try_collect()
+            .await
+            .map_err(|error| Error::storage(SNAPSHOTS, error))
+    }
+
+    /// An object of this snapshot that stands; none when it is no snapshot (any more).
+    pub(crate) async fn standing(&self, id: CommitId) -> Result<Option<Standing>> {
+        let first = CommitObject::first(id);
+        match self.read_commit_object(first).await {
+            Ok((author, commit)) => {
+                if !self.tombstones().await?.bury(first, author) {
+                    let object = first;
+                    return Ok(Some(Standing {
+                        object,
+                        author,
+                        commit,
+                    }));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let again = self.brought_again(id).await?;
+        Ok(self.all_standing(&again).await?.pop())
+    }
+
+    /// Which of these objects stand.
+    pub(crate) async fn all_standing(&self, objects: &[CommitObject]) -> Result<Vec<Standing>> {
+        let mut found = Vec::with_capacity(objects.len());
+        for object in objects {
+            match self.read_commit_object(*object).await {
+                Ok((author, commit)) => found.push(Standing {
+                    object: *object,
+                    author,
+                    commit,
+                }),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !found.is_empty() {
+            let tombstones = self.tombstones().await?;
+            found.retain(|standing| !tombstones.bury(standing.object, standing.author));
+        }
+        Ok(found)
+    }
+
+    /// An error unless this is a snapshot: a commit of it stands. The objects that do.
+    pub(crate) async fn require_alive(&self, id: CommitId) -> Result<Vec<Standing>> {
+        let objects = self.commit_objects_of(id).await?;
+        let standing = self.all_standing(&objects).await?;
+        match (standing.is_empty(), objects.is_empty()) {
+            (false, _) => Ok(standing),
+            (true, true) => Err(gone(id, "there is no such snapshot")),
+            (true, false) => Err(gone(id, "was destroyed")),
+        }
+    }
+
+    /// An error unless this is a snapshot that no collection has announced. To be called after the flag was put that
+    /// keeps it: a pin or a lease.
+    pub(crate) async fn require_kept(&self, id: CommitId) -> Result<Standing> {
+        let standing = self.require_alive(id).await?;
+        let doomed = self.doomed().await?;
+        let mut reason = "is being collected";
+        for standing in standing {
+            if doomed.commits.contains(&standing.object) {
+                continue;
+            }
+            // A collection that was through with it before we looked at tombstones and lists has left neither: what is
+            // still there now is not being deleted.
+            if self.commit_author(standing.object).await? == Some(standing.author) {
+                return Ok(standing);
+            }
+            reason = "was collected";
+        }
+        Err(gone(id, reason))
+    }
+}
+
+pub(crate) fn gone(id: CommitId, reason: &'static str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("snapshot {id}"), reason)
+}

@@ -227,6 +227,6 @@ mod tests {
         assert!(bar.text(now).contains("] 100% |"), "{}", bar.text(now));
         assert!(!bar.text(now).contains("ETA"));
         bar.update(now, 200_000_000, 0);
-        assert_eq!(bar.text(now), "190.7M | 66.7MB/s");
+        assert_eq!(bar.text(now), "191M | 66.7MB/s");
     }
 }

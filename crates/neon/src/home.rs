@@ -4,6 +4,7 @@
 //! neon.json               format version and id
 //! pg/<name>/              instances: data, log, run, pgpass; .new-<id> while one is made from a snapshot
 //! trash/<id>/             instances that were destroyed, for a while
+//! trees/<snapshot>/        the files of snapshots that instances share blocks with
 //! store/local/            the storage that is there from the start
 //! state/pg/<name>.json    a record for each instance, <name>.lock beside it
 //! state/trash/<id>.json   the records of those in the trash
@@ -132,6 +133,11 @@ impl Home {
     /// Where an instance is made before it gets its name.
     pub(crate) fn new_folder(&self, id: &str) -> PathBuf {
         self.root.join("pg").join(format!(".new-{id}"))
+    }
+
+    /// The files of a snapshot, for clones that share their blocks.
+    pub(crate) fn tree(&self, commit: &str) -> PathBuf {
+        self.root.join("trees").join(commit)
     }
 
     pub(crate) fn trash(&self) -> PathBuf {

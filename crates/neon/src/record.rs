@@ -172,10 +172,15 @@ pub(crate) fn put(path: &Path, content: &[u8], mode: u32, owner: Option<&OsUser>
 
 /// Removes a folder with all that is in it; one that is not there is removed. Durable when it returns.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => sync_parent(path),
-        Err(error) if error.kind() == IoKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io(path, "cannot be removed", error)),
+    match neon_cowfs::remove_tree(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == neon_cowfs::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::new(
+            ErrorKind::Failed,
+            path.display().to_string(),
+            "cannot be removed",
+        )
+        .caused_by(error)),
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) struct Global {
     /// As root: the user that servers run as [NEON_OS_USER; else postgres]
     #[arg(long, global = true, value_name = "USER")]
     pub(crate) os_user: Option<String>,
-    /// How results are printed [NEON_OUTPUT; else table]
+    /// How results are printed: for people, one JSON document, or one a line [NEON_OUTPUT; else table]
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
     /// Say nothing on the way: no steps, no progress
@@ -77,12 +77,9 @@ pub(crate) struct Global {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
     #[default]
     Table,
-    /// One JSON document
     Json,
-    /// One JSON document a line
     Ndjson,
 }
 
@@ -119,6 +116,12 @@ pub(crate) enum Verb {
         "doctor --offline" => "without asking distant storages",
     ))]
     Doctor(Doctor),
+    /// Takes back what was done last: a create, a destroy, a checkout, a detach
+    #[command(after_help = examples!(
+        "undo --dry-run" => "what would be taken back",
+        "undo --yes" => "takes it back; once more, what was before that",
+    ))]
+    Undo(Undo),
     /// Settings, and where each comes from
     #[command(subcommand, arg_required_else_help = true)]
     Config(Config),
@@ -149,6 +152,13 @@ pub(crate) struct Doctor {
     /// Ask no storage but folders of this machine
     #[arg(long)]
     pub(crate) offline: bool,
+}
+
+/// What undo takes.
+#[derive(Debug, Args)]
+pub(crate) struct Undo {
+    #[command(flatten)]
+    pub(crate) consent: Consent,
 }
 
 /// Shells with completions.

@@ -1,6 +1,8 @@
 //! `pg …`
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
 use neon_pg::{Name, PgMajor};
 
 use super::{Consent, examples};
@@ -36,6 +38,12 @@ pub(crate) enum Pg {
     /// Stops a server if it runs, and starts it
     #[command(after_help = examples!("pg restart pgdata1" => "after a change of settings that needs it"))]
     Restart(One),
+    /// Makes a cluster that somebody else created an instance of this home; its files and its server stay as they are
+    #[command(after_help = examples!(
+        "pg adopt /var/lib/postgresql/16/main" => "the cluster of the distribution, under the name it has there",
+        "pg adopt /srv/pg/data -n shop --superuser admin" => "any other",
+    ))]
+    Adopt(Adopt),
     /// Rolls an instance back to a snapshot, in place; what it was before stays as PGDATA@HEAD{i}
     #[command(after_help = examples!(
         "pg checkout pgdata1@before" => "asks first",
@@ -99,6 +107,12 @@ pub(crate) struct Create {
     /// Make it of a snapshot: a name, an id, a .neon file, a base backup, basebackup://USER@HOST:PORT/, an address
     #[arg(long, value_name = "SNAPSHOT")]
     pub(crate) snapshot: Option<String>,
+    /// Share the blocks of the files with other instances of the same snapshot; fail where the file system cannot
+    #[arg(long, requires = "snapshot", conflicts_with = "clone_method")]
+    pub(crate) cow: bool,
+    /// How its folder comes to be, without falling back [default: the best that works]
+    #[arg(long, requires = "snapshot", value_enum, value_name = "METHOD")]
+    pub(crate) clone_method: Option<Method>,
     /// With the configuration of the origin as it is: its archive, its upstream, its workers
     #[arg(long, requires = "snapshot")]
     pub(crate) as_is: bool,
@@ -113,6 +127,14 @@ pub(crate) struct Create {
     pub(crate) no_start: bool,
 }
 
+/// How the folder of an instance comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    Subvolume,
+    Reflink,
+    Copy,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Destroy {
     /// The instance
@@ -120,6 +142,27 @@ pub(crate) struct Destroy {
     pub(crate) name: Name,
     #[command(flatten)]
     pub(crate) consent: Consent,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// Its data directory
+    pub(crate) path: PathBuf,
+    /// Its name here [default: the one it has with Debian, else the next free]
+    #[arg(short, long, value_name = "PGDATA")]
+    pub(crate) name: Option<Name>,
+    /// Where its snapshots go [default: local]
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Its main configuration file, if that is where nobody would look
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// A file in the format of .pgpass with the role and the password to connect with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pass_file: Option<PathBuf>,
+    /// The role to connect as, without a pass file [default: the server's user, or postgres]
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) superuser: Option<String>,
 }
 
 #[derive(Debug, Args)]

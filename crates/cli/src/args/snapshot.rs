@@ -1,5 +1,6 @@
 //! `snapshot …`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -54,6 +55,29 @@ pub(crate) enum Snapshot {
         "snapshot pull --from https://example.org/movies.neon movies" => "from a file, under this name",
     ))]
     Pull(Pull),
+    /// Shows what differs between two snapshots, or a snapshot and the live state: pages and bytes by relation
+    #[command(after_help = examples!(
+        "snapshot diff pgdata1@before pgdata1@after" => "the relations that changed, the largest change first",
+        "snapshot diff pgdata1@before pgdata1@CURRENT" => "what was changed since",
+    ))]
+    Diff(Diff),
+    /// Offers a snapshot to a stock pg_basebackup, and prints the command that takes it
+    #[command(after_help = examples!(
+        "snapshot serve pgdata1@before" => "on loopback, for one backup",
+        "snapshot serve pgdata1@before --listen 0.0.0.0:5500 --backups 3" => "to others, without encryption",
+    ))]
+    Serve(Serve),
+    /// Proves that a snapshot can be used: every byte by its digest, then a server on a copy reads everything
+    #[command(after_help = examples!(
+        "snapshot verify pgdata1@before" => "pg_amcheck where it is installed, else every row of every table",
+        "snapshot verify pgdata1@before --digests" => "without a server",
+    ))]
+    Verify(Verify),
+    /// Looks whether everything that a snapshot needs is there, without reading its data
+    #[command(after_help = examples!(
+        "snapshot check pgdata1@before" => "its commit, its map, its packs",
+    ))]
+    Check(Show),
     /// Destroys a snapshot; what it alone keeps goes with the next collection of its storage
     #[command(after_help = examples!(
         "snapshot destroy pgdata1@before" => "asks first",
@@ -191,6 +215,49 @@ pub(crate) struct Pull {
     /// Into which storage [default: local]
     #[arg(short, long)]
     pub(crate) storage: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The snapshot
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) name: String,
+    /// Look for it in this storage only
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Where to listen [default: loopback, a free port]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// How many backups may be taken before the offer ends
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub(crate) backups: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The snapshot
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) name: String,
+    /// Look for it in this storage only
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Only read all bytes; start no server
+    #[arg(long)]
+    pub(crate) digests: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// The earlier one
+    pub(crate) before: String,
+    /// The later one; PGDATA@CURRENT is the live state
+    pub(crate) after: String,
+    /// Look for both in this storage only
+    #[arg(short, long)]
+    pub(crate) storage: Option<Name>,
+    /// Also files that belong to no relation
+    #[arg(long)]
+    pub(crate) files: bool,
 }
 
 #[derive(Debug, Args)]

@@ -23,10 +23,22 @@ pub(crate) enum Storage {
     #[command(visible_alias = "ls", after_help = examples!(
         "storage list" => "NAME USED TYPE OPTIONS PATH, one line each",
     ))]
-    List,
+    List(List),
     /// Shows one storage
-    #[command(after_help = examples!("storage show local" => "where it is, its options, who uses it"))]
+    #[command(after_help = examples!("storage show local" => "where it is, who uses it, what a collection would free"))]
     Show(One),
+    /// Looks whether everything in a storage is there and whole
+    #[command(after_help = examples!(
+        "storage check tank" => "all that is small: commits, lists, maps, names, packs",
+        "storage check tank --data" => "also every byte of every page",
+    ))]
+    Check(Check),
+    /// Collects what no snapshot of a storage needs any more
+    #[command(after_help = examples!(
+        "storage gc tank --dry-run" => "what would be freed",
+        "storage gc tank --yes" => "announces what goes, and deletes what was announced a grace ago",
+    ))]
+    Gc(Gc),
     /// Forgets a storage; what is in it stays
     #[command(after_help = examples!(
         "storage detach tank" => "asks first",
@@ -40,6 +52,32 @@ pub(crate) struct One {
     /// The storage
     #[arg(value_name = "STORAGE")]
     pub(crate) name: Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Count anew what each holds
+    #[arg(long)]
+    pub(crate) refresh: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The storage
+    #[arg(value_name = "STORAGE")]
+    pub(crate) name: Name,
+    /// Read all data too
+    #[arg(long)]
+    pub(crate) data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// The storage
+    #[arg(value_name = "STORAGE")]
+    pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
 }
 
 /// Kinds of places.
@@ -56,14 +94,13 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) fn is(self, kind: StorageType) -> bool {
-        matches!(
-            (self, kind),
-            (Self::Native, StorageType::Native)
-                | (Self::S3, StorageType::S3)
-                | (Self::Http, StorageType::Http)
-                | (Self::Ssh, StorageType::Ssh)
-        )
+    pub(crate) const fn storage_type(self) -> StorageType {
+        match self {
+            Self::Native => StorageType::Native,
+            Self::S3 => StorageType::S3,
+            Self::Http => StorageType::Http,
+            Self::Ssh => StorageType::Ssh,
+        }
     }
 }
 

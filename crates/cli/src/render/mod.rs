@@ -30,6 +30,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// What was to be printed was printed already.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            rows: Some(""),
+            ..Self::default()
+        }
+    }
+
     /// One thing.
     pub(crate) fn of(text: impl Into<String>, data: impl Into<Value>) -> Self {
         let data = match data.into() {
@@ -56,6 +64,9 @@ impl Answer {
     /// Prints it.
     pub(crate) fn print(&self, format: Format) -> Outcome<()> {
         let mut whole = String::new();
+        if self.rows == Some("") {
+            return Ok(());
+        }
         match format {
             Format::Table => {
                 whole.push_str(&self.text);

@@ -46,13 +46,23 @@ pub(crate) struct Scene<'a> {
     pub(crate) neon: &'a Neon,
     pub(crate) settings: &'a Settings,
     pub(crate) surroundings: &'a Surroundings,
-    quiet: bool,
+    progress: &'a Progress,
 }
 
 impl Scene<'_> {
-    /// Whether steps are said on the way.
-    pub(crate) fn says(&self) -> bool {
-        self.settings.output == Format::Table && !self.quiet
+    /// Something that does not go as it should, and stops nothing.
+    pub(crate) fn warn(&self, text: &str) {
+        self.progress.show(neon_pg::Event::Warning(text.to_owned()));
+    }
+
+    /// Something to know.
+    pub(crate) fn note(&self, text: &str) {
+        self.progress.show(neon_pg::Event::Note(text.to_owned()));
+    }
+
+    /// A step of our own.
+    pub(crate) fn step(&self, text: &str) {
+        self.progress.show(neon_pg::Event::Step(text.to_owned()));
     }
 }
 
@@ -120,7 +130,7 @@ fn in_home(
         neon: &neon,
         settings,
         surroundings,
-        quiet,
+        progress: &progress,
     };
     let work = async {
         match verb {
@@ -128,6 +138,7 @@ fn in_home(
             Verb::Snapshot(verb) => snapshot::run(verb, &scene).await.map(Then::from),
             Verb::Storage(verb) => storage::run(verb, &scene).await.map(Then::from),
             Verb::Doctor(wanted) => doctor::run(&wanted, &scene).await.map(Then::from),
+            Verb::Undo(wanted) => op::undo(&wanted, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
             Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {
                 Err(Failure::usage("needs no home"))

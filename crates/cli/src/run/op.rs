@@ -1,10 +1,11 @@
 //! `op …`
 
-use neon_pg::Outcome as Stand;
-use serde_json::json;
+use neon_pg::{Operation, Outcome as Stand};
+use serde_json::{Value, json};
 
 use super::{Scene, now};
-use crate::args::Op;
+use crate::args::{Op, Undo};
+use crate::confirm::confirm;
 use crate::failure::Outcome;
 use crate::render::{Align, Answer, Table, age};
 
@@ -24,26 +25,60 @@ pub(crate) fn run(verb: &Op, scene: &Scene<'_>) -> Outcome<Answer> {
     ]);
     let mut rows = Vec::new();
     for operation in operations {
-        let outcome = match operation.outcome {
-            Stand::Begun => "begun",
-            Stand::Done => "done",
-            Stand::Failed => "failed",
-        };
         table.row([
             operation.id.clone(),
             age(operation.at / 1000, now()),
             operation.verb.clone(),
             operation.subject.clone(),
-            outcome.to_owned(),
+            word(operation.outcome).to_owned(),
         ]);
-        rows.push(json!({
-            "id": operation.id,
-            "at": operation.at / 1000,
-            "verb": operation.verb,
-            "subject": operation.subject,
-            "outcome": outcome,
-            "details": operation.details,
-        }));
+        rows.push(shown(&operation));
     }
     Ok(Answer::list(&table, "operations", rows))
+}
+
+/// Takes back the last operation that can be.
+pub(crate) async fn undo(wanted: &Undo, scene: &Scene<'_>) -> Outcome<Answer> {
+    let Some(operation) = scene.neon.undoable()? else {
+        // The library says it better.
+        scene.neon.undo().await?;
+        return Ok(Answer::default());
+    };
+    let plan = format!(
+        "{} {}, done {} ago, will be taken back",
+        operation.verb,
+        operation.subject,
+        age(operation.at / 1000, now())
+    );
+    if wanted.consent.dry_run {
+        return Ok(Answer::of(
+            plan,
+            json!({ "operation": shown(&operation), "what": null, "undone": false }),
+        ));
+    }
+    confirm("undo", &plan, wanted.consent.yes).await?;
+    let undone = scene.neon.undo().await?;
+    Ok(Answer::of(
+        undone.what.clone(),
+        json!({ "operation": shown(&undone.operation), "what": undone.what, "undone": true }),
+    ))
+}
+
+fn shown(operation: &Operation) -> Value {
+    json!({
+        "id": operation.id,
+        "at": operation.at / 1000,
+        "verb": operation.verb,
+        "subject": operation.subject,
+        "outcome": word(operation.outcome),
+        "details": operation.details,
+    })
+}
+
+const fn word(outcome: Stand) -> &'static str {
+    match outcome {
+        Stand::Begun => "begun",
+        Stand::Done => "done",
+        Stand::Failed => "failed",
+    }
 }

@@ -1,16 +1,20 @@
 //! `pg …`
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use neon_pg::{CheckoutChoice, CheckoutPlan, CreatePg, Located, Name, RestoreChoice, ServerState};
+use neon_pg::{
+    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Located, Name,
+    PgRecord, RestoreChoice, ServerState,
+};
 use serde_json::{Map, Value, json};
 
 use super::snapshot::{Passing, data as as_data};
 use super::{Scene, Then, mark, now, psql};
-use crate::args::pg::{Checkout, Create, Destroy, Pg};
+use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
 use crate::confirm::confirm;
-use crate::failure::{Failure, Outcome, say};
+use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
 
 pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
@@ -36,6 +40,7 @@ pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
             )
             .into())
         }
+        Pg::Adopt(wanted) => adopt(wanted, scene).await.map(Then::from),
         Pg::Checkout(wanted) => checkout(wanted, scene).await.map(Then::from),
         Pg::Destroy(wanted) => destroy(wanted, scene).await.map(Then::from),
         Pg::Psql(wanted) => psql::psql(&wanted, scene).await,
@@ -51,57 +56,69 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
     create.storage = wanted.storage;
     create.port = wanted.port;
     create.no_start = wanted.no_start;
-    let pg = match &wanted.snapshot {
-        None => scene.neon.pg().create(&create).await?,
-        Some(text) => {
-            let mut how = RestoreChoice::default();
-            how.as_is = wanted.as_is;
-            how.force = wanted.force;
-            create_from(&create, text, &how, scene).await?
-        }
+    let Some(text) = &wanted.snapshot else {
+        let pg = scene.neon.pg().create(&create).await?;
+        return created(&pg, scene).await;
     };
-    let name = pg.record.name.clone();
-    if wanted.no_start {
-        return Ok(Answer::of(format!("Created {name}."), data(&pg, None)));
-    }
-    if scene.says() {
-        say(&format!("Created {name}, PostgreSQL {}.", pg.record.major));
-    }
-    started(&name, scene).await
-}
-
-/// From a snapshot, which is imported for the moment if it is outside.
-async fn create_from(
-    create: &CreatePg,
-    text: &str,
-    how: &RestoreChoice,
-    scene: &Scene<'_>,
-) -> Outcome<neon_pg::Pg> {
-    let tell = |text: &str| {
-        if scene.says() {
-            say(text);
-        }
+    let mut how = RestoreChoice::default();
+    how.as_is = wanted.as_is;
+    how.force = wanted.force;
+    how.clone = match wanted.clone_method {
+        Some(Method::Subvolume) => CloneWanted::Only(CloneMethod::Subvolume),
+        Some(Method::Reflink) => CloneWanted::Only(CloneMethod::Reflink),
+        Some(Method::Copy) => CloneWanted::Only(CloneMethod::Copy),
+        None if wanted.cow => CloneWanted::CopyOnWrite,
+        None => CloneWanted::Best,
     };
     match scene.neon.snapshots().locate(text, None).await? {
-        Located::Stored(found) => Ok(scene.neon.pg().create_from(create, &found, how).await?),
+        Located::Stored(found) => {
+            let pg = scene.neon.pg().create_from(&create, &found, &how).await?;
+            created(&pg, scene).await
+        }
+        // Imported for the moment.
         Located::Outside(source) => {
             let passing = Passing::import(source, scene).await?;
-            tell("Downloading snapshot... Done.");
+            scene.step("Downloading snapshot... Done.");
             let made = scene
                 .neon
                 .pg()
-                .create_from(create, passing.found(), how)
+                .create_from(&create, passing.found(), &how)
                 .await;
-            let destroyed = passing.destroy(scene).await;
-            let pg = made?;
-            destroyed?;
-            tell("Destroying snapshot... Done.");
-            Ok(pg)
+            let pg = match made {
+                Ok(pg) => pg,
+                Err(error) => {
+                    // That the one could not be made is what matters.
+                    if let Err(left) = passing.destroy(scene).await {
+                        scene.warn(&format!("the imported snapshot stays: {left}"));
+                    }
+                    return Err(error.into());
+                }
+            };
+            created(&pg, scene).await?.print(scene.settings.output)?;
+            let mut answer = Answer::nothing();
+            match passing.destroy(scene).await {
+                Ok(()) => scene.step("Destroying snapshot... Done."),
+                Err(left) => {
+                    scene.warn(&format!("the imported snapshot stays: {left}"));
+                    answer.exit = 7;
+                }
+            }
+            Ok(answer)
         }
         _ => Err(Failure::usage(format!(
             "snapshot {text} is where this program does not know"
         ))),
     }
+}
+
+/// What is said of an instance that was made.
+async fn created(pg: &neon_pg::Pg, scene: &Scene<'_>) -> Outcome<Answer> {
+    let name = &pg.record.name;
+    if pg.endpoint().is_none() {
+        return Ok(Answer::of(format!("Created {name}."), data(pg, None)));
+    }
+    scene.step(&format!("Created {name}, PostgreSQL {}.", pg.record.major));
+    started(name, scene).await
 }
 
 /// What is said of a server that has come up: where, and the URI that connects.
@@ -127,7 +144,7 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
     ]);
     let mut rows = Vec::new();
     for pg in scene.neon.pg().list().await? {
-        let used = used(&folder(scene, &pg.record.name));
+        let used = used(&folder(scene, &pg.record));
         table.row([
             pg.role().unwrap_or_default().to_owned(),
             pg.record.name.to_string(),
@@ -140,20 +157,110 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
     Ok(Answer::list(&table, "instances", rows))
 }
 
+/// What an instance is, and the space that it and its snapshots use, by storage.
 async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
     let pg = scene.neon.pg().get(name).await?;
-    let used = used(&folder(scene, name));
-    let text = format!(
+    let folder = folder(scene, &pg.record);
+    let used = used(&folder);
+    let (listed, failed) = scene.neon.snapshots().list(None).await?;
+    let mut by_storage: BTreeMap<String, Vec<(String, u64)>> = BTreeMap::new();
+    for one in listed {
+        let Ok(summary) = &one.listed.summary else {
+            continue;
+        };
+        if summary.instance.as_deref() != Some(pg.record.id.as_str()) {
+            continue;
+        }
+        let name = one
+            .listed
+            .names
+            .first()
+            .map_or_else(|| one.listed.id.to_string(), ToString::to_string);
+        by_storage
+            .entry(one.storage.to_string())
+            .or_default()
+            .push((name, summary.added));
+    }
+    let mut text = format!(
         "{name}:\n  role: {}\n  state: {}\n  postgresql: {}\n  endpoint: {}\n  data: {}\n  storage: {}\n  space used: {}\n",
         pg.role().unwrap_or("-"),
         state(&pg),
         pg.record.major,
         pg.endpoint().unwrap_or_else(|| "-".to_owned()),
-        folder(scene, name).display(),
+        folder.display(),
         pg.record.storage,
         bytes(used),
     );
-    Ok(Answer::of(text, Value::Object(data(&pg, Some(used)))))
+    let mut whole = data(&pg, Some(used));
+    let mut spaces = Vec::new();
+    let mut all = 0_u64;
+    let mut tree = String::new();
+    for (storage, snapshots) in &by_storage {
+        let sum = snapshots
+            .iter()
+            .fold(0_u64, |sum, (_, added)| sum.saturating_add(*added));
+        all = all.saturating_add(sum);
+        text.push_str(&format!("  space used on {storage}: {}\n", bytes(sum)));
+        tree.push_str(&format!("    on {storage}:\n"));
+        for (name, added) in snapshots {
+            tree.push_str(&format!("      {name}: {}\n", bytes(*added)));
+        }
+        let rows: Vec<Value> = snapshots
+            .iter()
+            .map(|(name, added)| json!({ "name": name, "added": added }))
+            .collect();
+        spaces.push(json!({ "storage": storage, "used": sum, "snapshots": rows }));
+    }
+    if !by_storage.is_empty() {
+        text.push_str(&format!(
+            "  space used on all storages: {}\n  snapshots:\n{tree}",
+            bytes(all)
+        ));
+    }
+    whole.insert("spaces".to_owned(), Value::Array(spaces));
+    let mut answer = Answer::of(text, Value::Object(whole));
+    for (storage, error) in failed {
+        answer.exit = 7;
+        scene.warn(&format!(
+            "storage {storage} cannot be listed: {}",
+            Failure::from(error)
+        ));
+    }
+    Ok(answer)
+}
+
+async fn adopt(wanted: Adopt, scene: &Scene<'_>) -> Outcome<Answer> {
+    let mut adopt = AdoptPg::new(super::absolute(&wanted.path)?);
+    adopt.name = wanted.name;
+    adopt.storage = wanted.storage;
+    adopt.config_file = wanted
+        .config_file
+        .as_deref()
+        .map(super::absolute)
+        .transpose()?;
+    adopt.pass_file = wanted
+        .pass_file
+        .as_deref()
+        .map(super::absolute)
+        .transpose()?;
+    adopt.superuser = wanted.superuser;
+    let adopted = scene.neon.pg().adopt(&adopt).await?;
+    let mut text = format!(
+        "Adopted {}: PostgreSQL {}",
+        adopted.name, adopted.record.major
+    );
+    if let Some(port) = adopted.port {
+        text.push_str(&format!(", port {port}"));
+    }
+    text.push_str(if adopted.runs {
+        ", running. Nothing of it was changed."
+    } else {
+        ", not running. Nothing of it was changed."
+    });
+    for advice in &adopted.advice {
+        text.push_str(&format!("\n  {advice}"));
+    }
+    Ok(Answer::of(text, as_data(&adopted)?))
 }
 
 async fn checkout(wanted: Checkout, scene: &Scene<'_>) -> Outcome<Answer> {
@@ -236,25 +343,41 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let instances = scene.neon.pg();
     let name = &wanted.name;
     let pg = instances.get(name).await?;
-    let used = used(&folder(scene, name));
-    let mut plan = format!("pg {name} will be destroyed: {} of data", bytes(used));
-    if let Some(endpoint) = pg.endpoint() {
-        plan.push_str(&format!(", and its server on {endpoint} stopped"));
+    let used = used(&folder(scene, &pg.record));
+    let mut plan;
+    if pg.record.adopted.is_some() {
+        plan = format!(
+            "pg {name} will be forgotten; it was adopted, so its server and its data stay as they are"
+        );
+    } else {
+        plan = format!("pg {name} will be destroyed: {} of data", bytes(used));
+        if let Some(endpoint) = pg.endpoint() {
+            plan.push_str(&format!(", and its server on {endpoint} stopped"));
+        }
     }
     plan.push_str(". Its snapshots stay.");
     let mut whole = data(&pg, Some(used));
-    if wanted.consent.dry_run {
-        whole.insert("destroyed".to_owned(), Value::Bool(false));
-        return Ok(Answer::of(plan, Value::Object(whole)));
+    let done = !wanted.consent.dry_run;
+    if done {
+        confirm("pg destroy", &plan, wanted.consent.yes).await?;
+        instances.destroy(name).await?;
+        plan = "Ok".to_owned();
     }
-    confirm("pg destroy", &plan, wanted.consent.yes).await?;
-    instances.destroy(name).await?;
-    whole.insert("destroyed".to_owned(), Value::Bool(true));
-    Ok(Answer::of("Ok", Value::Object(whole)))
+    whole.insert("destroyed".to_owned(), Value::Bool(done));
+    Ok(Answer::of(plan, Value::Object(whole)))
 }
 
-fn folder(scene: &Scene<'_>, name: &Name) -> std::path::PathBuf {
-    scene.neon.home().path().join("pg").join(name.as_str())
+/// What the space is counted of that an instance uses.
+fn folder(scene: &Scene<'_>, record: &PgRecord) -> PathBuf {
+    match &record.adopted {
+        Some(place) => place.data_dir.clone(),
+        None => scene
+            .neon
+            .home()
+            .path()
+            .join("pg")
+            .join(record.name.as_str()),
+    }
 }
 
 /// Bytes on disk below a folder. What goes while we look, or may not be looked at, counts nothing.

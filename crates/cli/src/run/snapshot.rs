@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use neon_pg::{
-    CommitId, Compression, CreateSnapshot, ExportFormat, ExportOptions, Found, ImportSnapshot,
-    ImportSource, ListedSnapshot, ParentChoice, Pulled, Remote, Retained, SnapshotName,
-    TakenSnapshot, Transferred,
+    CheckedStorage, CommitId, Compression, CreateSnapshot, ExportFormat, ExportOptions, Found,
+    ImportSnapshot, ImportSource, ListedSnapshot, ParentChoice, Pulled, Remote, Retained,
+    ServeOptions, SnapshotName, TakenSnapshot, Transferred, VerifyDepth,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Scene, now};
 use crate::args::snapshot::{
-    Compress, Create, Destroy, Export, Form, Import, List, Show, Snapshot,
+    Compress, Create, Destroy, Diff, Export, Form, Import, List, Serve, Show, Snapshot, Verify,
 };
 use crate::confirm::confirm;
 use crate::failure::{Failure, Outcome, say};
@@ -45,6 +45,20 @@ pub(crate) async fn run(verb: Snapshot, scene: &Scene<'_>) -> Outcome<Answer> {
                 _ => Err(Failure::usage("pulled in a way this program does not know")),
             }
         }
+        Snapshot::Serve(wanted) => serve(&wanted, scene).await,
+        Snapshot::Verify(wanted) => verify(&wanted, scene).await,
+        Snapshot::Check(wanted) => {
+            let found = snapshots
+                .find(&wanted.name, wanted.storage.as_ref())
+                .await?;
+            let checked = snapshots.check(&found).await?;
+            let mut answer = Answer::of(checked_in_words(&checked), data(&checked)?);
+            if !checked.is_sound() {
+                answer.exit = 5;
+            }
+            Ok(answer)
+        }
+        Snapshot::Diff(wanted) => diff(&wanted, scene).await,
         Snapshot::Destroy(wanted) => destroy(wanted, scene).await,
     }
 }
@@ -383,6 +397,160 @@ fn transferred(did: &str, name: &str, done: &Transferred) -> Outcome<Answer> {
         duration(seconds(done.elapsed)),
     );
     Ok(Answer::of(text, data(done)?))
+}
+
+/// Prints how the snapshot is taken as soon as it can be, then serves it.
+async fn serve(wanted: &Serve, scene: &Scene<'_>) -> Outcome<Answer> {
+    let snapshots = scene.neon.snapshots();
+    let found = snapshots
+        .find(&wanted.name, wanted.storage.as_ref())
+        .await?;
+    let mut options = ServeOptions::default();
+    options.backups = wanted.backups;
+    if let Some(address) = wanted.listen {
+        options.address = address;
+    }
+    let offer = snapshots.serve(&found, &options).await?;
+    let about = offer.about();
+    let mut whole = data(about)?;
+    if let Value::Object(whole) = &mut whole {
+        whole.insert("password".to_owned(), Value::from(offer.token().expose()));
+    }
+    for note in &about.notes {
+        scene.note(note);
+    }
+    let text = format!("PGPASSWORD={} {}", offer.token().expose(), about.command);
+    Answer::of(text, whole).print(scene.settings.output)?;
+    offer.run().await?;
+    Ok(Answer::nothing())
+}
+
+/// What is wrong is the result, and exit code 5.
+async fn verify(wanted: &Verify, scene: &Scene<'_>) -> Outcome<Answer> {
+    let snapshots = scene.neon.snapshots();
+    let found = snapshots
+        .find(&wanted.name, wanted.storage.as_ref())
+        .await?;
+    let depth = if wanted.digests {
+        VerifyDepth::Digests
+    } else {
+        VerifyDepth::Server
+    };
+    let verified = snapshots.verify(&found, depth).await?;
+    let mut text = checked_in_words(&verified.digests);
+    if let Some(server) = &verified.server {
+        if server.amcheck {
+            text.push_str(&format!(
+                "PostgreSQL {}: pg_amcheck looked at {}\n",
+                server.major,
+                server.databases.join(", ")
+            ));
+        } else {
+            text.push_str(&format!(
+                "PostgreSQL {}: {} rows of {} tables read in {}\n",
+                server.major,
+                server.rows,
+                server.tables,
+                server.databases.join(", ")
+            ));
+        }
+        for left in &server.left_out {
+            text.push_str(&format!("not looked at: {left}\n"));
+        }
+        for finding in &server.findings {
+            text.push_str(&format!("{}: {}\n", finding.object, finding.problem));
+        }
+    }
+    let sound = verified.is_sound();
+    let verdict = if sound { "is sound" } else { "is damaged" };
+    text.push_str(&format!("{} {verdict}", verified.snapshot));
+    let mut answer = Answer::of(text, data(&verified)?);
+    if !sound {
+        answer.exit = 5;
+    }
+    Ok(answer)
+}
+
+/// What a check looked at and found.
+pub(super) fn checked_in_words(checked: &CheckedStorage) -> String {
+    let mut text = format!(
+        "{}: {} snapshots, {} objects, {} packs, {} frames, {} pages looked at{}\n",
+        checked.subject,
+        checked.snapshots,
+        checked.objects,
+        checked.packs,
+        checked.frames,
+        checked.pages,
+        if checked.with_data {
+            ""
+        } else {
+            "; data was not read"
+        },
+    );
+    for finding in &checked.findings {
+        let snapshots: Vec<String> = finding.snapshots.iter().map(short).collect();
+        text.push_str(&format!("{}: {}", finding.object, finding.problem));
+        if !snapshots.is_empty() {
+            text.push_str(&format!(" (in snapshots {})", snapshots.join(", ")));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+async fn diff(wanted: &Diff, scene: &Scene<'_>) -> Outcome<Answer> {
+    let snapshots = scene.neon.snapshots();
+    let diff = snapshots
+        .diff(&wanted.before, &wanted.after, wanted.storage.as_ref())
+        .await?;
+    let mut table = Table::new(&[
+        ("RELATION", Align::Left),
+        ("PAGES", Align::Right),
+        ("SIZE", Align::Right),
+        ("WHAT", Align::Left),
+    ]);
+    for relation in &diff.relations {
+        let named = match (&relation.schema, &relation.name) {
+            (Some(schema), Some(name)) => format!("{schema}.{name}"),
+            (None, Some(name)) => name.clone(),
+            _ => relation.file.clone(),
+        };
+        let named = match &relation.database {
+            Some(database) => format!("{database}: {named}"),
+            None => named,
+        };
+        let named = match &relation.toast_of {
+            Some(of) => format!("{named} (of {of})"),
+            None => named,
+        };
+        table.row([
+            named,
+            relation.pages.to_string(),
+            bytes(relation.bytes),
+            relation.what.to_owned(),
+        ]);
+    }
+    if wanted.files {
+        for file in &diff.files {
+            table.row([
+                file.path.clone(),
+                String::new(),
+                bytes(file.bytes),
+                file.what.to_owned(),
+            ]);
+        }
+    }
+    let mut text = table.to_string();
+    text.push_str(&format!(
+        "{} pages, {} differ, told by {}",
+        diff.pages,
+        bytes(diff.bytes),
+        diff.by
+    ));
+    if let Some(because) = &diff.because {
+        text.push_str(&format!(" ({because})"));
+    }
+    Ok(Answer::of(text, data(&diff)?))
 }
 
 async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {

@@ -180,6 +180,31 @@ fn every_key_that_is_printed_is_documented() {
         documented(&home.json(&["pg", verb, "one"]));
     }
     documented(&home.json(&["pg", "list"]));
+    documented(&home.json(&["snapshot", "create", "one@a"]));
+    home.sql(
+        "one",
+        "create table t as select g from generate_series(1, 1000) g",
+    );
+    documented(&home.json(&["snapshot", "create", "one@b"]));
+    documented(&home.json(&["snapshot", "list", "--long"]));
+    documented(&home.json(&["snapshot", "show", "one@b"]));
+    documented(&home.json(&["snapshot", "diff", "one@a", "one@b"]));
+    documented(&home.json(&["snapshot", "push", "--to", tank, "one@b"]));
+    let file = home.scratch().join("b.neon");
+    let file = file.to_str().unwrap();
+    documented(&home.json(&["snapshot", "export", "one@b", "--to", file]));
+    documented(&home.json(&["snapshot", "import", "--from", file, "c"]));
+    documented(&home.json(&["snapshot", "destroy", "c", "--dry-run"]));
+    documented(&home.json(&["snapshot", "destroy", "c", "--yes"]));
+    documented(&home.json(&["pg", "show", "one"]));
+    documented(&home.json(&["pg", "checkout", "one@a", "--dry-run"]));
+    documented(&home.json(&["pg", "checkout", "one@a", "--yes"]));
+    documented(&home.json(&["undo", "--dry-run"]));
+    documented(&home.json(&["undo", "--yes"]));
+    documented(&home.json(&["storage", "show", "local"]));
+    documented(&home.json(&["storage", "check", "local"]));
+    documented(&home.json(&["storage", "gc", "local", "--dry-run"]));
+    documented(&home.json(&["storage", "gc", "local", "--yes"]));
     documented(&home.json(&["pg", "destroy", "one", "--yes"]));
     documented(&home.json(&["op", "log"]));
     documented(&home.json(&["config", "show"]));
@@ -269,7 +294,9 @@ fn keys(value: &Value, see: &mut dyn FnMut(&str)) {
             for (key, value) in map {
                 see(key);
                 // What is below these is named by users and libraries.
-                if !["options", "details"].contains(&key.as_str()) {
+                if !["options", "details", "extensions", "collations", "labels"]
+                    .contains(&key.as_str())
+                {
                     keys(value, see);
                 }
             }

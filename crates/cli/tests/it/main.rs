@@ -7,6 +7,8 @@
 )]
 
 mod contract;
+mod documents;
+mod flow;
 mod help;
 mod instances;
 mod settings;

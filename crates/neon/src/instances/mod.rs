@@ -13,6 +13,7 @@ mod life;
 mod record;
 pub(crate) mod restore;
 mod runs_here;
+mod trees;
 mod unlogged;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use crate::record::Lock;
 pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
+pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
@@ -198,6 +200,8 @@ impl Instances<'_> {
             }
         }
         let _lock = Lock::wait(&self.writing(&record.name))?;
+        // What a removal that was killed left of another one.
+        drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
         records::remove_tree(&staging)
     }
 

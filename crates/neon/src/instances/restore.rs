@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use neon_cowfs::{Method, Wanted};
 use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::{Facts, read::Snapshot};
 use neon_pg_layout::{ControlFile, TimelineHistory, TimelineId, WalFileName, WalLevel};
@@ -24,6 +25,7 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::isolate::{as_it_is, isolate};
+use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, Stage, runs_here};
 use crate::neon::Neon;
@@ -40,6 +42,9 @@ pub struct RestoreChoice {
     pub as_is: bool,
     /// Although something it needs is missing here.
     pub force: bool,
+    /// Whether it shares the blocks of its files with other instances of the same snapshot. The best, if not said: what costs
+    /// nothing is shared, and nothing is stored twice for it.
+    pub clone: Wanted,
 }
 
 /// Room that is left for what a server writes while it starts.
@@ -74,7 +79,9 @@ impl Instances<'_> {
             .can_run(from, &snapshot, wanted.major, how.force)
             .await?;
         let user = self.0.os_user()?;
-        has_room(&self.0.home().path().join("pg"), snapshot.facts())?;
+        if matches!(how.clone, Wanted::Best | Wanted::Only(Method::Copy)) {
+            has_room(&self.0.home().path().join("pg"), snapshot.facts())?;
+        }
         let (name, lock) = self.claim(wanted, storage, &installation).await?;
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         let claimed = self.known(&name)?;
@@ -95,7 +102,21 @@ impl Instances<'_> {
                 lock: self.writing(&name),
             };
             self.0.step("create: begun");
-            job.write().await?;
+            let method = match trees::choose(&job, from, how.clone).await? {
+                Way::Restored(why) => {
+                    job.write().await?;
+                    why.iter()
+                        .for_each(|why| self.0.tell(Event::Note(why.clone())));
+                    Method::Copy
+                }
+                Way::Cloned(tree) => {
+                    let cloned = job.share(&tree, how.clone).await?;
+                    for why in &cloned.not_used {
+                        self.0.tell(Event::Note(why.to_string()));
+                    }
+                    cloned.method
+                }
+            };
             self.0.step("create: written");
             let timelines = job.recover(used, true).await?;
             self.0.step("create: recovered");
@@ -115,7 +136,7 @@ impl Instances<'_> {
                     snapshot: from.id,
                     storage: from.repository.name.clone(),
                 });
-                record.method = Some("copy".to_owned());
+                record.method = Some(method.to_string());
             })?;
             record::rename(&staging, &folder)?;
             self.0.step("create: named");
@@ -228,14 +249,28 @@ pub(crate) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Writes the files. Durable when it returns.
-    pub(crate) async fn write(&self) -> Result<()> {
+    pub(super) fn folders(&self) -> Result<()> {
         record::folder_of(self.folder, 0o700, self.user)?;
         for name in ["log", "run", "tablespaces"] {
             record::folder_of(&self.folder.join(name), 0o700, self.user)?;
         }
+        Ok(())
+    }
+
+    /// Writes the files. Durable when it returns.
+    pub(crate) async fn write(&self) -> Result<()> {
+        self.folders()?;
+        let data = self.folder.join("data");
+        neon_cowfs::create_dir(&data, 0o700).map_err(|error| {
+            Error::new(
+                ErrorKind::Failed,
+                data.display().to_string(),
+                "cannot be made",
+            )
+            .caused_by(error)
+        })?;
         let writer = DirectoryWriter::create(
-            &self.folder.join("data"),
+            &data,
             DirectoryOptions {
                 ownership: ownership(self.user),
                 tablespaces: TablespacePlaces::Below(self.folder.join("tablespaces")),
@@ -417,7 +452,7 @@ pub(super) fn timelines_in(data: &Path, control: &ControlFile) -> Result<BTreeSe
 }
 
 /// Turns the links of tablespaces to where their folder will be.
-fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUser>) -> Result<()> {
+pub(super) fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUser>) -> Result<()> {
     let links = staging.join("data/pg_tblspc");
     let failed = |error| Error::io(&links, "cannot be listed", error);
     for entry in fs::read_dir(&links).map_err(failed)? {

@@ -11,6 +11,7 @@ mod moving;
 mod offers;
 mod remotes;
 mod restored;
+mod shared;
 mod snapshots;
 mod storages;
 mod support;

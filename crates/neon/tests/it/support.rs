@@ -32,6 +32,11 @@ impl Fixture {
         Neon::open(self.scratch.path().join("home"), options(self.major)).unwrap()
     }
 
+    /// A home at a place of its own.
+    pub(crate) fn at(major: PgMajor, home: &std::path::Path) -> Neon {
+        Neon::open(home, options(major)).unwrap()
+    }
+
     /// A home with options of its own.
     pub(crate) fn having(major: PgMajor, change: impl FnOnce(&mut Options)) -> Self {
         let scratch = Scratch::new();

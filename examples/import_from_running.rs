@@ -32,7 +32,7 @@ async fn import(neon: &Neon, url: &str) -> Result<(), Failure> {
     writeln!(
         out,
         "{}: {} snapshot of {}, {} bytes in {} stored",
-        imported.name, imported.kind, imported.source, imported.size, imported.added
+        imported.name, imported.kind, imported.source, imported.size, imported.stored
     )?;
     let mut copy = CreatePg::default();
     copy.name = Some("copy".parse()?);

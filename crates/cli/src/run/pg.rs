@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use neon_pg::{
     AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Located, Name,
-    PgRecord, RestoreChoice, ServerState,
+    PgRecord, RestoreChoice, ServerState, Stage,
 };
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,9 @@ use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
 use crate::confirm::confirm;
 use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
+
+/// How long a listing of all instances counts what they use; it shows what was counted last of the others.
+const COUNTING: Duration = Duration::from_millis(20);
 
 pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
     let instances = scene.neon.pg();
@@ -143,8 +146,13 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
         ("ENDPOINT", Align::Left),
     ]);
     let mut rows = Vec::new();
-    for pg in scene.neon.pg().list().await? {
-        let used = used(&folder(scene, &pg.record));
+    let all = scene.neon.pg().list().await?;
+    let sums = scene
+        .neon
+        .pg()
+        .used(all.iter().map(|pg| &pg.record), COUNTING);
+    for pg in all {
+        let used = sums.get(&pg.record.id).copied().unwrap_or_default();
         table.row([
             pg.role().unwrap_or_default().to_owned(),
             pg.record.name.to_string(),
@@ -399,6 +407,7 @@ fn used(folder: &Path) -> u64 {
 
 fn state(pg: &neon_pg::Pg) -> &'static str {
     match pg.status.as_ref().map(|status| status.state) {
+        None if pg.record.stage == Stage::Ready && pg.record.checkout.is_none() => "unknown",
         None => "changing",
         Some(ServerState::Stopped) => "stopped",
         Some(ServerState::Crashed) => "crashed",

@@ -15,16 +15,19 @@ pub(crate) mod restore;
 mod runs_here;
 mod trees;
 mod unlogged;
+mod used;
 
 use std::path::PathBuf;
 
 use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
+use crate::upkeep::with_causes;
 
 pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
@@ -77,16 +80,23 @@ impl Instances<'_> {
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// All instances as they are now, by name.
+    /// All instances as they are now, by name. Runs no program and opens no storage. One that cannot be looked at is in
+    /// the list without a status, and why is told.
     ///
     /// # Errors
     /// When the records cannot be read.
     pub async fn list(&self) -> Result<Vec<Pg>> {
-        let mut all = Vec::new();
-        for record in self.records()? {
-            all.push(self.look(record).await?);
-        }
-        Ok(all)
+        let looks = self.records()?.into_iter().map(async |record| {
+            let looked = self.look(record.clone()).await;
+            looked.unwrap_or_else(|error| {
+                self.0.tell(Event::Warning(with_causes(&error)));
+                Pg {
+                    record,
+                    status: None,
+                }
+            })
+        });
+        Ok(futures_util::future::join_all(looks).await)
     }
 
     /// One instance as it is now.
@@ -101,8 +111,7 @@ impl Instances<'_> {
         let status = match record.stage {
             Stage::Ready if record.is_changing() => None,
             Stage::Ready => {
-                let instance = self.open(&record).await?;
-                let status = instance.status().await;
+                let status = Status::of(&self.data_dir(&record)).await;
                 Some(status.map_err(|error| Error::server(format!("pg {}", record.name), error))?)
             }
             _ => None,

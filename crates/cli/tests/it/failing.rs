@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use neon_testkit::PgMajor;
+use neon_testkit::{Installation, PgMajor};
 use serde_json::Value;
 
 use crate::interrupted::content;
@@ -174,7 +174,11 @@ fn a_snapshot_into_a_full_storage_fails_and_the_next_one_works() {
                 .filter_map(|(key, value)| Some((key, value?))),
         );
     let full = ran(&mut command);
-    told(&full, 6, &["caused by: "]);
+    told(
+        &full,
+        6,
+        &["storage tank: has 0 MiB free", "hint: make room"],
+    );
     home.ok(&["snapshot", "create", "one@a", "-s", "tank"]);
     content(&home, "after a full storage");
 }
@@ -183,24 +187,34 @@ fn a_snapshot_into_a_full_storage_fails_and_the_next_one_works() {
 fn postgresql_that_went_away_is_named_with_what_brings_it_back() {
     let home = Home::of(PgMajor::V13);
     home.ok(&["pg", "create", "one", "--no-start"]);
-    let record = home.path().join("state/pg/one.json");
-    let text = fs::read_to_string(&record).unwrap();
-    let mut known: Value = serde_json::from_str(&text).unwrap();
-    known["bin_dir"] = Value::from("/nowhere");
-    fs::write(&record, known.to_string()).unwrap();
-    let without = |arguments: &[&str]| {
-        ran(home
-            .command(arguments)
-            .env("NEON_PG_BIN", "/nowhere")
-            .env("PATH", "/nowhere"))
+    let programs = Installation::of(PgMajor::V13).bin_dir();
+    // Where nobody sees the programs any more.
+    let without = |arguments: &str| {
+        let inner = home.command::<&str>(&[]);
+        let script = format!(
+            "mount -t tmpfs none {} && exec {} {arguments}",
+            programs.display(),
+            inner.get_program().to_str().unwrap()
+        );
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", &script])
+            .env_clear()
+            .envs(
+                inner
+                    .get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            )
+            .stdin(Stdio::null());
+        ran(&mut command)
     };
-    told(&without(&["pg", "start", "one"]), 6, &["13", "hint: "]);
+    told(&without("pg start one"), 6, &["13", "hint: "]);
     // What needs no programs goes on.
-    assert_eq!(without(&["pg", "list"]).code, 0);
-    let doctor = without(&["doctor"]);
+    let list = without("pg list");
+    assert_eq!((list.code, list.err.as_str()), (0, ""), "{list:?}");
+    let doctor = without("doctor");
     assert_eq!(doctor.code, 1, "{doctor:?}");
     assert!(doctor.out.contains("[postgresql-missing]"), "{doctor:?}");
-    // Another place of the same major does.
     home.ok(&["pg", "start", "one"]);
     home.ok(&["pg", "stop", "one"]);
 }
@@ -242,8 +256,17 @@ fn a_damaged_snapshot_is_refused_and_nothing_is_made_of_it() {
         &["snapshot one@a", "is damaged", "caused by: "],
     );
     home.fails(3, &["pg", "show", "two"]);
-    told(&home.run(&["snapshot", "verify", "one@a"]), 5, &["one@a"]);
-    // Going back to it puts the state before back.
+    let verified = home.run(&["snapshot", "verify", "one@a"]);
+    assert_eq!(verified.code, 5, "{verified:?}");
+    assert!(verified.out.contains("of pack "), "{verified:?}");
+    // Going back to it, which needs what is damaged, puts the state before back.
+    for entry in fs::read_dir(home.path().join("pg/one/data/base/4")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.bytes().all(|byte| byte.is_ascii_digit()) {
+            fs::File::create(&path).unwrap();
+        }
+    }
     let checkout = home.run(&["pg", "checkout", "one@a", "--yes"]);
     assert_eq!(checkout.code, 5, "{checkout:?}");
     home.ok(&["pg", "start", "one"]);

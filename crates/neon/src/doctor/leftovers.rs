@@ -1,29 +1,30 @@
 //! What killed commands left in a home: half-made instances, pending journals, folders and files that nobody uses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::{Findings, Severity};
 use crate::error::Result;
 use crate::events::Event;
-use crate::instances::{PgRecord, Stage};
+use crate::instances::{CREATION, PgRecord, Stage};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::{Outcome, seconds};
-use crate::record::{self, Lock};
+use crate::record::{self, Lock, is_free};
 use crate::snapshots::open;
 use crate::upkeep::with_causes;
 
-/// What instances are made in by `neon-pgctl`, each locked by who makes it.
-const CREATION: &str = ".neon-new-";
 /// What instances are made in from snapshots.
 const NEW: &str = ".new-";
+/// What `neon-cowfs` clones into, and what it renames a folder to that it removes; locked by who does it.
+const CLONE: &str = ".neon-clone.";
+const REMOVAL: &str = ".neon-remove.";
 /// What opened snapshots are in.
 const OPEN: &str = ".open-";
+/// What snapshots are verified on.
+const COPY: &str = ".verify-";
 /// A file that is younger may be on its way to its name.
 const YOUNG: Duration = Duration::from_secs(60);
 
@@ -76,7 +77,8 @@ impl Neon {
         let home = self.home();
         let mut found = Vec::new();
         // Folders before records: a record is there before its folder is.
-        let folders = files(&home.path().join("pg"));
+        let mut folders = files(&home.path().join("pg"));
+        folders.extend(files(&home.path().join("trash")));
         for record in self.readable_instances() {
             if self.free(&record.name).await.is_none() {
                 busy.push(record.name.clone());
@@ -100,8 +102,12 @@ impl Neon {
             } else if let Some(id) = name.strip_prefix(OPEN) {
                 let lock = home.path().join("state/open").join(format!("{id}.lock"));
                 !lock.exists() || is_free(&lock)
+            } else if let Some(id) = name.strip_prefix(COPY) {
+                let lock = home.instances().join(format!("{COPY}{id}.lock"));
+                !lock.exists() || is_free(&lock)
             } else {
-                name.starts_with(CREATION) && is_free(&folder)
+                let ours = [CREATION, CLONE, REMOVAL].iter();
+                ours.into_iter().any(|ours| name.starts_with(ours)) && is_free(&folder)
             };
             if left && folder.exists() {
                 found.push(Leftover::Folder(folder));
@@ -240,6 +246,9 @@ impl Neon {
         }
         for path in files(&home.path().join("trash")) {
             let id = name_of(&path);
+            if hidden(&path) {
+                continue;
+            }
             let live = instances.iter().any(|record| record.id == id);
             if !live && !home.trash().join(format!("{id}.json")).exists() {
                 findings
@@ -421,10 +430,4 @@ fn name_of(path: &Path) -> String {
 
 fn hidden(path: &Path) -> bool {
     name_of(path).starts_with('.')
-}
-
-/// Whether nobody has a file or folder locked.
-fn is_free(path: &Path) -> bool {
-    File::open(path)
-        .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }

@@ -18,6 +18,7 @@ mod unlogged;
 mod used;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
@@ -36,6 +37,9 @@ pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
+
+/// What instances are made in by `neon-pgctl`, each locked by who makes it.
+pub(crate) const CREATION: &str = ".neon-new-";
 
 /// An instance as it is now.
 #[derive(Debug)]
@@ -208,10 +212,37 @@ impl Instances<'_> {
                 _ => {}
             }
         }
+        for folder in self.dead_creations(&record.name) {
+            // What a killed creation had started ends by itself, and may write until then.
+            let mut removed = records::remove_tree(&folder);
+            for _ in 0..100 {
+                if removed.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                removed = records::remove_tree(&folder);
+            }
+            removed?;
+        }
         let _lock = Lock::wait(&self.writing(&record.name))?;
         // What a removal that was killed left of another one.
         drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
         records::remove_tree(&staging)
+    }
+
+    /// Folders in which an instance of this name was created by a process that is gone: `.neon-new-<random>-<name>`, which
+    /// `neon-pgctl` has locked as long as it works there.
+    fn dead_creations(&self, name: &Name) -> Vec<PathBuf> {
+        let pg = self.0.home().path().join("pg");
+        let entries = std::fs::read_dir(&pg).into_iter().flatten().flatten();
+        let ours = entries.filter(|entry| {
+            let folder = entry.file_name();
+            let rest = folder.to_str().and_then(|name| name.strip_prefix(CREATION));
+            rest.and_then(|rest| rest.split_once('-'))
+                .is_some_and(|(_, of)| of == name.as_str())
+        });
+        let paths = ours.map(|entry| entry.path());
+        paths.filter(|path| records::is_free(path)).collect()
     }
 
     /// What is remembered of one instance.

@@ -206,6 +206,9 @@ pub(crate) async fn sweep(neon: &Neon, parent: &Path) {
         }
         drop(files);
     }
+    // What a removal that was killed left.
+    let folder = parent.to_owned();
+    drop(tokio::task::spawn_blocking(move || neon_cowfs::sweep(&folder)).await);
 }
 
 /// Ends a server whose process is gone together with its guardian.

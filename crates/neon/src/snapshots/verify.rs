@@ -28,6 +28,8 @@ use crate::snapshots::{Found, Snapshots};
 use crate::upkeep::{CheckedStorage, Finding};
 
 const FOLDER: &str = ".verify-";
+/// A lock file that is younger may be about to be locked.
+const YOUNG: Duration = Duration::from_secs(60);
 const AMCHECK: &str = "pg_amcheck";
 
 /// How closely to look.
@@ -218,23 +220,38 @@ impl Snapshots<'_> {
 
     /// Removes the copies of commands that are gone.
     async fn sweep(&self) {
-        let folder = self.0.home().path().join("pg");
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(id) = name.to_str().and_then(|name| name.strip_prefix(FOLDER)) else {
-                continue;
-            };
+        let home = self.0.home().path();
+        let folder = home.join("pg");
+        let state = home.join("state/pg");
+        // A lock comes before its folder, and goes after it.
+        let names = [&folder, &state]
+            .into_iter()
+            .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        let ids: BTreeSet<String> = names
+            .filter_map(|name| Some(name.strip_prefix(FOLDER)?.split('.').next()?.to_owned()))
+            .collect();
+        for id in &ids {
             let (held, writing) = locks(self.0.home().path(), id);
+            let path = folder.join(format!("{FOLDER}{id}"));
+            let made = fs::metadata(&held).and_then(|facts| facts.modified());
+            let young = made
+                .is_ok_and(|made| self.0.now().duration_since(made).unwrap_or_default() < YOUNG);
+            // Whoever made the lock file may not have locked it yet.
+            if young && !path.exists() {
+                continue;
+            }
             let Ok(lock) = Lock::take(&held, "a copy", Duration::ZERO).await else {
                 continue;
             };
-            let path = entry.path();
             // What stays is tried again by the next.
             drop(tokio::task::spawn_blocking(move || record::remove_tree(&path)).await);
             drop(fs::remove_file(&held));
             drop(fs::remove_file(&writing));
             drop(lock);
         }
+        // What a removal that was killed left.
+        drop(tokio::task::spawn_blocking(move || neon_cowfs::sweep(&folder)).await);
     }
 }
 

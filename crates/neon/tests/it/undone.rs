@@ -81,6 +81,18 @@ async fn a_checkout_is_undone_to_the_state_before() {
     .await;
     neon.pg().checkout(&plan(neon, &found).await).await.unwrap();
     assert_eq!(sql(neon, "pgdata1", "select count(*) from t").await, "1");
+    let plan = neon
+        .snapshots()
+        .plan_destroy("pgdata1@a", None)
+        .await
+        .unwrap();
+    neon.snapshots().destroy(&plan).await.unwrap();
+    let gone = neon.snapshots().find("pgdata1@a", None).await;
+    assert_eq!(refused(gone), ErrorKind::NotFound);
+    let undone = neon.undo().await.unwrap();
+    assert_eq!(undone.what, "snapshot pgdata1@a is back");
+    let back = neon.snapshots().find("pgdata1@a", None).await.unwrap();
+    assert_eq!(back.id, found.id);
     let undone = neon.undo().await.unwrap();
     assert_eq!(undone.operation.verb, "pg checkout");
     assert_eq!(

@@ -50,6 +50,41 @@ async fn a_sound_repository_is_found_sound() {
 }
 
 #[tokio::test]
+async fn one_snapshot_is_checked_by_itself_and_what_it_needs_is_what_counts() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    busy(&storage, &repository).await;
+    let ids = repository.snapshot_ids().await.unwrap();
+    for id in &ids {
+        for read_data in [false, true] {
+            let checked = open(&storage).await;
+            let checked = checked.check_snapshot(*id, read_data).await.unwrap();
+            assert_eq!((checked.findings, checked.snapshots), (vec![], 1));
+            assert_eq!(checked.pages > 0, read_data);
+        }
+    }
+    // A pack that goes hurts those that need it, as the check of everything says too.
+    for object in storage.list_all("packs/").await.unwrap() {
+        let whole = storage.read(&object.key).await.unwrap();
+        storage.delete(&object.key).await.unwrap();
+        let all = open(&storage).await.check(true).await.unwrap();
+        for id in &ids {
+            let one = open(&storage).await.check_snapshot(*id, true).await.unwrap();
+            let hurt = all
+                .findings
+                .iter()
+                .any(|finding| finding.snapshots.contains(id));
+            assert_eq!(one.is_sound(), !hurt, "{} {one:?} {all:?}", object.key);
+        }
+        storage.create(&object.key, whole).await.unwrap();
+    }
+    let gone = open(&storage).await;
+    repository.destroy(ids[0]).await.unwrap();
+    let error = gone.check_snapshot(ids[0], false).await.unwrap_err();
+    assert_eq!(error.kind(), neon_pagestore::ErrorKind::NotFound);
+}
+
+#[tokio::test]
 async fn changed_bytes_are_found_and_the_object_named() {
     let storage = Clocked::new();
     let repository = init(&storage).await;

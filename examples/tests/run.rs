@@ -13,6 +13,8 @@ mod base_backup_and_wal;
 mod edges;
 #[path = "run/embedded_postgres.rs"]
 mod embedded_postgres;
+#[path = "run/homes.rs"]
+mod homes;
 #[path = "run/inspect_pgdata.rs"]
 mod inspect_pgdata;
 #[path = "run/page_at.rs"]

@@ -1,12 +1,10 @@
 //! Opening the home: where it is was decided, whether it can be one is found out here.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use neon_pg::{AskPassword, Context, EventSink, Neon, Options, OsUser, Secret};
+use neon_pg::{AskPassword, Context, EventSink, Neon, Options, OsUser, Secret, first_closed};
 
 use crate::args::PREFIX;
 use crate::failure::{Failure, Outcome};
@@ -115,6 +113,8 @@ pub(crate) fn open(
     if surroundings.root
         && let Ok(user) = OsUser::named(&settings.os_user)
         && let Some(closed) = first_closed(&home, &user)
+        // A home that was there is given its mode when it is opened.
+        && closed != home
     {
         return Err(Failure::environment(format!(
             "home {}: user {} cannot reach it, because {} is closed to others",
@@ -138,46 +138,4 @@ pub(crate) fn open(
         })?;
     }
     Ok(Neon::open(&home, options)?)
-}
-
-/// The first folder on the way to `home` that this user may not walk through. What is not there yet will be made to be
-/// walked through.
-fn first_closed(home: &Path, user: &OsUser) -> Option<PathBuf> {
-    let groups = groups_of(user);
-    let ancestors: Vec<&Path> = home.ancestors().collect();
-    for folder in ancestors.into_iter().rev() {
-        let Ok(meta) = std::fs::metadata(folder) else {
-            return None;
-        };
-        if !meta.is_dir() {
-            return None;
-        }
-        let bit = if meta.uid() == user.uid() {
-            0o100
-        } else if groups.contains(&meta.gid()) {
-            0o010
-        } else {
-            0o001
-        };
-        // A home that was there is given its mode when it is opened.
-        if meta.mode() & bit == 0 && folder != home {
-            return Some(folder.to_owned());
-        }
-    }
-    None
-}
-
-fn groups_of(user: &OsUser) -> Vec<u32> {
-    let mut groups = vec![user.gid()];
-    let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    groups.extend(text.lines().filter_map(|line| {
-        let mut fields = line.split(':').skip(2);
-        let gid = fields.next()?.parse::<u32>().ok()?;
-        let member = fields
-            .next()?
-            .split(',')
-            .any(|name| Some(name) == user.name());
-        member.then_some(gid)
-    }));
-    groups
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod background;
+mod doctor;
 mod document1;
 mod error;
 mod events;
@@ -16,6 +17,7 @@ mod storages;
 mod undo;
 mod upkeep;
 
+pub use doctor::{DoctorFinding, DoctorOptions, DoctorReport, Severity, first_closed};
 pub use document1::{
     ExportedFirst, InitOptions, Initialized, RestoredFirst, SnapshotFirst, StartedFirst,
 };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor};
+use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor, Source};
 use neon_pgwire::Surroundings;
 use neon_storage::{Context, Registry, Secret};
 
@@ -223,12 +223,22 @@ impl Neon {
             })
     }
 
-    /// The installation of this major, or the newest there is.
+    /// The installation of this major; or the newest in the folders that were named, or the newest there is.
     pub(crate) async fn installation(&self, major: Option<PgMajor>) -> Result<Installation> {
         let found = self.installations().await?;
         let chosen = match major {
             Some(major) => found.of(major),
-            None => found.newest(),
+            None => {
+                let given = found
+                    .sources()
+                    .filter(|(_, source)| *source == Source::Given)
+                    .map(|(installation, _)| installation.major())
+                    .max();
+                match given {
+                    Some(major) => found.of(major),
+                    None => found.newest(),
+                }
+            }
         };
         chosen
             .cloned()

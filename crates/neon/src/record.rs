@@ -326,3 +326,9 @@ impl Lock {
         }
     }
 }
+
+/// Whether nobody has a file or folder locked.
+pub(crate) fn is_free(path: &Path) -> bool {
+    File::open(path)
+        .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+}

@@ -1,10 +1,11 @@
 //! Whether a server runs on a data directory, told as it is, whoever started it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use neon_pg_layout::ClusterState;
+use neon_pg_layout::{ClusterState, ControlFile};
 
+use crate::control_state;
 use crate::error::Result;
 use crate::identity;
 use crate::instance::Instance;
@@ -68,44 +69,58 @@ impl Instance {
     /// # Errors
     /// [`Permissions`](crate::ErrorKind::Permissions) when we may not look into the data directory.
     pub async fn status(&self) -> Result<Status> {
-        let mut status = Status {
-            state: ServerState::Stopped,
-            pid: None,
-            started: None,
-            port: None,
-            socket_dir: None,
-            listen: None,
-            answer: Answer::Silent,
-        };
-        let file = PidFile::read(&self.data_dir)?;
-        let running = file.filter(|file| identity::running(file, &self.data_dir).is_some());
-        let Some(file) = running else {
-            if !self.control_file()?.state.is_clean() {
-                status.state = ServerState::Crashed;
-            }
-            return Ok(status);
-        };
-        status.state = match file.status {
-            _ if file.single_user => ServerState::SingleUser,
-            // It says that of a hot standby too.
-            Some(PidFileStatus::Ready)
-                if self.control_file()?.state == ClusterState::InArchiveRecovery =>
-            {
-                ServerState::Standby
-            }
-            Some(PidFileStatus::Ready) => ServerState::Running,
-            Some(PidFileStatus::Standby) => ServerState::Standby,
-            Some(PidFileStatus::Stopping) => ServerState::Stopping,
-            Some(PidFileStatus::Starting | _) | None => ServerState::Starting,
-        };
-        if let (Some(address), false) = (address_of(&file), file.single_user) {
-            status.answer = ping(&address).await;
-        }
-        status.pid = Some(file.pid);
-        status.started = file.started;
-        status.port = file.port;
-        status.socket_dir = file.socket_dir;
-        status.listen = file.listen;
-        Ok(status)
+        look(&self.data_dir, || self.control_file()).await
     }
+}
+
+impl Status {
+    /// As [`Instance::status`], of a data directory whose programs nobody looked for: no program is run.
+    ///
+    /// Dropping the future leaves nothing behind.
+    ///
+    /// # Errors
+    /// As [`Instance::status`]; [`Corrupt`](crate::ErrorKind::Corrupt) when it is no data directory.
+    pub async fn of(data_dir: &Path) -> Result<Self> {
+        look(data_dir, || control_state::read(data_dir)).await
+    }
+}
+
+async fn look(data_dir: &Path, control_file: impl Fn() -> Result<ControlFile>) -> Result<Status> {
+    let mut status = Status {
+        state: ServerState::Stopped,
+        pid: None,
+        started: None,
+        port: None,
+        socket_dir: None,
+        listen: None,
+        answer: Answer::Silent,
+    };
+    let file = PidFile::read(data_dir)?;
+    let running = file.filter(|file| identity::running(file, data_dir).is_some());
+    let Some(file) = running else {
+        if !control_file()?.state.is_clean() {
+            status.state = ServerState::Crashed;
+        }
+        return Ok(status);
+    };
+    status.state = match file.status {
+        _ if file.single_user => ServerState::SingleUser,
+        // It says that of a hot standby too.
+        Some(PidFileStatus::Ready) if control_file()?.state == ClusterState::InArchiveRecovery => {
+            ServerState::Standby
+        }
+        Some(PidFileStatus::Ready) => ServerState::Running,
+        Some(PidFileStatus::Standby) => ServerState::Standby,
+        Some(PidFileStatus::Stopping) => ServerState::Stopping,
+        Some(PidFileStatus::Starting | _) | None => ServerState::Starting,
+    };
+    if let (Some(address), false) = (address_of(&file), file.single_user) {
+        status.answer = ping(&address).await;
+    }
+    status.pid = Some(file.pid);
+    status.started = file.started;
+    status.port = file.port;
+    status.socket_dir = file.socket_dir;
+    status.listen = file.listen;
+    Ok(status)
 }

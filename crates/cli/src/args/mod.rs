@@ -131,6 +131,13 @@ pub(crate) enum Verb {
     /// What was done in this home
     #[command(subcommand, arg_required_else_help = true)]
     Op(Op),
+    /// Looks for what is not as it should be, and says what repairs it; exit code 1 with an error
+    #[command(after_help = examples!(
+        "doctor" => "what is wrong here, if anything",
+        "doctor --fix" => "settles what killed commands left, then looks",
+        "doctor --offline" => "without asking distant storages",
+    ))]
+    Doctor(Doctor),
     /// Takes back what was done last: a create, a destroy, a checkout, a detach
     #[command(after_help = examples!(
         "undo --dry-run" => "what would be taken back",
@@ -156,6 +163,17 @@ pub(crate) enum Verb {
         /// The folder; made if it is not there
         folder: PathBuf,
     },
+}
+
+/// What the doctor takes.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Settle what can be settled first
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Ask no storage but folders of this machine
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 /// What undo takes.

@@ -1,6 +1,7 @@
 //! From arguments to the library to results.
 
 mod config;
+mod doctor;
 mod first;
 mod manual;
 mod op;
@@ -141,6 +142,7 @@ fn in_home(
             Verb::Start(wanted) => first::start(wanted, &scene).await.map(Then::from),
             Verb::Stop => first::stop(&scene).await.map(Then::from),
             Verb::Export(wanted) => first::export(wanted, &scene).await.map(Then::from),
+            Verb::Doctor(wanted) => doctor::run(&wanted, &scene).await.map(Then::from),
             Verb::Undo(wanted) => op::undo(&wanted, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
             Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use neon_pg::{
     AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Name, PgRecord,
-    RestoreChoice, ServerState,
+    RestoreChoice, ServerState, Stage,
 };
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,9 @@ use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
 use crate::confirm::confirm;
 use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
+
+/// How long a listing of all instances counts what they use; it shows what was counted last of the others.
+const COUNTING: Duration = Duration::from_millis(20);
 
 pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
     let instances = scene.neon.pg();
@@ -129,8 +132,12 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
             None => (record.name.to_string(), 0),
         }
     });
+    let sums = scene
+        .neon
+        .pg()
+        .used(all.iter().map(|pg| &pg.record), COUNTING);
     for pg in all {
-        let used = used(&folder(scene, &pg.record));
+        let used = sums.get(&pg.record.id).copied().unwrap_or_default();
         table.row([
             pg.role_in_list().unwrap_or_default(),
             pg.record.name.to_string(),
@@ -386,6 +393,7 @@ fn used(folder: &Path) -> u64 {
 
 fn state(pg: &neon_pg::Pg) -> &'static str {
     match pg.status.as_ref().map(|status| status.state) {
+        None if pg.record.stage == Stage::Ready && pg.record.checkout.is_none() => "unknown",
         None => "changing",
         Some(ServerState::Stopped) => "stopped",
         Some(ServerState::Crashed) => "crashed",

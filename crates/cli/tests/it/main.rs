@@ -6,11 +6,15 @@
     reason = "tests panic on failure"
 )]
 
+#[cfg(feature = "s3")]
+mod buckets;
 mod contract;
 mod documents;
+mod failing;
 mod flow;
 mod help;
 mod instances;
+mod interrupted;
 mod readme;
 mod settings;
 mod storages;

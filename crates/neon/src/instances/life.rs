@@ -51,6 +51,18 @@ impl Instances<'_> {
         };
         let operation = self.0.begin_operation("pg start", name.as_str())?;
         let started = instance.start(&StartOptions::new().with_port(port)).await;
+        if let Err(error) = &started
+            && error.kind() == neon_pgctl::ErrorKind::AlreadyRunning
+            && record.adopted.is_none()
+            && !record.wanted
+        {
+            // A start that was killed before it could say so.
+            let status = instance.status().await;
+            self.update(name, |record| {
+                record.wanted = true;
+                record.port = status.ok().and_then(|status| status.port).or(record.port);
+            })?;
+        }
         let started = started.map_err(|error| Error::server(format!("pg {name}"), error));
         let started = started.and_then(|started| {
             self.update(name, |record| {

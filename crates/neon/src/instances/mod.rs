@@ -17,16 +17,20 @@ pub(crate) mod restore;
 mod runs_here;
 mod trees;
 mod unlogged;
+mod used;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
+use crate::upkeep::with_causes;
 
 pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
@@ -36,6 +40,9 @@ pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
+
+/// What instances are made in by `neon-pgctl`, each locked by who makes it.
+pub(crate) const CREATION: &str = ".neon-new-";
 
 /// An instance as it is now.
 #[derive(Debug)]
@@ -90,16 +97,23 @@ impl Instances<'_> {
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
-    /// All instances as they are now, by name.
+    /// All instances as they are now, by name. Runs no program and opens no storage. One that cannot be looked at is in
+    /// the list without a status, and why is told.
     ///
     /// # Errors
     /// When the records cannot be read.
     pub async fn list(&self) -> Result<Vec<Pg>> {
-        let mut all = Vec::new();
-        for record in self.records()? {
-            all.push(self.look(record).await?);
-        }
-        Ok(all)
+        let looks = self.records()?.into_iter().map(async |record| {
+            let looked = self.look(record.clone()).await;
+            looked.unwrap_or_else(|error| {
+                self.0.tell(Event::Warning(with_causes(&error)));
+                Pg {
+                    record,
+                    status: None,
+                }
+            })
+        });
+        Ok(futures_util::future::join_all(looks).await)
     }
 
     /// One instance as it is now.
@@ -114,8 +128,7 @@ impl Instances<'_> {
         let status = match record.stage {
             Stage::Ready if record.is_changing() => None,
             Stage::Ready => {
-                let instance = self.open(&record).await?;
-                let status = instance.status().await;
+                let status = Status::of(&self.data_dir(&record)).await;
                 Some(status.map_err(|error| Error::server(format!("pg {}", record.name), error))?)
             }
             _ => None,
@@ -214,11 +227,38 @@ impl Instances<'_> {
                 _ => {}
             }
         }
+        for folder in self.dead_creations(&record.name) {
+            // What a killed creation had started ends by itself, and may write until then.
+            let mut removed = records::remove_tree(&folder);
+            for _ in 0..100 {
+                if removed.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                removed = records::remove_tree(&folder);
+            }
+            removed?;
+        }
         let _lock = Lock::wait(&self.writing(&record.name))?;
         // What a removal that was killed left of another one.
         drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
         records::remove_tree(&self.0.home().new_folder(&record.id))?;
         records::remove_tree(&staging)
+    }
+
+    /// Folders in which an instance of this name was created by a process that is gone: `.neon-new-<random>-<name>`, which
+    /// `neon-pgctl` has locked as long as it works there.
+    fn dead_creations(&self, name: &Name) -> Vec<PathBuf> {
+        let pg = self.0.home().path().join("pg");
+        let entries = std::fs::read_dir(&pg).into_iter().flatten().flatten();
+        let ours = entries.filter(|entry| {
+            let folder = entry.file_name();
+            let rest = folder.to_str().and_then(|name| name.strip_prefix(CREATION));
+            rest.and_then(|rest| rest.split_once('-'))
+                .is_some_and(|(_, of)| of == name.as_str())
+        });
+        let paths = ours.map(|entry| entry.path());
+        paths.filter(|path| records::is_free(path)).collect()
     }
 
     /// What is remembered of one instance.
@@ -257,7 +297,7 @@ impl Instances<'_> {
         self.0.home().instances().join(name)
     }
 
-    pub(super) fn record(&self, name: &Name) -> PathBuf {
+    pub(crate) fn record(&self, name: &Name) -> PathBuf {
         self.0.home().instances().join(format!("{name}.json"))
     }
 }

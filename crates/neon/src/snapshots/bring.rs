@@ -12,7 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
-use crate::snapshots::watched::{StopWhenDropped, Watched};
+use crate::snapshots::watch::Wanting;
+use crate::snapshots::watched::Watched;
 
 /// What a feed works with.
 pub(crate) struct Bringing<'a> {
@@ -63,7 +64,7 @@ pub(crate) async fn bring(
     let failed = |error| Error::repository(to.label(), error);
     let writing = to.repository.begin_writing().await.map_err(failed)?;
     let writer = writing.writer();
-    let stop = StopWhenDropped::default();
+    let stop = Wanting::default();
     let (home, repository, label) = (neon.clone(), to.repository.clone(), to.label());
     let (dropped, told) = (stop.flag(), subject.to_owned());
     let options = SnapshotOptions {

@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::random_id;
 use crate::neon::Neon;
-use crate::snapshots::watched::{StopWhenDropped, Stopping, Watched};
+use crate::snapshots::watch::Wanting;
+use crate::snapshots::watched::{Stopping, Watched};
 use crate::snapshots::{Found, Snapshots};
 
 /// How a snapshot looks outside.
@@ -236,7 +237,7 @@ impl Snapshots<'_> {
         &self,
         work: impl FnOnce(Arc<AtomicBool>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let stop = StopWhenDropped::default();
+        let stop = Wanting::default();
         let flag = stop.flag();
         let done = tokio::task::spawn_blocking(move || work(flag)).await;
         drop(stop);

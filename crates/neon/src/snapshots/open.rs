@@ -206,10 +206,13 @@ pub(crate) async fn sweep(neon: &Neon, parent: &Path) {
         }
         drop(files);
     }
+    // What a removal that was killed left.
+    let folder = parent.to_owned();
+    drop(tokio::task::spawn_blocking(move || neon_cowfs::sweep(&folder)).await);
 }
 
 /// Ends a server whose process is gone together with its guardian.
-async fn end(installations: &neon_pgctl::Discovered, folder: &Path) {
+pub(crate) async fn end(installations: &neon_pgctl::Discovered, folder: &Path) {
     let version = fs::read_to_string(folder.join("data/PG_VERSION")).unwrap_or_default();
     let Ok(major) = version.trim().parse() else {
         return;

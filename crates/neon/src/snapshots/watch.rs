@@ -27,12 +27,20 @@ pub(crate) struct GoOn {
 }
 
 impl GoOn {
+    /// While nobody asks to stop and this is not set.
+    pub(crate) fn unless(neon: &Neon, dropped: Arc<AtomicBool>) -> Self {
+        Self {
+            cancelled: Arc::clone(&neon.options().cancel),
+            dropped,
+        }
+    }
+
     pub(crate) fn stopped(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.dropped.load(Ordering::Relaxed)
     }
 
     /// For loops that copy.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.stopped() {
             return Err(Error::new(ErrorKind::Io, "the copy", "was stopped"));
         }
@@ -41,17 +49,19 @@ impl GoOn {
 }
 
 /// Held by the future that waits for threads: dropped, it tells them to stop.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Wanting(Arc<AtomicBool>);
 
 impl Wanting {
     pub(crate) fn new(neon: &Neon) -> (Self, GoOn) {
-        let dropped = Arc::<AtomicBool>::default();
-        let go_on = GoOn {
-            cancelled: Arc::clone(&neon.options().cancel),
-            dropped: Arc::clone(&dropped),
-        };
-        (Self(dropped), go_on)
+        let wanting = Self::default();
+        let go_on = GoOn::unless(neon, wanting.flag());
+        (wanting, go_on)
+    }
+
+    /// Set when nobody wants it any more.
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
     }
 }
 
@@ -84,11 +94,13 @@ impl Meter {
         }
     }
 
-    fn expect(&self, bytes: u64) {
+    /// As many bytes more will come.
+    pub(crate) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn did(&self, bytes: u64) -> Result<()> {
+    /// So many bytes are done; may more be?
+    pub(crate) fn did(&self, bytes: u64) -> Result<()> {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let told = self.told.load(Ordering::Relaxed);
         let due = done.saturating_sub(told) >= STEP;
@@ -101,6 +113,11 @@ impl Meter {
             self.tell(done);
         }
         self.go_on.check()
+    }
+
+    /// Says how far it is, whatever was said before.
+    pub(crate) fn tell_all(&self) {
+        self.tell(self.done.load(Ordering::Relaxed));
     }
 
     fn tell(&self, done: u64) {
@@ -143,7 +160,7 @@ impl ParallelSink for Watched<'_> {
 
     fn end(&self, end: &End) -> Result<()> {
         self.meter.go_on.check()?;
-        self.meter.tell(self.meter.done.load(Ordering::Relaxed));
+        self.meter.tell_all();
         self.sink.end(end)
     }
 }

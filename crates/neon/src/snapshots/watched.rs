@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use neon_pg_layout::{
@@ -13,8 +13,8 @@ use neon_snapshot_format::{
     SnapshotPath, Wanted,
 };
 
-use crate::events::Event;
 use crate::neon::Neon;
+use crate::snapshots::watch::{GoOn, Meter};
 
 /// Small files that say what a snapshot is. No such file is larger.
 const KEPT: [&[u8]; 2] = [b"global/pg_control", b"backup_label"];
@@ -25,25 +25,6 @@ const MANIFEST: &[u8] = b"backup_manifest";
 const MANIFEST_LIMIT: u64 = 1 << 30;
 /// As many histories of timelines as anybody has, and more.
 const MOST_KEPT: usize = 4096;
-/// How many bytes lie between two words about progress.
-const STEP: u64 = 8 << 20;
-
-/// Asks to stop when it is dropped before its work was done: a thread beside the runtime does not notice
-/// that nobody waits for it.
-#[derive(Debug, Default)]
-pub(crate) struct StopWhenDropped(Arc<AtomicBool>);
-
-impl StopWhenDropped {
-    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
-    }
-}
-
-impl Drop for StopWhenDropped {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Sums of files by the digests of their paths.
 type Sums = HashMap<[u8; 16], (u64, [u8; 4])>;
@@ -51,12 +32,7 @@ type Sums = HashMap<[u8; 16], (u64, [u8; 4])>;
 /// See the module.
 pub(crate) struct Watched<'a> {
     sink: &'a dyn ParallelSink,
-    neon: Neon,
-    dropped: Arc<AtomicBool>,
-    subject: String,
-    total: u64,
-    done: AtomicU64,
-    told: AtomicU64,
+    meter: Meter,
     kept: Mutex<BTreeMap<SnapshotPath, Vec<u8>>>,
     segments: Mutex<BTreeSet<SegmentName>>,
     sums: Option<Mutex<Sums>>,
@@ -73,12 +49,7 @@ impl<'a> Watched<'a> {
     ) -> Self {
         Self {
             sink,
-            neon: neon.clone(),
-            dropped,
-            subject: subject.to_owned(),
-            total,
-            done: AtomicU64::new(0),
-            told: AtomicU64::new(0),
+            meter: meter(neon, dropped, subject, total),
             kept: Mutex::default(),
             segments: Mutex::default(),
             sums: None,
@@ -118,42 +89,20 @@ impl<'a> Watched<'a> {
         });
         size == file.size && same
     }
-
-    fn go_on(&self) -> Result<()> {
-        if self.dropped.load(Ordering::Relaxed) || self.neon.go_on().is_err() {
-            return Err(Error::new(ErrorKind::Io, &*self.subject, "was stopped"));
-        }
-        Ok(())
-    }
-
-    fn advance(&self, bytes: u64) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let told = self.told.load(Ordering::Relaxed);
-        if done.saturating_sub(told) >= STEP
-            && self
-                .told
-                .compare_exchange(told, done, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        {
-            self.tell(done);
-        }
-    }
-
-    fn tell(&self, done: u64) {
-        self.neon.tell(Event::Progress {
-            subject: self.subject.clone(),
-            done,
-            total: self.total,
-        });
-    }
 }
 
 impl std::fmt::Debug for Watched<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watched")
-            .field("subject", &self.subject)
+            .field("meter", &self.meter)
             .finish_non_exhaustive()
     }
+}
+
+fn meter(neon: &Neon, dropped: Arc<AtomicBool>, subject: &str, total: u64) -> Meter {
+    let meter = Meter::new(neon, subject.to_owned(), GoOn::unless(neon, dropped));
+    meter.expect(total);
+    meter
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -172,12 +121,12 @@ fn log_file(path: &SnapshotPath) -> Option<WalFileName> {
 
 impl ParallelSink for Watched<'_> {
     fn entry(&self, entry: &Entry) -> Result<()> {
-        self.go_on()?;
+        self.meter.go_on.check()?;
         self.sink.entry(entry)
     }
 
     fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
-        self.go_on()?;
+        self.meter.go_on.check()?;
         if let Some(WalFileName::Segment(segment)) = log_file(&entry.path) {
             lock(&self.segments).insert(segment);
         }
@@ -202,8 +151,8 @@ impl ParallelSink for Watched<'_> {
     }
 
     fn end(&self, end: &End) -> Result<()> {
-        self.go_on()?;
-        self.tell(self.done.load(Ordering::Relaxed));
+        self.meter.go_on.check()?;
+        self.meter.tell_all();
         self.sink.end(end)
     }
 }
@@ -236,7 +185,7 @@ fn each_piece(data: ChunkData<'_>, mut take: impl FnMut(&[u8])) {
 
 impl ExtentSink for Worker<'_> {
     fn begin(&mut self, entry: &Entry, range: Range<u64>) -> Result<()> {
-        self.watched.go_on()?;
+        self.watched.meter.go_on.check()?;
         let path = entry.path.as_bytes();
         self.aside = path == MANIFEST;
         let history = matches!(log_file(&entry.path), Some(WalFileName::History(_)));
@@ -264,14 +213,14 @@ impl ExtentSink for Worker<'_> {
     }
 
     fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
-        self.watched.go_on()?;
+        self.watched.meter.go_on.check()?;
         if let Some((_, content)) = &mut self.kept {
             each_piece(chunk.data, |bytes| content.extend_from_slice(bytes));
         }
         if let Some((_, hasher)) = &mut self.sum {
             each_piece(chunk.data, |bytes| hasher.update(bytes));
         }
-        self.watched.advance(chunk.len());
+        self.watched.meter.did(chunk.len())?;
         if self.aside {
             return Ok(());
         }
@@ -305,11 +254,7 @@ impl ExtentSink for Worker<'_> {
 /// A sink that stops when asked and tells how far it is, in order.
 pub(crate) struct Stopping<S> {
     sink: S,
-    neon: Neon,
-    dropped: Arc<AtomicBool>,
-    subject: String,
-    total: u64,
-    done: AtomicU64,
+    meter: Meter,
 }
 
 impl<S> Stopping<S> {
@@ -322,44 +267,24 @@ impl<S> Stopping<S> {
     ) -> Self {
         Self {
             sink,
-            neon: neon.clone(),
-            dropped,
-            subject: subject.to_owned(),
-            total,
-            done: AtomicU64::new(0),
+            meter: meter(neon, dropped, subject, total),
         }
-    }
-
-    fn go_on(&self, bytes: u64) -> Result<()> {
-        if self.dropped.load(Ordering::Relaxed) || self.neon.go_on().is_err() {
-            return Err(Error::new(ErrorKind::Io, &*self.subject, "was stopped"));
-        }
-        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
-        let done = before.saturating_add(bytes);
-        if before / STEP != done / STEP {
-            self.neon.tell(Event::Progress {
-                subject: self.subject.clone(),
-                done,
-                total: self.total,
-            });
-        }
-        Ok(())
     }
 }
 
 impl neon_snapshot_format::Sink for Stopping<&mut dyn neon_snapshot_format::Sink> {
     fn entry(&mut self, entry: &Entry) -> Result<()> {
-        self.go_on(0)?;
+        self.meter.go_on.check()?;
         self.sink.entry(entry)
     }
 
     fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
-        self.go_on(chunk.len())?;
-        self.sink.chunk(chunk)
+        self.sink.chunk(chunk)?;
+        self.meter.did(chunk.len())
     }
 
     fn end(&mut self, end: &End) -> Result<()> {
-        self.go_on(0)?;
+        self.meter.go_on.check()?;
         self.sink.end(end)
     }
 }

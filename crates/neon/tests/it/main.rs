@@ -4,6 +4,7 @@
 mod adopt;
 mod checkouts;
 mod details;
+mod doctor;
 mod first;
 mod instances;
 mod killed;

@@ -22,6 +22,7 @@ use crate::map::FrameRef;
 use crate::read::disk_cache::DiskCache;
 use crate::read::flights::{Flight, Flights, Landed, unload};
 use crate::read::memory::{Address, Memory};
+use crate::read::together::Together;
 
 /// Says where the frames of packs that are gone live now.
 pub trait Moved: Send + Sync + fmt::Debug {
@@ -496,48 +497,6 @@ impl Inner {
                     .ok_or_else(|| Error::damaged(key.as_str(), "is shorter than its frames"))
             })
             .collect()
-    }
-}
-
-/// Decides which ranges of one pack, in ascending order, are read in one request: near ones, as long as no more is read
-/// for nothing than is wanted.
-struct Together {
-    gap: u64,
-    request: u64,
-    start: u64,
-    end: u64,
-    wanted: u64,
-}
-
-impl Together {
-    fn new(options: &FrameReaderOptions) -> Self {
-        Self {
-            gap: options.gap,
-            request: options.request,
-            start: 0,
-            end: 0,
-            wanted: 0,
-        }
-    }
-
-    fn begin(&mut self, range: &Range<u64>) {
-        (self.start, self.end) = (range.start, range.end);
-        self.wanted = range.end.saturating_sub(range.start);
-    }
-
-    /// Whether the next range is read with those since the last beginning.
-    fn joins(&mut self, next: &Range<u64>) -> bool {
-        let end = self.end.max(next.end);
-        let more = next.end.saturating_sub(next.start.max(self.end));
-        let wanted = self.wanted.saturating_add(more);
-        let all = end.saturating_sub(self.start);
-        let joins = next.start <= self.end.saturating_add(self.gap)
-            && all <= self.request
-            && all.saturating_sub(wanted) <= wanted;
-        if joins {
-            (self.end, self.wanted) = (end, wanted);
-        }
-        joins
     }
 }
 

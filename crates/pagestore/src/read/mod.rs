@@ -12,6 +12,7 @@ mod pages;
 mod parent_pages;
 mod read_ahead;
 pub(crate) mod source;
+mod together;
 
 pub use disk_cache::DiskCache;
 pub use frames::{FrameReader, FrameReaderOptions, FrameUse, Moved, Place};

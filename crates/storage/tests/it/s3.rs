@@ -452,6 +452,8 @@ async fn uploads_of_dead_writers_expire_by_the_storages_clock() {
     );
     server.age("bucket", Duration::from_secs(7200));
     s3.create(&key("c"), broken()).await.unwrap_err();
+    let hour = Duration::from_secs(3600);
+    assert_eq!(s3.stale_uploads("a/", hour).await.unwrap(), 2);
     assert_eq!(
         s3.expire_uploads("a/", Duration::from_secs(3600))
             .await

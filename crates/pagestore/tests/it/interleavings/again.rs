@@ -390,3 +390,34 @@ async fn two_copies_of_one_snapshot_beside_collectors() {
         explore("again", scene, 3).await;
     }
 }
+
+#[tokio::test]
+async fn a_copy_undoing_and_destroying_of_one_snapshot_beside_collectors() {
+    for announced in [false, true] {
+        let scene = async || {
+            let source = init(&Memory::new()).await;
+            let id = write(&source, None, &[("a", 1)], &["pg@1"]).await;
+            let storage = Clocked::new();
+            let repository = init(&storage).await;
+            source.copy_to(&repository, id).await.unwrap();
+            repository.destroy(id).await.unwrap();
+            announce(&storage, &repository, announced).await;
+            let gate = Gate::new(6);
+            let actors = vec![
+                copier(gate.storage(&storage, 0), source, id),
+                undoer(gate.storage(&storage, 1), id),
+                destroyer(gate.storage(&storage, 2), id),
+                collector(gate.storage(&storage, 3), 2),
+                collector(gate.storage(&storage, 4), 2),
+                clock(&gate, 5, &storage, 6),
+            ];
+            Scene {
+                storage,
+                gate,
+                actors,
+                kept: Vec::new(),
+            }
+        };
+        explore("copy, undo, destroy", scene, 3).await;
+    }
+}

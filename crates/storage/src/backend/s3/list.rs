@@ -108,12 +108,24 @@ impl S3 {
         Ok((objects, next))
     }
 
+    /// How many uploads below a prefix began longer ago than `age` by the storage's clock: what
+    /// [`expire_uploads`](Self::expire_uploads) would abort.
+    ///
+    /// Dropped: nothing is changed.
+    pub async fn stale_uploads(&self, prefix: &str, age: Duration) -> Result<u64> {
+        self.old_uploads(prefix, age, false).await
+    }
+
     /// Aborts uploads below a prefix that began longer ago than `age` by the storage's clock, and
     /// returns how many. What writers leave that died; a lifecycle rule of the bucket does the same.
     ///
     /// Dropped: some may be aborted.
     pub async fn expire_uploads(&self, prefix: &str, age: Duration) -> Result<u64> {
-        let mut aborted = 0u64;
+        self.old_uploads(prefix, age, true).await
+    }
+
+    async fn old_uploads(&self, prefix: &str, age: Duration, abort: bool) -> Result<u64> {
+        let mut found = 0u64;
         let (mut key_marker, mut id_marker) = (None, None);
         loop {
             let watch = Watch::default();
@@ -142,12 +154,14 @@ impl S3 {
                 let began = upload.initiated().map(|began| time(Some(began)));
                 let old = began.and_then(|began| now.duration_since(began).ok());
                 if old.is_some_and(|old| old > age) {
-                    self.abort(key, id).await?;
-                    aborted = aborted.saturating_add(1);
+                    if abort {
+                        self.abort(key, id).await?;
+                    }
+                    found = found.saturating_add(1);
                 }
             }
             if answer.is_truncated() != Some(true) {
-                return Ok(aborted);
+                return Ok(found);
             }
             key_marker = answer.next_key_marker().map(str::to_owned);
             id_marker = answer.next_upload_id_marker().map(str::to_owned);

@@ -1,0 +1,60 @@
+//! `doctor`
+
+use neon_pg::{DoctorOptions, Severity};
+use serde_json::{Value, json};
+
+use super::Scene;
+use crate::args::Doctor;
+use crate::failure::Outcome;
+use crate::render::Answer;
+
+pub(crate) async fn run(wanted: &Doctor, scene: &Scene<'_>) -> Outcome<Answer> {
+    let mut options = DoctorOptions::default();
+    options.fix = wanted.fix;
+    options.offline = wanted.offline;
+    options.path = scene
+        .surroundings
+        .get("PATH")
+        .unwrap_or_default()
+        .to_owned();
+    options.program = std::env::current_exe().ok();
+    let report = scene.neon.doctor(&options).await?;
+    let mut text = String::new();
+    for fixed in &report.fixed {
+        text.push_str(&format!("fixed: {fixed}\n"));
+    }
+    for finding in &report.findings {
+        let word = match finding.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            _ => "info",
+        };
+        text.push_str(&format!(
+            "{word}: {}: {} [{}]\n",
+            finding.subject, finding.message, finding.code
+        ));
+        if let Some(hint) = &finding.hint {
+            text.push_str(&format!("  hint: {hint}\n"));
+        }
+    }
+    let count = |severity| {
+        let findings = report.findings.iter();
+        findings.filter(|one| one.severity == severity).count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    text.push_str(&match (errors, warnings) {
+        (0, 0) => "All is well.".to_owned(),
+        (0, warnings) => format!("Nothing is broken; {warnings} to look at."),
+        (errors, warnings) => format!("{errors} broken, {warnings} to look at."),
+    });
+    let findings = report.findings.iter().map(|one| json!(one)).collect();
+    let data = json!({
+        "clean": errors + warnings == 0,
+        "findings": Value::Array(findings),
+        "fixed": report.fixed,
+    });
+    let mut answer = Answer::of(text, data);
+    answer.rows = Some("findings");
+    answer.exit = u8::from(errors > 0);
+    Ok(answer)
+}

@@ -1,0 +1,275 @@
+//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use neon_testkit::{Installation, PgMajor};
+use serde_json::Value;
+
+use crate::interrupted::content;
+use crate::support::{Home, Ran, ran};
+
+pub(crate) fn told(said: &Ran, code: i32, words: &[&str]) {
+    assert_eq!(said.code, code, "{said:#?}");
+    assert!(
+        said.err.starts_with("error: ") || said.err.contains("\nerror: "),
+        "{said:#?}"
+    );
+    for word in words {
+        assert!(said.err.contains(word), "no {word:?} in {said:#?}");
+    }
+}
+
+#[test]
+fn two_commands_at_once_on_one_thing_wait_or_say_that_it_is_busy() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one"]);
+    let both = |arguments: &[&str]| -> Vec<i32> {
+        let children: Vec<_> = (0..2)
+            .map(|_| {
+                home.command(arguments)
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        let mut codes: Vec<i32> = children
+            .into_iter()
+            .map(|mut child| child.wait().unwrap().code().unwrap())
+            .collect();
+        codes.sort_unstable();
+        codes
+    };
+    // One gets the name.
+    assert_eq!(both(&["snapshot", "create", "one@a"]), [0, 4]);
+    assert_eq!(both(&["pg", "create", "two", "--no-start"]), [0, 4]);
+    // One after the other, or not at all.
+    for arguments in [
+        &["pg", "checkout", "one@a", "--yes"][..],
+        &["storage", "gc", "local", "--yes"],
+        &["pg", "restart", "one"],
+    ] {
+        let codes = both(arguments);
+        assert!(
+            codes == [0, 0] || codes == [0, 4],
+            "{arguments:?}: {codes:?}"
+        );
+    }
+    assert_eq!(both(&["pg", "destroy", "two", "--yes"]), [0, 3]);
+    content(&home, "two at once");
+    // Held for longer than anybody waits.
+    let lock = fs::File::open(home.path().join("state/pg/one.lock")).unwrap();
+    lock.lock().unwrap();
+    let busy = ran(home
+        .command(&["pg", "stop", "one"])
+        .env("NEON_PATIENCE", "0"));
+    told(&busy, 4, &["pg one: another command is at it", "hint: "]);
+    let report = home.json(&["doctor"]);
+    let codes: Vec<&Value> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["code"])
+        .collect();
+    assert!(codes.contains(&&Value::from("busy")), "{report:#}");
+    drop(lock);
+    home.ok(&["pg", "stop", "one"]);
+}
+
+/// Runs these commands in a home on a small file system of its own; each line of the answer is an exit code.
+fn on_a_small_disk(home: &Home, size: &str, commands: &[&str]) -> (Vec<i32>, String) {
+    let disk = home.scratch().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let inner = home.command::<&str>(&[]);
+    let program = inner.get_program().to_str().unwrap();
+    let mut script = format!(
+        "mount -t tmpfs -o size={size},mode=0755 none {0} && chmod 0755 {0} || exit 99\n",
+        disk.display()
+    );
+    for command in commands {
+        script.push_str(&format!("{program} {command}; echo $?\n"));
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .env_clear()
+        .envs(
+            inner
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        )
+        .env("NEON_HOME", disk.join("home"))
+        .stdin(Stdio::null());
+    let ran = ran(&mut command);
+    assert_ne!(ran.code, 99, "{ran:#?}");
+    let codes = ran
+        .out
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    (codes, ran.err)
+}
+
+#[test]
+fn a_restore_that_does_not_fit_is_refused_before_anything_is_copied() {
+    let home = Home::new();
+    let (codes, said) = on_a_small_disk(
+        &home,
+        "120m",
+        &[
+            "-q pg create one --no-start > /dev/null",
+            "-q snapshot create one@a > /dev/null",
+            "-q pg create two --snapshot one@a > /dev/null",
+            "-q pg create one --no-start > /dev/null",
+            "-q doctor > /dev/null",
+            "-q pg show two > /dev/null",
+        ],
+    );
+    assert_eq!(codes.len(), 6, "{said}");
+    assert_eq!(codes[..4], [0, 0, 6, 4], "{said}");
+    assert_eq!(codes[5], 3, "{said}");
+    assert!(said.contains("has room for"), "{said}");
+    assert!(said.contains("hint: free some space"), "{said}");
+}
+
+#[test]
+fn a_disk_that_fills_up_under_a_creation_leaves_nothing() {
+    let home = Home::new();
+    let (codes, said) = on_a_small_disk(
+        &home,
+        "24m",
+        &[
+            "-q pg create one --no-start > /dev/null",
+            "-q pg show one > /dev/null",
+            "-q pg list > /dev/null",
+        ],
+    );
+    assert_eq!(codes, [6, 3, 0], "{said}");
+    assert!(said.contains("error: pg one"), "{said}");
+}
+
+#[test]
+fn a_snapshot_into_a_full_storage_fails_and_the_next_one_works() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    let tank = home.scratch().join("tank");
+    fs::create_dir(&tank).unwrap();
+    home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
+    let inner = home.command(&["snapshot", "create", "one@a", "-s", "tank"]);
+    let program = inner.get_program().to_str().unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=1m none {} && exec {program} snapshot create one@a -s tank",
+        tank.display()
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .env_clear()
+        .envs(
+            inner
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+    let full = ran(&mut command);
+    told(
+        &full,
+        6,
+        &["storage tank: has 0 MiB free", "hint: make room"],
+    );
+    home.ok(&["snapshot", "create", "one@a", "-s", "tank"]);
+    content(&home, "after a full storage");
+}
+
+#[test]
+fn postgresql_that_went_away_is_named_with_what_brings_it_back() {
+    let home = Home::of(PgMajor::V13);
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    let programs = Installation::of(PgMajor::V13).bin_dir();
+    // Where nobody sees the programs any more.
+    let without = |arguments: &str| {
+        let inner = home.command::<&str>(&[]);
+        let script = format!(
+            "mount -t tmpfs none {} && exec {} {arguments}",
+            programs.display(),
+            inner.get_program().to_str().unwrap()
+        );
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", &script])
+            .env_clear()
+            .envs(
+                inner
+                    .get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            )
+            .stdin(Stdio::null());
+        ran(&mut command)
+    };
+    told(&without("pg start one"), 6, &["13", "hint: "]);
+    // What needs no programs goes on.
+    let list = without("pg list");
+    assert_eq!((list.code, list.err.as_str()), (0, ""), "{list:?}");
+    let doctor = without("doctor");
+    assert_eq!(doctor.code, 1, "{doctor:?}");
+    assert!(doctor.out.contains("[postgresql-missing]"), "{doctor:?}");
+    home.ok(&["pg", "start", "one"]);
+    home.ok(&["pg", "stop", "one"]);
+}
+
+fn packs(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            found.extend(packs(&entry.path()));
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_nothing_is_made_of_it() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    home.ok(&["snapshot", "create", "one@a"]);
+    let mut largest = packs(&home.path().join("store/local/packs"));
+    largest.sort_by_key(|path| fs::metadata(path).unwrap().len());
+    let pack = largest.last().unwrap();
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(pack)
+        .unwrap();
+    let length = file.metadata().unwrap().len();
+    for part in 1..8 {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, length * part / 10).unwrap();
+        file.write_all_at(&[!byte[0]], length * part / 10).unwrap();
+    }
+    told(
+        &home.run(&["pg", "create", "two", "--snapshot", "one@a"]),
+        5,
+        &["snapshot one@a", "is damaged", "caused by: "],
+    );
+    home.fails(3, &["pg", "show", "two"]);
+    let verified = home.run(&["snapshot", "verify", "one@a"]);
+    assert_eq!(verified.code, 5, "{verified:?}");
+    assert!(verified.out.contains("of pack "), "{verified:?}");
+    // Going back to it, which needs what is damaged, puts the state before back.
+    for entry in fs::read_dir(home.path().join("pg/one/data/base/4")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.bytes().all(|byte| byte.is_ascii_digit()) {
+            fs::File::create(&path).unwrap();
+        }
+    }
+    let checkout = home.run(&["pg", "checkout", "one@a", "--yes"]);
+    assert_eq!(checkout.code, 5, "{checkout:?}");
+    home.ok(&["pg", "start", "one"]);
+    content(&home, "a damaged snapshot");
+    home.ok(&["pg", "stop", "one"]);
+}

@@ -1,0 +1,433 @@
+//! What killed commands left in a home: half-made instances, pending journals, folders and files that nobody uses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Findings, Severity};
+use crate::error::Result;
+use crate::events::Event;
+use crate::instances::{CREATION, PgRecord, Stage};
+use crate::name::Name;
+use crate::neon::Neon;
+use crate::operation::{Outcome, seconds};
+use crate::record::{self, Lock, is_free};
+use crate::snapshots::open;
+use crate::upkeep::with_causes;
+
+/// What instances are made in from snapshots.
+const NEW: &str = ".new-";
+/// What `neon-cowfs` clones into, and what it renames a folder to that it removes; locked by who does it.
+const CLONE: &str = ".neon-clone.";
+const REMOVAL: &str = ".neon-remove.";
+/// What opened snapshots are in.
+const OPEN: &str = ".open-";
+/// What snapshots are verified on.
+const COPY: &str = ".verify-";
+/// A file that is younger may be on its way to its name.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// Something that a killed command left.
+#[derive(Debug)]
+enum Leftover {
+    /// An instance that is half made, or half destroyed.
+    HalfMade(PgRecord),
+    /// A checkout that is neither taken back nor finished.
+    Checkout(PgRecord),
+    /// A folder in which an instance was made, or a snapshot opened.
+    Folder(PathBuf),
+    /// The record of an instance in the trash that is not there any more.
+    Trash(PathBuf),
+    /// A record that never got its name.
+    File(PathBuf),
+}
+
+impl Neon {
+    /// The records that can be read, and those that cannot.
+    fn readable(&self, folder: &Path) -> (Vec<PgRecord>, Vec<(PathBuf, crate::Error)>) {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for path in files(folder) {
+            let json = path.extension().is_some_and(|ending| ending == "json");
+            if !json || hidden(&path) {
+                continue;
+            }
+            match record::read::<PgRecord>(&path) {
+                Ok(record) => good.extend(record),
+                Err(error) => bad.push((path, error)),
+            }
+        }
+        good.sort_by(|one, other| one.name.cmp(&other.name));
+        (good, bad)
+    }
+
+    /// The records of instances that can be read.
+    pub(super) fn readable_instances(&self) -> Vec<PgRecord> {
+        self.readable(&self.home().instances()).0
+    }
+
+    /// Whether no other command is at an instance: then nobody can be while the lock is kept.
+    pub(super) async fn free(&self, name: &Name) -> Option<Lock> {
+        let path = self.home().instances().join(format!("{name}.lock"));
+        let lock = Lock::take(&path, "an instance", Duration::ZERO).await;
+        lock.ok()
+    }
+
+    async fn leftovers(&self, busy: &mut Vec<Name>) -> Vec<Leftover> {
+        let home = self.home();
+        let mut found = Vec::new();
+        // Folders before records: a record is there before its folder is.
+        let mut folders = files(&home.path().join("pg"));
+        folders.extend(files(&home.path().join("trash")));
+        for record in self.readable_instances() {
+            if self.free(&record.name).await.is_none() {
+                busy.push(record.name.clone());
+                continue;
+            }
+            // What was read before the lock was free may be settled by now.
+            let Ok(Some(record)) = record::read::<PgRecord>(&self.pg().record(&record.name)) else {
+                continue;
+            };
+            if record.stage != Stage::Ready {
+                found.push(Leftover::HalfMade(record));
+            } else if record.checkout.is_some() {
+                found.push(Leftover::Checkout(record));
+            }
+        }
+        let instances = self.readable_instances();
+        for folder in folders {
+            let name = name_of(&folder);
+            let left = if let Some(id) = name.strip_prefix(NEW) {
+                !instances.iter().any(|record| record.id == id)
+            } else if let Some(id) = name.strip_prefix(OPEN) {
+                let lock = home.path().join("state/open").join(format!("{id}.lock"));
+                !lock.exists() || is_free(&lock)
+            } else if let Some(id) = name.strip_prefix(COPY) {
+                let lock = home.instances().join(format!("{COPY}{id}.lock"));
+                !lock.exists() || is_free(&lock)
+            } else {
+                let ours = [CREATION, CLONE, REMOVAL].iter();
+                ours.into_iter().any(|ours| name.starts_with(ours)) && is_free(&folder)
+            };
+            if left && folder.exists() {
+                found.push(Leftover::Folder(folder));
+            }
+        }
+        for record in self.readable(&home.trash()).0 {
+            let live = instances.iter().any(|live| live.id == record.id);
+            if record.adopted.is_none() && !live && !home.trash_folder(&record.id).exists() {
+                let path = home.trash().join(format!("{}.json", record.id));
+                found.push(Leftover::Trash(path));
+            }
+        }
+        let state = home.path().join("state");
+        let folders = [
+            state.clone(),
+            home.instances(),
+            home.trash(),
+            home.storages(),
+            home.path().to_owned(),
+            home.path().join("cache"),
+        ];
+        let now = self.now();
+        for path in folders.iter().flat_map(|folder| files(folder)) {
+            let young = fs::symlink_metadata(&path)
+                .and_then(|meta| meta.modified())
+                .map_or(true, |at| {
+                    now.duration_since(at).unwrap_or_default() < YOUNG
+                });
+            if name_of(&path).starts_with(NEW) && path.is_file() && !young {
+                found.push(Leftover::File(path));
+            }
+        }
+        found
+    }
+
+    /// Settles what killed commands left, as the next verb on each would.
+    pub(super) async fn settle_leftovers(&self, fixed: &mut Vec<String>) -> Result<()> {
+        for leftover in self.leftovers(&mut Vec::new()).await {
+            self.go_on()?;
+            let (what, settled) = self.settle_one(&leftover).await;
+            match settled {
+                Ok(()) => fixed.push(what),
+                // The examination says what is left of it.
+                Err(error) => self.tell(Event::Warning(format!("{what}: {}", with_causes(&error)))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle_one(&self, leftover: &Leftover) -> (String, Result<()>) {
+        match leftover {
+            Leftover::HalfMade(record) | Leftover::Checkout(record) => {
+                let name = &record.name;
+                let what = match (record.stage, record.is_changing()) {
+                    (Stage::Creating, _) => format!("the creation of pg {name} is settled"),
+                    (Stage::Destroying, _) => format!("pg {name} is in the trash"),
+                    (_, true) => format!("the checkout of pg {name} is finished"),
+                    _ => format!("the checkout of pg {name} is taken back"),
+                };
+                let settled = async {
+                    let _lock = self.pg().lock(name).await?;
+                    self.pg().settle(name).await
+                };
+                (what, settled.await)
+            }
+            Leftover::Folder(path) => {
+                let what = format!("{} is removed", path.display());
+                if name_of(path).starts_with(OPEN) {
+                    open::sweep(self, &self.home().path().join("pg")).await;
+                    return (what, Ok(()));
+                }
+                if let Ok(installations) = self.installations().await {
+                    open::end(&installations, path).await;
+                }
+                let path = path.clone();
+                let removed = tokio::task::spawn_blocking(move || record::remove_tree(&path)).await;
+                (what, removed.unwrap_or(Ok(())))
+            }
+            Leftover::Trash(path) | Leftover::File(path) => {
+                let what = format!("{} is removed", path.display());
+                (what, record::remove(path))
+            }
+        }
+    }
+
+    pub(super) async fn examine_leftovers(&self, findings: &mut Findings) {
+        for (path, error) in [self.home().instances(), self.home().trash()]
+            .iter()
+            .flat_map(|folder| self.readable(folder).1)
+        {
+            findings
+                .error(
+                    "record-damaged",
+                    path.display().to_string(),
+                    with_causes(&error),
+                )
+                .hinted(
+                    "put back a copy of it, or move it away: what it is about is then unknown here",
+                );
+        }
+        let mut busy = Vec::new();
+        for leftover in self.leftovers(&mut busy).await {
+            tell(&leftover, findings);
+        }
+        for name in busy {
+            findings.info(
+                "busy",
+                format!("pg {name}"),
+                "another command is at it now; it was not looked at",
+            );
+        }
+        self.unknown_folders(findings);
+        self.processes(findings);
+        self.unfinished(findings);
+    }
+
+    /// Folders that no record speaks of, and records whose folders are gone.
+    fn unknown_folders(&self, findings: &mut Findings) {
+        let home = self.home();
+        let instances = self.readable_instances();
+        for path in files(&home.path().join("pg")) {
+            let name = name_of(&path);
+            let known = home.instances().join(format!("{name}.json")).exists();
+            if !known && !name.starts_with('.') {
+                findings
+                    .warning(
+                        "folder-unknown",
+                        path.display().to_string(),
+                        "is no instance of this home: nothing is remembered of it",
+                    )
+                    .hinted(format!(
+                        "neon pg adopt {}/data, or remove it",
+                        path.display()
+                    ));
+            }
+        }
+        for path in files(&home.path().join("trash")) {
+            let id = name_of(&path);
+            if hidden(&path) {
+                continue;
+            }
+            let live = instances.iter().any(|record| record.id == id);
+            if !live && !home.trash().join(format!("{id}.json")).exists() {
+                findings
+                    .warning(
+                        "trash-unknown",
+                        path.display().to_string(),
+                        "is in the trash, and nothing is remembered of it",
+                    )
+                    .hinted("remove it, if nothing in it is missed");
+            }
+        }
+        for record in instances {
+            let data = self.pg().data_dir(&record);
+            if record.stage == Stage::Ready && !data.join("PG_VERSION").exists() {
+                let hint = if record.adopted.is_some() {
+                    format!("neon pg destroy {}, which forgets it", record.name)
+                } else {
+                    "put it back, or create an instance from its newest snapshot".to_owned()
+                };
+                findings
+                    .error(
+                        "data-missing",
+                        format!("pg {}", record.name),
+                        format!("has no data directory at {}", data.display()),
+                    )
+                    .hinted(hint);
+            }
+        }
+    }
+
+    /// Servers that work in folders of this home that are no instances.
+    fn processes(&self, findings: &mut Findings) {
+        let Ok(home) = fs::canonicalize(self.home().path()) else {
+            return;
+        };
+        let mut known: BTreeSet<PathBuf> = BTreeSet::new();
+        for record in self.readable_instances() {
+            known.insert(home.join("pg").join(record.name.as_str()));
+            known.insert(home.join("pg").join(format!("{NEW}{}", record.id)));
+        }
+        let mut lost: BTreeMap<PathBuf, i32> = BTreeMap::new();
+        for path in files(Path::new("/proc")) {
+            let Ok(pid) = name_of(&path).parse::<i32>() else {
+                continue;
+            };
+            let Ok(place) = fs::read_link(path.join("cwd")) else {
+                continue;
+            };
+            let ours = [home.join("pg"), home.join("trash")]
+                .iter()
+                .any(|folder| place.starts_with(folder));
+            let program = fs::read_to_string(path.join("comm")).unwrap_or_default();
+            if !ours || !program.trim_end().starts_with("postgres") {
+                continue;
+            }
+            let open = place.components().any(|part| {
+                let part = part.as_os_str().to_string_lossy();
+                part.starts_with(OPEN) || part.starts_with(CREATION)
+            });
+            if !open && !known.iter().any(|folder| place.starts_with(folder)) {
+                let first = lost.entry(place).or_insert(pid);
+                *first = pid.min(*first);
+            }
+        }
+        for (place, pid) in lost {
+            findings
+                .error(
+                    "server-lost",
+                    place.display().to_string(),
+                    format!("a server (process {pid}) works there, which is no instance any more"),
+                )
+                .hinted(format!("kill -INT {pid}"));
+        }
+    }
+
+    /// Operations that were begun, and nothing was done to the same since.
+    fn unfinished(&self, findings: &mut Findings) {
+        let operations = match self.operations() {
+            Ok(operations) => operations,
+            Err(error) => return findings.failed("log-unreadable", "operation log", &error),
+        };
+        let mut open = BTreeMap::new();
+        for operation in &operations {
+            if operation.outcome == Outcome::Begun {
+                open.insert(operation.subject.as_str(), operation);
+            } else {
+                open.remove(operation.subject.as_str());
+            }
+        }
+        let now = seconds(self.now());
+        for (subject, operation) in open {
+            let age = now.saturating_sub(operation.at / 1000);
+            findings
+                .info(
+                    "operation-unfinished",
+                    subject,
+                    format!(
+                        "{} was begun {age} s ago, and nothing was said since: it is under way, or was killed",
+                        operation.verb
+                    ),
+                )
+                .hinted("neon op log");
+        }
+    }
+}
+
+fn tell(leftover: &Leftover, findings: &mut Findings) {
+    match leftover {
+        Leftover::HalfMade(record) => {
+            let (message, next) = match record.stage {
+                Stage::Creating => ("its creation was interrupted", "pg create"),
+                _ => ("its way to the trash was interrupted", "pg destroy"),
+            };
+            findings
+                .warning("half-made", format!("pg {}", record.name), message)
+                .fixable()
+                .hinted(format!("neon doctor --fix, or neon {next} {}", record.name));
+        }
+        Leftover::Checkout(record) => {
+            let name = &record.name;
+            let (severity, message) = if record.is_changing() {
+                (
+                    Severity::Error,
+                    "a checkout was interrupted while it rewrote files: it cannot start as it is, and will be finished",
+                )
+            } else {
+                (
+                    Severity::Warning,
+                    "a checkout was interrupted before its first change, and will be taken back",
+                )
+            };
+            findings
+                .add(severity, "checkout-pending", format!("pg {name}"), message)
+                .fixable()
+                .hinted(format!("neon doctor --fix, or neon pg start {name}"));
+        }
+        Leftover::Folder(path) => {
+            findings
+                .warning(
+                    "folder-left",
+                    path.display().to_string(),
+                    "was left by a command that was killed",
+                )
+                .fixable()
+                .hinted("neon doctor --fix");
+        }
+        Leftover::Trash(path) => {
+            findings
+                .warning(
+                    "trash-empty",
+                    path.display().to_string(),
+                    "remembers an instance in the trash that is not there",
+                )
+                .fixable()
+                .hinted("neon doctor --fix");
+        }
+        Leftover::File(path) => {
+            findings
+                .warning(
+                    "file-left",
+                    path.display().to_string(),
+                    "was left by a command that was killed",
+                )
+                .fixable()
+                .hinted("neon doctor --fix");
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+fn hidden(path: &Path) -> bool {
+    name_of(path).starts_with('.')
+}

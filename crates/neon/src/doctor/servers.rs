@@ -1,0 +1,243 @@
+//! Servers: whether each does what it shall, can be started, and has nothing of ours left in it.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+
+use neon_pgctl::{Instance, ServerState};
+
+use super::Findings;
+use crate::error::Result;
+use crate::events::Event;
+use crate::instances::{PgRecord, Stage};
+use crate::neon::Neon;
+use crate::upkeep::with_causes;
+
+/// Slots of ours that nobody uses: they end with the session that made them, unless the server was old or killed.
+const SLOTS: &str = "select slot_name from pg_catalog.pg_replication_slots \
+     where slot_name like 'neon\\_%' and not active order by 1";
+/// Sessions of ours besides the one that asks.
+const SESSIONS: &str = "select pid from pg_catalog.pg_stat_activity \
+     where application_name = 'neon' and pid <> pg_catalog.pg_backend_pid() order by 1";
+const ENCODINGS: &str = "select datname || ' (' || pg_catalog.pg_encoding_to_char(encoding) || ')' \
+     from pg_catalog.pg_database where pg_catalog.pg_encoding_to_char(encoding) <> 'UTF8' \
+     and datname <> 'template0' order by 1";
+
+impl Neon {
+    pub(super) async fn examine_servers(&self, findings: &mut Findings) {
+        let records = self.readable_instances();
+        ports(&records, findings);
+        for record in records {
+            let settled = record.stage == Stage::Ready && record.checkout.is_none();
+            let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
+                continue;
+            };
+            if self.pg().data_dir(&record).join("PG_VERSION").exists() {
+                self.examine_server(&record, findings).await;
+            }
+        }
+    }
+
+    async fn examine_server(&self, record: &PgRecord, findings: &mut Findings) {
+        let name = &record.name;
+        let subject = format!("pg {name}");
+        let instance = match self.pg().open(record).await {
+            Ok(instance) => instance,
+            Err(error) => return findings.failed("postgresql-missing", subject, &error),
+        };
+        let status = match instance.status().await {
+            Ok(status) => status,
+            Err(error) => {
+                let error = crate::Error::server(subject.clone(), error);
+                return findings.failed("server-unknown", subject, &error);
+            }
+        };
+        let ours = record.adopted.is_none();
+        let stale = !status.is_up() && instance.data_dir().join("postmaster.pid").exists();
+        match (status.is_up(), record.wanted) {
+            (false, true) => {
+                let message = if stale {
+                    "shall run and does not: its server was killed"
+                } else {
+                    "shall run and does not"
+                };
+                findings
+                    .warning("server-down", subject, message)
+                    .hinted(format!(
+                        "neon pg start {name}, or neon start for all of them"
+                    ));
+                port_taken(record, findings);
+                return;
+            }
+            (false, false) => {
+                if stale {
+                    findings
+                        .info(
+                            "pid-file-stale",
+                            subject,
+                            "has the pid file of a server that was killed",
+                        )
+                        .hinted("the next start removes it");
+                } else if status.state == ServerState::Crashed && ours {
+                    findings
+                        .info(
+                            "server-crashed",
+                            subject,
+                            "was not shut down cleanly; its next start recovers it",
+                        )
+                        .hinted(format!("neon pg start {name}"));
+                }
+                return;
+            }
+            (true, false) if ours => {
+                findings
+                    .warning(
+                        "server-unwanted",
+                        subject.clone(),
+                        "runs, and a reboot would not bring it back: a start was killed, or it was started by other means",
+                    )
+                    .fixable()
+                    .hinted(format!(
+                        "neon doctor --fix to keep it running, or neon pg stop {name}"
+                    ));
+            }
+            (true, _) => {}
+        }
+        if !matches!(status.state, ServerState::Running | ServerState::Standby) {
+            findings.info(
+                "server-busy",
+                subject,
+                "its server starts or stops right now",
+            );
+            return;
+        }
+        self.ask(&instance, &subject, findings).await;
+    }
+
+    async fn ask(&self, instance: &Instance, subject: &str, findings: &mut Findings) {
+        for (query, code) in [
+            (SLOTS, "slot-left"),
+            (SESSIONS, "session-left"),
+            (ENCODINGS, "encoding"),
+        ] {
+            let values = match column(instance, query).await {
+                Ok(values) => values,
+                Err(error) => return findings.failed("server-silent", subject, &error),
+            };
+            for value in values {
+                match code {
+                    "slot-left" => findings
+                        .warning(
+                            code,
+                            subject,
+                            format!("replication slot {value} of ours is left, and keeps log"),
+                        )
+                        .fixable()
+                        .hinted("neon doctor --fix"),
+                    // What we begin on a server ends with its session, and sessions of dead processes end.
+                    "session-left" => findings
+                        .info(
+                            code,
+                            subject,
+                            format!("a session of ours (process {value}) is open"),
+                        )
+                        .hinted("it ends with the program that opened it"),
+                    _ => findings
+                        .warning(code, subject, format!("database {value} is not in UTF-8"))
+                        .hinted("text of other alphabets is refused or mangled in it"),
+                };
+            }
+        }
+    }
+
+    /// Drops slots that nobody uses, and remembers that what runs shall run.
+    pub(super) async fn settle_servers(&self, fixed: &mut Vec<String>) -> Result<()> {
+        for record in self.readable_instances() {
+            self.go_on()?;
+            let settled = record.stage == Stage::Ready && record.checkout.is_none();
+            let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
+                continue;
+            };
+            let name = &record.name;
+            let Ok(instance) = self.pg().open(&record).await else {
+                continue;
+            };
+            let Ok(status) = instance.status().await else {
+                continue;
+            };
+            if !status.is_up() {
+                continue;
+            }
+            if !record.wanted && record.adopted.is_none() {
+                self.pg().update(name, |record| {
+                    record.wanted = true;
+                    record.port = status.port.or(record.port);
+                })?;
+                fixed.push(format!("pg {name} is remembered as running"));
+            }
+            for slot in column(&instance, SLOTS).await.unwrap_or_default() {
+                let query = format!(
+                    "select pg_catalog.pg_drop_replication_slot('{}')",
+                    slot.replace('\'', "''")
+                );
+                match column(&instance, &query).await {
+                    Ok(_) => fixed.push(format!("replication slot {slot} of pg {name} is dropped")),
+                    Err(error) => self.tell(Event::Warning(with_causes(&error))),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first column of what a server answers.
+async fn column(instance: &Instance, query: &str) -> Result<Vec<String>> {
+    let subject = || instance.data_dir().display().to_string();
+    let client = instance.connect("postgres").await;
+    let mut client = client.map_err(|error| crate::Error::server(subject(), error))?;
+    let asked = client.simple_query(query).await;
+    client.close().await;
+    let asked = asked.map_err(|error| crate::Error::wire(subject(), error))?;
+    let rows = asked.first().map_or(&[][..], |set| set.rows());
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.get(0).map(str::to_owned))
+        .collect())
+}
+
+/// Instances that were given the same port.
+fn ports(records: &[PgRecord], findings: &mut Findings) {
+    let mut by_port: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+    for record in records {
+        if let Some(port) = record.port {
+            by_port.entry(port).or_default().push(record.name.as_str());
+        }
+    }
+    for (port, names) in by_port.into_iter().filter(|(_, names)| names.len() > 1) {
+        findings
+            .warning(
+                "port-shared",
+                format!("port {port}"),
+                format!(
+                    "belongs to {}: one of them runs at a time",
+                    names.join(", ")
+                ),
+            )
+            .hinted("create one of them again from a snapshot of it, with another --port");
+    }
+}
+
+/// Whether somebody else listens where an instance that shall run would.
+fn port_taken(record: &PgRecord, findings: &mut Findings) {
+    let Some(port) = record.port else { return };
+    if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        && error.kind() == std::io::ErrorKind::AddrInUse
+    {
+        findings
+            .error(
+                "port-taken",
+                format!("pg {}", record.name),
+                format!("somebody else listens on its port {port}"),
+            )
+            .hinted(format!("ss -ltnp 'sport = :{port}' tells who"));
+    }
+}

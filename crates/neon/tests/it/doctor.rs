@@ -1,0 +1,257 @@
+//! The doctor: every finding is made by what it is about, and goes when that is settled.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime};
+
+use neon_pg::{
+    Context, DoctorFinding, DoctorOptions, DoctorReport, Locator, Neon, PgMajor, Severity,
+    Variables,
+};
+use neon_testkit::s3::{S3Server, S3ServerOptions};
+
+use crate::support::{Fixture, name, run, sql};
+
+async fn examined(neon: &Neon) -> DoctorReport {
+    neon.doctor(&DoctorOptions::default()).await.unwrap()
+}
+
+/// Findings worth a word: how much the disk of this machine has left is none of a test's business.
+fn told(report: &DoctorReport) -> Vec<&DoctorFinding> {
+    let worth = |finding: &&DoctorFinding| {
+        finding.severity > Severity::Info
+            && !["disk-nearly-full", "disk-full", "postgresql-broken"].contains(&finding.code)
+    };
+    report.findings.iter().filter(worth).collect()
+}
+
+fn codes(report: &DoctorReport) -> Vec<&'static str> {
+    told(report).iter().map(|finding| finding.code).collect()
+}
+
+async fn repaired(neon: &Neon) -> DoctorReport {
+    let mut options = DoctorOptions::default();
+    options.fix = true;
+    neon.doctor(&options).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_in_use_is_well() {
+    let home = Fixture::of(PgMajor::V15);
+    home.neon.pg().create(&home.create()).await.unwrap();
+    let report = examined(&home.neon).await;
+    assert_eq!(told(&report), Vec::<&DoctorFinding>::new());
+    // As data it has what programs decide on.
+    let text = serde_json::to_value(&report).unwrap();
+    assert!(text["findings"].is_array() && text["fixed"].is_array());
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+    assert_eq!(codes(&examined(&home.neon).await), Vec::<&str>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_servers_do_and_shall_do_is_compared() {
+    let home = Fixture::of(PgMajor::V15);
+    home.neon.pg().create(&home.create()).await.unwrap();
+    run(
+        &home.neon,
+        "pgdata1",
+        "select pg_create_physical_replication_slot('neon_import_0123456789abcdef', true);\
+         create database latin encoding 'LATIN1' locale 'C' template template0",
+    )
+    .await;
+    assert_eq!(
+        codes(&examined(&home.neon).await),
+        ["encoding", "slot-left"]
+    );
+    let report = repaired(&home.neon).await;
+    assert_eq!(codes(&report), ["encoding"]);
+    assert_eq!(report.fixed.len(), 1, "{:?}", report.fixed);
+    let slots = "select count(*) from pg_replication_slots";
+    assert_eq!(sql(&home.neon, "pgdata1", slots).await, "0");
+
+    let record = home.scratch.path().join("home/state/pg/pgdata1.json");
+    let unwanted = fs::read_to_string(&record)
+        .unwrap()
+        .replace("\"wanted\": true", "\"wanted\": false");
+    fs::write(&record, unwanted).unwrap();
+    assert_eq!(
+        codes(&examined(&home.neon).await),
+        ["encoding", "server-unwanted"]
+    );
+    assert_eq!(codes(&repaired(&home.neon).await), ["encoding"]);
+
+    home.crash("pgdata1");
+    assert_eq!(codes(&examined(&home.neon).await), ["server-down"]);
+    let port = home.neon.pg().record_of(&name("pgdata1")).unwrap().port;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port.unwrap())).unwrap();
+    assert_eq!(
+        codes(&examined(&home.neon).await),
+        ["port-taken", "server-down"]
+    );
+    drop(taken);
+    home.neon.pg().start(&name("pgdata1")).await.unwrap();
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+    assert_eq!(codes(&examined(&home.neon).await), Vec::<&str>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_killed_commands_left_is_named_and_settled() {
+    let home = Fixture::of(PgMajor::V15);
+    let root = home.scratch.path().join("home");
+    home.neon.pg().create(&home.stopped("one")).await.unwrap();
+    home.neon.pg().create(&home.stopped("two")).await.unwrap();
+    // A creation that ended early, and one that nearly came to its end.
+    let record = |name: &str| root.join(format!("state/pg/{name}.json"));
+    let made = fs::read_to_string(record("two")).unwrap();
+    let half = made
+        .replace("\"ready\"", "\"creating\"")
+        .replace("\"two\"", "\"three\"");
+    fs::write(record("three"), half).unwrap();
+    fs::write(record("two"), made.replace("\"ready\"", "\"creating\"")).unwrap();
+    fs::create_dir(root.join("pg/.new-0123456789abcdef")).unwrap();
+    fs::create_dir(root.join("pg/.open-0123456789abcdef")).unwrap();
+    fs::create_dir(root.join("pg/.neon-new-0123-x")).unwrap();
+    let gone = made.replace("\"two\"", "\"gone\"");
+    let id = "fedcba9876543210";
+    let known: serde_json::Value = serde_json::from_str(&made).unwrap();
+    let gone = gone.replace(known["id"].as_str().unwrap(), id);
+    fs::write(root.join(format!("state/trash/{id}.json")), gone).unwrap();
+    let file = root.join("state/.new-00000000");
+    fs::write(&file, "{").unwrap();
+    let old = SystemTime::now() - Duration::from_secs(600);
+    fs::File::open(&file).unwrap().set_modified(old).unwrap();
+    // Not ours to remove.
+    fs::create_dir(root.join("pg/strange")).unwrap();
+    fs::create_dir(root.join("trash/strange")).unwrap();
+    let report = examined(&home.neon).await;
+    assert_eq!(
+        codes(&report),
+        [
+            "file-left",
+            "folder-left",
+            "folder-left",
+            "folder-left",
+            "folder-unknown",
+            "half-made",
+            "half-made",
+            "trash-empty",
+            "trash-unknown"
+        ],
+        "{report:#?}"
+    );
+    // Looking changes nothing.
+    assert_eq!(codes(&examined(&home.neon).await).len(), 9);
+    let report = repaired(&home.neon).await;
+    assert_eq!(codes(&report), ["folder-unknown", "trash-unknown"]);
+    assert_eq!(report.fixed.len(), 7, "{:?}", report.fixed);
+    assert_eq!(home.neon.pg().records().unwrap().len(), 2);
+    home.neon.pg().start(&name("two")).await.unwrap();
+    home.neon.pg().stop(&name("two")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_and_modes_are_told_with_their_paths() {
+    let home = Fixture::of(PgMajor::V15);
+    let root = home.scratch.path().join("home");
+    home.neon.pg().create(&home.stopped("one")).await.unwrap();
+    home.neon.pg().create(&home.stopped("two")).await.unwrap();
+    fs::write(root.join("state/pg/one.json"), "{").unwrap();
+    fs::write(root.join("state/storage/odd.json"), "[]").unwrap();
+    fs::rename(root.join("pg/two/data"), root.join("data")).unwrap();
+    fs::set_permissions(root.join("state"), fs::Permissions::from_mode(0o755)).unwrap();
+    let report = examined(&home.neon).await;
+    assert_eq!(
+        codes(&report),
+        [
+            "data-missing",
+            "home-mode",
+            "record-damaged",
+            "record-damaged"
+        ],
+        "{report:#?}"
+    );
+    assert_eq!(report.worst(), Some(Severity::Error));
+    for finding in told(&report) {
+        assert!(finding.hint.is_some(), "{finding:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_program_of_the_same_name_is_told() {
+    let home = Fixture::new();
+    let (own, other) = (home.scratch.path().join("a"), home.scratch.path().join("b"));
+    for folder in [&own, &other] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("neon"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(folder.join("neon"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut options = DoctorOptions::default();
+    options.program = Some(own.join("neon"));
+    options.path = std::env::join_paths([&own, &other]).unwrap();
+    let report = home.neon.doctor(&options).await.unwrap();
+    assert_eq!(codes(&report), ["other-program"]);
+    options.path = own.into();
+    let report = home.neon.doctor(&options).await.unwrap();
+    assert_eq!(codes(&report), Vec::<&str>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storages_are_asked_for_what_they_promise() {
+    let server = S3Server::start(S3ServerOptions::default());
+    let variables = |key: &str| -> Variables {
+        [
+            ("AWS_ACCESS_KEY_ID", server.options().access_key.as_str()),
+            ("AWS_SECRET_ACCESS_KEY", key),
+        ]
+        .into_iter()
+        .collect()
+    };
+    let with = |key: &str| {
+        let mut context = Context::default();
+        context.variables = variables(key);
+        context
+    };
+    let good = server.options().secret_key.clone();
+    let home = Fixture::having(PgMajor::V15, |options| options.context = with(&good));
+    let locator = format!("s3://bucket/some?endpoint={}", server.endpoint());
+    let locator = Locator::parse(&locator).unwrap();
+    home.neon
+        .storages()
+        .attach(&name("tank"), &locator, BTreeMap::new())
+        .await
+        .unwrap();
+    let folder = home.scratch.path().join("disk");
+    fs::create_dir(&folder).unwrap();
+    home.neon
+        .storages()
+        .attach(
+            &name("disk"),
+            &Locator::path_of(folder.clone()),
+            BTreeMap::new(),
+        )
+        .await
+        .unwrap();
+    home.neon
+        .storages()
+        .repository(&name("tank"))
+        .await
+        .unwrap();
+    assert_eq!(codes(&examined(&home.neon).await), Vec::<&str>::new());
+    fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(codes(&examined(&home.neon).await), ["storage-missing"]);
+    home.neon.storages().detach(&name("disk")).await.unwrap();
+
+    let denied = home.with(|options| options.context = with("wrong"));
+    let report = examined(&denied).await;
+    assert_eq!(codes(&report), ["storage-denied"], "{report:#?}");
+    server.advance(Duration::from_secs(300));
+    assert_eq!(codes(&examined(&home.neon).await), ["clock-skew"]);
+    drop(server);
+    let report = examined(&home.neon).await;
+    assert_eq!(codes(&report), ["storage-unreachable"], "{report:#?}");
+    let mut options = DoctorOptions::default();
+    options.offline = true;
+    let report = home.neon.doctor(&options).await.unwrap();
+    assert_eq!(codes(&report), Vec::<&str>::new());
+}

@@ -58,16 +58,16 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
-    /// The folder that everything is kept in [NEON_HOME; else /var/lib/neon as root, ~/.local/share/neon]
+    /// The folder that everything is kept in (NEON_HOME; else /var/lib/neon as root, ~/.local/share/neon)
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// A folder with programs of PostgreSQL, before all others; may be repeated [NEON_PG_BIN]
+    /// A folder with programs of PostgreSQL, before all others; may be repeated (NEON_PG_BIN)
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) pg_bin: Vec<PathBuf>,
-    /// As root: the user that servers run as [NEON_OS_USER; else postgres]
+    /// As root: the user that servers run as (NEON_OS_USER; else postgres)
     #[arg(long, global = true, value_name = "USER")]
     pub(crate) os_user: Option<String>,
-    /// How results are printed: for people, one JSON document, or one a line [NEON_OUTPUT; else table]
+    /// How results are printed: for people, one JSON document, or one a line (NEON_OUTPUT; else table)
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
     /// Say nothing on the way: no steps, no progress

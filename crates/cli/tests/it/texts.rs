@@ -33,6 +33,11 @@ pub(crate) fn redacted(text: &str, scratch: &Path) -> String {
             lines.push("  postgresql: MAJOR".to_owned());
             continue;
         }
+        // The newest that is installed.
+        let line = match line.split_once(", PostgreSQL ") {
+            Some((made, _)) if made.starts_with("Created ") => format!("{made}, PostgreSQL MAJOR."),
+            _ => line.to_owned(),
+        };
         let words: Vec<String> = line.split(' ').map(word).collect();
         // Columns are as wide as what was in them: one blank is as good as many.
         let joined = words.join(" ");
@@ -67,6 +72,9 @@ fn word(word: &str) -> String {
     }
     if word.starts_with("basebackup://") {
         return "basebackup://FROM".to_owned();
+    }
+    if word.starts_with("temporary-") {
+        return "temporary-ID".to_owned();
     }
     let hexadecimal = |word: &str| word.bytes().all(|byte| byte.is_ascii_hexdigit());
     if [16, 32, 64].contains(&word.len()) && hexadecimal(word) {

@@ -234,3 +234,24 @@ pub(crate) fn exit(code: u8) -> ExitCode {
     };
     std::process::exit(i32::from(code))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::AssertUnwindSafe;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_the_exit_code_of_a_bug() {
+        let nothing: Vec<u8> = Vec::new();
+        let code = guarded(AssertUnwindSafe(|| nothing[nothing.len()]));
+        assert_eq!(code, BUG);
+        assert_eq!(guarded(|| 3), 3);
+    }
+
+    #[test]
+    fn further_lines_of_an_error_are_indented() {
+        assert_eq!(labelled("error", "1;31", "a\nb\n", false), "error: a\n  b");
+        assert_eq!(labelled("hint", "1", "a", true), "\x1b[1mhint:\x1b[0m a");
+    }
+}

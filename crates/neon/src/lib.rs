@@ -2,6 +2,7 @@
 
 mod background;
 mod doctor;
+mod document1;
 mod error;
 mod events;
 mod home;
@@ -17,6 +18,9 @@ mod undo;
 mod upkeep;
 
 pub use doctor::{DoctorFinding, DoctorOptions, DoctorReport, Severity, first_closed};
+pub use document1::{
+    ExportedFirst, InitOptions, Initialized, RestoredFirst, SnapshotFirst, StartedFirst,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, EventSink};
 pub use home::Home;

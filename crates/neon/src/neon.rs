@@ -21,7 +21,9 @@ use crate::storages::Storages;
 
 /// Asks a person for a password: gets whose it is (`user@host:port`), gives nothing if nobody knows. May block.
 #[derive(Clone)]
-pub struct AskPassword(Arc<dyn Fn(&str) -> Option<Secret> + Send + Sync>);
+pub struct AskPassword(Arc<Ask>);
+
+type Ask = dyn Fn(&str) -> Option<Secret> + Send + Sync;
 
 impl AskPassword {
     /// Asks by calling this.
@@ -42,6 +44,8 @@ impl fmt::Debug for AskPassword {
         f.write_str("AskPassword")
     }
 }
+
+type AtStep = dyn Fn(&str) + Send + Sync;
 
 /// What a [`Neon`] takes from its surroundings. Nothing is read from the environment.
 #[derive(Clone)]
@@ -78,7 +82,7 @@ pub struct Options {
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Called at every step of what is written in a journal, for tests that end the process there.
     #[doc(hidden)]
-    pub at_step: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    pub at_step: Option<Arc<AtStep>>,
 }
 
 impl Options {

@@ -105,6 +105,10 @@ impl Storages<'_> {
         if let Some(name) = self.attached_at(locator)? {
             return self.existing_repository(&name).await;
         }
+        // Looking into a folder that is not there must not make it.
+        if locator.file_path().is_some_and(|path| !path.is_dir()) {
+            return Ok(None);
+        }
         let registry = &self.0.options().registry;
         let storage = registry
             .open(locator, &self.0.options().context)

@@ -2,7 +2,7 @@
 //!
 //! | done | taken back by |
 //! |---|---|
-//! | `pg create` | the instance goes to the trash |
+//! | `pg create`, `pg start --replica` | the instance goes to the trash |
 //! | `pg destroy` | it comes back from the trash |
 //! | `pg checkout` | a checkout of the `HEAD{i}` that it left |
 //! | `snapshot destroy` | the snapshot is there again, until a collection has taken it |
@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::CheckoutChoice;
+use crate::instances::checkout::started;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::{Operation, Outcome};
@@ -119,7 +120,8 @@ impl Neon {
                 let found = self.head(&record.storage, head, head_id).await?;
                 let choice = CheckoutChoice::default();
                 let plan = self.pg().plan_checkout(&name, &found, choice).await?;
-                let done = self.pg().checkout_unlogged(&plan).await?;
+                let (done, trouble) = self.pg().checkout_unlogged(&plan).await?;
+                let done = started(done, trouble)?;
                 Ok(format!(
                     "pg {name} is at {head}; what it was is {}",
                     done.head
@@ -186,7 +188,7 @@ impl<'a> Step<'a> {
         let detail = |name: &str| operation.details.get(name).map(String::as_str);
         let name = operation.subject.as_str();
         Some(match operation.verb.as_str() {
-            "pg create" => Self::Create {
+            "pg create" | "pg replica" => Self::Create {
                 name,
                 id: detail("id")?,
             },

@@ -235,3 +235,33 @@ impl Repository {
 pub(crate) fn gone(id: CommitId, reason: &'static str) -> Error {
     Error::new(ErrorKind::NotFound, format!("snapshot {id}"), reason)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_says_which_object_of_which_snapshot_it_is() {
+        let id = CommitId([0xab; 32]);
+        let again = CommitObject::again(id, WriterId([0x12; 8]));
+        for object in [CommitObject::first(id), again] {
+            let key = keys::commit(object).unwrap();
+            assert_eq!(keys::commit_of(&key), Some(object));
+            let text = serde_json::to_string(&object).unwrap();
+            assert_eq!(serde_json::from_str::<CommitObject>(&text).unwrap(), object);
+        }
+        assert_eq!(again.to_string(), format!("{id}-1212121212121212"));
+        // In a listing the first one comes first, and all of one id side by side.
+        assert!(CommitObject::first(id) < again);
+        for other in [
+            "",
+            "-",
+            "ab",
+            &format!("{id}-"),
+            &format!("{id}-12"),
+            &format!("{id}-x"),
+        ] {
+            assert!(other.parse::<CommitObject>().is_err(), "{other}");
+        }
+    }
+}

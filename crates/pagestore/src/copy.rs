@@ -20,7 +20,7 @@ use crate::moves::MovedFrame;
 use crate::name::SnapshotName;
 use crate::pack_file::NewPack;
 use crate::read::FrameReader;
-use crate::repository::{Repository, create};
+use crate::repository::{Repository, create_from};
 use crate::writing::Writing;
 
 /// How large new packs grow.
@@ -206,28 +206,15 @@ impl Copy<'_> {
             .collect())
     }
 
-    /// A pack as it is, once all its frames have been checked.
+    /// A pack as it is, each of its frames checked on the way.
     async fn whole(&mut self, id: PackId, size: u64) -> Result<()> {
         let file = self.from.pack_file(id, size).await?;
-        let bytes = self.from.pack_range(id, 0..size).await?;
-        for record in &file.records {
-            let range = record.range();
-            let stored = usize::try_from(range.start)
-                .ok()
-                .zip(usize::try_from(range.end).ok())
-                .and_then(|(from, to)| bytes.get(from..to))
-                .ok_or_else(|| {
-                    Error::damaged(format!("pack {id}"), "is shorter than its frames")
-                })?;
-            record
-                .check(stored)
-                .map_err(|error| Error::format(format!("pack {id}"), error))?;
-        }
-        match create(&**self.to.storage(), &keys::pack(id)?, bytes.into()).await {
+        let (body, failed) = self.from.pack_body(file, size);
+        match create_from(&**self.to.storage(), &keys::pack(id)?, body).await {
             Ok(_) => {}
             // Somebody else copies the same.
             Err(error) if error.kind() == ErrorKind::Exists => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(failed.take().unwrap_or(error)),
         }
         self.copied.packs_whole = self.copied.packs_whole.saturating_add(1);
         self.copied.bytes = self.copied.bytes.saturating_add(size);

@@ -1,12 +1,15 @@
 //! Packs in the storage as wholes: their directories, and making one from frames that are stored already.
 
+use std::io;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use neon_snapshot_format::pack::{
     Flags, FrameRecord, Opening, PackId, PackOptions, PackWriter, Step,
 };
-use neon_storage::{Storage, StorageExt};
+use neon_storage::{Body, Storage, StorageExt};
 
 use crate::error::{Error, Result};
 use crate::keys;
@@ -120,7 +123,97 @@ impl Repository {
     }
 }
 
-/// A pack that is being made in memory from frames that are stored already.
+/// Why a body could not be read to its end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Failed(Arc<Mutex<Option<Error>>>);
+
+impl Failed {
+    /// The reason, if it was the source that failed.
+    pub(crate) fn take(&self) -> Option<Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, error: Error) -> io::Error {
+        let text = error.to_string();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        io::Error::other(text)
+    }
+}
+
+/// Where a pack is cut to be read piece by piece, each with the frames that lie in it.
+fn pieces(records: &[FrameRecord], size: u64) -> Vec<(Range<u64>, Range<usize>)> {
+    let mut pieces = Vec::new();
+    let (mut start, mut first) = (0, 0);
+    for (number, record) in records.iter().enumerate() {
+        let range = record.range();
+        if range.end.saturating_sub(start) > REQUEST && range.start > start {
+            pieces.push((start..range.start, first..number));
+            (start, first) = (range.start, number);
+        }
+    }
+    let end = records.last().map_or(start, |last| last.range().end);
+    if end > start {
+        pieces.push((start..end, first..records.len()));
+        start = end;
+    }
+    while start < size {
+        let end = size.min(start.saturating_add(REQUEST));
+        pieces.push((start..end, records.len()..records.len()));
+        start = end;
+    }
+    pieces
+}
+
+impl Repository {
+    /// The whole of a pack, read in pieces of some MiB; every frame is checked before it passes.
+    pub(crate) fn pack_body(&self, file: PackFile, size: u64) -> (Body, Failed) {
+        let (failed, file) = (Failed::default(), Arc::new(file));
+        let (repository, note) = (self.clone(), failed.clone());
+        let make = move || {
+            let (repository, file, note) = (repository.clone(), Arc::clone(&file), note.clone());
+            let pieces = stream::iter(pieces(&file.records, size));
+            pieces
+                .then(move |(range, frames)| {
+                    let (repository, file) = (repository.clone(), Arc::clone(&file));
+                    let note = note.clone();
+                    async move {
+                        let piece = repository.checked_piece(&file, range, frames).await;
+                        piece.map_err(|error| note.note(error))
+                    }
+                })
+                .boxed()
+        };
+        (Body::replayable(make).with_length(size), failed)
+    }
+
+    async fn checked_piece(
+        &self,
+        file: &PackFile,
+        range: Range<u64>,
+        frames: Range<usize>,
+    ) -> Result<Bytes> {
+        let start = range.start;
+        let bytes = self.pack_range(file.id, range).await?;
+        for record in file.records.get(frames).unwrap_or_default() {
+            let range = record.range();
+            let stored = range
+                .start
+                .checked_sub(start)
+                .zip(range.end.checked_sub(start))
+                .and_then(|(from, to)| usize::try_from(from).ok().zip(usize::try_from(to).ok()))
+                .and_then(|(from, to)| bytes.get(from..to))
+                .ok_or_else(|| {
+                    Error::damaged(format!("pack {}", file.id), "is shorter than its frames")
+                })?;
+            record
+                .check(stored)
+                .map_err(|error| Error::format(format!("pack {}", file.id), error))?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// A pack that is being made from frames that are stored already: in memory, of at most 64 MiB and a frame.
 #[derive(Debug)]
 pub(crate) struct NewPack {
     pub(crate) id: PackId,

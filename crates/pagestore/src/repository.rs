@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use neon_snapshot_format::pack::PackId;
-use neon_storage::{GetOptions, PutOptions, PutToken, Storage, StorageExt};
+use neon_storage::{Body, GetOptions, PutOptions, PutToken, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -407,9 +407,18 @@ pub(crate) async fn create(
     key: &neon_storage::Key,
     body: Vec<u8>,
 ) -> Result<neon_storage::ObjectMeta> {
+    create_from(storage, key, Bytes::from(body).into()).await
+}
+
+/// As [`create`], of what need not be in memory.
+pub(crate) async fn create_from(
+    storage: &dyn Storage,
+    key: &neon_storage::Key,
+    body: Body,
+) -> Result<neon_storage::ObjectMeta> {
     let options = PutOptions::create().with_token(PutToken::random());
     storage
-        .put(key, Bytes::from(body).into(), options)
+        .put(key, body, options)
         .await
         .map_err(|error| Error::storage(key.as_str(), error))
 }

@@ -5,6 +5,10 @@
 //! suspicion was there, and found none of this writer: whatever it commits later was never reported as done, and is
 //! no snapshot for anybody. So what a writer reported stays, and what was collected is never shown. A writer that has
 //! to take back its commit condemns itself: nobody relies on that object, whatever becomes of tombstones of its key.
+//!
+//! A condemnation replaces the suspicion, also of a writer that had committed once that commit is collected. It stays for
+//! ever: a writer may sleep for any time between its last heartbeat and its commit, or send it once more, and nothing
+//! else tells then that its packs are gone. That is one small object for each writer that died at work.
 
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
@@ -88,9 +92,14 @@ impl Repository {
 
     /// Whether a collection took this writer for gone.
     pub(crate) async fn is_suspected(&self, writer: WriterId) -> Result<bool> {
-        let key = keys::suspicion(writer)?;
-        let there = self.shared.storage.exists(&key).await;
-        there.map_err(|error| Error::storage(key.as_str(), error))
+        // In this order: a suspicion is taken away when the condemnation is there.
+        for key in [keys::suspicion(writer)?, keys::condemnation(writer)?] {
+            let there = self.shared.storage.exists(&key).await;
+            if there.map_err(|error| Error::storage(key.as_str(), error))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn put_tombstone(&self, key: &neon_storage::Key, reason: &str) -> Result<()> {

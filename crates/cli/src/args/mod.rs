@@ -1,5 +1,6 @@
 //! The grammar of the command line. Help texts are the doc comments; each verb shows examples.
 
+pub(crate) mod first;
 pub(crate) mod pg;
 pub(crate) mod snapshot;
 pub(crate) mod storage;
@@ -106,6 +107,27 @@ pub(crate) enum Verb {
     /// Storages: places for snapshots, like remotes of git
     #[command(subcommand, arg_required_else_help = true)]
     Storage(storage::Storage),
+    /// Makes one cluster, remembers where its snapshots go, and takes the first
+    #[command(after_help = examples!(
+        "init --storage_dest=s3://bucket/prefix" => "an empty cluster whose snapshots go to S3",
+        "init --snapshot_path=/var/backups/base --snapshot_format=pgdata --storage_dest=s3://bucket/prefix" => "what is there already, with S3 from now on",
+    ))]
+    Init(first::Init),
+    /// Starts the cluster of init, restored first if it is missing here, and what else ran before a reboot
+    #[command(after_help = examples!(
+        "start" => "after init, or after a reboot",
+        "start --storage_dest=s3://bucket/prefix" => "on a machine that knows nothing but the bucket",
+    ))]
+    Start(first::Start),
+    /// Stops the cluster of init and takes a snapshot of how it was left
+    #[command(after_help = examples!("stop" => "when it returns, everything that was committed is where snapshots go"))]
+    Stop,
+    /// Takes a snapshot of the cluster of init and writes it elsewhere, this once
+    #[command(after_help = examples!(
+        "export --snapshot_path=/mnt/copy --snapshot_format=pgdata" => "as a data directory",
+        "export --snapshot_path=s3://other/prefix" => "into another storage",
+    ))]
+    Export(first::Export),
     /// What was done in this home
     #[command(subcommand, arg_required_else_help = true)]
     Op(Op),

@@ -29,9 +29,12 @@ pub(crate) enum Pg {
     /// Shows one instance
     #[command(after_help = examples!("pg show pgdata1" => "what it is, where, and what it uses"))]
     Show(One),
-    /// Starts a server
-    #[command(after_help = examples!("pg start pgdata1" => "on the port it had before"))]
-    Start(One),
+    /// Starts a server, or a replica of it
+    #[command(after_help = examples!(
+        "pg start pgdata1" => "on the port it had before",
+        "pg start --replica pgdata1" => "a new server that follows pgdata1",
+    ))]
+    Start(Start),
     /// Stops a server: sessions are ended, everything is written
     #[command(after_help = examples!("pg stop pgdata1" => "it stays stopped, also after a reboot"))]
     Stop(One),
@@ -86,6 +89,16 @@ pub(crate) struct One {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Start {
+    /// The instance
+    #[arg(value_name = "PGDATA")]
+    pub(crate) name: Name,
+    /// Make a replica of it and start that
+    #[arg(long)]
+    pub(crate) replica: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Its name [default: the next free of pgdata1, pgdata2, ...]
     #[arg(value_name = "PGDATA")]
@@ -122,6 +135,9 @@ pub(crate) struct Create {
     /// Its port [default: the first that is free]
     #[arg(long)]
     pub(crate) port: Option<u16>,
+    /// Where its data directory shall be: a path of what is not there, or empty [default: below the home]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: Option<PathBuf>,
     /// Only make it
     #[arg(long)]
     pub(crate) no_start: bool,

@@ -126,7 +126,8 @@ pub(crate) struct Attach {
     pub(crate) options: Vec<(String, String)>,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+/// `KEY=VALUE`.
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("is not KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -2,6 +2,7 @@
 
 mod config;
 mod doctor;
+mod first;
 mod manual;
 mod op;
 mod pg;
@@ -138,6 +139,10 @@ fn in_home(
             Verb::Snapshot(verb) => snapshot::run(verb, &scene).await.map(Then::from),
             Verb::Storage(verb) => storage::run(verb, &scene).await.map(Then::from),
             Verb::Doctor(wanted) => doctor::run(&wanted, &scene).await.map(Then::from),
+            Verb::Init(wanted) => first::init(wanted, &scene).await.map(Then::from),
+            Verb::Start(wanted) => first::start(wanted, &scene).await.map(Then::from),
+            Verb::Stop => first::stop(&scene).await.map(Then::from),
+            Verb::Export(wanted) => first::export(wanted, &scene).await.map(Then::from),
             Verb::Undo(wanted) => op::undo(&wanted, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
             Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {
@@ -155,6 +160,28 @@ fn in_home(
 /// A path as it is meant from here.
 fn absolute(path: &Path) -> Outcome<PathBuf> {
     std::path::absolute(path).map_err(|error| Failure::io(path.display().to_string(), &error))
+}
+
+/// A snapshot as it is meant from here: a path that is there becomes absolute, a name stays a name.
+fn absolute_snapshot(text: &str) -> Outcome<String> {
+    let is_path = text.contains('/') || text.ends_with(".neon") || text == "." || text == "..";
+    if is_path {
+        absolute_place(text)
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// A place as it is meant from here: of an address nothing changes.
+fn absolute_place(text: &str) -> Outcome<String> {
+    if text.contains("://") || text.contains(':') && !text.contains('/') {
+        return Ok(text.to_owned());
+    }
+    let path = absolute(Path::new(text))?;
+    let shown = path
+        .to_str()
+        .ok_or_else(|| Failure::usage(format!("{text} is no text")))?;
+    Ok(shown.to_owned())
 }
 
 /// Adds to an object whether something was done.

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use neon_pg::{
-    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Located, Name,
-    PgRecord, RestoreChoice, ServerState, Stage,
+    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Name, PgRecord,
+    RestoreChoice, ServerState, Stage,
 };
 use serde_json::{Map, Value, json};
 
-use super::snapshot::{Passing, data as as_data};
+use super::snapshot::data as as_data;
 use super::{Scene, Then, mark, now, psql};
 use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
 use crate::confirm::confirm;
@@ -26,9 +26,17 @@ pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
         Pg::Create(wanted) => create(wanted, scene).await.map(Then::from),
         Pg::List => list(scene).await.map(Then::from),
         Pg::Show(one) => show(&one.name, scene).await.map(Then::from),
-        Pg::Start(one) => {
-            instances.start(&one.name).await?;
-            started(&one.name, scene).await.map(Then::from)
+        Pg::Start(wanted) if wanted.replica => {
+            let pg = instances.start_replica(&wanted.name).await?;
+            scene.step(&format!(
+                "Created {}, a replica of {}.",
+                pg.record.name, wanted.name
+            ));
+            started(&pg.record.name, scene).await.map(Then::from)
+        }
+        Pg::Start(wanted) => {
+            instances.start(&wanted.name).await?;
+            started(&wanted.name, scene).await.map(Then::from)
         }
         Pg::Restart(one) => {
             instances.restart(&one.name).await?;
@@ -58,6 +66,7 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
     create.major = wanted.pg_version;
     create.storage = wanted.storage;
     create.port = wanted.port;
+    create.pgdata = wanted.pgdata.as_deref().map(super::absolute).transpose()?;
     create.no_start = wanted.no_start;
     let Some(text) = &wanted.snapshot else {
         let pg = scene.neon.pg().create(&create).await?;
@@ -73,45 +82,13 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
         None if wanted.cow => CloneWanted::CopyOnWrite,
         None => CloneWanted::Best,
     };
-    match scene.neon.snapshots().locate(text, None).await? {
-        Located::Stored(found) => {
-            let pg = scene.neon.pg().create_from(&create, &found, &how).await?;
-            created(&pg, scene).await
-        }
-        // Imported for the moment.
-        Located::Outside(source) => {
-            let passing = Passing::import(source, scene).await?;
-            scene.step("Downloading snapshot... Done.");
-            let made = scene
-                .neon
-                .pg()
-                .create_from(&create, passing.found(), &how)
-                .await;
-            let pg = match made {
-                Ok(pg) => pg,
-                Err(error) => {
-                    // That the one could not be made is what matters.
-                    if let Err(left) = passing.destroy(scene).await {
-                        scene.warn(&format!("the imported snapshot stays: {left}"));
-                    }
-                    return Err(error.into());
-                }
-            };
-            created(&pg, scene).await?.print(scene.settings.output)?;
-            let mut answer = Answer::nothing();
-            match passing.destroy(scene).await {
-                Ok(()) => scene.step("Destroying snapshot... Done."),
-                Err(left) => {
-                    scene.warn(&format!("the imported snapshot stays: {left}"));
-                    answer.exit = 7;
-                }
-            }
-            Ok(answer)
-        }
-        _ => Err(Failure::usage(format!(
-            "snapshot {text} is where this program does not know"
-        ))),
-    }
+    let text = super::absolute_snapshot(text)?;
+    let made = scene
+        .neon
+        .snapshots()
+        .create_pg(&create, &text, None, &how)
+        .await?;
+    created(&made.pg, scene).await
 }
 
 /// What is said of an instance that was made.
@@ -146,15 +123,21 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
         ("ENDPOINT", Align::Left),
     ]);
     let mut rows = Vec::new();
-    let all = scene.neon.pg().list().await?;
-    let sums = scene
-        .neon
-        .pg()
-        .used(all.iter().map(|pg| &pg.record), COUNTING);
+    let mut all = scene.neon.pg().list().await?;
+    // Replicas below who they follow.
+    all.sort_by_key(|pg| {
+        let record = &pg.record;
+        match &record.replica {
+            Some(of) => (of.name.to_string(), of.number),
+            None => (record.name.to_string(), 0),
+        }
+    });
+    let records = all.iter().map(|pg| &pg.record);
+    let sums = scene.neon.pg().used(records, COUNTING);
     for pg in all {
         let used = sums.get(&pg.record.id).copied().unwrap_or_default();
         table.row([
-            pg.role().unwrap_or_default().to_owned(),
+            pg.role_in_list().unwrap_or_default(),
             pg.record.name.to_string(),
             bytes(used),
             pg.record.storage.to_string(),
@@ -377,9 +360,10 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
 
 /// What the space is counted of that an instance uses.
 fn folder(scene: &Scene<'_>, record: &PgRecord) -> PathBuf {
-    match &record.adopted {
-        Some(place) => place.data_dir.clone(),
-        None => scene
+    match (&record.adopted, &record.pgdata) {
+        (Some(place), _) => place.data_dir.clone(),
+        (None, Some(place)) => place.clone(),
+        (None, None) => scene
             .neon
             .home()
             .path()
@@ -431,6 +415,8 @@ fn data(pg: &neon_pg::Pg, used: Option<u64>) -> Map<String, Value> {
         "name": pg.record.name,
         "id": pg.record.id,
         "role": pg.role(),
+        "replica_of": pg.record.replica.as_ref().map(|of| of.name.to_string()),
+        "replica": pg.record.replica.as_ref().map(|of| of.number),
         "state": state(pg),
         "major": pg.record.major,
         "storage": pg.record.storage,

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use neon_pg::{
-    CheckedStorage, CommitId, Compression, CreateSnapshot, ExportFormat, ExportOptions, Found,
+    CheckedStorage, CommitId, Compression, CreateSnapshot, ExportFormat, ExportOptions,
     ImportSnapshot, ImportSource, ListedSnapshot, ParentChoice, Pulled, Remote, Retained,
-    ServeOptions, SnapshotName, TakenSnapshot, Transferred, VerifyDepth,
+    ServeOptions, TakenSnapshot, Transferred, VerifyDepth,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -85,7 +85,7 @@ async fn create(wanted: Create, scene: &Scene<'_>) -> Outcome<Answer> {
     Ok(answer)
 }
 
-fn taken_in_words(taken: &TakenSnapshot) -> String {
+pub(super) fn taken_in_words(taken: &TakenSnapshot) -> String {
     let name = match &taken.name {
         Some(name) => name.to_string(),
         None => short(&taken.id),
@@ -358,9 +358,7 @@ async fn export(wanted: Export, scene: &Scene<'_>) -> Outcome<Answer> {
         .await?;
     let one_file = wanted.to.extension().is_some_and(|ending| ending == "neon");
     let format = match wanted.format {
-        Some(Form::Neon) => ExportFormat::Neon,
-        Some(Form::Basebackup) => ExportFormat::BaseBackup,
-        Some(Form::Pgdata) => ExportFormat::PgData,
+        Some(wanted) => form(wanted),
         None if one_file => ExportFormat::Neon,
         None => ExportFormat::PgData,
     };
@@ -586,6 +584,15 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     Ok(Answer::of(text, whole))
 }
 
+/// A form of a snapshot outside, in the library's words.
+pub(super) const fn form(wanted: Form) -> ExportFormat {
+    match wanted {
+        Form::Neon => ExportFormat::Neon,
+        Form::Basebackup => ExportFormat::BaseBackup,
+        Form::Pgdata => ExportFormat::PgData,
+    }
+}
+
 /// A length of time, as the library measures it.
 fn seconds(elapsed: f64) -> Duration {
     Duration::from_secs_f64(elapsed.clamp(0.0, 1e9))
@@ -600,39 +607,4 @@ fn short(id: &CommitId) -> String {
 pub(super) fn data(value: &impl Serialize) -> Outcome<Value> {
     serde_json::to_value(value)
         .map_err(|error| Failure::usage("the result is no JSON").because(error.to_string()))
-}
-
-/// A snapshot that was imported only to make an instance of it.
-pub(super) struct Passing {
-    found: Found,
-    name: SnapshotName,
-}
-
-impl Passing {
-    /// Imports it.
-    pub(super) async fn import(source: ImportSource, scene: &Scene<'_>) -> Outcome<Self> {
-        let done = scene
-            .neon
-            .snapshots()
-            .import(&ImportSnapshot::new(source))
-            .await?;
-        Ok(Self {
-            name: done.name,
-            found: done.found,
-        })
-    }
-
-    pub(super) fn found(&self) -> &Found {
-        &self.found
-    }
-
-    /// Destroys it again.
-    pub(super) async fn destroy(self, scene: &Scene<'_>) -> Outcome<()> {
-        let snapshots = scene.neon.snapshots();
-        let name = self.name.to_string();
-        let plan = snapshots
-            .plan_destroy(&name, self.found.repository.name.as_ref())
-            .await?;
-        Ok(snapshots.destroy(&plan).await?)
-    }
 }

@@ -1,6 +1,9 @@
 //! The transcripts of the origin documents, as they are written there. What a person confirms at the prompt there, `--yes`
 //! confirms here.
 
+use serde_json::Value;
+
+use crate::contract::documented;
 use crate::support::{Home, ran};
 use crate::texts::{redacted, same};
 
@@ -68,4 +71,82 @@ fn the_second_document() {
         neon(&format!("pg destroy {name} --yes"));
     }
     same("document-2", &redacted(&said, home.scratch()));
+}
+
+#[test]
+fn the_first_document() {
+    let home = Home::new();
+    let dest = home.scratch().join("dest");
+    let dest = dest.to_str().unwrap();
+    // Init an empty cluster, start it.
+    let made = home.json(&["init", &format!("--storage_dest={dest}")]);
+    documented(&made);
+    assert_eq!(
+        (made["pg"].as_str(), made["storage_dest"].as_str()),
+        (Some("main"), Some(dest))
+    );
+    let started = home.json(&["start"]);
+    documented(&started);
+    assert_eq!(started["restored"], Value::Null);
+    home.sql("main", "create table t as select 42 as answer");
+    // Manually, to a place that is not remembered.
+    let copy = home.scratch().join("copy");
+    let copy = copy.to_str().unwrap();
+    let exported = home.json(&[
+        "export",
+        "--snapshot_path",
+        copy,
+        "--snapshot_format=pgdata",
+    ]);
+    documented(&exported);
+    assert!(home.scratch().join("copy/PG_VERSION").exists());
+    documented(&home.json(&["stop"]));
+    // The home is gone; the storage is the only survivor.
+    std::fs::remove_dir_all(home.path()).unwrap();
+    let said = home.run(&["start", &format!("--storage-dest={dest}")]);
+    assert_eq!(said.code, 0, "{said:#?}");
+    assert!(said.out.starts_with("Restored main from "), "{said:#?}");
+    assert!(
+        said.out.contains(" old\nStarted postgres on localhost:"),
+        "{said:#?}"
+    );
+    assert_eq!(home.sql("main", "select answer from t"), "42");
+    // A directory that is there is used as it is, and nothing of the export was remembered.
+    home.ok(&["pg", "stop", "main"]);
+    assert_eq!(home.json(&["start"])["restored"], Value::Null);
+    home.fails(4, &["start"]);
+    let settings = home.ok(&["storage", "list"]);
+    assert!(!settings.contains(copy), "{settings}");
+    // On top of what was there before, in another home.
+    let second = Home::new();
+    let other = second.scratch().join("dest");
+    let begun = second.json(&[
+        "init",
+        &format!("--snapshot_path={copy}"),
+        "--snapshot_format=pgdata",
+        &format!("--storage_dest={}", other.display()),
+    ]);
+    documented(&begun);
+    second.ok(&["start"]);
+    assert_eq!(second.sql("main", "select answer from t"), "42");
+}
+
+#[test]
+fn without_an_init_start_says_what_to_do() {
+    let home = Home::new();
+    let said = home.fails(3, &["start"]);
+    assert!(said.contains("hint: neon init"), "{said}");
+    home.fails(2, &["init", "-c", "compression=lz4"]);
+}
+
+#[test]
+fn a_replica_is_listed_below_its_primary() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "my_pg"]);
+    home.ok(&["pg", "create", "my_pg3", "--no-start"]);
+    home.ok(&["pg", "start", "--replica", "my_pg"]);
+    home.sql("my_pg", "create table t as select 1 as one");
+    let listed = home.ok(&["pg", "list"]);
+    same("replicas", &redacted(&listed, home.scratch()));
+    documented(&home.json(&["pg", "list"]));
 }

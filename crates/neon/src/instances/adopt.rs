@@ -160,6 +160,8 @@ impl Instances<'_> {
                 }),
                 checkout: None,
                 heads: Vec::new(),
+                replica: None,
+                pgdata: None,
                 method: None,
             };
             let mut advice = Vec::new();

@@ -1,13 +1,14 @@
 //! New instances.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use neon_pagestore::LineageId;
 use neon_pgctl::{CreateOptions, Installation, Instance, PgMajor};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::random_id;
-use crate::instances::{Instances, Pg, PgRecord, Stage};
+use crate::instances::{Instances, Pg, PgRecord, Stage, elsewhere};
 use crate::name::Name;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
@@ -25,6 +26,8 @@ pub struct CreatePg {
     pub storage: Option<Name>,
     /// Its port; the first that is free from 5432 on, if absent.
     pub port: Option<u16>,
+    /// The data directory: an absolute path of what is not there, or empty. Below the home, if absent.
+    pub pgdata: Option<PathBuf>,
     /// Only make it.
     pub no_start: bool,
 }
@@ -50,16 +53,23 @@ impl Instances<'_> {
         operation.detail("id", self.known(&name)?.id);
         let created = async {
             let mut options = CreateOptions::new();
-            if let Some(user) = user {
+            if let Some(user) = user.clone() {
                 options = options.with_os_user(user);
             }
-            let folder = self.0.home().instance_folder(name.as_str());
+            let record = self.known(&name)?;
+            let folder = match &record.pgdata {
+                Some(_) => self.staging(&record),
+                None => self.0.home().instance_folder(name.as_str()),
+            };
             let kept = format!("{}MB", log_to_keep(self.0.home().path()) >> 20);
             options = options.with_setting("wal_keep_size", kept);
             let made = Instance::create(&installation, &folder, &options).await;
             if let Err(error) = made {
                 record::remove(&self.record(&name))?;
                 return Err(Error::server(format!("pg {name}"), error));
+            }
+            if record.pgdata.is_some() {
+                self.place(&record, user.as_ref())?;
             }
             self.update(&name, |record| record.stage = Stage::Ready)
         }
@@ -78,6 +88,7 @@ impl Instances<'_> {
         storage: Name,
         installation: &Installation,
     ) -> Result<(Name, Lock)> {
+        elsewhere::check(wanted.pgdata.as_deref())?;
         let mut number = 0_u32;
         loop {
             number = number.saturating_add(1);
@@ -108,6 +119,8 @@ impl Instances<'_> {
                 adopted: None,
                 method: None,
                 heads: Vec::new(),
+                replica: None,
+                pgdata: wanted.pgdata.clone(),
                 checkout: None,
             };
             match record::create(&self.record(&name), &record) {

@@ -56,23 +56,41 @@ impl Instances<'_> {
         let now = self.0.now();
         let mut aged: Vec<_> = records
             .into_iter()
-            .filter_map(|(id, _)| {
+            .filter_map(|(id, record)| {
                 let path = home.trash().join(format!("{id}.json"));
                 let since = std::fs::metadata(&path).and_then(|facts| facts.modified());
-                Some((now.duration_since(since.ok()?).unwrap_or_default(), id))
+                let age = now.duration_since(since.ok()?).unwrap_or_default();
+                Some((age, id, record))
             })
             .collect();
-        aged.sort_unstable();
-        for (place, (age, id)) in aged.into_iter().enumerate() {
+        aged.sort_unstable_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        for (place, (age, id, record)) in aged.into_iter().enumerate() {
             let old = place > 0 && age > OLDEST_IN_TRASH;
             if place < MOST_IN_TRASH && !old {
                 continue;
             }
             // The folder before its record: a crash leaves what the next one finds.
-            if record::remove_tree(&home.trash_folder(&id)).is_ok() {
-                drop(record::remove(&home.trash().join(format!("{id}.json"))));
+            if self.throw_away(&record).is_ok() {
+                drop(crate::record::remove(
+                    &home.trash().join(format!("{id}.json")),
+                ));
             }
         }
+    }
+
+    /// Forgets an instance whose folder is gone, so that its name is free.
+    pub(crate) async fn forget(&self, name: &Name) -> Result<()> {
+        let _lock = self.lock(name).await?;
+        let folder = self.0.home().instance_folder(name.as_str());
+        if folder.join("data").is_dir() {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("pg {name}"),
+                "has its directory",
+            ));
+        }
+        record::remove_tree(&folder)?;
+        record::remove(&self.record(name))
     }
 
     /// Brings an instance back from the trash under the name it had.
@@ -109,6 +127,7 @@ impl Instances<'_> {
         let name = record.name.clone();
         let _lock = self.lock(&name).await?;
         self.settle(&name).await?;
+        Self::can_come_back(&record)?;
         let restored = (|| {
             record.stage = Stage::Creating;
             record::create(&self.record(&name), &record).map_err(|error| {
@@ -121,6 +140,7 @@ impl Instances<'_> {
                 }
                 error
             })?;
+            self.bring_back(&record)?;
             let folder = self.0.home().instance_folder(name.as_str());
             let trash_folder = self.0.home().trash_folder(id);
             if record.adopted.is_none() || trash_folder.exists() {

@@ -5,12 +5,14 @@
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
 mod adopt;
-mod checkout;
+pub(crate) mod checkout;
 mod create;
 mod destroy;
+mod elsewhere;
 mod isolate;
 mod life;
 mod record;
+mod replica;
 pub(crate) mod restore;
 mod runs_here;
 mod trees;
@@ -35,6 +37,7 @@ pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
 pub use create::CreatePg;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
+pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
 
@@ -67,6 +70,16 @@ impl Pg {
             ServerState::Standby => Some("replica"),
             _ => Some("primary"),
         }
+    }
+
+    /// Its role as a listing shows it: that of a replica with its number, `replica-1`.
+    #[must_use]
+    pub fn role_in_list(&self) -> Option<String> {
+        let role = self.role()?;
+        Some(match (&self.record.replica, role) {
+            (Some(of), "replica") => format!("replica-{}", of.number),
+            _ => role.to_owned(),
+        })
     }
 }
 
@@ -179,6 +192,7 @@ impl Instances<'_> {
         match record.stage {
             Stage::Ready => Ok(()),
             Stage::Creating if folder.exists() => {
+                self.finish_place(&record)?;
                 self.update(name, |record| record.stage = Stage::Ready)?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
             }
@@ -189,6 +203,7 @@ impl Instances<'_> {
             Stage::Destroying => {
                 let home = self.0.home();
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
+                self.put_away(&record)?;
                 if folder.exists() {
                     records::rename(&folder, &home.trash_folder(&record.id))?;
                 }
@@ -199,7 +214,7 @@ impl Instances<'_> {
 
     /// Removes what is half made, with a server that may still end in it.
     async fn clear_new(&self, record: &PgRecord) -> Result<()> {
-        let staging = self.0.home().new_folder(&record.id);
+        let staging = self.staging(record);
         if staging.join("data/postmaster.pid").exists()
             && let Ok(installation) = Installation::at(&record.bin_dir)
             && let Ok(instance) = Instance::open(&installation, &staging)
@@ -227,6 +242,7 @@ impl Instances<'_> {
         let _lock = Lock::wait(&self.writing(&record.name))?;
         // What a removal that was killed left of another one.
         drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
+        records::remove_tree(&self.0.home().new_folder(&record.id))?;
         records::remove_tree(&staging)
     }
 

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use neon_pagestore::{CommitId, LineageId};
+use neon_pgctl::Instance;
 use serde::{Deserialize, Serialize};
 
 use crate::instances::checkout::{Head, Phase, UnderWay};
+use crate::instances::replica::ReplicaOf;
 use crate::name::Name;
 
 /// How far an instance is.
@@ -63,6 +65,12 @@ pub struct PgRecord {
     /// How its folder came to be, of one made from a snapshot: `copy`, `reflink`, `subvolume`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// The data directory, if somebody chose a place for it; below the home if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pgdata: Option<PathBuf>,
+    /// Whose replica it is, of one that was made to follow another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaOf>,
     /// The states before its checkouts that are kept, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,
@@ -72,6 +80,18 @@ pub struct PgRecord {
 }
 
 impl PgRecord {
+    /// The role that we connect as, where something says which: that of an adopted cluster, or of the pass file.
+    pub(crate) fn superuser(&self, instance: &Instance) -> Option<String> {
+        if let Some(place) = &self.adopted
+            && place.superuser.is_some()
+        {
+            return place.superuser.clone();
+        }
+        let line = std::fs::read_to_string(instance.pass_file()?).ok()?;
+        let user = line.split(':').nth(3)?;
+        (!user.contains('\\')).then(|| user.to_owned())
+    }
+
     /// Whether its data directory is being rewritten.
     pub(crate) fn is_changing(&self) -> bool {
         let phase = self.checkout.as_ref().map(|under_way| under_way.phase);

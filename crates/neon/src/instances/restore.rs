@@ -80,14 +80,16 @@ impl Instances<'_> {
             .await?;
         let user = self.0.os_user()?;
         if matches!(how.clone, Wanted::Best | Wanted::Only(Method::Copy)) {
-            has_room(&self.0.home().path().join("pg"), snapshot.facts())?;
+            let home = self.0.home().path().join("pg");
+            let place = wanted.pgdata.as_deref().and_then(Path::parent);
+            has_room(place.unwrap_or(&home), snapshot.facts())?;
         }
         let (name, lock) = self.claim(wanted, storage, &installation).await?;
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         let claimed = self.known(&name)?;
         operation.detail("id", claimed.id.clone());
         operation.detail("snapshot", from.id.to_string());
-        let staging = self.0.home().new_folder(&claimed.id);
+        let staging = self.staging(&claimed);
         let created = async {
             let used = self.used_timelines(snapshot.facts())?;
             self.0
@@ -126,8 +128,7 @@ impl Instances<'_> {
             } else {
                 isolate(self.0, &instance, &staging, snapshot.facts(), user.as_ref()).await?;
             }
-            let folder = self.0.home().instance_folder(name.as_str());
-            turn_tablespaces(&staging, &folder, user.as_ref())?;
+            turn_tablespaces(&staging, &self.tablespaces(&claimed), user.as_ref())?;
             self.0.step("create: isolated");
             self.0.go_on()?;
             self.update(&name, |record| {
@@ -138,18 +139,19 @@ impl Instances<'_> {
                 });
                 record.method = Some(method.to_string());
             })?;
-            record::rename(&staging, &folder)?;
+            self.place(&claimed, user.as_ref())?;
             self.0.step("create: named");
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
-        if created.is_err() {
+        let named = self.0.home().instance_folder(name.as_str()).exists();
+        if created.is_err() && !named {
             // What cannot be removed now is removed by the next verb on the name.
-            let left = staging.clone();
+            let left = [staging.clone(), self.0.home().new_folder(&claimed.id)];
             let lock = self.writing(&name);
             let removed = tokio::task::spawn_blocking(move || {
                 let _lock = Lock::wait(&lock)?;
-                record::remove_tree(&left)
+                left.iter().try_for_each(|left| record::remove_tree(left))
             });
             if matches!(removed.await, Ok(Ok(()))) {
                 record::remove(&self.record(&name))?;
@@ -451,7 +453,7 @@ pub(super) fn timelines_in(data: &Path, control: &ControlFile) -> Result<BTreeSe
     Ok(found)
 }
 
-/// Turns the links of tablespaces to where their folder will be.
+/// Turns the links of tablespaces to the folder that they will be in.
 pub(super) fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUser>) -> Result<()> {
     let links = staging.join("data/pg_tblspc");
     let failed = |error| Error::io(&links, "cannot be listed", error);
@@ -459,7 +461,7 @@ pub(super) fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUs
         let entry = entry.map_err(failed)?;
         let path = entry.path();
         if let Ok(target) = fs::read_link(&path)
-            && let Ok(inside) = target.strip_prefix(staging)
+            && let Ok(inside) = target.strip_prefix(staging.join("tablespaces"))
         {
             record::relink(&path, &folder.join(inside), user)?;
         }

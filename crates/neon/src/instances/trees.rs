@@ -45,7 +45,8 @@ pub(super) async fn choose(job: &Fill<'_>, from: &Found, wanted: Wanted) -> Resu
         return Ok(Way::Restored(Vec::new()));
     }
     let neon = job.neon;
-    let instances = neon.home().path().join("pg");
+    let home = neon.home().path().join("pg");
+    let instances = job.folder.parent().unwrap_or(&home).to_owned();
     let probe = neon_cowfs::probe(None, &instances).map_err(|error| failed(&instances, error))?;
     // What is restored without a word anyway is no reason to fail.
     let sharing = match wanted {
@@ -97,7 +98,7 @@ async fn made(job: &Fill<'_>, from: &Found, path: PathBuf) -> Result<Tree> {
             for unused in ["log", "run"] {
                 record::remove_tree(&staging.join(unused))?;
             }
-            turn_tablespaces(&staging, &path, job.user)?;
+            turn_tablespaces(&staging, &path.join("tablespaces"), job.user)?;
             record::rename(&staging, &path)
         }
         .await;

@@ -276,18 +276,18 @@ impl Reading {
     }
 }
 
-/// Holds every file that came against the manifest, which comes after them.
-fn check(
+/// Holds every file that came against a manifest that comes after them.
+pub(crate) fn check(
     bringing: &Bringing<'_>,
     came: &crate::snapshots::watched::Watched<'_>,
-    mut manifest: Incoming,
+    mut manifest: impl Read,
     ranges: &mut Vec<TimelineRange>,
 ) -> Result<()> {
     let malformed = |error: neon_pg_layout::Error| {
         Error::new(
             ErrorKind::Damaged,
             bringing.subject,
-            "sent a manifest that cannot be understood",
+            "has a manifest that cannot be understood",
         )
         .caused_by(error)
     };

@@ -67,10 +67,12 @@ pub(crate) async fn bring(
     let stop = Wanting::default();
     let (home, repository, label) = (neon.clone(), to.repository.clone(), to.label());
     let (dropped, told) = (stop.flag(), subject.to_owned());
-    let mut options = SnapshotOptions::default();
-    options.codec = to.codec;
-    options.page_size = page_size;
-    options.scratch = Some(neon.home().path().to_owned());
+    let options = SnapshotOptions {
+        codec: to.codec,
+        page_size,
+        scratch: Some(neon.home().path().to_owned()),
+        ..SnapshotOptions::default()
+    };
     let written = tokio::task::spawn_blocking(move || {
         let failed = |error| Error::repository(label.clone(), error);
         let sink = SnapshotWriter::new(&repository, writer, options).map_err(failed)?;

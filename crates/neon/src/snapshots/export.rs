@@ -41,6 +41,18 @@ pub enum ExportFormat {
     Neon,
 }
 
+impl ExportFormat {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PgData => "pgdata",
+            Self::BaseBackup => "basebackup",
+            Self::Neon => "neon",
+        }
+    }
+}
+
 impl FromStr for ExportFormat {
     type Err = Error;
 
@@ -134,6 +146,9 @@ impl Snapshots<'_> {
             how.tablespaces.clone().unwrap_or_else(beside)
         });
         let tablespaces = tablespaces.filter(|_| how.format == ExportFormat::PgData);
+        if let Some(tablespaces) = &tablespaces {
+            require_free(tablespaces, how.format)?;
+        }
         let job = Job {
             neon: self.0.clone(),
             snapshot,
@@ -327,20 +342,18 @@ impl Job {
     }
 
     fn directory(&self, dropped: &Arc<AtomicBool>) -> Result<()> {
-        let was_there = self.to.exists();
-        let written = directory(
-            &self.neon,
-            &self.snapshot,
-            &self.label,
-            &self.to,
-            self.tablespaces.as_deref(),
-            self.owner,
-            dropped,
-        );
+        let there = |path: &Path| path.symlink_metadata().is_ok();
+        let was_there = there(&self.to);
+        let tablespaces = self.tablespaces.as_deref();
+        let spaces_were_there = tablespaces.is_some_and(there);
+        // Until it has the directory for itself, nothing in it is ours to remove.
+        let writer = writer(&self.to, tablespaces, self.owner)?;
+        let written = fill(&writer, &self.neon, &self.snapshot, &self.label, dropped);
         if written.is_err() {
+            drop(writer);
             clear(&self.to, was_there);
-            if let Some(tablespaces) = &self.tablespaces {
-                clear(tablespaces, false);
+            if let Some(tablespaces) = tablespaces {
+                clear(tablespaces, spaces_were_there);
             }
         }
         written
@@ -389,15 +402,7 @@ impl Job {
         let written = neon_file(&self.neon, &self.snapshot, &self.label, file, dropped)
             .and_then(|file: File| file.sync_all().map_err(failed))
             .and_then(|()| {
-                // A link does not replace what somebody put there meanwhile.
-                fs::hard_link(&partial, &self.to).map_err(|error| match error.kind() {
-                    std::io::ErrorKind::AlreadyExists => Error::new(
-                        ErrorKind::Exists,
-                        self.to.display().to_string(),
-                        "is there by now",
-                    ),
-                    _ => failed(error),
-                })?;
+                name_new(&partial, &self.to)?;
                 sync_parent(&self.to)
             });
         drop(fs::remove_file(&partial));
@@ -405,17 +410,8 @@ impl Job {
     }
 }
 
-/// Writes a snapshot as a data directory. `owner` is for those who may give files away.
-pub(crate) fn directory(
-    neon: &Neon,
-    snapshot: &Snapshot,
-    label: &str,
-    to: &Path,
-    tablespaces: Option<&Path>,
-    owner: Option<Owner>,
-    dropped: &Arc<AtomicBool>,
-) -> Result<()> {
-    let fail = |error| Error::format(to.display().to_string(), error);
+/// A new data directory. `owner` is for those who may give files away.
+fn writer(to: &Path, tablespaces: Option<&Path>, owner: Option<Owner>) -> Result<DirectoryWriter> {
     let options = DirectoryOptions {
         ownership: owner.map_or(Ownership::Process, Ownership::Fixed),
         tablespaces: tablespaces.map_or(TablespacePlaces::Refuse, |path| {
@@ -424,13 +420,23 @@ pub(crate) fn directory(
         flush: Flush::FileSystem,
         ..DirectoryOptions::default()
     };
-    let writer = DirectoryWriter::create(to, options).map_err(fail)?;
+    DirectoryWriter::create(to, options)
+        .map_err(|error| Error::format(to.display().to_string(), error))
+}
+
+fn fill(
+    writer: &DirectoryWriter,
+    neon: &Neon,
+    snapshot: &Snapshot,
+    label: &str,
+    dropped: &Arc<AtomicBool>,
+) -> Result<()> {
     let mut options = RestoreOptions::default();
     options.threads = neon.options().threads;
     let total = snapshot.facts().cost.bytes;
-    let sink = Watched::new(&writer, neon, Arc::clone(dropped), label, total);
-    let restored = restore(snapshot, &sink, &options)
-        .map_err(|error| Error::repository(label.to_owned(), error))?;
+    let sink = Watched::new(writer, neon, Arc::clone(dropped), label, total);
+    let restored =
+        restore(snapshot, &sink, &options).map_err(|error| Error::repository(label, error))?;
     for bad in &restored.bad_pages {
         neon.tell(Event::Warning(format!(
             "Page {} of {} is damaged: {}.",
@@ -476,6 +482,31 @@ fn send(
         .map_err(|error| Error::format(label, error))
 }
 
+/// Gives a file its name, unless somebody put another there meanwhile.
+fn name_new(partial: &Path, to: &Path) -> Result<()> {
+    use std::io::ErrorKind as Io;
+    let taken = || {
+        Error::new(
+            ErrorKind::Exists,
+            to.display().to_string(),
+            "is there by now",
+        )
+    };
+    let failed = |error| Error::io(to, "cannot get its name", error);
+    match fs::hard_link(partial, to) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == Io::AlreadyExists => Err(taken()),
+        // File systems without links.
+        Err(error) if matches!(error.kind(), Io::Unsupported | Io::PermissionDenied) => {
+            match to.symlink_metadata() {
+                Ok(_) => Err(taken()),
+                Err(_) => fs::rename(partial, to).map_err(failed),
+            }
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
 fn partial(to: &Path) -> Result<PathBuf> {
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     Ok(to.with_file_name(format!(".{name}-{}.partial", random_id()?)))
@@ -502,5 +533,19 @@ fn clear(path: &Path, keep_folder: bool) {
             Ok(kind) if kind.is_dir() => drop(fs::remove_dir_all(&path)),
             _ => drop(fs::remove_file(&path)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_is_refused_before_anything_is_written() {
+        let there = std::env::temp_dir();
+        require_room(&there.join("not/there/yet"), 1).unwrap();
+        let error = require_room(&there, u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Environment);
+        assert!(error.hint().is_some());
     }
 }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::repositories::StorageRepository;
+use crate::snapshots::base_backup::check;
 use crate::snapshots::bring::{Bringing, Brought, bring};
 use crate::snapshots::imported::facts;
 use crate::snapshots::location::{ImportSource, is_repository};
@@ -320,7 +321,7 @@ type Feed = Box<dyn FnOnce(&Bringing<'_>) -> Result<Facts> + Send>;
 
 /// A source that is read once, in order.
 fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<Facts> {
-    let sink = bringing.sink(0);
+    let sink = bringing.sink(0).summing();
     let mut order = Remembered {
         sink: Sequential::new(&sink).map_err(|error| bringing.format(error))?,
         end: End::default(),
@@ -328,6 +329,10 @@ fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<Facts> {
     let sent = source.send(&mut order);
     sent.map_err(|error| bringing.format(error))?;
     let end = order.end;
+    // One archive alone has its manifest in it.
+    if let Some(manifest) = sink.kept(b"backup_manifest") {
+        check(bringing, &sink, manifest.as_slice(), &mut Vec::new())?;
+    }
     facts(bringing.subject, &sink, &end, None, None)
 }
 

@@ -4,32 +4,25 @@
 //! in quarantine: no network, no archive, no workers. It is removed afterwards. What a killed command left is removed by
 //! the next.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use neon_pagestore::CommitId;
 use neon_pagestore::read::Snapshot;
 use neon_pgctl::{
-    Installation, Instance, OsUser, PgMajor, QuarantineOptions, ScopedServer, StartOptions,
-    StopMode,
+    Installation, Instance, OsUser, PgMajor, QuarantineOptions, StartOptions, StopMode,
 };
 use neon_pgwire::{Client, quote_identifier};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::home::random_id;
-use crate::instances::restore::{Fill, has_room};
-use crate::record::{self, Lock};
+use crate::record;
+use crate::snapshots::open::{Materialized, materialize};
 use crate::snapshots::{Found, Snapshots};
 use crate::upkeep::{CheckedStorage, Finding};
 
-const FOLDER: &str = ".verify-";
-/// A lock file that is younger may be about to be locked.
-const YOUNG: Duration = Duration::from_secs(60);
 const AMCHECK: &str = "pg_amcheck";
 
 /// How closely to look.
@@ -159,142 +152,31 @@ impl Snapshots<'_> {
         let snapshot = found.repository.snapshot(found.id).await?;
         let installation = neon.pg().can_run(found, &snapshot, None, true).await?;
         let user = neon.os_user()?;
-        let home = neon.home().path();
-        self.sweep().await;
-        has_room(&home.join("pg"), snapshot.facts())?;
-        let place = Place::new(home).await?;
-        neon.tell(Event::Step(format!("Starting a copy of {subject}.")));
-        let looked = self
-            .on_a_copy(&place, &snapshot, subject, &installation, user.as_ref())
-            .await;
-        let folder = place.folder.clone();
-        let removed = tokio::task::spawn_blocking(move || record::remove_tree(&folder)).await;
-        drop(place);
-        let looked = looked?;
-        if let Ok(Err(error)) = removed {
-            neon.tell(Event::Warning(error.to_string()));
-        }
-        Ok(looked)
-    }
-
-    async fn on_a_copy(
-        &self,
-        place: &Place,
-        snapshot: &Snapshot,
-        subject: &str,
-        installation: &Installation,
-        user: Option<&OsUser>,
-    ) -> Result<VerifiedServer> {
-        let job = Fill {
-            neon: self.0,
-            snapshot,
-            subject: subject.to_owned(),
-            installation,
-            user,
-            folder: &place.folder,
-            lock: place.writing.clone(),
-        };
-        job.write().await?;
-        job.recover(BTreeSet::new(), false).await?;
-        let instance = job.instance()?;
+        let Materialized { instance, files } = materialize(neon, found).await?;
+        let folder = instance.data_dir().parent().map(Path::to_owned);
         let options = StartOptions::new()
             .in_quarantine(QuarantineOptions::new())
             .with_setting("default_transaction_read_only", "off");
-        let failed = |error| Error::server(subject, error);
-        let server = instance.start_scoped(&options).await.map_err(failed)?;
+        let server = instance.start_scoped(&options).await;
+        let server = server.map_err(|error| Error::server(subject, error))?;
         let looker = Looker {
             snapshots: *self,
             subject,
             instance: server.instance(),
-            installation,
-            user,
-            folder: &place.folder,
+            installation: &installation,
+            user: user.as_ref(),
+            folder: &folder.unwrap_or_default(),
         };
-        let looked = self.stopping(looker.look(snapshot)).await;
-        let ended = tokio::task::spawn_blocking(move || end(server)).await;
-        ended.map_err(|error| {
+        let looked = self.stopping(looker.look(&snapshot)).await;
+        // The server first, then the files.
+        let ended = tokio::task::spawn_blocking(move || {
+            server.stop(StopMode::Immediate);
+            drop(files);
+        });
+        ended.await.map_err(|error| {
             Error::new(ErrorKind::Failed, subject, "broke off").caused_by(error)
         })?;
         looked?
-    }
-
-    /// Removes the copies of commands that are gone.
-    async fn sweep(&self) {
-        let home = self.0.home().path();
-        let folder = home.join("pg");
-        let state = home.join("state/pg");
-        // A lock comes before its folder, and goes after it.
-        let names = [&folder, &state]
-            .into_iter()
-            .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
-            .filter_map(|entry| entry.file_name().into_string().ok());
-        let ids: BTreeSet<String> = names
-            .filter_map(|name| Some(name.strip_prefix(FOLDER)?.split('.').next()?.to_owned()))
-            .collect();
-        for id in &ids {
-            let (held, writing) = locks(self.0.home().path(), id);
-            let path = folder.join(format!("{FOLDER}{id}"));
-            let made = fs::metadata(&held).and_then(|facts| facts.modified());
-            let young = made
-                .is_ok_and(|made| self.0.now().duration_since(made).unwrap_or_default() < YOUNG);
-            // Whoever made the lock file may not have locked it yet.
-            if young && !path.exists() {
-                continue;
-            }
-            let Ok(lock) = Lock::take(&held, "a copy", Duration::ZERO).await else {
-                continue;
-            };
-            // What stays is tried again by the next.
-            drop(tokio::task::spawn_blocking(move || record::remove_tree(&path)).await);
-            drop(fs::remove_file(&held));
-            drop(fs::remove_file(&writing));
-            drop(lock);
-        }
-        // What a removal that was killed left.
-        drop(tokio::task::spawn_blocking(move || neon_cowfs::sweep(&folder)).await);
-    }
-}
-
-fn end(server: ScopedServer) {
-    server.stop(StopMode::Immediate);
-}
-
-fn locks(home: &Path, id: &str) -> (PathBuf, PathBuf) {
-    let folder = home.join("state/pg");
-    (
-        folder.join(format!("{FOLDER}{id}.lock")),
-        folder.join(format!("{FOLDER}{id}.writing")),
-    )
-}
-
-/// The folder of one copy, ours as long as the lock is held.
-struct Place {
-    folder: PathBuf,
-    held: PathBuf,
-    writing: PathBuf,
-    _lock: Lock,
-}
-
-impl Place {
-    async fn new(home: &Path) -> Result<Self> {
-        let id = random_id()?;
-        let (held, writing) = locks(home, &id);
-        Ok(Self {
-            folder: home.join("pg").join(format!("{FOLDER}{id}")),
-            _lock: Lock::take(&held, "a copy", Duration::ZERO).await?,
-            held,
-            writing,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // While the folder is there, the next command needs them.
-        if !self.folder.exists() {
-            drop(fs::remove_file(&self.held));
-            drop(fs::remove_file(&self.writing));
-        }
     }
 }
 

@@ -17,8 +17,12 @@ use crate::neon::Neon;
 use crate::snapshots::watch::{GoOn, Meter};
 
 /// Small files that say what a snapshot is. No such file is larger.
-const KEPT: [&[u8]; 3] = [b"global/pg_control", b"backup_label", b"PG_VERSION"];
+const KEPT: [&[u8]; 2] = [b"global/pg_control", b"backup_label"];
 const KEPT_LIMIT: u64 = 1 << 20;
+/// It speaks of a copy, and is no part of what was copied; one that is to start gets its own.
+const MANIFEST: &[u8] = b"backup_manifest";
+/// That of some million files.
+const MANIFEST_LIMIT: u64 = 1 << 30;
 /// As many histories of timelines as anybody has, and more.
 const MOST_KEPT: usize = 4096;
 
@@ -77,6 +81,10 @@ impl<'a> Watched<'a> {
             return false;
         };
         let same = file.checksum.as_ref().is_none_or(|wanted| {
+            // Sums of other kinds were not made on the way.
+            if wanted.algorithm() != ChecksumAlgorithm::Crc32c {
+                return true;
+            }
             FileChecksum::new(ChecksumAlgorithm::Crc32c, &sum).is_ok_and(|sum| sum == *wanted)
         });
         size == file.size && same
@@ -122,6 +130,9 @@ impl ParallelSink for Watched<'_> {
         if let Some(WalFileName::Segment(segment)) = log_file(&entry.path) {
             lock(&self.segments).insert(segment);
         }
+        if entry.path.as_bytes() == MANIFEST {
+            return Ok(());
+        }
         self.sink.file(entry, wanted)
     }
 
@@ -135,6 +146,7 @@ impl ParallelSink for Watched<'_> {
             worker: self.sink.worker()?,
             kept: None,
             sum: None,
+            aside: false,
         }))
     }
 
@@ -150,6 +162,8 @@ struct Worker<'a> {
     worker: Box<dyn ExtentSink + 'a>,
     kept: Option<(SnapshotPath, Vec<u8>)>,
     sum: Option<(Entry, FileHasher)>,
+    /// What comes is not passed on.
+    aside: bool,
 }
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -173,9 +187,15 @@ impl ExtentSink for Worker<'_> {
     fn begin(&mut self, entry: &Entry, range: Range<u64>) -> Result<()> {
         self.watched.meter.go_on.check()?;
         let path = entry.path.as_bytes();
-        let wanted =
-            KEPT.contains(&path) || matches!(log_file(&entry.path), Some(WalFileName::History(_)));
-        if wanted && entry.size() > KEPT_LIMIT {
+        self.aside = path == MANIFEST;
+        let history = matches!(log_file(&entry.path), Some(WalFileName::History(_)));
+        let wanted = self.aside || history || KEPT.contains(&path);
+        let limit = if self.aside {
+            MANIFEST_LIMIT
+        } else {
+            KEPT_LIMIT
+        };
+        if wanted && entry.size() > limit {
             return Err(Error::new(
                 ErrorKind::Unsafe,
                 entry.path.to_string(),
@@ -186,6 +206,9 @@ impl ExtentSink for Worker<'_> {
         self.kept = (wanted && whole).then(|| (entry.path.clone(), Vec::new()));
         self.sum = (whole && self.watched.sums.is_some())
             .then(|| (entry.clone(), FileHasher::new(ChecksumAlgorithm::Crc32c)));
+        if self.aside {
+            return Ok(());
+        }
         self.worker.begin(entry, range)
     }
 
@@ -197,7 +220,9 @@ impl ExtentSink for Worker<'_> {
         if let Some((_, hasher)) = &mut self.sum {
             each_piece(chunk.data, |bytes| hasher.update(bytes));
         }
-        self.worker.chunk(chunk)?;
+        if !self.aside {
+            self.worker.chunk(chunk)?;
+        }
         self.watched.meter.did(chunk.len())
     }
 
@@ -213,6 +238,9 @@ impl ExtentSink for Worker<'_> {
             let bytes = sum.as_ref().and_then(|sum| sum.bytes().first_chunk());
             let sum = (entry.size(), bytes.copied().unwrap_or_default());
             lock(sums).insert(digest(entry.path.as_bytes()), sum);
+        }
+        if std::mem::take(&mut self.aside) {
+            return Ok(());
         }
         self.worker.commit()
     }

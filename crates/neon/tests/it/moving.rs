@@ -1,6 +1,7 @@
 //! Snapshots from outside and to the outside.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -121,7 +122,11 @@ async fn goes_round(major: PgMajor) {
     assert_eq!((imported.format, imported.kind), ("neon file", "cold"));
 
     // As archives, and back.
-    for (named, compression) in [("plain", Compression::None), ("zst", Compression::Zstd(3))] {
+    for (named, compression) in [
+        ("plain", Compression::None),
+        ("lz4", Compression::Lz4),
+        ("zst", Compression::Zstd(3)),
+    ] {
         let folder = home.scratch.path().join(named);
         let mut options = ExportOptions::new(ExportFormat::BaseBackup);
         options.compression = compression;
@@ -307,6 +312,20 @@ async fn a_server_that_does_not_let_us_in_says_so_and_a_person_is_asked_for_the_
         }));
     });
     import(&asked, &address, "a").await.unwrap();
+    // As psql takes it, from the file.
+    let folder = home.scratch.path().join("person");
+    fs::create_dir(&folder).unwrap();
+    let pass_file = folder.join(".pgpass");
+    fs::write(
+        &pass_file,
+        format!("127.0.0.1:{port}:replication:postgres:s3cret\n"),
+    )
+    .unwrap();
+    fs::set_permissions(&pass_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let by_file = Fixture::having(PgMajor::V15, move |options| {
+        options.connections.home = Some(folder);
+    });
+    import(&by_file, &address, "a").await.unwrap();
     drop(cluster);
     assert_eq!(
         refused(import(&home, &address, "a").await),
@@ -439,6 +458,132 @@ async fn a_stopped_import_or_export_leaves_nothing() {
         let left = fs::read_dir(home.scratch.path()).unwrap().count();
         assert_eq!(left, 1, "only the home is there");
     }
-    let storage = home.neon.storages().get(&name("local")).unwrap();
-    assert!(!storage.locator.is_empty() && imported.size > 0);
+    assert!(imported.size > 0);
+    // What somebody else has where tablespaces would go stays theirs, and so does an empty folder.
+    let out = home.scratch.path().join("out");
+    let theirs = home.scratch.path().join("out.tablespaces");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("file"), "theirs").unwrap();
+    let options = ExportOptions::new(ExportFormat::PgData);
+    let snapshots = home.neon.snapshots();
+    let from = found(&home, "x").await;
+    let exported = snapshots.export(&from, &out, &options).await;
+    assert_eq!(refused(exported), ErrorKind::Exists);
+    assert_eq!(fs::read_to_string(theirs.join("file")).unwrap(), "theirs");
+    assert!(!out.exists());
+    fs::remove_file(theirs.join("file")).unwrap();
+    fs::create_dir(&out).unwrap();
+    let exported = snapshots.export(&from, &out, &options).await.unwrap();
+    assert_eq!(exported.tablespaces.unwrap(), theirs);
+    assert!(out.join("global/pg_control").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_comes_in_and_recovers_to_where_it_was() {
+    let mut primary = Cluster::builder(PgMajor::V15).checksums(true).tcp().start();
+    primary.psql("create table t as select generate_series(1, 1000) i");
+    primary.stop(StopMode::Fast);
+    let copy = primary.copy_cold();
+    primary.start();
+    primary.psql("select pg_create_physical_replication_slot('standby')");
+    let mut standby = Cluster::builder(PgMajor::V15)
+        .tcp()
+        .setting("primary_slot_name", "standby")
+        .setting("primary_conninfo", primary.tcp_conninfo())
+        .on_copy(copy);
+    fs::write(standby.data_dir().join("standby.signal"), "").unwrap();
+    standby.start();
+    primary.psql("insert into t select generate_series(1, 1000)");
+    while standby.psql("select count(*) from t") != "2000" {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let home = Fixture::new();
+    let address = format!("basebackup://postgres@127.0.0.1:{}/", standby.port());
+    let imported = import(&home, &address, "standby").await.unwrap();
+    assert_eq!(imported.kind, "standby");
+    let found = &imported.found;
+    let snapshot = found.repository.snapshot(found.id).await.unwrap();
+    let log = &snapshot.facts().log;
+    assert!(
+        log.min_recovery.is_some() && log.stop >= log.start,
+        "{log:?}"
+    );
+
+    // And once it was stopped, by its directory.
+    standby.stop(StopMode::Fast);
+    let imported = import(&home, &path(&standby.data_dir()), "stopped")
+        .await
+        .unwrap();
+    assert_eq!(imported.kind, "recovery");
+    let how = neon_pg::RestoreChoice::default();
+    for (named, from) in [("one", "standby"), ("two", "stopped")] {
+        let mut create = home.create();
+        create.name = Some(name(named));
+        let from = self::found(&home, from).await;
+        home.neon
+            .pg()
+            .create_from(&create, &from, &how)
+            .await
+            .unwrap();
+        let rows = crate::support::sql(&home.neon, named, "select count(*) from t").await;
+        assert_eq!(rows, "2000");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_goes_through_a_pipe() {
+    let home = Fixture::new();
+    let mut cluster = Cluster::builder(PgMajor::V15).start();
+    cluster.psql("create table t as select generate_series(1, 1000) i");
+    cluster.stop(StopMode::Fast);
+    import(&home, &path(&cluster.data_dir()), "x")
+        .await
+        .unwrap();
+    let from = found(&home, "x").await;
+    for (format, file) in [
+        (ExportFormat::Neon, "x.neon"),
+        (ExportFormat::BaseBackup, "x.tar"),
+    ] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let to = home.scratch.path().join(file);
+        let mut file = fs::File::create(&to).unwrap();
+        let copying = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut file));
+        let options = ExportOptions::new(format);
+        let exported = home
+            .neon
+            .snapshots()
+            .export_stream(&from, writer, &options)
+            .await;
+        assert!(exported.unwrap().path.is_none());
+        assert!(copying.await.unwrap().unwrap() > 1 << 20);
+        let imported = import(&home, &path(&to), &format!("from-{}", format.name()))
+            .await
+            .unwrap();
+        assert_eq!(imported.kind, "cold");
+        assert_eq!(
+            imported.files,
+            from.repository
+                .snapshot(from.id)
+                .await
+                .unwrap()
+                .facts()
+                .cost
+                .files
+        );
+    }
+    // The manifest that lies in the archive is held against it.
+    let spoilt = home.scratch.path().join("x.tar");
+    let mut bytes = fs::read(&spoilt).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&spoilt, bytes).unwrap();
+    let spoilt = import(&home, &path(&spoilt), "spoilt").await;
+    assert_eq!(refused(spoilt), ErrorKind::Damaged);
+    let options = ExportOptions::new(ExportFormat::PgData);
+    let refusal = home
+        .neon
+        .snapshots()
+        .export_stream(&from, Vec::new(), &options)
+        .await;
+    assert_eq!(refused(refusal), ErrorKind::Invalid);
 }

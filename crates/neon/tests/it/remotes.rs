@@ -16,7 +16,7 @@ use crate::web::Web;
 
 const BUCKET: &str = "tank";
 
-fn s3() -> S3Server {
+pub(crate) fn s3() -> S3Server {
     S3Server::start(S3ServerOptions {
         buckets: vec![BUCKET.to_owned()],
         ..S3ServerOptions::default()
@@ -24,7 +24,7 @@ fn s3() -> S3Server {
 }
 
 /// What a person has in the environment.
-fn credentials(server: &S3Server, options: &mut Options) {
+pub(crate) fn credentials(server: &S3Server, options: &mut Options) {
     let of = server.options();
     options.context.variables = [
         ("AWS_ACCESS_KEY_ID", of.access_key.as_str()),
@@ -36,14 +36,14 @@ fn credentials(server: &S3Server, options: &mut Options) {
     .collect::<Variables>();
 }
 
-fn s3_options(server: &S3Server) -> BTreeMap<String, String> {
+pub(crate) fn s3_options(server: &S3Server) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("endpoint".to_owned(), server.endpoint()),
         ("path-style".to_owned(), "on".to_owned()),
     ])
 }
 
-async fn attach_s3(neon: &Neon, server: &S3Server) {
+pub(crate) async fn attach_s3(neon: &Neon, server: &S3Server) {
     let place = Storages::place(Some(StorageType::S3), Some("s3://tank/neon"), None, None).unwrap();
     neon.storages()
         .attach(&name("s3tank"), &place, s3_options(server))
@@ -362,6 +362,9 @@ async fn a_neon_file_is_pulled_over_http_and_a_repository_behind_http_is_read_on
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
+    // Nobody is kept from looking further by a storage that lists nothing.
+    let error = other.neon.snapshots().find("zebra", None).await;
+    assert_eq!(refused(error), ErrorKind::NotFound);
     let used = other.neon.storages().list_used(true).await.unwrap();
     let web = used
         .iter()
@@ -550,4 +553,42 @@ async fn types_places_and_options_must_agree() {
         .await;
     assert_eq!(refused(attached), ErrorKind::Invalid);
     assert_eq!(storages.list().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_pushed_over_ssh_and_pulled_from_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Fixture::new();
+    // What `ssh -s sftp` starts on the far side.
+    let server = ["/usr/lib/openssh", "/usr/libexec/openssh", "/usr/libexec"]
+        .map(|folder| Path::new(folder).join("sftp-server"))
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap();
+    let program = home.scratch.path().join("ssh");
+    std::fs::write(&program, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let over_ssh = home.with(|options| options.context.ssh_program = Some(program.clone()));
+    let cluster = source(PgMajor::V15);
+    import(&home, &text(&cluster.data_dir()), "old")
+        .await
+        .unwrap();
+    let far = home.scratch.path().join("far");
+    let far = Remote::parse(&format!("ssh://me@backups{}", far.display())).unwrap();
+    let snapshots = over_ssh.snapshots();
+    let first = snapshots.find("old", None).await.unwrap();
+    let pushed = snapshots.push(&first, &far).await.unwrap();
+    assert!(pushed.sent > 0 && pushed.packs_there == 0);
+    assert_eq!(snapshots.push(&first, &far).await.unwrap().sent, 0);
+
+    let other = Fixture::new();
+    let over_ssh = other.with(|options| options.context.ssh_program = Some(program.clone()));
+    let pulled = over_ssh.snapshots().pull(&far, "old", None).await.unwrap();
+    assert!(matches!(pulled, Pulled::Copied(copied) if copied.id == first.id));
+    let here = found(&other, "old").await;
+    holds_what_was_filled(&boots(&other, &here, PgMajor::V15).await);
+    // A machine that does not answer.
+    let nobody = other.with(|options| options.context.ssh_program = Some("/bin/false".into()));
+    let failed = nobody.snapshots().pull(&far, "old", None).await;
+    assert_eq!(refused(failed), ErrorKind::Failed);
 }

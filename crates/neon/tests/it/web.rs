@@ -90,7 +90,7 @@ fn serve(stream: &TcpStream, folder: &Path, counted: &AtomicU64) {
         }
         if method != "HEAD" {
             counted.fetch_add((to - from) as u64, Ordering::Relaxed);
-            if out.write_all(&content[from..to]).is_err() {
+            if out.write_all(content.get(from..to).unwrap()).is_err() {
                 return;
             }
         }

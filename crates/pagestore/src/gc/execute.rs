@@ -275,7 +275,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Takes away leases of writers that are settled, and tombstones of commits that are gone.
+    /// Takes away leases of writers that are settled, suspicions that became condemnations, and tombstones of commits that
+    /// are gone.
     async fn tidy(&self, inventory: &Inventory, now: SystemTime) -> Result<()> {
         let committed = inventory.committed();
         for lease in &inventory.lapsed {
@@ -285,6 +286,17 @@ impl Run<'_> {
                 self.delete_keys(lease.keys.iter().cloned().map(Ok)).await?;
             }
         }
+        let tombstones = &inventory.tombstones;
+        let leases = inventory.lapsed.iter().chain(&inventory.leases);
+        for writer in tombstones.suspected.difference(&tombstones.condemned) {
+            // What it committed was collected: sent once more by who sleeps, it would come alive.
+            if !committed.contains(writer) && !leases.clone().any(|lease| lease.writer == *writer) {
+                self.repository.condemn(*writer).await?;
+            }
+        }
+        let both = tombstones.suspected.intersection(&tombstones.condemned);
+        self.delete_keys(both.map(|writer| keys::suspicion(*writer)))
+            .await?;
         let grace = self.repository.shared.options.grace;
         let mut orphans = Vec::new();
         for (object, put) in &inventory.tombstones.commits {

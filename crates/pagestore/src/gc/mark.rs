@@ -22,22 +22,17 @@ pub(crate) struct Marked {
     pub(crate) live: LiveFrames,
     /// Every pack that is needed.
     pub(crate) held: HashMap<PackId, Held>,
+    /// Packs that another collection may be deleting.
+    shunned: HashSet<PackId>,
 }
 
 /// What a pack is needed for.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    /// Which live frames it holds.
-    pub(crate) frames: Vec<Address>,
+    /// How many live frames it holds.
+    pub(crate) frames: u64,
     /// Their stored bytes.
     pub(crate) bytes: u64,
-}
-
-impl Held {
-    fn keep(&mut self, frame: Address, bytes: u64) {
-        self.frames.push(frame);
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
 }
 
 impl Commit {
@@ -91,8 +86,34 @@ impl Marked {
             order.into_iter().map(|(id, commit)| (*id, *commit)),
         )
         .await?;
-        let held = hold(&live, inventory, shunned)?;
-        Ok(Self { live, held })
+        let mut held: HashMap<PackId, Held> = HashMap::new();
+        place(&live, inventory, shunned, |place, _, bytes| {
+            let held = held.entry(place).or_default();
+            held.frames = held.frames.saturating_add(1);
+            held.bytes = held.bytes.saturating_add(bytes);
+        })?;
+        let shunned = shunned.clone();
+        Ok(Self {
+            live,
+            held,
+            shunned,
+        })
+    }
+
+    /// Which live frames some packs hold. Of all packs at once it would be more than fits into memory.
+    pub(crate) fn frames_in(
+        &self,
+        inventory: &Inventory,
+        packs: &[PackId],
+    ) -> Result<HashMap<PackId, Vec<Address>>> {
+        let mut found: HashMap<PackId, Vec<Address>> =
+            packs.iter().map(|pack| (*pack, Vec::new())).collect();
+        place(&self.live, inventory, &self.shunned, |place, address, _| {
+            if let Some(frames) = found.get_mut(&place) {
+                frames.push(address);
+            }
+        })?;
+        Ok(found)
     }
 }
 
@@ -109,26 +130,29 @@ pub(crate) async fn mark<'a>(
     Ok(mark.into_live())
 }
 
-/// Decides for every live frame which pack has to keep it: where it moved last, among packs that are there and that no
-/// other collection may be deleting.
-fn hold(
+/// Tells for every live frame which pack has to keep it, and how many bytes it takes there: where it moved last, among
+/// packs that are there and that no other collection may be deleting. The bytes of frames that did not move are told with
+/// the last of them.
+fn place(
     live: &LiveFrames,
     inventory: &Inventory,
     shunned: &HashSet<PackId>,
-) -> Result<HashMap<PackId, Held>> {
+    mut keep: impl FnMut(PackId, Address, u64),
+) -> Result<()> {
     let mut pieces: HashMap<PackId, Vec<&MovePiece>> = HashMap::new();
     for piece in &inventory.moves {
         if inventory.there.contains_key(&piece.new) {
             pieces.entry(piece.old).or_default().push(piece);
         }
     }
-    let mut held: HashMap<PackId, Held> = HashMap::new();
     let packs: BTreeSet<PackId> = live.packs().map(|(id, ..)| id).collect();
     for pack in packs {
         let pieces = pieces.get(&pack).map(Vec::as_slice).unwrap_or_default();
         let stays = inventory.there.contains_key(&pack);
-        let mut own = Held::default();
-        let mut elsewhere = 0_u64;
+        let (_, bytes) = live.pack(pack);
+        let (mut last, mut elsewhere) = (None, 0_u64);
+        // Told late, to know how much of the pack is elsewhere.
+        let mut own = |frame| last.replace(frame).map(|before| (pack, before));
         for frame in live.frames(pack) {
             let address = (pack, frame);
             let places = pieces
@@ -136,17 +160,19 @@ fn hold(
                 .filter_map(|piece| Some((piece.new, piece.find(frame)?.length)));
             let safe = places.clone().find(|(place, _)| !shunned.contains(place));
             if let Some((place, length)) = safe {
-                held.entry(place).or_default().keep(address, length.into());
+                keep(place, address, length.into());
                 elsewhere = elsewhere.saturating_add(length.into());
             } else if stays && !shunned.contains(&pack) {
-                own.keep(address, 0);
+                own(frame)
+                    .into_iter()
+                    .for_each(|before| keep(pack, before, 0));
             } else if stays || places.clone().next().is_some() {
                 // Whoever is at those packs marks too, and finds them needed; so do we.
-                places.for_each(|(place, length)| {
-                    held.entry(place).or_default().keep(address, length.into());
-                });
+                places.for_each(|(place, length)| keep(place, address, length.into()));
                 if stays {
-                    own.keep(address, 0);
+                    own(frame)
+                        .into_iter()
+                        .for_each(|before| keep(pack, before, 0));
                 }
             } else {
                 return Err(Error::damaged(
@@ -155,12 +181,9 @@ fn hold(
                 ));
             }
         }
-        if !own.frames.is_empty() {
-            let kept = held.entry(pack).or_default();
-            let (_, bytes) = live.pack(pack);
-            kept.bytes = kept.bytes.saturating_add(bytes.saturating_sub(elsewhere));
-            kept.frames.append(&mut own.frames);
+        if let Some(frame) = last {
+            keep(pack, (pack, frame), bytes.saturating_sub(elsewhere));
         }
     }
-    Ok(held)
+    Ok(())
 }

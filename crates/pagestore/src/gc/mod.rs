@@ -9,9 +9,11 @@ mod inventory;
 mod mark;
 mod plan;
 mod repack;
+mod retained;
 
 pub use execute::Collected;
-pub use plan::{CollectionPlan, Retained};
+pub use plan::CollectionPlan;
+pub use retained::Retained;
 
 pub(crate) use inventory::{Inventory, list_packs};
 pub(crate) use mark::{Marked, run};

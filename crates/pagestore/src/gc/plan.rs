@@ -1,15 +1,14 @@
 //! What a collection would do, as a value.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use neon_snapshot_format::pack::PackId;
 
 use crate::commit_object::CommitObject;
 use crate::error::Result;
-use crate::gc::mark::{Address, Held, run};
+use crate::gc::mark::Held;
 use crate::gc::{Inventory, Marked};
 use crate::id::CommitId;
-use crate::map::{At, Walk};
 use crate::repository::Repository;
 
 /// What the directory and the ends of a pack take, about, for each frame and for itself.
@@ -109,18 +108,8 @@ impl CollectionPlan {
 /// About how large a pack of only this would be.
 fn needed(held: &Held) -> u64 {
     held.bytes
-        .saturating_add(FRAME_OVERHEAD.saturating_mul(held.frames.len() as u64))
+        .saturating_add(FRAME_OVERHEAD.saturating_mul(held.frames))
         .saturating_add(PACK_OVERHEAD)
-}
-
-/// What destroying a snapshot alone would free, and what it shares: its pages, without its map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Retained {
-    /// Stored bytes of frames that only this snapshot needs.
-    pub own: u64,
-    /// Stored bytes of all frames that it needs.
-    pub all: u64,
 }
 
 impl Repository {
@@ -133,43 +122,5 @@ impl Repository {
         let inventory = Inventory::take(self, now, false).await?;
         let marked = Marked::of(self, &inventory, &HashSet::new()).await?;
         Ok(CollectionPlan::of(&inventory, &marked))
-    }
-
-    /// For every snapshot, what destroying it alone would free. Needs memory for every frame of the repository.
-    ///
-    /// # Errors
-    /// [`Storage`](crate::ErrorKind::Storage), and when a map cannot be read.
-    pub async fn retained(&self) -> Result<BTreeMap<CommitId, Retained>> {
-        let now = self.storage_time().await?;
-        let inventory = Inventory::take(self, now, false).await?;
-        let reader = self.frames();
-        let mut retained = BTreeMap::new();
-        let mut owners: HashMap<Address, (Option<CommitId>, u32)> = HashMap::new();
-        for (id, commit) in inventory.roots() {
-            let mut frames = HashSet::new();
-            let mut all = 0_u64;
-            let mut walk = Walk::new(&commit.view()?, false);
-            while let Some(file) = run(&reader, &mut walk).await? {
-                for extent in &file.extents {
-                    let At::Frame { frame, .. } = &extent.at else {
-                        continue;
-                    };
-                    if frames.insert(frame.id()) {
-                        all = all.saturating_add(frame.stored_length.into());
-                        owners
-                            .entry(frame.id())
-                            .and_modify(|(owner, _)| *owner = None)
-                            .or_insert((Some(id), frame.stored_length));
-                    }
-                }
-            }
-            retained.insert(id, Retained { own: 0, all });
-        }
-        for (owner, length) in owners.into_values() {
-            if let Some(entry) = owner.and_then(|owner| retained.get_mut(&owner)) {
-                entry.own = entry.own.saturating_add(length.into());
-            }
-        }
-        Ok(retained)
     }
 }

@@ -12,6 +12,8 @@ use crate::moves::MovedFrame;
 use crate::pack_file::NewPack;
 use crate::repository::Repository;
 
+/// Of so many packs live frames are kept in mind at once.
+const AT_ONCE: usize = 256;
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
 
@@ -46,6 +48,71 @@ impl Filling<'_> {
             .as_mut()
             .ok_or_else(|| Error::new(crate::ErrorKind::Limit, "pack", "cannot be begun"))
     }
+
+    /// Moves these frames of a pack; returns the bytes that were written.
+    async fn take(
+        &mut self,
+        inventory: &Inventory,
+        id: PackId,
+        size: u64,
+        frames: &[Address],
+    ) -> Result<u64> {
+        let file = self.repository.pack_file(id, size).await?;
+        // Read by anybody, rewritten only by who knows its additions: it stays as large as it is.
+        if !file.flags.writable() {
+            return Ok(0);
+        }
+        let mut wanted = places(inventory, id, frames, &file.records)?;
+        let mut written = 0_u64;
+        wanted.sort_unstable_by_key(|(_, record, _)| record.offset());
+        let mut from = wanted.as_slice();
+        while !from.is_empty() {
+            // As much as one new pack takes at most.
+            let room = PACK_SIZE.saturating_sub(self.pack.as_ref().map_or(0, NewPack::size));
+            let mut sum = 0_u64;
+            let fits = from
+                .iter()
+                .take_while(|(_, record, _)| {
+                    let fits = sum == 0 || sum < room;
+                    sum = sum.saturating_add(record.stored_length().into());
+                    fits
+                })
+                .count();
+            let (now, later) = from.split_at_checked(fits).unwrap_or((from, &[]));
+            let records: Vec<FrameRecord> = now.iter().map(|(_, record, _)| *record).collect();
+            let mut addresses = now.iter();
+            let mut moved: BTreeMap<PackId, Vec<MovedFrame>> = BTreeMap::new();
+            let repository = self.repository;
+            let pack = self.pack()?;
+            repository
+                .each_stored(id, &records, |record, stored| {
+                    let new = pack.append(record, &stored)?;
+                    written = written.saturating_add(record.stored_length().into());
+                    if let Some(((old, frame), _, wrapped)) = addresses.next() {
+                        moved.entry(*old).or_default().push(MovedFrame {
+                            frame: *frame,
+                            offset: new.offset(),
+                            length: new.stored_length(),
+                            wrapped: *wrapped,
+                        });
+                    }
+                    Ok(())
+                })
+                .await?;
+            for (old, frames) in moved {
+                self.moves.entry(old).or_default().extend(frames);
+            }
+            if self
+                .pack
+                .as_ref()
+                .is_some_and(|pack| pack.size() >= PACK_SIZE)
+            {
+                self.flush().await?;
+            }
+            from = later;
+        }
+        Ok(written)
+    }
 }
 
 /// Copies the live frames of these packs to new ones and says where they are. The old packs are redundant then.
@@ -64,61 +131,13 @@ pub(crate) async fn repack(
         moves: BTreeMap::new(),
     };
     let mut written = 0_u64;
-    for id in sparse {
-        let (Some(held), Some(size)) = (marked.held.get(id), inventory.packs.get(id)) else {
-            continue;
-        };
-        let file = repository.pack_file(*id, *size).await?;
-        // Read by anybody, rewritten only by who knows its additions: it stays as large as it is.
-        if !file.flags.writable() {
-            continue;
-        }
-        let mut wanted = places(inventory, *id, &held.frames, &file.records)?;
-        wanted.sort_unstable_by_key(|(_, record, _)| record.offset());
-        let mut from = wanted.as_slice();
-        while !from.is_empty() {
-            // As much as one new pack takes at most.
-            let room = PACK_SIZE.saturating_sub(filling.pack.as_ref().map_or(0, NewPack::size));
-            let mut sum = 0_u64;
-            let fits = from
-                .iter()
-                .take_while(|(_, record, _)| {
-                    let fits = sum == 0 || sum < room;
-                    sum = sum.saturating_add(record.stored_length().into());
-                    fits
-                })
-                .count();
-            let (now, later) = from.split_at_checked(fits).unwrap_or((from, &[]));
-            let records: Vec<FrameRecord> = now.iter().map(|(_, record, _)| *record).collect();
-            let mut addresses = now.iter();
-            let mut moved: BTreeMap<PackId, Vec<MovedFrame>> = BTreeMap::new();
-            let pack = filling.pack()?;
-            repository
-                .each_stored(*id, &records, |record, stored| {
-                    let new = pack.append(record, &stored)?;
-                    written = written.saturating_add(record.stored_length().into());
-                    if let Some(((old, frame), _, wrapped)) = addresses.next() {
-                        moved.entry(*old).or_default().push(MovedFrame {
-                            frame: *frame,
-                            offset: new.offset(),
-                            length: new.stored_length(),
-                            wrapped: *wrapped,
-                        });
-                    }
-                    Ok(())
-                })
-                .await?;
-            for (old, frames) in moved {
-                filling.moves.entry(old).or_default().extend(frames);
-            }
-            if filling
-                .pack
-                .as_ref()
-                .is_some_and(|pack| pack.size() >= PACK_SIZE)
-            {
-                filling.flush().await?;
-            }
-            from = later;
+    for some in sparse.chunks(AT_ONCE) {
+        let frames = marked.frames_in(inventory, some)?;
+        for id in some {
+            let (Some(frames), Some(size)) = (frames.get(id), inventory.packs.get(id)) else {
+                continue;
+            };
+            written = written.saturating_add(filling.take(inventory, *id, *size, frames).await?);
         }
     }
     filling.flush().await?;

@@ -83,7 +83,7 @@ pub(crate) fn arrange(
             _ => {}
         }
     }
-    runs.sort_by(|a, b| (a.place, a.part, a.range.start).cmp(&(b.place, b.part, b.range.start)));
+    runs.sort_unstable_by_key(|run| (run.place, run.part, run.range.start));
     let mut batches = VecDeque::new();
     let (mut batch, mut weight, mut last) = (Vec::new(), 0, None);
     for run in runs {

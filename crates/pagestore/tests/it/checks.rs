@@ -1,10 +1,13 @@
 //! What is damaged is found and named.
 
-use neon_pagestore::Repository;
 use neon_pagestore::crypt::KeySource;
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::restore::{RestoreOptions, restore};
+use neon_pagestore::{CommitId, Repository};
 use neon_storage::{Key, StorageExt};
 
 use crate::clocked::Clocked;
+use crate::files::{Files, Kept, Selection, make, reader};
 use crate::support::{GRACE, init, open, options, read, write};
 
 /// A small repository in which everything occurs: moves, tombstones, pins, several snapshots, a catalogue.
@@ -81,6 +84,81 @@ async fn changed_bytes_are_found_and_the_object_named() {
         storage.overwrite(&object.key, whole).await.unwrap();
     }
     assert!(repository.check(true).await.unwrap().is_sound());
+}
+
+/// What a restore from a repository that may be damaged comes to.
+async fn restored(storage: &Clocked, id: CommitId) -> neon_pagestore::Result<Files> {
+    let repository = Repository::open(std::sync::Arc::new(storage.clone()), options()).await?;
+    let snapshot = Snapshot::open(&repository, id, &reader(&repository)).await?;
+    tokio::task::spawn_blocking(move || {
+        let (kept, options) = (Kept::default(), RestoreOptions::default());
+        restore(&snapshot, &kept, &options)?;
+        Ok(kept.into_files())
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn every_byte_that_changed_is_found_by_a_check_and_by_a_restore_that_uses_it() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    // Content that is stored in few bytes.
+    let page = |text: &str| text.bytes().cycle().take(8192).collect::<Vec<u8>>();
+    let mut files = Files::new();
+    files.insert("/".to_owned(), Vec::new());
+    files.insert("PG_VERSION".to_owned(), b"17\n".to_vec());
+    files.insert("large".to_owned(), page("a page ").repeat(6));
+    files.insert("small".to_owned(), page("another one "));
+    let first = make(&repository, files.clone(), Selection::new(), None).await;
+    let first = first.unwrap().id;
+    let parent = Snapshot::open(&repository, first, &reader(&repository)).await;
+    files.insert("small".to_owned(), page("changed "));
+    let second = make(
+        &repository,
+        files.clone(),
+        Selection::new(),
+        Some(&parent.unwrap()),
+    )
+    .await;
+    let second = second.unwrap().id;
+    let (mut tried, mut met) = (0, 0);
+    for object in storage.list_all("").await.unwrap() {
+        let whole = storage.read(&object.key).await.unwrap();
+        let id = object.key.segments().last().unwrap();
+        for at in 0..whole.len() {
+            let mut changed = whole.to_vec();
+            changed[at] ^= 1 << (at % 8);
+            storage.overwrite(&object.key, changed).await.unwrap();
+            let about = format!("byte {at} of {}", object.key);
+            match Repository::open(std::sync::Arc::new(storage.clone()), options()).await {
+                Ok(opened) => {
+                    let found = opened.check(true).await.unwrap().findings;
+                    let named = found.iter().any(|finding| finding.object.contains(id));
+                    assert!(named, "{about}: {found:?}");
+                }
+                Err(error) => assert!(error.to_string().contains(id), "{about}: {error:?}"),
+            }
+            match restored(&storage, second).await {
+                Ok(taken) => assert!(taken == files, "{about}: is not what was taken"),
+                Err(error) => {
+                    met += 1;
+                    let mut text = error.to_string();
+                    let mut cause = std::error::Error::source(&error);
+                    while let Some(source) = cause {
+                        text = format!("{text}: {source}");
+                        cause = source.source();
+                    }
+                    assert!(text.contains(id), "{about}: {text}");
+                }
+            }
+            tried += 1;
+        }
+        storage.overwrite(&object.key, whole).await.unwrap();
+    }
+    println!("{tried} bytes, {met} of them used by the restore");
+    assert!(met > tried / 4, "{met} of {tried}");
+    assert_eq!(restored(&storage, second).await.unwrap(), files);
 }
 
 #[tokio::test]

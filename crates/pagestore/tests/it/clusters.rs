@@ -265,8 +265,10 @@ fn judge(mut cluster: Cluster) {
         let databases = cluster
             .psql("select datname from pg_database where datallowconn and datconnlimit <> -2");
         for database in databases.lines() {
+            // Temporary tables of sessions that are gone are in the catalogue, and their files in no copy.
             let tables = "select format('%I.%I', nspname, relname) from pg_class c \
-                          join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm')";
+                          join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm') \
+                          and relpersistence <> 't'";
             for table in cluster.psql_in(database, tables).lines() {
                 let read = format!("select count(*) from {table} t where t::text <> ''");
                 cluster.psql_in(database, &read);

@@ -4,11 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use neon_pagestore::crypt::KeySource;
-use neon_pagestore::{ErrorKind, NameOutcome, Repository};
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::write::SnapshotOptions;
+use neon_pagestore::{CommitId, ErrorKind, NameOutcome, Repository};
 use neon_storage::{Fault, Faulty, Memory, Operation, StorageExt};
 
+use neon_testkit::s3::{Conditions, S3Server, S3ServerOptions};
+
 use crate::clocked::Clocked;
-use crate::support::{GRACE, init, options, read, write};
+use crate::files::{Files, make_with, noise, reader, restored};
+use crate::stopped::bucket;
+use crate::support::{GRACE, empty_commit, init, options, read, write};
 
 const FILES: [(&str, u64); 6] = [("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5), ("f", 6)];
 
@@ -169,4 +175,69 @@ async fn a_copy_that_was_cut_off_goes_on_where_it_was() {
             .unwrap();
         assert_eq!(read(&to, id).await.unwrap().len(), 4);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commit_of_another_is_not_written_over_where_a_storage_lets_it() {
+    let server = S3Server::start(S3ServerOptions::default());
+    // It says that only one can create an object, and lets everybody.
+    server.set_conditions(Conditions::Ignored);
+    let storage = bucket(&server.endpoint()).await;
+    assert!(storage.capabilities().create_only);
+    let repository = Repository::init(storage, crate::stopped::options())
+        .await
+        .unwrap();
+    let commit = empty_commit(&["pg@1"]);
+    let id = CommitId::of(&commit.encode().unwrap());
+    let mut writers = Vec::new();
+    for _ in 0..3 {
+        let writing = repository.begin_writing().await.unwrap();
+        writers.push(writing.writer());
+        assert_eq!(writing.commit(&commit).await.unwrap().id, id);
+        let (author, _) = repository.read_commit(id).await.unwrap();
+        assert_eq!(author, writers[0]);
+    }
+    assert_eq!(repository.snapshot_ids().await.unwrap(), [id]);
+}
+
+/// A pack of many pieces, larger than any that is read at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_pack_travels_piece_by_piece_and_each_is_checked() {
+    let from = Clocked::new();
+    let source = init(&from).await;
+    let mut files = Files::new();
+    files.insert("/".to_owned(), Vec::new());
+    files.insert("large".to_owned(), noise(20 << 20, 5));
+    let sink = SnapshotOptions {
+        pack_size: 64 << 20,
+        ..SnapshotOptions::default()
+    };
+    let made = make_with(&source, files.clone(), sink).await.unwrap();
+    let target = Clocked::new();
+    let repository = init(&target).await;
+    let copied = source.copy_to(&repository, made).await.unwrap();
+    assert!(copied.packs_whole >= 2, "{copied:?}");
+    let snapshot = Snapshot::open(&repository, made, &reader(&repository)).await;
+    assert!(restored(&snapshot.unwrap()).await.0 == files);
+    // A byte in the last piece.
+    let packs = from.list_all("packs/").await.unwrap();
+    let large = packs.iter().max_by_key(|pack| pack.size).unwrap();
+    let mut bytes = from.read(&large.key).await.unwrap().to_vec();
+    let at = bytes.len() - (1 << 20);
+    bytes[at] ^= 1;
+    from.overwrite(&large.key, bytes).await.unwrap();
+    let target = Clocked::new();
+    let error = source
+        .copy_to(&init(&target).await, made)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert_eq!(target.list_all("snapshots/").await.unwrap(), []);
+    assert!(
+        target
+            .list_all(large.key.as_str())
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }

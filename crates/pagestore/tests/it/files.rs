@@ -202,6 +202,25 @@ pub(crate) async fn make(
     Ok(Made { id, stored })
 }
 
+/// As [`make`], from nothing and with other options.
+pub(crate) async fn make_with(
+    repository: &Repository,
+    files: Files,
+    options: SnapshotOptions,
+) -> neon_pagestore::Result<CommitId> {
+    let writing = repository.begin_writing().await?;
+    let (writer, to) = (writing.writer(), repository.clone());
+    let stored = tokio::task::spawn_blocking(move || {
+        let sink = SnapshotWriter::new(&to, writer, options)?;
+        send_all(&sink, &files, &Selection::new());
+        sink.complete()
+    })
+    .await
+    .unwrap()?;
+    let commit = stored.commit(empty_commit(&[]).facts)?;
+    Ok(writing.commit(&commit).await?.id)
+}
+
 /// Keeps what it is sent in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {

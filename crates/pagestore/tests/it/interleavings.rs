@@ -134,7 +134,8 @@ async fn check(scene: (Clocked, Vec<CommitId>), outcomes: Vec<Outcome>, trace: &
     let destroyed = outcomes.iter().any(|(actor, _)| *actor == "destroyer");
     for (actor, outcome) in outcomes {
         match outcome {
-            Ok(Some(id)) if actor != "undoer" || !destroyed => kept.push(id),
+            // Who destroys it may come later.
+            Ok(Some(id)) if !destroyed || !matches!(actor, "undoer" | "copier") => kept.push(id),
             Ok(_) => {}
             Err(error) => assert!(
                 matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound),

@@ -1,33 +1,71 @@
-//! Real processes on one directory: killed, and stopped past lease and grace, beside a collection in another one.
+//! Real processes on one directory, or one bucket over HTTP: killed, and stopped past lease and grace, beside a collection in another one.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use neon_pagestore::{OpenOptions, Repository};
 use neon_storage::{Native, NativeOptions, Storage};
+use neon_testkit::s3::{S3Server, S3ServerOptions};
 
+use crate::stopped;
 use crate::support::{read, try_write, write};
 
 const ROLE: &str = "NEON_PAGESTORE_ROLE";
 const PLACE: &str = "NEON_PAGESTORE_PLACE";
 const GRACE: Duration = Duration::from_millis(800);
 
-fn storage(place: &Path) -> Arc<dyn Storage> {
-    Arc::new(Native::open(place, NativeOptions::default()).unwrap())
+/// A directory, or the address of an S3 server.
+#[derive(Debug)]
+enum Place {
+    Directory(PathBuf),
+    Server(String),
 }
 
-async fn open(place: &Path) -> Repository {
-    let options = OpenOptions::new().grace(GRACE);
-    Repository::open(storage(place), options).await.unwrap()
+impl Place {
+    fn of(text: &str) -> Self {
+        match text.starts_with("http://") {
+            true => Self::Server(text.to_owned()),
+            false => Self::Directory(text.into()),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Directory(path) => path.to_str().unwrap().to_owned(),
+            Self::Server(endpoint) => endpoint.clone(),
+        }
+    }
+
+    async fn storage(&self) -> Arc<dyn Storage> {
+        match self {
+            Self::Directory(path) => {
+                Arc::new(Native::open(path, NativeOptions::default()).unwrap())
+            }
+            Self::Server(endpoint) => stopped::bucket(endpoint).await,
+        }
+    }
+
+    fn options(&self) -> OpenOptions {
+        match self {
+            Self::Directory(_) => OpenOptions::new().grace(GRACE),
+            Self::Server(_) => stopped::options(),
+        }
+    }
+}
+
+async fn open(place: &Place) -> Repository {
+    let storage = place.storage().await;
+    Repository::open(storage, place.options()).await.unwrap()
 }
 
 /// A process of this test binary that runs [`acting_as_another_process`] in a role.
 struct Process(Child);
 
 impl Process {
-    fn start(role: &str, place: &Path) -> Self {
+    fn start(role: &str, place: &Place) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -35,7 +73,7 @@ impl Process {
                 "--nocapture",
             ])
             .env(ROLE, role)
-            .env(PLACE, place)
+            .env(PLACE, place.text())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -62,7 +100,7 @@ async fn acting_as_another_process() {
     let (Ok(role), Ok(place)) = (std::env::var(ROLE), std::env::var(PLACE)) else {
         return;
     };
-    let repository = open(Path::new(&place)).await;
+    let repository = open(&Place::of(&place)).await;
     for number in 0.. {
         let pid = std::process::id();
         match role.as_str() {
@@ -94,7 +132,7 @@ async fn acting_as_another_process() {
 }
 
 /// Whatever is listed is whole, and nothing but garbage is left of those that are gone.
-async fn all_is_whole(place: &Path) -> usize {
+async fn all_is_whole(place: &Place) -> usize {
     let repository = open(place).await;
     let listed = repository.list().await.unwrap();
     let mut whole = 0;
@@ -114,21 +152,25 @@ async fn all_is_whole(place: &Path) -> usize {
     whole
 }
 
-async fn place() -> tempfile::TempDir {
-    let place = tempfile::tempdir().unwrap();
-    let options = OpenOptions::new().grace(GRACE);
-    let repository = Repository::init(storage(place.path()), options)
-        .await
-        .unwrap();
+async fn make(place: &Place) {
+    let storage = place.storage().await;
+    let repository = Repository::init(storage, place.options()).await.unwrap();
     write(&repository, None, &[("kept", 1)], &["kept"]).await;
-    place
 }
 
-async fn at_rest(place: &Path) {
+async fn directory() -> (tempfile::TempDir, Place) {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place::Directory(directory.path().to_owned());
+    make(&place).await;
+    (directory, place)
+}
+
+/// Nobody works there any more; `pass` lets a grace pass twice.
+async fn at_rest(place: &Place, pass: impl AsyncFn()) {
     let repository = open(place).await;
     for _ in 0..4 {
         repository.collect().await.unwrap();
-        tokio::time::sleep(GRACE * 2).await;
+        pass().await;
     }
     let checked = repository.check(true).await.unwrap();
     assert!(checked.is_sound(), "{:?}", checked.findings);
@@ -139,27 +181,49 @@ async fn at_rest(place: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_and_collectors_are_killed_beside_each_other() {
-    let place = place().await;
+    let (_directory, place) = directory().await;
+    are_killed(&place, || ()).await;
+    at_rest(&place, async || tokio::time::sleep(GRACE * 2).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_and_collectors_on_s3_are_killed_beside_each_other() {
+    let server = S3Server::start(S3ServerOptions::default());
+    let place = Place::Server(server.endpoint());
+    make(&place).await;
+    // Not for ever: a quarter of an hour hence, the server takes no requests of now.
+    let rounds = AtomicU32::new(0);
+    let pass = || {
+        if rounds.fetch_add(1, Ordering::Relaxed) < 5 {
+            server.advance(stopped::LATER);
+        }
+    };
+    are_killed(&place, pass).await;
+    at_rest(&place, async || server.advance(stopped::LATER)).await;
+}
+
+/// Kills all for a while, again and again; `pass` lets time pass while nobody works.
+async fn are_killed(place: &Place, pass: impl Fn()) {
     let begun = Instant::now();
     let (mut dice, mut most) = (7_u64, 0);
     while begun.elapsed() < Duration::from_secs(6) {
-        let processes = ["writer", "writer", "collector", "collector"]
-            .map(|role| Process::start(role, place.path()));
+        let processes =
+            ["writer", "writer", "collector", "collector"].map(|role| Process::start(role, place));
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         tokio::time::sleep(Duration::from_millis(700 + (dice >> 33) % 700)).await;
         drop(processes);
-        most = most.max(all_is_whole(place.path()).await);
+        most = most.max(all_is_whole(place).await);
+        pass();
     }
     assert!(most > 1, "no writer came to anything");
-    at_rest(place.path()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_and_collectors_sleep_past_lease_and_grace_at_any_step() {
     use rustix::process::Signal;
-    let place = place().await;
-    let processes = ["writer", "writer", "collector", "collector"]
-        .map(|role| Process::start(role, place.path()));
+    let (_directory, place) = directory().await;
+    let processes =
+        ["writer", "writer", "collector", "collector"].map(|role| Process::start(role, &place));
     let begun = Instant::now();
     let (mut dice, mut most) = (3_u64, 0);
     while begun.elapsed() < Duration::from_secs(8) {
@@ -169,9 +233,9 @@ async fn writers_and_collectors_sleep_past_lease_and_grace_at_any_step() {
         sleeper.signal(Signal::STOP);
         tokio::time::sleep(GRACE * 2 + GRACE / 2).await;
         sleeper.signal(Signal::CONT);
-        most = most.max(all_is_whole(place.path()).await);
+        most = most.max(all_is_whole(&place).await);
     }
     drop(processes);
     assert!(most > 1, "no writer came to anything");
-    at_rest(place.path()).await;
+    at_rest(&place, async || tokio::time::sleep(GRACE * 2).await).await;
 }

@@ -88,6 +88,8 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     set("recovery_min_apply_delay", "0");
     set("wal_retrieve_retry_interval", "100ms");
     set("huge_pages", "off");
+    // What changed since the base is read from the WAL of its recovery: the next snapshot is cheap as long as it is there.
+    set("wal_keep_size", "512MB");
 
     let path = |path: &Path| match path.to_str() {
         Some(text) => Ok(text.to_owned()),

@@ -46,7 +46,7 @@ use crate::stream::{
 /// Dropped before, it leaves a directory without `global/pg_control`, which no server accepts.
 #[derive(Debug)]
 pub struct DirectoryWriter {
-    options: DirectoryOptions,
+    pub(crate) options: DirectoryOptions,
     /// Whether it changes a directory that is there.
     pub(crate) update: bool,
     roots: RwLock<Roots>,

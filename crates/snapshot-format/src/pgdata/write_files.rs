@@ -186,7 +186,10 @@ impl ExtentSink for Worker<'_> {
                 "data without a file",
             ));
         };
-        current.crc.add(chunk.data);
+        // For the manifest, which who changes a directory does not make.
+        if self.writer.options.manifest && !self.writer.update {
+            current.crc.add(chunk.data);
+        }
         match (&mut current.target, chunk.data) {
             (Target::File(file), data) if current.over => {
                 write_over(file, data, chunk.offset).map_err(|error| {

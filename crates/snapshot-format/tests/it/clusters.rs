@@ -291,8 +291,10 @@ pub(crate) fn check_running(cluster: &Cluster) {
         .psql("select datname from pg_database where datallowconn")
         .lines()
     {
+        // Temporary tables of sessions that are gone are in the catalogue, and their files in no copy.
         let tables = "select format('%I.%I', nspname, relname) from pg_class c \
-                      join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm')";
+                      join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm') \
+                      and relpersistence <> 't'";
         for table in cluster.psql_in(database, tables).lines() {
             cluster.psql_in(
                 database,

@@ -330,6 +330,36 @@ async fn a_tombstone_without_a_commit_stays_for_the_grace() {
 }
 
 #[tokio::test]
+async fn a_commit_that_is_sent_once_more_after_it_was_collected_is_no_snapshot() {
+    let storage = Clocked::new();
+    init(&storage).await;
+    let commit = empty_commit(&["pg@1"]);
+    let id = id_of(&commit);
+    let repository = open(&storage).await;
+    let key = neon_storage::Key::new(format!("snapshots/{id}")).unwrap();
+    // Killed with its lease, when the commit is there.
+    for calls in 0.. {
+        if storage.exists(&key).await.unwrap() {
+            break;
+        }
+        let gate = Gate::new(1);
+        let actors = vec![pushing(&gate, 0, &storage, &commit)];
+        assert!(run_some(&gate, actors, calls).await);
+    }
+    let sent = storage.read(&key).await.unwrap();
+    storage.advance(GRACE * 2);
+    repository.collect().await.unwrap();
+    assert_eq!(repository.snapshot_ids().await.unwrap(), [id]);
+    repository.destroy(id).await.unwrap();
+    for _ in 0..3 {
+        repository.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    storage.create(&key, sent).await.unwrap();
+    assert_eq!(open(&storage).await.snapshot_ids().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn two_copies_of_one_snapshot_beside_collectors() {
     for destroyed in [false, true] {
         let scene = async || {
@@ -358,5 +388,36 @@ async fn two_copies_of_one_snapshot_beside_collectors() {
             }
         };
         explore("again", scene, 3).await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_undoing_and_destroying_of_one_snapshot_beside_collectors() {
+    for announced in [false, true] {
+        let scene = async || {
+            let source = init(&Memory::new()).await;
+            let id = write(&source, None, &[("a", 1)], &["pg@1"]).await;
+            let storage = Clocked::new();
+            let repository = init(&storage).await;
+            source.copy_to(&repository, id).await.unwrap();
+            repository.destroy(id).await.unwrap();
+            announce(&storage, &repository, announced).await;
+            let gate = Gate::new(6);
+            let actors = vec![
+                copier(gate.storage(&storage, 0), source, id),
+                undoer(gate.storage(&storage, 1), id),
+                destroyer(gate.storage(&storage, 2), id),
+                collector(gate.storage(&storage, 3), 2),
+                collector(gate.storage(&storage, 4), 2),
+                clock(&gate, 5, &storage, 6),
+            ];
+            Scene {
+                storage,
+                gate,
+                actors,
+                kept: Vec::new(),
+            }
+        };
+        explore("copy, undo, destroy", scene, 3).await;
     }
 }

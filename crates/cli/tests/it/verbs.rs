@@ -1,0 +1,264 @@
+//! Verbs that the main job does not use, and what goes wrong in them.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use neon_testkit::{Installation, PgMajor};
+use serde_json::Value;
+
+use crate::contract::documented;
+use crate::support::{Home, ran};
+
+/// An instance that does not run, with a snapshot of it.
+fn with_snapshot() -> Home {
+    let home = Home::new();
+    home.ok(&["pg", "create", "p", "--no-start", "--pg-version", "15"]);
+    home.ok(&["snapshot", "create", "p@a"]);
+    home
+}
+
+#[test]
+fn a_stock_program_takes_what_is_offered() {
+    let home = with_snapshot();
+    let mut offer = home
+        .command(&["-o", "ndjson", "snapshot", "serve", "p@a"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(offer.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let about: Value = serde_json::from_str(&line).unwrap();
+    documented(&about);
+    let target = home.scratch().join("taken");
+    let command = about["command"]
+        .as_str()
+        .unwrap()
+        .replace("DIRECTORY", target.to_str().unwrap());
+    let programs = Installation::of(PgMajor::V15).bin_dir();
+    let taken = ran(Command::new("sh")
+        .args(["-c", &command])
+        .env_clear()
+        .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
+        .env("PGPASSWORD", about["password"].as_str().unwrap()));
+    assert_eq!(taken.code, 0, "{taken:?}");
+    assert!(target.join("backup_manifest").exists());
+    assert_eq!(
+        offer.wait().unwrap().code(),
+        Some(0),
+        "the offer ends with its last backup"
+    );
+}
+
+#[test]
+fn a_snapshot_is_proved_and_damage_is_exit_code_5() {
+    let home = with_snapshot();
+    let proved = home.json(&["snapshot", "verify", "p@a"]);
+    documented(&proved);
+    assert_eq!(proved["server"]["findings"].as_array().unwrap().len(), 0);
+    home.ok(&["storage", "check", "local", "--data"]);
+    // One byte of the largest pack.
+    let mut packs = Vec::new();
+    let mut folders = vec![home.path().join("store/local/packs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let meta = entry.metadata().unwrap();
+            if meta.is_dir() {
+                folders.push(entry.path());
+            } else {
+                packs.push((meta.len(), entry.path()));
+            }
+        }
+    }
+    let (size, pack) = packs.into_iter().max().unwrap();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[usize::try_from(size / 3).unwrap()] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    for arguments in [
+        &["snapshot", "verify", "p@a", "--digests"][..],
+        &["storage", "check", "local", "--data"],
+    ] {
+        let found = home.run(arguments);
+        assert_eq!(found.code, 5, "{found:#?}");
+        assert!(
+            found.out.contains("in snapshots") || found.out.contains("is damaged"),
+            "{found:#?}"
+        );
+    }
+    let refused = home.run(&["pg", "create", "--snapshot", "p@a", "--no-start"]);
+    assert_eq!(refused.code, 5, "{refused:#?}");
+    assert_eq!(
+        home.json(&["pg", "list"])["instances"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn a_sealed_storage_opens_with_its_passphrase_only() {
+    let home = with_snapshot();
+    let vault = home.scratch().join("vault");
+    home.ok(&[
+        "storage",
+        "attach",
+        "-n",
+        "vault",
+        "-c",
+        "encryption=on",
+        vault.to_str().unwrap(),
+    ]);
+    let push = |passphrase: Option<&str>| {
+        let mut command = home.command(&["snapshot", "push", "--to", "vault", "p@a"]);
+        if let Some(passphrase) = passphrase {
+            command.env("NEON_PASSPHRASE", passphrase);
+        }
+        ran(&mut command)
+    };
+    let none = push(None);
+    assert_eq!(none.code, 6, "{none:?}");
+    assert!(none.err.contains("hint: set NEON_PASSPHRASE"), "{none:?}");
+    let right = push(Some("right"));
+    assert_eq!(right.code, 0, "{right:?}");
+    let mut wrong = home.command(&["snapshot", "list", "-s", "vault"]);
+    let wrong = ran(wrong.env("NEON_PASSPHRASE", "wrong"));
+    assert_ne!(wrong.code, 0, "{wrong:?}");
+    // All storages are listed but this one, which is said: exit code 7.
+    let part = home.run(&["snapshot", "list"]);
+    assert_eq!(part.code, 7, "{part:?}");
+    assert!(
+        part.out.contains("p@a") && part.err.contains("storage vault"),
+        "{part:?}"
+    );
+}
+
+#[test]
+fn blocks_are_shared_or_it_fails() {
+    let home = with_snapshot();
+    let made = home.run(&[
+        "-o",
+        "json",
+        "pg",
+        "create",
+        "--snapshot",
+        "p@a",
+        "q",
+        "--cow",
+        "--no-start",
+    ]);
+    if made.code == 0 {
+        // A file system that shares blocks.
+        let made: Value = serde_json::from_str(&made.out).unwrap();
+        assert_ne!(made["method"], "copy");
+    } else {
+        assert_eq!(made.code, 6, "{made:?}");
+        home.fails(3, &["pg", "show", "q"]);
+    }
+    let copied = home.json(&[
+        "pg",
+        "create",
+        "--snapshot",
+        "p@a",
+        "r",
+        "--clone-method",
+        "copy",
+        "--no-start",
+    ]);
+    assert_eq!(copied["method"], "copy");
+    home.fails(2, &["pg", "create", "--cow"]);
+}
+
+#[test]
+fn a_cluster_of_somebody_else_is_adopted_and_forgotten() {
+    let theirs = Home::new();
+    theirs.ok(&["pg", "create", "theirs", "--pg-version", "15"]);
+    theirs.sql("theirs", "create table t as select 7 as seven");
+    let folder = theirs.path().join("pg/theirs");
+    let home = Home::new();
+    let adopted = home.json(&[
+        "pg",
+        "adopt",
+        folder.join("data").to_str().unwrap(),
+        "-n",
+        "shop",
+        "--pass-file",
+        folder.join("pgpass").to_str().unwrap(),
+    ]);
+    documented(&adopted);
+    home.ok(&["snapshot", "create", "shop@a"]);
+    home.ok(&["pg", "create", "--snapshot", "shop@a", "copy"]);
+    assert_eq!(home.sql("copy", "select seven from t"), "7");
+    let plan = home.ok(&["pg", "destroy", "shop", "--dry-run"]);
+    assert!(plan.contains("will be forgotten"), "{plan}");
+    home.ok(&["pg", "destroy", "shop", "--yes"]);
+    assert_eq!(theirs.sql("theirs", "select seven from t"), "7");
+}
+
+#[test]
+fn what_is_told_on_the_way_is_json_too_if_asked() {
+    let home = with_snapshot();
+    let taken = home.run(&["-o", "ndjson", "snapshot", "create", "p@b"]);
+    assert_eq!(taken.code, 0, "{taken:?}");
+    assert!(!taken.err.is_empty());
+    for line in taken.err.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert!(event["event"].is_string(), "{line}");
+        documented(&event);
+    }
+    assert_eq!(home.run(&["-q", "snapshot", "create", "p@c"]).err, "");
+}
+
+#[test]
+fn two_commands_on_one_instance_wait_or_say_who_is_at_it() {
+    let home = with_snapshot();
+    let lock = std::fs::File::open(home.path().join("state/pg/p.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut busy = home.command(&["pg", "start", "p"]);
+    let busy = ran(busy.env("NEON_PATIENCE", "0"));
+    assert_eq!(busy.code, 4, "{busy:?}");
+    assert!(busy.err.contains("another command is at it"), "{busy:?}");
+    drop(lock);
+    home.ok(&["pg", "start", "p"]);
+}
+
+#[test]
+fn a_plain_user_does_it_all() {
+    if !rustix::process::geteuid().is_root() {
+        // All other tests are run by one.
+        return;
+    }
+    let home = Home::new();
+    let plain = |arguments: &[&str]| {
+        let ours = home.command(arguments);
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--reuid",
+            "postgres",
+            "--regid",
+            "postgres",
+            "--clear-groups",
+        ]);
+        command
+            .arg(ours.get_program())
+            .args(ours.get_args())
+            .env_clear();
+        command.envs(
+            ours.get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        let ran = ran(command.current_dir("/"));
+        assert_eq!(ran.code, 0, "{arguments:?}: {ran:#?}");
+        ran.out
+    };
+    plain(&["pg", "create", "p", "--pg-version", "15"]);
+    plain(&["snapshot", "create", "p@a"]);
+    plain(&["pg", "checkout", "p@a", "--yes"]);
+    plain(&["pg", "create", "--snapshot", "p@a", "q"]);
+    assert!(plain(&["pg", "list"]).contains("primary  q"));
+    for name in ["p", "q"] {
+        plain(&["pg", "destroy", name, "--yes"]);
+    }
+}

@@ -1,0 +1,618 @@
+//! Snapshots first: one cluster, one place where its snapshots go, three verbs (`init`, `start`, `export`).
+//!
+//! A home remembers where its cluster's snapshots go (`storage_dest`); what a cluster was once made from, and where a copy
+//! was once exported to, is not remembered. Credentials never are: they come from the environment or a profile.
+//!
+//! **What is durable when.** Nothing runs in the background yet. A snapshot is taken, straight into `storage_dest`, by
+//! `init`, by [`stop`](SnapshotFirst::stop), by [`export`](SnapshotFirst::export) and by [`push`](SnapshotFirst::push);
+//! when one of these has returned, the state of that moment survives the loss of this machine. What was committed after
+//! the last of them is on this machine only.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use neon_pagestore::SnapshotName;
+use neon_pg_layout::gmt;
+use neon_snapshot_format::{Detected, detect};
+use neon_storage::Locator;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::instances::{CreatePg, RestoreChoice};
+use crate::name::Name;
+use crate::neon::Neon;
+use crate::operation::seconds;
+use crate::record;
+use crate::repositories::StorageRepository;
+use crate::snapshots::{
+    CreateSnapshot, ExportFormat, ExportOptions, Exported, Found, ImportSnapshot, ImportSource,
+    Located, Remote, TakenSnapshot, Transferred,
+};
+use crate::storages::{LOCAL, StorageRecord, Storages};
+
+/// The instance, if none is named.
+const MAIN: &str = "main";
+/// The storage that `storage_dest` becomes.
+const DEST: &str = "dest";
+
+/// What a home remembers of these verbs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Saved {
+    pg: Name,
+    storage: Name,
+}
+
+/// What to begin with.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct InitOptions {
+    /// Where snapshots go: `s3://bucket/prefix`, a folder, `ssh://…`. Remembered. The local storage if absent.
+    pub storage_dest: Option<String>,
+    /// What was chosen for that storage, as for `storage attach`. Remembered.
+    pub storage_options: BTreeMap<String, String>,
+    /// What the cluster is made from: a path, an address. Not remembered. By `initdb` if absent.
+    pub snapshot_path: Option<String>,
+    /// What that is; told by content if absent. Not remembered.
+    pub snapshot_format: Option<ExportFormat>,
+    /// Of the instance: its name (`main` if absent), major version, port.
+    pub pg: CreatePg,
+}
+
+/// What `init` made.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct Initialized {
+    /// The instance. It does not run yet.
+    pub pg: Name,
+    /// The storage that its snapshots go to.
+    pub storage: Name,
+    /// Where that is.
+    pub storage_dest: String,
+    /// The snapshot of how it began, in that storage.
+    pub snapshot: SnapshotName,
+}
+
+/// What `start` did.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct StartedFirst {
+    /// The instance.
+    pub pg: Name,
+    /// Where it listens.
+    pub endpoint: String,
+    /// What it was restored from, when its directory was missing.
+    pub restored: Option<RestoredFirst>,
+}
+
+/// What a missing directory was restored from.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RestoredFirst {
+    /// The snapshot.
+    pub snapshot: String,
+    /// When it was taken, in seconds since 1970.
+    pub taken: i64,
+    /// How long before now that was, in seconds. What was committed since is not there.
+    pub age: i64,
+}
+
+/// What `export` did.
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
+pub struct ExportedFirst {
+    /// The snapshot that was taken for it, in `storage_dest`.
+    pub snapshot: SnapshotName,
+    /// What was written, when it is a file or a directory.
+    pub exported: Option<Exported>,
+    /// What was pushed, when it is a storage.
+    pub pushed: Option<Transferred>,
+}
+
+/// These verbs of a home.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotFirst<'a>(&'a Neon);
+
+impl Neon {
+    /// One cluster whose snapshots come first: `init`, `start`, `export`.
+    #[must_use]
+    pub fn snapshot_first(&self) -> SnapshotFirst<'_> {
+        SnapshotFirst(self)
+    }
+}
+
+impl SnapshotFirst<'_> {
+    /// Makes the cluster and remembers where its snapshots go. Its first snapshot is there when this returns.
+    ///
+    /// Dropped: what is half made is taken back by the next verb.
+    ///
+    /// # Errors
+    /// [`Exists`](ErrorKind::Exists) when there is one already; [`Invalid`](ErrorKind::Invalid) when `snapshot_path` is
+    /// not in `snapshot_format`; as [`attach`](Storages::attach), [`import`](crate::Snapshots::import),
+    /// [`create`](crate::Instances::create).
+    pub async fn init(&self, options: &InitOptions) -> Result<Initialized> {
+        let neon = self.0;
+        let name = match &options.pg.name {
+            Some(name) => name.clone(),
+            None => MAIN.parse()?,
+        };
+        if neon.pg().record_of(&name).is_ok() {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("pg {name}"),
+                "was initialized already",
+            )
+            .hinted("start it with neon start"));
+        }
+        let storage = match &options.storage_dest {
+            Some(dest) => self.dest(dest, &options.storage_options).await?,
+            None => LOCAL.parse()?,
+        };
+        let mut create = options.pg.clone();
+        create.name = Some(name.clone());
+        create.storage = Some(storage.clone());
+        create.no_start = true;
+        let snapshot = self.free_tag(&name, &storage, "init").await?;
+        match &options.snapshot_path {
+            None => {
+                neon.pg().create(&create).await?;
+                let taken = neon
+                    .snapshots()
+                    .create(&CreateSnapshot::new(snapshot.clone()))
+                    .await;
+                if let Err(error) = taken {
+                    // Tried again, it begins anew.
+                    neon.pg().destroy(&name).await?;
+                    return Err(error);
+                }
+            }
+            Some(path) => {
+                let from = self
+                    .beginning(path, options.snapshot_format, &storage, &snapshot)
+                    .await?;
+                neon.pg()
+                    .create_from(&create, &from, &RestoreChoice::default())
+                    .await?;
+            }
+        }
+        self.save(&Saved {
+            pg: name.clone(),
+            storage: storage.clone(),
+        })?;
+        Ok(Initialized {
+            storage_dest: neon.storages().get(&storage)?.locator,
+            pg: name,
+            storage,
+            snapshot,
+        })
+    }
+
+    /// Starts the cluster. A directory that is there is used as it is. One that is missing is restored from the newest
+    /// snapshot in `storage_dest`, the remembered one or this; how old that is, is in the result and told.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when nothing was initialized and no storage is named, or it has no snapshots;
+    /// [`Busy`](ErrorKind::Busy) when it runs; as [`create_from`](crate::Instances::create_from).
+    pub async fn start(
+        &self,
+        storage_dest: Option<&str>,
+        storage_options: &BTreeMap<String, String>,
+    ) -> Result<StartedFirst> {
+        let neon = self.0;
+        let saved = self.saved()?;
+        let name = match &saved {
+            Some(saved) => saved.pg.clone(),
+            None => MAIN.parse()?,
+        };
+        let storage = match (storage_dest, &saved) {
+            (Some(dest), _) => self.dest(dest, storage_options).await?,
+            (None, Some(saved)) => saved.storage.clone(),
+            (None, None) => {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    neon.home().path().display().to_string(),
+                    "was not initialized",
+                )
+                .hinted("neon init makes a cluster, neon start --storage_dest=… restores one"));
+            }
+        };
+        let folder = neon.home().instance_folder(name.as_str());
+        let record = neon.pg().record_of(&name).ok();
+        let mut restored = None;
+        if record.is_none() || !folder.join("data").is_dir() {
+            let newest = self.newest(&name, &storage).await?;
+            let (found, taken) = newest;
+            let age = i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX);
+            let age = age.saturating_sub(taken).max(0);
+            neon.tell(Event::Step(format!(
+                "Restoring {name} from snapshot {}, which is {} old.",
+                found.asked,
+                words(age)
+            )));
+            if record.is_some() {
+                neon.pg().forget(&name).await?;
+            }
+            let create = CreatePg {
+                name: Some(name.clone()),
+                storage: Some(storage.clone()),
+                port: record.and_then(|record| record.port),
+                no_start: true,
+                ..CreatePg::default()
+            };
+            neon.pg()
+                .create_from(&create, &found, &RestoreChoice::default())
+                .await?;
+            restored = Some(RestoredFirst {
+                snapshot: found.asked.clone(),
+                taken,
+                age,
+            });
+        } else if record.is_some_and(|record| record.storage != storage) {
+            neon.pg()
+                .update(&name, |record| record.storage = storage.clone())?;
+        }
+        let now = Saved {
+            pg: name.clone(),
+            storage,
+        };
+        if saved.as_ref() != Some(&now) {
+            self.save(&now)?;
+        }
+        let started = neon.pg().start(&name).await?;
+        Ok(StartedFirst {
+            pg: name,
+            endpoint: format!("localhost:{}", started.port),
+            restored,
+        })
+    }
+
+    /// Takes a snapshot of the present state, straight into `storage_dest`.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when nothing was initialized; as [`create`](crate::Snapshots::create).
+    pub async fn push(&self) -> Result<TakenSnapshot> {
+        let saved = self.required()?;
+        let stamp = gmt(i64::try_from(seconds(self.0.now())).unwrap_or(0));
+        let stamp: String = stamp
+            .chars()
+            .filter(char::is_ascii_digit)
+            .take(14)
+            .collect();
+        let (day, time) = stamp.split_at_checked(8).unwrap_or((&stamp, ""));
+        let tag = format!("{day}-{time}");
+        let name = self.free_tag(&saved.pg, &saved.storage, &tag).await?;
+        self.0.snapshots().create(&CreateSnapshot::new(name)).await
+    }
+
+    /// Stops the cluster and takes a snapshot of how it was left: when this returns, everything that was committed is
+    /// in `storage_dest`.
+    ///
+    /// # Errors
+    /// As [`stop`](crate::Instances::stop) and [`push`](Self::push). When only the snapshot failed, the cluster is stopped
+    /// and its directory has everything.
+    pub async fn stop(&self) -> Result<TakenSnapshot> {
+        let saved = self.required()?;
+        self.0.pg().stop(&saved.pg).await?;
+        self.push().await
+    }
+
+    /// Takes a snapshot of the present state, which stays in `storage_dest`, and writes it elsewhere, once: as a data
+    /// directory, a base backup or one file at a path, or, in neon's own format, into another storage. Where to is not
+    /// remembered.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself, and for formats that no storage takes; as
+    /// [`push`](Self::push), [`export`](crate::Snapshots::export) and the [push](crate::Snapshots::push) of a snapshot.
+    pub async fn export(&self, snapshot_path: &str, format: ExportFormat) -> Result<ExportedFirst> {
+        let saved = self.required()?;
+        let neon = self.0;
+        let place = Locator::parse(snapshot_path)
+            .map_err(|error| Error::storage("snapshot_path", error))?;
+        let dest = neon.storages().get(&saved.storage)?;
+        if is_same(&dest, &place)? {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("snapshot_path {place}"),
+                "is where snapshots go anyway",
+            )
+            .hinted("leave it to neon, or choose another place"));
+        }
+        let to = match place.file_path() {
+            Some(path) => Some(path.to_owned()),
+            None if format == ExportFormat::Neon => None,
+            None => {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("snapshot_path {place}"),
+                    "takes snapshots in format neon only",
+                )
+                .hinted("export pgdata and basebackup to a folder of this machine"));
+            }
+        };
+        let taken = self.push().await?;
+        let id = taken.id.to_string();
+        let found = neon.snapshots().find(&id, Some(&saved.storage)).await?;
+        let (mut exported, mut pushed) = (None, None);
+        match to {
+            Some(path) => {
+                let how = ExportOptions::new(format);
+                exported = Some(neon.snapshots().export(&found, &path, &how).await?);
+            }
+            None => {
+                let to = Remote::Locator(place);
+                pushed = Some(neon.snapshots().push(&found, &to).await?);
+            }
+        }
+        let name = taken.name.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Exists,
+                format!("snapshot {id}"),
+                "lost its name to another",
+            )
+        })?;
+        Ok(ExportedFirst {
+            snapshot: name,
+            exported,
+            pushed,
+        })
+    }
+
+    /// The storage at this address, attached if it is not.
+    async fn dest(&self, text: &str, options: &BTreeMap<String, String>) -> Result<Name> {
+        let storages = self.0.storages();
+        let place = Storages::place(None, Some(text), None, None)?;
+        for (name, record) in storages.list()? {
+            if is_same(&record, &place)? {
+                return Ok(name);
+            }
+        }
+        let mut number = 1_u32;
+        loop {
+            let name: Name = match number {
+                1 => DEST.parse()?,
+                _ => format!("{DEST}{number}").parse()?,
+            };
+            match storages.attach(&name, &place, options.clone()).await {
+                Ok(_) => return Ok(name),
+                Err(error) if error.kind() == ErrorKind::Exists => {}
+                Err(error) => return Err(error),
+            }
+            number = number.saturating_add(1);
+        }
+    }
+
+    /// The snapshot that a cluster begins with, in its storage.
+    async fn beginning(
+        &self,
+        path: &str,
+        format: Option<ExportFormat>,
+        storage: &Name,
+        name: &SnapshotName,
+    ) -> Result<Found> {
+        let snapshots = self.0.snapshots();
+        let place = Locator::parse(path).map_err(|error| Error::storage("snapshot_path", error))?;
+        let outside = |source: ImportSource| async {
+            require_format(&source, format)?;
+            let mut import = ImportSnapshot::new(source);
+            import.name = Some(name.clone());
+            import.storage = Some(storage.clone());
+            snapshots
+                .import(&import)
+                .await
+                .map(|imported| imported.found)
+        };
+        // A repository means its newest snapshot.
+        let folder = place
+            .file_path()
+            .is_some_and(|path| path.join("neon.json").is_file());
+        let remote = place.file_path().is_none()
+            && !path.starts_with("basebackup://")
+            && !place.path().ends_with(".neon");
+        if (folder || remote)
+            && let Some(repository) = self.0.storages().repository_at(&place).await?
+        {
+            require_own(path, format)?;
+            return newest_of(repository, None).await.map(|(found, _)| found);
+        }
+        match snapshots.locate(path, None).await? {
+            Located::Stored(found) => {
+                require_own(path, format)?;
+                Ok(found)
+            }
+            Located::Outside(source) => outside(source).await,
+        }
+    }
+
+    async fn newest(&self, pg: &Name, storage: &Name) -> Result<(Found, i64)> {
+        let repository = self.0.storages().existing_repository(storage).await?;
+        let repository = repository.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("storage {storage}"),
+                "has no snapshots to start from",
+            )
+            .hinted("make a cluster with neon init")
+        })?;
+        newest_of(repository, Some(pg)).await
+    }
+
+    async fn free_tag(&self, pg: &Name, storage: &Name, tag: &str) -> Result<SnapshotName> {
+        let repository = self.0.storages().repository(storage).await?;
+        let mut number = 1_u32;
+        loop {
+            let text = match number {
+                1 => format!("{pg}@{tag}"),
+                _ => format!("{pg}@{tag}-{number}"),
+            };
+            let name = SnapshotName::to_give(&text)
+                .map_err(|error| Error::repository(format!("snapshot {text}"), error))?;
+            match self.0.snapshots().require_free(&repository, &name).await {
+                Ok(()) => return Ok(name),
+                Err(error) if error.kind() == ErrorKind::Exists => {}
+                Err(error) => return Err(error),
+            }
+            number = number.saturating_add(1);
+        }
+    }
+
+    fn place(&self) -> PathBuf {
+        self.0.home().path().join("state/first.json")
+    }
+
+    fn saved(&self) -> Result<Option<Saved>> {
+        record::read(&self.place())
+    }
+
+    fn save(&self, saved: &Saved) -> Result<()> {
+        record::replace(&self.place(), saved)
+    }
+
+    fn required(&self) -> Result<Saved> {
+        self.saved()?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                self.0.home().path().display().to_string(),
+                "was not initialized",
+            )
+            .hinted("neon init makes a cluster")
+        })
+    }
+}
+
+fn is_same(record: &StorageRecord, place: &Locator) -> Result<bool> {
+    let known =
+        Locator::parse(&record.locator).map_err(|error| Error::storage("a storage", error))?;
+    Ok(match (known.file_path(), place.file_path()) {
+        (Some(known), Some(place)) => resolved(known) == resolved(place),
+        _ => known.to_string() == place.to_string(),
+    })
+}
+
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
+        .unwrap_or_else(|_| path.to_owned())
+}
+
+fn require_own(path: &str, format: Option<ExportFormat>) -> Result<()> {
+    match format {
+        None | Some(ExportFormat::Neon) => Ok(()),
+        Some(format) => Err(wrong_format(path, format, "a repository of snapshots")),
+    }
+}
+
+fn require_format(source: &ImportSource, format: Option<ExportFormat>) -> Result<()> {
+    let Some(format) = format else { return Ok(()) };
+    let (is, what) = match source {
+        ImportSource::Server(_) => (ExportFormat::BaseBackup, "a server".to_owned()),
+        ImportSource::Object(_) => (ExportFormat::Neon, "a .neon file".to_owned()),
+        ImportSource::Path(path) => {
+            let subject = path.display().to_string();
+            let found = detect(path).map_err(|error| Error::format(subject, error))?;
+            let what = found.to_string();
+            match found {
+                Detected::DataDirectory { .. } => (ExportFormat::PgData, what),
+                // Unpacked it is both.
+                Detected::PlainBackup { .. } if format == ExportFormat::PgData => {
+                    (ExportFormat::PgData, what)
+                }
+                Detected::PlainBackup { .. } | Detected::TarSet { .. } | Detected::Tar { .. } => {
+                    (ExportFormat::BaseBackup, what)
+                }
+                Detected::Neon => (ExportFormat::Neon, what),
+                // Import says what is wrong with it.
+                _ => return Ok(()),
+            }
+        }
+    };
+    if is == format {
+        return Ok(());
+    }
+    Err(wrong_format(&source.to_string(), format, &what))
+}
+
+fn wrong_format(path: &str, wanted: ExportFormat, is: &str) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        format!("snapshot_path {path}"),
+        format!("is {is}, not in format {}", wanted.name()),
+    )
+    .hinted("leave snapshot_format out: it is told by content")
+}
+
+/// The newest snapshot, of this instance if it has any, else of any.
+async fn newest_of(repository: StorageRepository, pg: Option<&Name>) -> Result<(Found, i64)> {
+    let label = repository.label();
+    let listed = repository.repository.list().await;
+    let listed = listed.map_err(|error| Error::repository(&*label, error))?;
+    let newest = |own: bool| {
+        listed
+            .iter()
+            .filter_map(|listed| {
+                let summary = listed.summary.as_ref().ok()?;
+                let mine = listed
+                    .names
+                    .iter()
+                    .any(|name| name.instance() == pg.map(Name::as_str));
+                (mine || !own).then_some((summary.taken, listed))
+            })
+            .max_by_key(|(taken, _)| *taken)
+    };
+    let Some((taken, chosen)) = newest(pg.is_some()).or_else(|| newest(false)) else {
+        let unreadable = listed.len();
+        return Err(match unreadable {
+            0 => Error::new(ErrorKind::NotFound, label, "has no snapshots to start from"),
+            _ => Error::new(
+                ErrorKind::Damaged,
+                label,
+                format!("has {unreadable} snapshots, and none can be read"),
+            ),
+        });
+    };
+    let asked = chosen
+        .names
+        .first()
+        .map_or_else(|| chosen.id.to_string(), ToString::to_string);
+    Ok((
+        Found {
+            id: chosen.id,
+            asked,
+            repository: std::sync::Arc::new(repository),
+        },
+        taken,
+    ))
+}
+
+/// A time in words, as coarse as people say it.
+fn words(seconds: i64) -> String {
+    let (number, unit) = match seconds {
+        ..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    match number {
+        1 => format!("1 {unit}"),
+        _ => format!("{number} {unit}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_said_as_people_say_them() {
+        for (seconds, said) in [
+            (0, "0 seconds"),
+            (1, "1 second"),
+            (119, "119 seconds"),
+            (120, "2 minutes"),
+            (7200, "2 hours"),
+            (200_000, "2 days"),
+        ] {
+            assert_eq!(words(seconds), said);
+        }
+    }
+}

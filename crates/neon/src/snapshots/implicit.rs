@@ -1,0 +1,189 @@
+//! Instances straight from what is outside: imported under a name that nobody gave, and destroyed afterwards.
+//!
+//! A note in `state/import` says which snapshot belongs to a command that is at work; what a killed one left is
+//! destroyed by the next.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use neon_pagestore::SnapshotName;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::home::random_id;
+use crate::instances::{CreatePg, Pg, RestoreChoice};
+use crate::name::Name;
+use crate::neon::Neon;
+use crate::record::{self, Lock};
+use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Located, Snapshots};
+use crate::storages::LOCAL;
+
+/// What names of such snapshots begin with.
+const TEMPORARY: &str = "temporary-";
+
+/// What is under way.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    storage: Name,
+    snapshot: String,
+}
+
+/// An instance that was made from a snapshot, from wherever that was.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CreatedFrom {
+    /// The instance.
+    pub pg: Pg,
+    /// The snapshot, if it was in a repository.
+    pub snapshot: Option<Found>,
+    /// What was imported for it; that snapshot is destroyed again.
+    pub imported: Option<Imported>,
+}
+
+impl Snapshots<'_> {
+    /// Makes an instance from a snapshot that a person wrote in whatever way: see [`locate`](Self::locate). What is outside
+    /// of all repositories is imported into the instance's storage under a name of its own, and that snapshot is
+    /// destroyed when the instance is there, and also when it could not be made.
+    ///
+    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next such call.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate), [`import`](Self::import), and
+    /// [`create_from`](crate::Instances::create_from).
+    pub async fn create_pg(
+        &self,
+        wanted: &CreatePg,
+        text: &str,
+        from: Option<&Name>,
+        how: &RestoreChoice,
+    ) -> Result<CreatedFrom> {
+        match self.locate(text, from).await? {
+            Located::Stored(found) => {
+                let pg = self.0.pg().create_from(wanted, &found, how).await?;
+                Ok(CreatedFrom {
+                    pg,
+                    snapshot: Some(found),
+                    imported: None,
+                })
+            }
+            Located::Outside(source) => self.create_pg_outside(wanted, source, how).await,
+        }
+    }
+
+    async fn create_pg_outside(
+        &self,
+        wanted: &CreatePg,
+        source: ImportSource,
+        how: &RestoreChoice,
+    ) -> Result<CreatedFrom> {
+        if let Some(name) = &wanted.name
+            && self.0.pg().record_of(name).is_ok()
+        {
+            return Err(
+                Error::new(ErrorKind::Exists, format!("pg {name}"), "is there already")
+                    .hinted("choose another name, or destroy it first"),
+            );
+        }
+        self.sweep_temporary().await;
+        let storage = match &wanted.storage {
+            Some(storage) => storage.clone(),
+            None => LOCAL.parse()?,
+        };
+        let id = random_id()?;
+        let note = Note {
+            storage: storage.clone(),
+            snapshot: format!("{TEMPORARY}{id}"),
+        };
+        let places = Places::of(self.0, &id)?;
+        let lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
+        record::create(&places.note, &note)?;
+        let mut import = ImportSnapshot::new(source);
+        let name = SnapshotName::to_give(&note.snapshot);
+        import.name = Some(name.map_err(|error| Error::repository("a name of ours", error))?);
+        import.storage = Some(storage);
+        self.0
+            .tell(Event::Step("Downloading snapshot...".to_owned()));
+        let made = async {
+            let imported = self.import(&import).await?;
+            let pg = self.0.pg().create_from(wanted, &imported.found, how).await;
+            Ok((pg?, imported))
+        }
+        .await;
+        self.0
+            .tell(Event::Step("Destroying snapshot...".to_owned()));
+        match self.destroy_temporary(&note).await {
+            Ok(()) => places.remove(),
+            Err(error) => self.0.tell(Event::Warning(format!(
+                "{error}; it is destroyed by the next such command"
+            ))),
+        }
+        drop(lock);
+        let (pg, imported) = made?;
+        Ok(CreatedFrom {
+            pg,
+            snapshot: None,
+            imported: Some(imported),
+        })
+    }
+
+    async fn destroy_temporary(&self, note: &Note) -> Result<()> {
+        let subject = format!("snapshot {}", note.snapshot);
+        let failed = |error| Error::repository(&*subject, error);
+        let storages = self.0.storages();
+        let Some(found) = storages.existing_repository(&note.storage).await? else {
+            return Ok(());
+        };
+        let name = SnapshotName::to_give(&note.snapshot).map_err(failed)?;
+        match found.repository.resolve_name(&name).await {
+            Ok(id) => found.repository.destroy(id).await.map_err(failed),
+            Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Destroys what commands left that were killed.
+    async fn sweep_temporary(&self) {
+        let Ok(folder) = folder(self.0) else { return };
+        for (id, note) in record::list::<Note>(&folder).unwrap_or_default() {
+            let Ok(places) = Places::of(self.0, &id) else {
+                continue;
+            };
+            // Somebody is at it.
+            let Ok(_lock) = Lock::take(&places.lock, "an import", Duration::ZERO).await else {
+                continue;
+            };
+            if self.destroy_temporary(&note).await.is_ok() {
+                places.remove();
+            }
+        }
+    }
+}
+
+fn folder(neon: &Neon) -> Result<PathBuf> {
+    let folder = neon.home().path().join("state/import");
+    record::folder(&folder, 0o700)?;
+    Ok(folder)
+}
+
+struct Places {
+    note: PathBuf,
+    lock: PathBuf,
+}
+
+impl Places {
+    fn of(neon: &Neon, id: &str) -> Result<Self> {
+        let folder = folder(neon)?;
+        Ok(Self {
+            note: folder.join(format!("{id}.json")),
+            lock: folder.join(format!("{id}.lock")),
+        })
+    }
+
+    /// A note that stays is found to speak of nothing by the next.
+    fn remove(&self) {
+        drop(record::remove(&self.note));
+        drop(fs::remove_file(&self.lock));
+    }
+}

@@ -1,0 +1,435 @@
+//! The scenarios of the first document: init, start, export, with snapshots in a bucket; and instances straight from
+//! what is outside.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use neon_pg::{
+    CreatePg, CreateSnapshot, ErrorKind, Event, ExportFormat, ExportOptions, InitOptions, Neon,
+    PgMajor, RestoreChoice, SnapshotName,
+};
+use neon_testkit::s3::S3Server;
+use neon_testkit::{Cluster, StopMode};
+
+use crate::moving::{fill, found, holds_what_was_filled, import, source};
+use crate::remotes::{credentials, s3, s3_options};
+use crate::restored::listening;
+use crate::support::{Fixture, name, refused, run, sql};
+use crate::web::Web;
+
+const DEST: &str = "s3://tank/prefix";
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn with_bucket(server: &S3Server) -> Fixture {
+    Fixture::having(PgMajor::V15, |options| credentials(server, options))
+}
+
+fn wanted(server: Option<&S3Server>) -> InitOptions {
+    let mut wanted = InitOptions::default();
+    wanted.pg.major = Some(PgMajor::V15);
+    if let Some(server) = server {
+        wanted.storage_dest = Some(DEST.to_owned());
+        wanted.storage_options = s3_options(server);
+    }
+    wanted
+}
+
+/// What is remembered on disk, beside the log of operations.
+fn remembered(home: &Fixture) -> String {
+    let state = home.scratch.path().join("home/state");
+    let mut all = String::new();
+    let mut folders = vec![state];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "json") {
+                all.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_cluster_is_initialized_started_and_survives_in_the_bucket_alone() {
+    let server = s3();
+    let home = with_bucket(&server);
+    let first = home.neon.snapshot_first();
+    let none = BTreeMap::new();
+    assert_eq!(refused(first.start(None, &none).await), ErrorKind::NotFound);
+    let empty = first.start(Some(DEST), &s3_options(&server)).await;
+    assert_eq!(refused(empty), ErrorKind::NotFound);
+
+    let made = first.init(&wanted(Some(&server))).await.unwrap();
+    assert_eq!((made.pg.as_str(), made.storage.as_str()), ("main", "dest"));
+    assert_eq!(
+        (made.storage_dest.as_str(), made.snapshot.to_string()),
+        (DEST, "main@init".into())
+    );
+    assert_eq!(
+        refused(first.init(&wanted(Some(&server))).await),
+        ErrorKind::Exists
+    );
+    let started = first.start(None, &none).await.unwrap();
+    assert!(started.restored.is_none() && started.endpoint.starts_with("localhost:"));
+    assert_eq!(refused(first.start(None, &none).await), ErrorKind::Busy);
+    run(
+        &home.neon,
+        "main",
+        "create table t as select generate_series(1, 1000) i",
+    )
+    .await;
+    let pushed = first.push().await.unwrap();
+    assert_eq!((pushed.kind, pushed.storage.as_str()), ("online", "dest"));
+    assert!(pushed.parent.is_some(), "it shares what did not change");
+    run(&home.neon, "main", "insert into t values (0)").await;
+    let left = first.stop().await.unwrap();
+    assert_eq!(left.kind, "cold");
+    // What was chosen is remembered, without secrets.
+    let of = server.options();
+    let said = remembered(&home);
+    assert!(
+        said.contains(DEST) && !said.contains(&of.secret_key) && !said.contains(&of.access_key)
+    );
+
+    // A directory that is there is used, though the bucket has a snapshot.
+    first.start(None, &none).await.unwrap();
+    run(&home.neon, "main", "insert into t values (-1)").await;
+    home.neon.pg().stop(&name("main")).await.unwrap();
+    let again = first.start(None, &none).await.unwrap();
+    assert!(again.restored.is_none());
+    assert_eq!(
+        sql(&home.neon, "main", "select count(*) from t").await,
+        "1002"
+    );
+    home.neon.pg().stop(&name("main")).await.unwrap();
+
+    // Only the directory is gone.
+    fs::remove_dir_all(home.scratch.path().join("home/pg/main")).unwrap();
+    let (neon, told) = listening_with(&home, &server);
+    let again = neon.snapshot_first().start(None, &none).await.unwrap();
+    let restored = again.restored.unwrap();
+    assert_eq!(restored.snapshot, left.name.unwrap().to_string());
+    assert!(restored.age >= 0 && restored.taken > 1_700_000_000);
+    let told = told.lock().unwrap().clone();
+    let aged = |event: &Event| matches!(event, Event::Step(text) if text.contains(" old."));
+    assert!(told.iter().any(aged), "{told:?}");
+    assert_eq!(sql(&neon, "main", "select count(*) from t").await, "1001");
+    home.neon.pg().stop(&name("main")).await.unwrap();
+
+    // Everything is gone but the bucket.
+    fs::remove_dir_all(home.scratch.path().join("home")).unwrap();
+    let (neon, _) = listening_with(&home, &server);
+    let first = neon.snapshot_first();
+    assert_eq!(refused(first.start(None, &none).await), ErrorKind::NotFound);
+    let again = first.start(Some(DEST), &s3_options(&server)).await.unwrap();
+    assert!(again.restored.is_some());
+    assert_eq!(sql(&neon, "main", "select count(*) from t").await, "1001");
+    // And is remembered again, so that the next one goes on from there.
+    let next = first.stop().await.unwrap();
+    assert_eq!(next.storage.as_str(), "dest");
+    assert!(first.start(None, &none).await.unwrap().restored.is_none());
+}
+
+fn listening_with(
+    home: &Fixture,
+    server: &S3Server,
+) -> (Neon, std::sync::Arc<std::sync::Mutex<Vec<Event>>>) {
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = std::sync::Arc::clone(&told);
+    let neon = home.with(|options| {
+        credentials(server, options);
+        options.events = neon_pg::EventSink::new(move |event| sink.lock().unwrap().push(event));
+    });
+    (neon, told)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_begins_with_a_directory_and_is_kept_in_the_bucket() {
+    let server = s3();
+    let home = with_bucket(&server);
+    let cluster = source(PgMajor::V15);
+    let first = home.neon.snapshot_first();
+    let mut from = wanted(Some(&server));
+    from.snapshot_path = Some(text(&cluster.data_dir()));
+    from.snapshot_format = Some(ExportFormat::BaseBackup);
+    let error = first.init(&from).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
+    from.snapshot_format = Some(ExportFormat::PgData);
+    let made = first.init(&from).await.unwrap();
+    assert_eq!(made.snapshot.to_string(), "main@init");
+    let said = remembered(&home);
+    assert!(
+        !said.contains(&text(&cluster.data_dir())) && !said.contains("pgdata\""),
+        "{said}"
+    );
+    first.start(None, &BTreeMap::new()).await.unwrap();
+    assert_eq!(
+        sql(&home.neon, "main", "select sum(i) from far").await,
+        "12502500"
+    );
+    assert_eq!(
+        sql(&home.neon, "main", "select count(*) from t").await,
+        "3000"
+    );
+    // The original is as it was.
+    let mut cluster = cluster;
+    cluster.start();
+    holds_what_was_filled(&cluster);
+    cluster.stop(StopMode::Fast);
+    run(&home.neon, "main", "insert into t values (1, 'x')").await;
+    first.stop().await.unwrap();
+
+    // From a snapshot in a bucket: another cluster on the same data, in a storage of its own.
+    let other = with_bucket(&server);
+    let mut from = wanted(None);
+    from.storage_dest = Some(text(&other.scratch.path().join("own")));
+    from.snapshot_path = Some(format!(
+        "{DEST}?endpoint={}&path-style=true",
+        server.endpoint()
+    ));
+    from.snapshot_format = Some(ExportFormat::Neon);
+    other.neon.snapshot_first().init(&from).await.unwrap();
+    other
+        .neon
+        .snapshot_first()
+        .start(None, &BTreeMap::new())
+        .await
+        .unwrap();
+    assert_eq!(
+        sql(&other.neon, "main", "select count(*) from t").await,
+        "3001"
+    );
+    let said = remembered(&other);
+    assert!(!said.contains("s3://"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_exported_once_in_every_format_to_somewhere_else() {
+    let server = s3();
+    let home = with_bucket(&server);
+    let first = home.neon.snapshot_first();
+    first.init(&wanted(Some(&server))).await.unwrap();
+    first.start(None, &BTreeMap::new()).await.unwrap();
+    run(
+        &home.neon,
+        "main",
+        "create table t as select generate_series(1, 1000) i",
+    )
+    .await;
+    let to = |named: &str| text(&home.scratch.path().join(named));
+    for (named, format) in [
+        ("pgdata", ExportFormat::PgData),
+        ("tars", ExportFormat::BaseBackup),
+        ("one.neon", ExportFormat::Neon),
+    ] {
+        let exported = first.export(&to(named), format).await.unwrap();
+        assert_eq!(exported.exported.unwrap().format, format);
+        assert_eq!(
+            refused(first.export(&to(named), format).await),
+            ErrorKind::Exists
+        );
+        let imported = import(&home, &to(named), named).await.unwrap();
+        assert_eq!(imported.kind, "online");
+    }
+    assert!(!remembered(&home).contains("one.neon"));
+    assert_eq!(
+        refused(first.export(DEST, ExportFormat::Neon).await),
+        ErrorKind::Invalid
+    );
+    let elsewhere = format!(
+        "s3://tank/elsewhere?endpoint={}&path-style=true",
+        server.endpoint()
+    );
+    let tars = first.export(&elsewhere, ExportFormat::BaseBackup).await;
+    assert_eq!(refused(tars), ErrorKind::Invalid);
+    let pushed = first.export(&elsewhere, ExportFormat::Neon).await.unwrap();
+    assert!(pushed.pushed.unwrap().sent > 0);
+}
+
+/// Every snapshot that anybody can see.
+async fn snapshots(neon: &Neon) -> usize {
+    neon.snapshots().list(None).await.unwrap().0.len()
+}
+
+fn create(named: &str) -> CreatePg {
+    let mut create = CreatePg::default();
+    create.name = Some(name(named));
+    create
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_are_made_straight_from_servers_files_and_addresses() {
+    let home = Fixture::new();
+    let cluster = Cluster::builder(PgMajor::V15).checksums(true).tcp().start();
+    fill(&cluster);
+    let address = format!("basebackup://postgres@127.0.0.1:{}/", cluster.port());
+    let (neon, told) = listening(&home);
+    let how = RestoreChoice::default();
+    let made = neon
+        .snapshots()
+        .create_pg(&create("fromserver"), &address, None, &how)
+        .await
+        .unwrap();
+    assert!(made.snapshot.is_none() && made.imported.unwrap().format == "server");
+    assert!(made.pg.endpoint().is_some());
+    assert_eq!(snapshots(&neon).await, 0);
+    let steps: Vec<String> = told
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Step(text) if text.ends_with("...") => Some(text.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(steps, ["Downloading snapshot...", "Destroying snapshot..."]);
+    assert_eq!(
+        sql(&neon, "fromserver", "select sum(i) from far").await,
+        "12502500"
+    );
+    // Its snapshots are its own, though the one it was made from is gone.
+    let name = SnapshotName::to_give("fromserver@one").unwrap();
+    let taken = neon
+        .snapshots()
+        .create(&CreateSnapshot::new(name))
+        .await
+        .unwrap();
+    assert!(taken.parent.is_none());
+
+    // From a file, here and behind HTTP.
+    let one = found(&home, "fromserver@one").await;
+    let file = home.scratch.path().join("movies_db.neon");
+    let options = ExportOptions::new(ExportFormat::Neon);
+    neon.snapshots()
+        .export(&one, &file, &options)
+        .await
+        .unwrap();
+    let web = Web::of(home.scratch.path());
+    let other = Fixture::new();
+    for (named, from) in [
+        ("file", text(&file)),
+        ("movies", format!("{}/movies_db.neon", web.address)),
+    ] {
+        let made = other
+            .neon
+            .snapshots()
+            .create_pg(&create(named), &from, None, &how)
+            .await
+            .unwrap();
+        assert_eq!(made.imported.unwrap().format, "neon file");
+        assert_eq!(
+            sql(&other.neon, named, "select count(*) from t").await,
+            "3000"
+        );
+    }
+    // By its name in a repository, and by the repository's address.
+    let store = home.scratch.path().join("home/store/local/fromserver@one");
+    let made = other
+        .neon
+        .snapshots()
+        .create_pg(&create("byaddress"), &text(&store), None, &how)
+        .await
+        .unwrap();
+    assert_eq!(made.snapshot.unwrap().id, one.id);
+    assert_eq!(snapshots(&other.neon).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_imported_for_an_instance_goes_also_when_that_fails_or_is_killed() {
+    let home = Fixture::new();
+    let cluster = source(PgMajor::V15);
+    let from = text(&cluster.data_dir());
+    let how = RestoreChoice::default();
+    let snapshots_of = home.neon.snapshots();
+    // In the way of the instance, but not known to be.
+    let in_the_way = home.scratch.path().join("home/pg/one");
+    fs::create_dir(&in_the_way).unwrap();
+    fs::write(in_the_way.join("file"), "mine").unwrap();
+    let made = snapshots_of
+        .create_pg(&create("one"), &from, None, &how)
+        .await;
+    assert!(made.is_err());
+    assert_eq!(snapshots(&home.neon).await, 0);
+    assert_eq!(fs::read_to_string(in_the_way.join("file")).unwrap(), "mine");
+
+    // A command that was killed left its snapshot and its note.
+    import(&home, &from, "temporary-0123456789abcdef")
+        .await
+        .unwrap();
+    let folder = home.scratch.path().join("home/state/import");
+    fs::write(
+        folder.join("0123456789abcdef.json"),
+        r#"{"storage": "local", "snapshot": "temporary-0123456789abcdef"}"#,
+    )
+    .unwrap();
+    let made = snapshots_of
+        .create_pg(&create("two"), &from, None, &how)
+        .await
+        .unwrap();
+    assert_eq!(made.imported.unwrap().kind, "cold");
+    assert_eq!(snapshots(&home.neon).await, 0);
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+    assert_eq!(
+        refused(
+            snapshots_of
+                .create_pg(&create("two"), &from, None, &how)
+                .await
+        ),
+        ErrorKind::Exists
+    );
+    let nowhere = text(&home.scratch.path().join("no/where"));
+    let made = snapshots_of
+        .create_pg(&create("three"), &nowhere, None, &how)
+        .await;
+    assert_eq!(refused(made), ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adopted_cluster_is_kept_in_a_bucket_and_comes_up_in_a_home_that_knows_only_that() {
+    let server = s3();
+    let home = with_bucket(&server);
+    crate::remotes::attach_s3(&home.neon, &server).await;
+    let theirs = Cluster::builder(PgMajor::V15).start();
+    theirs.psql("create table t as select generate_series(1, 1000) i");
+    let mut adopt = neon_pg::AdoptPg::new(theirs.data_dir());
+    adopt.name = Some(name("prod"));
+    adopt.storage = Some(name("s3tank"));
+    adopt.superuser = Some("postgres".to_owned());
+    assert!(home.neon.pg().adopt(&adopt).await.unwrap().runs);
+    let one = SnapshotName::to_give("prod@one").unwrap();
+    let taken = home
+        .neon
+        .snapshots()
+        .create(&CreateSnapshot::new(one))
+        .await
+        .unwrap();
+    assert_eq!((taken.kind, taken.storage.as_str()), ("online", "s3tank"));
+
+    let other = with_bucket(&server);
+    let how = RestoreChoice::default();
+    let address = format!(
+        "s3://tank/neon/prod@one?endpoint={}&path-style=true",
+        server.endpoint()
+    );
+    let made = other
+        .neon
+        .snapshots()
+        .create_pg(&create("copy"), &address, None, &how)
+        .await
+        .unwrap();
+    assert!(made.imported.is_none());
+    assert_eq!(
+        sql(&other.neon, "copy", "select count(*) from t").await,
+        "1000"
+    );
+    // They go their own ways.
+    run(&other.neon, "copy", "drop table t").await;
+    assert_eq!(theirs.psql("select count(*) from t"), "1000");
+}

@@ -138,11 +138,11 @@ fn in_home(
             Verb::Pg(verb) => pg::run(verb, &scene).await,
             Verb::Snapshot(verb) => snapshot::run(verb, &scene).await.map(Then::from),
             Verb::Storage(verb) => storage::run(verb, &scene).await.map(Then::from),
+            Verb::Doctor(wanted) => doctor::run(&wanted, &scene).await.map(Then::from),
             Verb::Init(wanted) => first::init(wanted, &scene).await.map(Then::from),
             Verb::Start(wanted) => first::start(wanted, &scene).await.map(Then::from),
             Verb::Stop => first::stop(&scene).await.map(Then::from),
             Verb::Export(wanted) => first::export(wanted, &scene).await.map(Then::from),
-            Verb::Doctor(wanted) => doctor::run(&wanted, &scene).await.map(Then::from),
             Verb::Undo(wanted) => op::undo(&wanted, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
             Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {

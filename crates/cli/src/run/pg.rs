@@ -132,10 +132,8 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
             None => (record.name.to_string(), 0),
         }
     });
-    let sums = scene
-        .neon
-        .pg()
-        .used(all.iter().map(|pg| &pg.record), COUNTING);
+    let records = all.iter().map(|pg| &pg.record);
+    let sums = scene.neon.pg().used(records, COUNTING);
     for pg in all {
         let used = sums.get(&pg.record.id).copied().unwrap_or_default();
         table.row([

@@ -23,8 +23,6 @@ const CLONE: &str = ".neon-clone.";
 const REMOVAL: &str = ".neon-remove.";
 /// What opened snapshots are in.
 const OPEN: &str = ".open-";
-/// What snapshots are verified on.
-const COPY: &str = ".verify-";
 /// A file that is younger may be on its way to its name.
 const YOUNG: Duration = Duration::from_secs(60);
 
@@ -101,9 +99,6 @@ impl Neon {
                 !instances.iter().any(|record| record.id == id)
             } else if let Some(id) = name.strip_prefix(OPEN) {
                 let lock = home.path().join("state/open").join(format!("{id}.lock"));
-                !lock.exists() || is_free(&lock)
-            } else if let Some(id) = name.strip_prefix(COPY) {
-                let lock = home.instances().join(format!("{COPY}{id}.lock"));
                 !lock.exists() || is_free(&lock)
             } else {
                 let ours = [CREATION, CLONE, REMOVAL].iter();

@@ -24,9 +24,12 @@ const SKEW: Duration = Duration::from_secs(60);
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 const LEASES: &str = "leases/";
 
+/// Storages by name.
+type Known = Vec<(Name, StorageRecord)>;
+
 impl Neon {
     /// The storages whose records can be read, and what is wrong with the others.
-    fn known_storages(&self) -> (Vec<(Name, StorageRecord)>, Vec<(String, Error)>) {
+    fn known_storages(&self) -> (Known, Vec<(String, Error)>) {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         let folder = self.home().storages();
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();

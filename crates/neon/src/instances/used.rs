@@ -41,9 +41,10 @@ impl Instances<'_> {
             if known.contains_key(&record.id) && begun.elapsed() >= time {
                 break;
             }
-            let bytes = match &record.adopted {
-                Some(adopted) => walk(&adopted.data_dir),
-                None => walk(&self.0.home().instance_folder(record.name.as_str())),
+            let bytes = match (&record.adopted, &record.pgdata) {
+                (Some(adopted), _) => walk(&adopted.data_dir),
+                (None, Some(elsewhere)) => walk(elsewhere),
+                (None, None) => walk(&self.0.home().instance_folder(record.name.as_str())),
             };
             all.insert(record.id.clone(), Counted { bytes, at: now });
         }

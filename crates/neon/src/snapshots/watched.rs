@@ -220,11 +220,10 @@ impl ExtentSink for Worker<'_> {
         if let Some((_, hasher)) = &mut self.sum {
             each_piece(chunk.data, |bytes| hasher.update(bytes));
         }
-        self.watched.meter.did(chunk.len())?;
-        if self.aside {
-            return Ok(());
+        if !self.aside {
+            self.worker.chunk(chunk)?;
         }
-        self.worker.chunk(chunk)
+        self.watched.meter.did(chunk.len())
     }
 
     fn commit(&mut self) -> Result<()> {

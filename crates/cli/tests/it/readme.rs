@@ -47,12 +47,21 @@ fn the_tour_runs_as_it_is_written() {
         command
             .args(["-c", &shown.command])
             .env_clear()
-            .envs(like_ours.get_envs().filter_map(|(key, value)| Some((key, value?))))
+            .envs(
+                like_ours
+                    .get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            )
             .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
             .current_dir(home.scratch());
         let ran = ran(&mut command);
         assert_eq!(ran.code, 0, "{}: {ran:#?}", shown.command);
         let expected = redacted(&shown.printed, Path::new("SCRATCH"));
-        assert_eq!(redacted(&ran.out, home.scratch()), expected, "{}", shown.command);
+        assert_eq!(
+            redacted(&ran.out, home.scratch()),
+            expected,
+            "{}",
+            shown.command
+        );
     }
 }

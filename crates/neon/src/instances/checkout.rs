@@ -167,6 +167,14 @@ impl Instances<'_> {
         let _lock = self.lock(name).await?;
         self.settle(name).await?;
         let record = self.known(name)?;
+        if record.adopted.is_some() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("pg {name}"),
+                "was adopted, and what is adopted is not changed",
+            )
+            .hinted("make an instance of the snapshot: `neon pg create --snapshot`"));
+        }
         let snapshot = to.repository.snapshot(to.id).await?;
         let instance = self.open(&record).await?;
         let facts = snapshot.facts();

@@ -173,89 +173,14 @@ pub(crate) async fn take_locked(
     wanted: &CreateSnapshot,
 ) -> Result<TakenSnapshot> {
     let begun = Instant::now();
-    neon.go_on()?;
-    let subject = format!("snapshot {}", wanted.name);
     let storage = wanted.storage.as_ref().unwrap_or(&record.storage).clone();
-    let target = neon.storages().repository(&storage).await?;
-    refuse_taken(&target, &wanted.name).await?;
-    let instance = neon.pg().open(record).await?;
-    let of_server = |error| Error::server(format!("pg {}", record.name), error);
-    let control = instance.control_file().map_err(of_server)?;
-    let kind = kind_of(&instance, &control, &record.name).await?;
-    let found = needs::ask(
-        &instance,
-        kind.is_bracketed(),
-        &format!("pg {}", record.name),
-    )
-    .await?;
-    let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
-    let writing = target.repository.begin_writing().await;
-    let mut writing = Held(Some(
-        writing.map_err(|error| Error::repository(target.label(), error))?,
-    ));
-    let parent = match parent {
-        None => None,
-        Some(id) => Some(protect(&target, writing.get()?, id).await?),
-    };
-    let (wanting, go_on) = Wanting::new(neon);
-    let job = Job {
-        neon: neon.clone(),
-        record: record.clone(),
-        instance: instance.clone(),
-        target: target.clone(),
-        kind,
-        parent,
-        allow_bad_pages: wanted.allow_bad_pages,
-        taken: i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX),
-        name: wanted.name.clone(),
-        found,
-        meter: Meter::new(neon, subject.clone(), go_on),
-    };
-    let mut checkpoint = Duration::ZERO;
-    let (stored, facts) = if kind.is_bracketed() {
-        neon.tell(Event::Step(format!(
-            "Waiting for a checkpoint of {}.",
-            record.name
-        )));
-        let client = connect(&instance).await.map_err(of_server)?;
-        let options =
-            BracketOptions::new(subject.clone()).with_fast_checkpoint(wanted.fast_checkpoint);
-        let waited = Instant::now();
-        let mut bracket = BackupBracket::start(client, &options)
-            .await
-            .map_err(of_server)?;
-        checkpoint = waited.elapsed();
-        neon.go_on()?;
-        neon.tell(Event::Step(format!("Copying {}.", record.name)));
-        let start = bracket.started().clone();
-        let asked = insert_position(&instance, kind);
-        let (writer, job) = (writing.get()?.writer(), Arc::new(job));
-        let copying = Arc::clone(&job);
-        let copy = beside(move || copying.copy(writer, Some((start.start, start.timeline, asked))));
-        let copy = bracket.during(copy).await.map_err(of_server)??;
-        neon.go_on()?;
-        let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
-        let finishing = beside(move || job.finish(copy, Some(&backup)));
-        let finished = held(&mut hold, finishing).await;
-        hold.release().await;
-        finished?
-    } else {
-        neon.tell(Event::Step(format!("Copying {}.", record.name)));
-        let writer = writing.get()?.writer();
-        beside(move || {
-            let copy = job.copy(writer, None)?;
-            job.finish(copy, None)
-        })
-        .await?
-    };
-    neon.go_on()?;
-    drop(wanting);
-    let commit = stored
-        .commit(facts)
-        .map_err(|error| Error::repository(subject.as_str(), error))?;
-    let commit = carry_bad_pages(&target, commit, wanted.allow_bad_pages, &subject).await?;
-    let committed = writing.take()?.commit(&commit).await;
-    let committed = committed.map_err(|error| Error::repository(target.label(), error))?;
+    let preparing = prepare(neon, record, wanted, &storage);
+    // What was begun is given up when somebody asks to stop; the commit itself is waited for.
+    let mut prepared = unless_cancelled(neon, preparing).await?;
+    let (commit, checkpoint) = (&prepared.commit, prepared.checkpoint);
+    let committed = prepared.writing.take()?.commit(commit).await;
+    let committed =
+        committed.map_err(|error| Error::repository(format!("storage {storage}"), error))?;
     remember_timelines(neon, record, &commit.facts)?;
     let lost = committed
         .names
@@ -289,6 +214,109 @@ pub(crate) async fn take_locked(
         bad_pages: commit.facts.bad_pages.len() as u64,
         checkpoint: checkpoint.as_secs_f64(),
         elapsed: begun.elapsed().as_secs_f64(),
+    })
+}
+
+/// A snapshot of which everything is stored but the commit.
+struct Prepared {
+    writing: Held,
+    commit: Commit,
+    checkpoint: Duration,
+}
+
+/// How soon it is noticed that somebody asks to stop.
+const NOTICE: Duration = Duration::from_millis(50);
+
+/// Drops the work when somebody asks to stop.
+async fn unless_cancelled<T>(neon: &Neon, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        neon.go_on()?;
+        match tokio::time::timeout(NOTICE, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) => continue,
+        }
+    }
+}
+
+async fn prepare(
+    neon: &Neon,
+    record: &PgRecord,
+    wanted: &CreateSnapshot,
+    storage: &Name,
+) -> Result<Prepared> {
+    let subject = format!("snapshot {}", wanted.name);
+    let target = neon.storages().repository(storage).await?;
+    refuse_taken(&target, &wanted.name).await?;
+    let instance = neon.pg().open(record).await?;
+    let of_server = |error| Error::server(format!("pg {}", record.name), error);
+    let control = instance.control_file().map_err(of_server)?;
+    let kind = kind_of(&instance, &control, &record.name).await?;
+    let running = kind.is_bracketed();
+    let found = needs::ask(neon, &instance, running, &format!("pg {}", record.name)).await?;
+    let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
+    let writing = target.repository.begin_writing().await;
+    let writing = Held(Some(
+        writing.map_err(|error| Error::repository(target.label(), error))?,
+    ));
+    let parent = match parent {
+        None => None,
+        Some(id) => Some(protect(&target, writing.get()?, id).await?),
+    };
+    // Dropped with this future, it stops the threads.
+    let (_wanting, go_on) = Wanting::new(neon);
+    let job = Arc::new(Job {
+        neon: neon.clone(),
+        record: record.clone(),
+        instance: instance.clone(),
+        target: target.clone(),
+        kind,
+        parent,
+        allow_bad_pages: wanted.allow_bad_pages,
+        taken: i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX),
+        name: wanted.name.clone(),
+        found,
+        meter: Meter::new(neon, subject.clone(), go_on),
+    });
+    let writer = writing.get()?.writer();
+    let copying = Arc::clone(&job);
+    let mut checkpoint = Duration::ZERO;
+    let (stored, facts) = if running {
+        let waiting = format!("Waiting for a checkpoint of {}.", record.name);
+        neon.tell(Event::Step(waiting));
+        let client = connect(&instance).await.map_err(of_server)?;
+        let options =
+            BracketOptions::new(subject.clone()).with_fast_checkpoint(wanted.fast_checkpoint);
+        let waited = Instant::now();
+        let bracket = BackupBracket::start(client, &options).await;
+        let mut bracket = bracket.map_err(of_server)?;
+        checkpoint = waited.elapsed();
+        neon.tell(Event::Step(format!("Copying {}.", record.name)));
+        let start = bracket.started().clone();
+        let asked = insert_position(&instance, kind);
+        let copy = beside(move || copying.copy(writer, Some((start.start, start.timeline, asked))));
+        let copy = bracket.during(copy).await.map_err(of_server)??;
+        let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
+        let finishing = beside(move || job.finish(copy, Some(&backup)));
+        let finished = held(&mut hold, finishing).await;
+        hold.release().await;
+        finished?
+    } else {
+        neon.tell(Event::Step(format!("Copying {}.", record.name)));
+        beside(move || {
+            let copy = copying.copy(writer, None)?;
+            copying.finish(copy, None)
+        })
+        .await?
+    };
+    let commit = stored
+        .commit(facts)
+        .map_err(|error| Error::repository(subject.as_str(), error))?;
+    let commit = carry_bad_pages(&target, commit, wanted.allow_bad_pages, &subject).await?;
+    Ok(Prepared {
+        writing,
+        commit,
+        checkpoint,
     })
 }
 
@@ -550,6 +578,7 @@ impl Job {
             codec: self.target.codec,
             page_size: facts.cluster.block_size,
             compare: told.is_scan(),
+            scratch: Some(self.neon.home().path().to_owned()),
             ..SnapshotOptions::default()
         };
         let mut sink =
@@ -680,6 +709,12 @@ impl Job {
     fn failed(&self, error: neon_snapshot_format::Error) -> Error {
         if self.meter.go_on.stopped() {
             return Error::new(ErrorKind::Cancelled, self.subject(), "was stopped");
+        }
+        if error.kind() == neon_snapshot_format::ErrorKind::Inconsistent {
+            let reason = "the cluster changed while it was copied";
+            return Error::new(ErrorKind::Busy, self.subject(), reason)
+                .caused_by(error)
+                .hinted("see who started or stopped its server, and try again");
         }
         let damaged = error.kind() == neon_snapshot_format::ErrorKind::Damaged;
         let error = Error::format(self.subject(), error);

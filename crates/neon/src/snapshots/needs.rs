@@ -7,6 +7,8 @@ use neon_pgctl::Instance;
 use neon_pgctl::facts::{Facts as ServerFacts, Provider};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::neon::Neon;
 
 /// The label under which all facts of the machine and the cluster stand, as JSON of
 /// [`neon_pgctl::facts::Facts`], to be [compared](neon_pgctl::facts::compare) where the snapshot is used.
@@ -40,13 +42,26 @@ pub(crate) fn record_configuration(facts: &mut Facts, instance: &Instance) {
     }
 }
 
-/// Asks the server, if one runs, or the files.
-pub(crate) async fn ask(instance: &Instance, running: bool, subject: &str) -> Result<ServerFacts> {
-    let facts = if running {
-        instance.online_facts().await
-    } else {
-        instance.offline_facts().await
-    };
+/// Asks the server, if one runs, or the files. A server whose databases cannot all be asked keeps nobody from a snapshot.
+pub(crate) async fn ask(
+    neon: &Neon,
+    instance: &Instance,
+    running: bool,
+    subject: &str,
+) -> Result<ServerFacts> {
+    if running {
+        match instance.online_facts().await {
+            Ok(facts) => return Ok(facts),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                neon.tell(Event::Note(format!(
+                    "The databases of {subject} could not be asked for extensions and collations: {}.",
+                    cause.unwrap_or_else(|| error.to_string())
+                )));
+            }
+        }
+    }
+    let facts = instance.offline_facts().await;
     facts.map_err(|error| Error::server(subject, error))
 }
 

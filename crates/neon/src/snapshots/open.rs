@@ -105,8 +105,8 @@ impl Snapshots<'_> {
     /// Dropped: nothing is left.
     ///
     /// # Errors
-    /// [`Environment`](ErrorKind::Environment) without PostgreSQL of its major, or without room;
-    /// [`Damaged`](ErrorKind::Damaged); why the server does not start.
+    /// [`Environment`](crate::ErrorKind::Environment) without PostgreSQL of its major, or without room;
+    /// [`Damaged`](crate::ErrorKind::Damaged); why the server does not start.
     pub async fn open(&self, from: &Found) -> Result<OpenSnapshot> {
         let Materialized { instance, files } = materialize(self.0, from).await?;
         let options = StartOptions::new()

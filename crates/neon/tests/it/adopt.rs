@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use neon_pg::{AdoptPg, CreateSnapshot, ErrorKind, PgMajor};
+use neon_pg::{
+    AdoptPg, CheckoutChoice, CreateSnapshot, ErrorKind, Locator, PgMajor, RestoreChoice,
+};
 use neon_testkit::{Cluster, Installation, OsUser, Scratch};
 
 use crate::support::{Fixture, end_server, name, refused, sql};
@@ -175,6 +177,13 @@ async fn is_adopted_and_copied(major: PgMajor) {
     assert!(!second.passed_over.is_empty());
     assert!(second.added < second.size / 2, "{second:?}");
 
+    // It is copied, never changed.
+    let found = home.neon.snapshots().find("shop@one", None).await.unwrap();
+    let plan = pg
+        .plan_checkout(&mine, &found, CheckoutChoice::default())
+        .await;
+    assert_eq!(refused(plan), ErrorKind::Invalid);
+
     // Who starts it goes on to do so.
     let stop = pg.stop(&mine).await.unwrap_err();
     assert_eq!(stop.kind(), ErrorKind::Busy);
@@ -304,6 +313,35 @@ async fn the_distributions_own_cluster_is_adopted_and_copied_while_it_runs() {
         .await
         .unwrap();
     assert_eq!(taken.kind, "online");
+    // In a second home that knows only the storage.
+    let second = Fixture::new();
+    let store = home.scratch.path().join("home/store/local");
+    let locator = Locator::parse(store.to_str().unwrap()).unwrap();
+    second
+        .neon
+        .storages()
+        .attach(&name("tank"), &locator, BTreeMap::new())
+        .await
+        .unwrap();
+    let found = second
+        .neon
+        .snapshots()
+        .find("shop@one", None)
+        .await
+        .unwrap();
+    let mut create = second.create();
+    create.name = Some(name("copy"));
+    let how = RestoreChoice::default();
+    second
+        .neon
+        .pg()
+        .create_from(&create, &found, &how)
+        .await
+        .unwrap();
+    assert_eq!(
+        sql(&second.neon, "copy", "select count(*) from t").await,
+        "10000"
+    );
     let stop = home.neon.pg().stop(&name("shop")).await.unwrap_err();
     assert!(
         stop.hint().unwrap().contains("pg_ctlcluster 15 shop stop"),

@@ -1,6 +1,8 @@
 //! What snapshots are shown as, differ by, and leave when they go.
 
-use neon_pg::{CreateSnapshot, ErrorKind, Outcome, PgMajor, SnapshotDiff};
+use std::collections::BTreeMap;
+
+use neon_pg::{CreateSnapshot, ErrorKind, Locator, Outcome, PgMajor, SnapshotDiff};
 
 use crate::support::{Fixture, name, refused, sql};
 
@@ -188,4 +190,61 @@ async fn a_snapshot_is_shown_destroyed_and_brought_back() {
     assert_eq!(destroyed.outcome, Outcome::Done);
     assert_eq!(destroyed.details["id"], second.id.to_string());
     assert_eq!(destroyed.details["storage"], "local");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_of_two_storages_are_compared_by_digests() {
+    let home = Fixture::of(PgMajor::V16);
+    let pg = home.neon.pg();
+    let snapshots = home.neon.snapshots();
+    let tank = home.scratch.path().join("tank");
+    let locator = Locator::parse(tank.to_str().unwrap()).unwrap();
+    let tank = name("tank");
+    let storages = home.neon.storages();
+    storages
+        .attach(&tank, &locator, BTreeMap::new())
+        .await
+        .unwrap();
+    let mut create = home.create();
+    create.name = Some(name("p1"));
+    pg.create(&create).await.unwrap();
+    sql(
+        &home.neon,
+        "p1",
+        "create table rests as select i from generate_series(1, 20000) i",
+    )
+    .await;
+    sql(&home.neon, "p1", "vacuum (freeze) rests").await;
+    snapshots.create(&wanted("p1@a")).await.unwrap();
+    sql(
+        &home.neon,
+        "p1",
+        "create table comes as select i from generate_series(1, 1000) i",
+    )
+    .await;
+    // A database that everybody expects may be gone.
+    let instance = pg.instance(&name("p1")).await.unwrap();
+    let mut client = instance.connect("template1").await.unwrap();
+    client
+        .simple_query("alter database postgres rename to shop")
+        .await
+        .unwrap();
+    client.close().await;
+    let mut elsewhere = wanted("p1@b");
+    elsewhere.storage = Some(tank);
+    let whole = snapshots.create(&elsewhere).await.unwrap();
+    assert_eq!((whole.kind, whole.parent), ("online", None));
+    let diff = snapshots.diff("p1@a", "p1@b", None).await.unwrap();
+    assert_eq!(diff.by, "digests");
+    let of = |relation: &str| {
+        diff.relations
+            .iter()
+            .find(|found| found.name.as_deref() == Some(relation))
+    };
+    let comes = of("comes").unwrap();
+    assert_eq!(
+        (comes.what, comes.database.as_deref()),
+        ("added", Some("shop"))
+    );
+    assert_eq!(of("rests"), None);
 }

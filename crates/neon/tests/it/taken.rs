@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use neon_pg::{
-    AdoptPg, CreateSnapshot, ErrorKind, Event, EventSink, Locator, Neon, PgMajor, RestoreChoice,
-    TakenSnapshot,
+    AdoptPg, CheckoutChoice, CreateSnapshot, ErrorKind, Event, EventSink, Locator, Neon, PgMajor,
+    RestoreChoice, TakenSnapshot,
 };
 use neon_pgctl::{
     Instance, PortChoice, StandbyOptions, StartOptions, StopMode, StopOptions, Upstream,
@@ -464,4 +464,145 @@ async fn what_cannot_fit_is_refused_before_it_is_copied() {
     );
     let packs = home.scratch.path().join("home/store/local/packs");
     assert_eq!(fs::read_dir(packs).map_or(0, Iterator::count), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_for_a_slow_checkpoint_is_ended_when_somebody_asks() {
+    let home = Fixture::new();
+    filled(&home).await;
+    let cancel = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&cancel);
+    let neon = home.with(|options| {
+        options.cancel = cancel;
+        options.events = EventSink::new(move |event| {
+            if matches!(&event, Event::Step(step) if step.starts_with("Waiting")) {
+                let set = Arc::clone(&set);
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(500));
+                    set.store(true, Ordering::Relaxed);
+                });
+            }
+        });
+    });
+    run(&home.neon, "p1", "update t set i = -i").await;
+    let mut slow = wanted("p1@x");
+    slow.fast_checkpoint = false;
+    assert_eq!(
+        refused(neon.snapshots().create(&slow).await),
+        ErrorKind::Cancelled
+    );
+    nothing_is_left(&home).await;
+}
+
+/// Money moves between accounts while snapshots are taken, and nothing is archived.
+async fn a_snapshot_under_load_is_of_one_moment(major: PgMajor) {
+    let home = Fixture::of(major);
+    let mut create = home.create();
+    create.name = Some(name("p1"));
+    home.neon.pg().create(&create).await.unwrap();
+    run(
+        &home.neon,
+        "p1",
+        "create table accounts as select i, 100 as money from generate_series(1, 20000) i; \
+         alter system set archive_mode = on; alter system set archive_command = 'false'",
+    )
+    .await;
+    home.neon.pg().restart(&name("p1")).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (asked, neon) = (Arc::clone(&stop), home.again());
+    let load = tokio::spawn(async move {
+        let instance = neon.pg().instance(&name("p1")).await.unwrap();
+        let mut client = instance.connect("postgres").await.unwrap();
+        let mut moves = 0_u32;
+        while !asked.load(Ordering::Relaxed) {
+            let (from, to) = (moves * 7919 % 20_000 + 1, moves * 104_729 % 20_000 + 1);
+            let transfer = format!(
+                "begin; update accounts set money = money - 1 where i = {from}; \
+                 update accounts set money = money + 1 where i = {to}; commit"
+            );
+            client.simple_query(&transfer).await.unwrap();
+            moves += 1;
+        }
+        moves
+    });
+    let first = take(&home.neon, "p1@one").await;
+    run(&home.neon, "p1", "checkpoint").await;
+    let second = take(&home.neon, "p1@two").await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(load.await.unwrap() > 0);
+    assert_eq!(second.parent, Some(first.id));
+    assert_ne!(second.source.as_deref(), Some("scan"), "{second:?}");
+    let whole = "select sum(money) || ' of ' || count(*) from accounts";
+    for (snapshot, copy) in [("p1@one", "c1"), ("p1@two", "c2")] {
+        let answer = ask_copy(&home, snapshot, copy, whole).await;
+        assert_eq!(answer, "2000000 of 20000", "{snapshot}");
+    }
+    let facts = home
+        .neon
+        .snapshots()
+        .show("p1@two", None)
+        .await
+        .unwrap()
+        .facts;
+    assert_eq!(
+        facts.needs.extensions.get("plpgsql").map(String::as_str),
+        Some("1.0")
+    );
+    let origin = facts.labels.get("facts").unwrap();
+    let origin: serde_json::Value = serde_json::from_str(origin).unwrap();
+    assert_eq!(
+        origin.pointer("/cluster/databases/0/encoding").unwrap(),
+        "UTF8"
+    );
+    assert_eq!(facts.log.timelines.len(), 1);
+    assert!(facts.log.start.is_some() && facts.log.stop > facts.log.start);
+    assert!(!facts.log.ranges.is_empty() && facts.cost.read_changed > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_13_under_load_is_of_one_moment() {
+    a_snapshot_under_load_is_of_one_moment(PgMajor::V13).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_18_under_load_is_of_one_moment() {
+    a_snapshot_under_load_is_of_one_moment(PgMajor::V18).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_checkout_only_the_snapshot_it_went_to_is_a_parent() {
+    let home = Fixture::of(PgMajor::V14);
+    let mut create = home.create();
+    create.name = Some(name("p1"));
+    let pg = home.neon.pg();
+    pg.create(&create).await.unwrap();
+    run(
+        &home.neon,
+        "p1",
+        "create table t as select i from generate_series(1, 20000) i",
+    )
+    .await;
+    let a = take(&home.neon, "p1@a").await;
+    run(
+        &home.neon,
+        "p1",
+        "insert into t select generate_series(1, 20000)",
+    )
+    .await;
+    take(&home.neon, "p1@b").await;
+    let found = home.neon.snapshots().find("p1@a", None).await.unwrap();
+    let choice = CheckoutChoice::default();
+    let plan = pg.plan_checkout(&name("p1"), &found, choice).await.unwrap();
+    pg.checkout(&plan).await.unwrap();
+    let c = take(&home.neon, "p1@c").await;
+    assert_eq!(
+        (c.parent, c.source.as_deref()),
+        (Some(a.id), Some("log")),
+        "{:?}",
+        c.passed_over
+    );
+    assert_eq!(
+        ask_copy(&home, "p1@c", "c1", "select count(*) from t").await,
+        "20000"
+    );
 }

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::CheckoutChoice;
+use crate::instances::checkout::started;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::{Operation, Outcome};
@@ -119,7 +120,8 @@ impl Neon {
                 let found = self.head(&record.storage, head, head_id).await?;
                 let choice = CheckoutChoice::default();
                 let plan = self.pg().plan_checkout(&name, &found, choice).await?;
-                let done = self.pg().checkout_unlogged(&plan).await?;
+                let (done, trouble) = self.pg().checkout_unlogged(&plan).await?;
+                let done = started(done, trouble)?;
                 Ok(format!(
                     "pg {name} is at {head}; what it was is {}",
                     done.head

@@ -7,7 +7,8 @@
 //!    file is compared by content and what differs is rewritten, `pg_wal` among it; then recovery to the snapshot's
 //!    own end, onto that timeline. A crash anywhere in it is finished by doing all of it again, on one timeline
 //!    further.
-//! 3. One write of the record: new lineage, based on the snapshot, journal gone. Then the server starts.
+//! 3. *starting*: one write of the record says that it has a new lineage, based on the snapshot. The server starts, if it
+//!    ran before, and the journal goes.
 //!
 //! Pages are always compared by content, never by the maps of two snapshots. Without checksums or `wal_log_hints` nothing
 //! else is right (a hint that is newer than the target shows rows of transactions that never committed), and with
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
+use crate::instances::isolate::keep_password;
 use crate::instances::restore::{Ending, read_control, recover, target, timelines_in};
 use crate::instances::{Base, Instances, PgRecord};
 use crate::name::Name;
@@ -120,6 +122,7 @@ pub struct CheckedOut {
 pub(crate) enum Phase {
     Saving,
     Changing,
+    Starting,
 }
 
 /// A checkout that is under way.
@@ -281,14 +284,19 @@ impl Instances<'_> {
         operation.detail("snapshot", plan.snapshot.to_string());
         operation.detail("storage", plan.storage.to_string());
         let done = self.checkout_unlogged(plan).await;
-        if let Ok(done) = &done {
+        if let Ok((done, _)) = &done {
             operation.detail("head", done.head.to_string());
             operation.detail("head-id", done.head_id.to_string());
         }
-        operation.end(done)
+        let (done, trouble) = operation.end(done)?;
+        started(done, trouble)
     }
 
-    pub(crate) async fn checkout_unlogged(&self, plan: &CheckoutPlan) -> Result<CheckedOut> {
+    /// Takes an instance back; beside the result why its server did not start.
+    pub(crate) async fn checkout_unlogged(
+        &self,
+        plan: &CheckoutPlan,
+    ) -> Result<(CheckedOut, Option<Error>)> {
         let name = &plan.pg;
         let _lock = self.lock(name).await?;
         self.settle(name).await?;
@@ -369,12 +377,13 @@ impl Instances<'_> {
         }
         self.trim_heads(name).await;
         let timeline = self.known(name)?.timelines.iter().max().copied();
+        let mut trouble = None;
         if under_way.start {
             self.0
                 .tell(Event::Step(format!("Starting postgres on {name}.")));
-            self.start_locked(name).await?;
+            trouble = self.start_after(name).await.err();
         }
-        Ok(CheckedOut {
+        let done = CheckedOut {
             pg: name.clone(),
             snapshot: plan.snapshot,
             head: head_name(name, under_way.head),
@@ -382,8 +391,9 @@ impl Instances<'_> {
             compared: total,
             rewritten,
             timeline,
-            running: under_way.start,
-        })
+            running: under_way.start && trouble.is_none(),
+        };
+        Ok((done, trouble))
     }
 
     /// The first number that neither this instance nor one that had its name before gave.
@@ -452,12 +462,32 @@ impl Instances<'_> {
                 if let Err(error) = changed {
                     return Err(self.back_to_head(name, under_way, error).await);
                 }
-                if start && under_way.start {
-                    self.start_locked(name).await?;
-                }
+                self.settle_start(name, start).await?;
             }
+            Phase::Starting => self.settle_start(name, start).await?,
         }
         Ok(())
+    }
+
+    async fn settle_start(&self, name: &Name, start: bool) -> Result<()> {
+        if start && self.known(name)?.checkout.is_some() {
+            return self.start_after(name).await;
+        }
+        self.update(name, |record| record.checkout = None)
+    }
+
+    /// Starts the server that ran before, and forgets the checkout, whatever becomes of it.
+    async fn start_after(&self, name: &Name) -> Result<()> {
+        let instance = self.instance(name).await?;
+        let status = instance.status().await;
+        let up = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
+        let started = if up.is_up() {
+            Ok(())
+        } else {
+            self.start_locked(name).await.map(drop)
+        };
+        self.update(name, |record| record.checkout = None)?;
+        started
     }
 
     async fn take_back(&self, name: &Name, under_way: &UnderWay) -> Result<()> {
@@ -520,7 +550,7 @@ impl Instances<'_> {
             self.change(&record, &instance, &snapshot, &back, None)
                 .await?;
             if under_way.start {
-                self.start_locked(name).await?;
+                self.start_after(name).await?;
             }
             Ok::<_, Error>(())
         }
@@ -655,6 +685,10 @@ impl Instances<'_> {
         };
         let timelines = recover(&ending, plan, used).await?;
         self.0.step("checkout: recovered");
+        // Another instance's superuser has another password than our pass file.
+        if snapshot.facts().instance.as_ref() != Some(&record.id) && record.adopted.is_none() {
+            keep_password(instance, self.0.os_user()?.as_ref()).await?;
+        }
         let lineage =
             LineageId::random().map_err(|error| Error::repository(subject.as_str(), error))?;
         let now = seconds(self.0.now());
@@ -667,7 +701,10 @@ impl Instances<'_> {
                 snapshot: under_way.snapshot,
                 storage: Some(under_way.storage.clone()),
             });
-            record.checkout = None;
+            record.checkout = under_way.start.then(|| UnderWay {
+                phase: Phase::Starting,
+                ..under_way.clone()
+            });
             if let Some(head) = under_way.head_id {
                 record.heads.push(Head {
                     number: under_way.head,
@@ -729,6 +766,23 @@ impl Instances<'_> {
             }
         }
     }
+}
+
+/// A checkout that is done is done, also when the server does not come up on what it left.
+pub(crate) fn started(done: CheckedOut, trouble: Option<Error>) -> Result<CheckedOut> {
+    let Some(error) = trouble else {
+        return Ok(done);
+    };
+    Err(Error::new(
+        ErrorKind::Partial,
+        format!("pg {}", done.pg),
+        "was rolled back, and its server does not start",
+    )
+    .hinted(format!(
+        "`neon undo` takes it back to {}; or repair its configuration and start it",
+        done.head
+    ))
+    .caused_by(error))
 }
 
 /// `PG@HEAD{i}`

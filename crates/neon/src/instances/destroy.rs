@@ -127,6 +127,7 @@ impl Instances<'_> {
         let name = record.name.clone();
         let _lock = self.lock(&name).await?;
         self.settle(&name).await?;
+        Self::can_come_back(&record)?;
         let restored = (|| {
             record.stage = Stage::Creating;
             record::create(&self.record(&name), &record).map_err(|error| {

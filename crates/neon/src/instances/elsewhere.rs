@@ -77,6 +77,18 @@ impl Instances<'_> {
         shift(place, &away)
     }
 
+    /// Refuses to move it back over what has its place now.
+    pub(super) fn can_come_back(record: &PgRecord) -> Result<()> {
+        let Some(place) = &record.pgdata else {
+            return Ok(());
+        };
+        if !beside(place, "trash", &record.id).exists() {
+            return Ok(());
+        }
+        check(Some(place))?;
+        check(Some(&tablespaces(place)))
+    }
+
     /// Moves it back.
     pub(super) fn bring_back(&self, record: &PgRecord) -> Result<()> {
         let Some(place) = &record.pgdata else {

@@ -74,6 +74,70 @@ pub(super) async fn isolate(
     write(instance, &fates, found.md5, user)
 }
 
+/// Gives the superuser of an instance the password of its pass file again, after its data became those of another instance.
+///
+/// Its server runs for a moment, and nobody but us gets in.
+///
+/// Dropped: the server ends.
+pub(super) async fn keep_password(instance: &Instance, user: Option<&OsUser>) -> Result<()> {
+    let data = instance.data_dir();
+    let server = |error| Error::server(data.display().to_string(), error);
+    let Some(pass_file) = instance.pass_file() else {
+        return Ok(());
+    };
+    let line = fs::read_to_string(pass_file)
+        .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
+    let mut fields = line.trim_end().splitn(5, ':').skip(3);
+    let (Some(name), Some(password)) = (fields.next(), fields.next()) else {
+        return Ok(());
+    };
+    let hba = pass_file.with_file_name("pg_hba-once.conf");
+    record::put(&hba, b"local all all trust\n", 0o600, user)?;
+    let options = StartOptions::new()
+        .as_is()
+        .with_setting("hba_file", hba.display().to_string())
+        .with_setting("listen_addresses", "")
+        .with_setting("archive_mode", "off")
+        .with_setting("max_logical_replication_workers", "0")
+        .with_setting("synchronous_standby_names", "")
+        .with_setting("default_transaction_read_only", "off");
+    let started = instance.start_scoped(&options).await;
+    let given = async {
+        let scoped = started.map_err(server)?;
+        let given = async {
+            let mut client = instance.connect("template1").await.map_err(server)?;
+            let given = client.simple_query(&new_password(name, password)).await;
+            client.close().await;
+            given.map_err(|error| {
+                Error::new(
+                    crate::ErrorKind::Failed,
+                    format!("role {name}"),
+                    "cannot be given its password",
+                )
+                .caused_by(error)
+            })
+        }
+        .await;
+        let stopped = tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast)).await;
+        drop(stopped);
+        given
+    }
+    .await;
+    record::remove(&hba)?;
+    given.map(drop)
+}
+
+/// A plain password in no log.
+fn new_password(name: &str, password: &str) -> String {
+    let name = neon_pgwire::quote_identifier(name).unwrap_or_default();
+    let password = neon_pgwire::quote_literal(password).unwrap_or_default();
+    format!(
+        "set log_statement = 'none'; set log_min_duration_statement = -1; \
+         set log_min_error_statement = 'panic'; set password_encryption = 'scram-sha-256'; \
+         alter role {name} login password {password} valid until 'infinity'"
+    )
+}
+
 /// Gives a copy that is to act as its origin did no more than what two servers on one machine cannot share.
 pub(super) fn as_it_is(instance: &Instance, user: Option<&OsUser>) -> Result<()> {
     let data = instance.data_dir();
@@ -123,12 +187,7 @@ async fn ask(
                     continue;
                 }
             };
-            let quoted = neon_pgwire::quote_identifier(name).unwrap_or_default();
-            let script = format!(
-                "set log_statement = 'none'; set log_min_duration_statement = -1; \
-                 set log_min_error_statement = 'panic'; set password_encryption = 'scram-sha-256'; \
-                 alter role {quoted} login password '{password}' valid until 'infinity'"
-            );
+            let script = new_password(name, &password);
             let asked = async {
                 let is = client
                     .simple_query(

@@ -5,7 +5,7 @@
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
 mod adopt;
-mod checkout;
+pub(crate) mod checkout;
 mod create;
 mod destroy;
 mod elsewhere;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use neon_pagestore::{CommitId, LineageId};
+use neon_pgctl::Instance;
 use serde::{Deserialize, Serialize};
 
 use crate::instances::checkout::{Head, Phase, UnderWay};
@@ -79,6 +80,18 @@ pub struct PgRecord {
 }
 
 impl PgRecord {
+    /// The role that we connect as, where something says which: that of an adopted cluster, or of the pass file.
+    pub(crate) fn superuser(&self, instance: &Instance) -> Option<String> {
+        if let Some(place) = &self.adopted
+            && place.superuser.is_some()
+        {
+            return place.superuser.clone();
+        }
+        let line = std::fs::read_to_string(instance.pass_file()?).ok()?;
+        let user = line.split(':').nth(3)?;
+        (!user.contains('\\')).then(|| user.to_owned())
+    }
+
     /// Whether its data directory is being rewritten.
     pub(crate) fn is_changing(&self) -> bool {
         let phase = self.checkout.as_ref().map(|under_way| under_way.phase);

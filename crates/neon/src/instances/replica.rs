@@ -77,7 +77,9 @@ impl Instances<'_> {
         self.0
             .tell(Event::Step(format!("Copying {primary} to {name}.")));
         let made = async {
-            let mut address = Upstream::new(socket.display().to_string(), port, user_of(&upstream))
+            let role = of.record.superuser(&upstream);
+            let role = role.as_deref().unwrap_or("postgres");
+            let mut address = Upstream::new(socket.display().to_string(), port, role)
                 .with_application_name(name.as_str());
             if let Some(pass_file) = upstream.pass_file() {
                 address = address.with_pass_file(pass_file);
@@ -128,13 +130,4 @@ impl Instances<'_> {
             number = number.saturating_add(1);
         }
     }
-}
-
-/// Who the primary's superuser is, by its pass file.
-fn user_of(primary: &Instance) -> String {
-    let line = primary
-        .pass_file()
-        .and_then(|path| std::fs::read_to_string(path).ok());
-    let user = line.as_deref().and_then(|line| line.split(':').nth(3));
-    user.unwrap_or("postgres").to_owned()
 }

@@ -565,6 +565,7 @@ impl Job {
             self.parent.as_ref().map(Snapshot::facts),
         )?;
         needs::record_configuration(&mut facts, &self.instance);
+        facts.needs.install_user = self.record.superuser(&self.instance);
         facts.cost.source = told.used.map(|used| used.name().to_owned());
         facts.cost.refused_sources = told
             .passed_over

@@ -140,6 +140,21 @@ async fn rolls_back(major: PgMajor) {
     );
     assert_eq!(ask("select count(*) from t").await, "20000");
 
+    // Every page and row is as the stock programs want it.
+    let installation = neon_testkit::Installation::of(major);
+    let contrib = "select count(*) from pg_available_extensions where name = 'amcheck'";
+    if installation.tool("pg_amcheck").is_some() && ask(contrib).await == "1" {
+        let socket = instance.socket_dir().display().to_string();
+        let port = endpoint.as_ref().unwrap().rsplit(':').next().unwrap();
+        let done = installation
+            .command("pg_amcheck")
+            .args(["-h", &socket, "-p", port, "-U", "postgres", "--all"])
+            .args(["--install-missing", "--heapallindexed"])
+            .env("PGPASSFILE", instance.pass_file().unwrap())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
     // Compared with all of the snapshot, stopped.
     neon.pg().stop(&name("pgdata1")).await.unwrap();
     let head = neon
@@ -153,6 +168,15 @@ async fn rolls_back(major: PgMajor) {
     assert!(!done.running);
     let copy = home.scratch.path().join("whole");
     whole(&head, &copy).await;
+    if installation.tool("pg_checksums").is_some() {
+        let done = installation
+            .command("pg_checksums")
+            .args(["--check", "-D"])
+            .arg(instance.data_dir())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
     let (is, was) = (relations(instance.data_dir()), relations(&copy));
     assert!(is.keys().eq(was.keys()));
     for (path, pages) in &was {
@@ -168,6 +192,11 @@ async fn rolls_back(major: PgMajor) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_of_13_rolls_back() {
     rolls_back(PgMajor::V13).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_of_15_rolls_back_as_amcheck_wants_it() {
+    rolls_back(PgMajor::V15).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -424,4 +453,35 @@ async fn who_asks_to_stop_finds_everything_as_it_was() {
         assert_eq!(refused(copy), ErrorKind::NotFound);
     }
     home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_start_afterwards_is_told_and_the_checkout_can_be_undone() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    neon.pg().create(&home.create()).await.unwrap();
+    run(neon, "pgdata1", "create table t as select 1 i").await;
+    let snap = take(neon, "pgdata1", "a").await;
+    run(neon, "pgdata1", "insert into t values (2)").await;
+    let instance = neon.pg().instance(&name("pgdata1")).await.unwrap();
+    let conf = instance.data_dir().join("postgresql.conf");
+    let before = fs::read_to_string(&conf).unwrap();
+    fs::write(
+        &conf,
+        format!("{before}shared_preload_libraries = 'no_such_library'\n"),
+    )
+    .unwrap();
+    let error = neon
+        .pg()
+        .checkout(&plan(neon, &snap).await)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Partial);
+    assert!(error.hint().unwrap().contains("pgdata1@HEAD{0}"));
+    fs::write(&conf, before).unwrap();
+    neon.pg().start(&name("pgdata1")).await.unwrap();
+    assert_eq!(sql(neon, "pgdata1", "select count(*) from t").await, "1");
+    neon.undo().await.unwrap();
+    assert_eq!(sql(neon, "pgdata1", "select count(*) from t").await, "2");
+    neon.pg().stop(&name("pgdata1")).await.unwrap();
 }

@@ -201,8 +201,36 @@ async fn a_checkout_killed_after_its_first_change_is_finished() {
         "checkout: changing",
         "checkout: rewritten",
         "checkout: recovered",
+        "checkout: done",
     ];
     checkout_killed_at(&steps, "5000").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_killed_at_any_time_is_whole_or_was_not() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    for after in [300, 900, 1500, 2100, 2700, 3300, 4500] {
+        killed(&place, "checkout", "", Some(Duration::from_millis(after)));
+        let neon = home.again();
+        // The next command, whichever it is.
+        let found = neon.snapshots().find("pgdata1@a", None).await.unwrap();
+        plan(&neon, &found).await;
+        let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+        assert_eq!(pg.record.checkout, None);
+        assert_eq!(pg.role(), Some("primary"), "{after}");
+        let count = sql(&neon, "pgdata1", "select count(*) from t").await;
+        assert!(
+            ["5000", "5001"].contains(&count.as_str()),
+            "{after}: {count}"
+        );
+        if count == "5000" {
+            run(&neon, "pgdata1", "insert into t select 1").await;
+        }
+        nothing_half_made(&place);
+    }
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+    none_but(&place, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -40,6 +40,11 @@ async fn a_copy_lives_beside_its_origin(major: PgMajor) {
     .await;
     pg.restart(&name("pgdata1")).await.unwrap();
     let online = take(&home.neon, "pgdata1", "online").await;
+    let facts = online.repository.snapshot(online.id).await.unwrap();
+    assert_eq!(
+        facts.facts().needs.install_user.as_deref(),
+        Some("postgres")
+    );
     run(&home.neon, "pgdata1", "insert into t values (0)").await;
 
     let (neon, told) = listening(&home);

@@ -30,7 +30,7 @@ use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, Stage, runs_here};
 use crate::neon::Neon;
 use crate::record::{self, Lock};
-use crate::snapshots::Found;
+use crate::snapshots::{Found, redo};
 use crate::storages::LOCAL;
 
 /// How an instance is made from a snapshot.
@@ -184,6 +184,7 @@ impl Instances<'_> {
             )
             .hinted("create it with its own version and upgrade it then"));
         }
+        redo::refuse(&redo::of_snapshot(snapshot).await?, None, &subject)?;
         let installation = self.0.installation(Some(is)).await?;
         let platform = installation.platform_facts().await;
         runs_here::check(self.0, &subject, facts, platform, force)?;
@@ -402,11 +403,23 @@ pub(super) async fn recover(
         .with_end(RecoveryEnd::Promoted)
         .with_used_timelines(used.iter().copied());
     let whole = snapshot.facts().kind == SnapshotKind::Cold && control.state.is_clean();
+    let links = redo::links(data)?;
     let aside = whole.then(|| Aside::step(data)).transpose()?;
     let recovered = instance
         .recover(&plan, |_| ())
         .await
         .map_err(|error| Error::server(*subject, error))?;
+    // Replay that turned one wrote where it leads, and nobody may go on from that unnoticed.
+    if redo::links(data)?
+        .iter()
+        .any(|(oid, target)| links.get(oid).is_some_and(|before| before != target))
+    {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            *subject,
+            "has a log that led a tablespace outside of the copy",
+        ));
+    }
     if let Some(aside) = aside {
         aside.back()?;
     }

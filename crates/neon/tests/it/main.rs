@@ -9,6 +9,7 @@ mod instances;
 mod killed;
 mod moving;
 mod offers;
+mod redo;
 mod remotes;
 mod restored;
 mod shared;

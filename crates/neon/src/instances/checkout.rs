@@ -221,6 +221,7 @@ impl Instances<'_> {
         if status.is_up() {
             self.refuse_managed(&record, "stop")?;
         }
+        redo::can_be_replayed(&snapshot, &subject).await?;
         let created = redo::of_snapshot(&snapshot).await?;
         redo::refuse(&created, Some(instance.data_dir()), &subject)?;
         let mut plan = CheckoutPlan {

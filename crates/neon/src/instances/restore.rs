@@ -184,11 +184,20 @@ impl Instances<'_> {
             )
             .hinted("create it with its own version and upgrade it then"));
         }
+        redo::can_be_replayed(snapshot, &subject).await?;
         redo::refuse(&redo::of_snapshot(snapshot).await?, None, &subject)?;
         let installation = self.0.installation(Some(is)).await?;
         let platform = installation.platform_facts().await;
         runs_here::check(self.0, &subject, facts, platform, force)?;
         Ok(installation)
+    }
+
+    /// Whether the instance that a snapshot shows was only ever on timelines that this home knows.
+    fn knows_all_timelines(&self, facts: &Facts) -> Result<bool> {
+        let records = self.records()?;
+        Ok(records
+            .iter()
+            .any(|record| facts.instance.as_ref() == Some(&record.id) && record.adopted.is_none()))
     }
 
     /// Every timeline that a snapshot, or the instance that it shows as far as it is known here, was on.
@@ -215,6 +224,17 @@ impl Instances<'_> {
         }
         Ok(used)
     }
+}
+
+/// How far to leap over timelines that may have been used elsewhere.
+const LEAP: u32 = 16;
+
+/// The last timeline before the next multiple of [`LEAP`]: what somebody else used since, in the archive of a cluster that
+/// is not only ours, is likely below. That archive cannot be asked: its command is not ours to run.
+fn before_leap(used: &BTreeSet<TimelineId>) -> Option<TimelineId> {
+    let last = used.last()?.get();
+    let next = last.checked_add(1)?.checked_next_multiple_of(LEAP)?;
+    TimelineId::new(next.checked_sub(1)?).ok()
 }
 
 /// Refuses a restore that would not fit.
@@ -399,12 +419,18 @@ pub(super) async fn recover(
         )));
         return Ok(used);
     }
+    let mut taken = used.clone();
+    if !neon.pg().knows_all_timelines(snapshot.facts())? {
+        taken.extend(before_leap(&used));
+    }
     let plan = plan
         .with_end(RecoveryEnd::Promoted)
-        .with_used_timelines(used.iter().copied());
+        .with_used_timelines(taken);
     let whole = snapshot.facts().kind == SnapshotKind::Cold && control.state.is_clean();
     let links = redo::links(data)?;
-    let aside = whole.then(|| Aside::step(data)).transpose()?;
+    let aside = whole
+        .then(|| Aside::step(data, control.major))
+        .transpose()?;
     let recovered = instance
         .recover(&plan, |_| ())
         .await

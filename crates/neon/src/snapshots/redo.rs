@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use neon_pagestore::read::Snapshot;
 use neon_pg_layout::wal::changes::Change;
 use neon_pg_layout::wal::{ResourceManager, Step, WalFormat, WalReader};
-use neon_pg_layout::{BackupLabel, ControlFile, Lsn, SegmentName, TimelineHistory, TimelineId};
+use neon_pg_layout::{
+    BackupLabel, ControlFile, Lsn, SegmentName, TimelineHistory, TimelineId, WalLevel,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshots::catalogue::Files;
@@ -38,6 +40,7 @@ pub(crate) struct Log<'a> {
 pub(crate) async fn of_snapshot(snapshot: &Snapshot) -> Result<Created> {
     let files = Files::Snapshot(snapshot.clone());
     let subject = || format!("snapshot {}", snapshot.id());
+    let control = control_of(snapshot).await?;
     let damaged = |error| {
         Error::new(
             ErrorKind::Damaged,
@@ -46,8 +49,6 @@ pub(crate) async fn of_snapshot(snapshot: &Snapshot) -> Result<Created> {
         )
         .caused_by(error)
     };
-    let control = files.read("global/pg_control", 0).await?;
-    let control = ControlFile::decode(&control.unwrap_or_default()).map_err(damaged)?;
     let label = match files.read("backup_label", 0).await? {
         Some(label) => Some(BackupLabel::parse(&label).map_err(damaged)?),
         None => None,
@@ -64,6 +65,30 @@ pub(crate) async fn of_snapshot(snapshot: &Snapshot) -> Result<Created> {
     let mut tops: Vec<TimelineId> = known.map(|step| step.timeline).collect();
     tops.extend(label.map(|label| label.start_segment.timeline()));
     created(&log, tops).await
+}
+
+async fn control_of(snapshot: &Snapshot) -> Result<ControlFile> {
+    let files = Files::Snapshot(snapshot.clone());
+    let control = files.read("global/pg_control", 0).await?;
+    ControlFile::decode(&control.unwrap_or_default()).map_err(|error| {
+        let subject = format!("snapshot {}", snapshot.id());
+        Error::new(ErrorKind::Damaged, subject, "has no control file of use").caused_by(error)
+    })
+}
+
+/// Refuses a snapshot that no recovery takes to its end: what was written with `wal_level=minimal` is replayed by nothing
+/// but the start of its own server, which stays on its timeline.
+pub(crate) async fn can_be_replayed(snapshot: &Snapshot, subject: &str) -> Result<()> {
+    let control = control_of(snapshot).await?;
+    if control.settings.wal_level != WalLevel::Minimal || control.state.is_clean() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Failed,
+        subject,
+        "was taken of a server that was not shut down, with wal_level=minimal: no recovery replays its log",
+    )
+    .hinted("export it and start a server on that directory, or take a snapshot of the stopped cluster"))
 }
 
 /// The tablespaces that replay would make along any of these timelines, and those of the control file.

@@ -7,6 +7,7 @@ mod details;
 mod first;
 mod instances;
 mod killed;
+mod mended;
 mod moving;
 mod offers;
 mod redo;

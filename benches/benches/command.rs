@@ -23,7 +23,8 @@ const INSTANCES: usize = 50;
 const RUNNING: usize = 5;
 
 fn main() {
-    let snapshots = std::env::var("NEON_BENCH_SNAPSHOTS").map_or(1000, |text| text.parse().unwrap());
+    let snapshots =
+        std::env::var("NEON_BENCH_SNAPSHOTS").map_or(1000, |text| text.parse().unwrap());
     let neon = binary();
     let scratch = Scratch::new();
     let home = scratch.path().join("home");
@@ -44,12 +45,20 @@ fn main() {
         command
     };
     let floor = median(|| Command::new("true"));
-    println!("{INSTANCES} instances, {RUNNING} of them running, {snapshots} snapshots; medians of {ROUNDS}");
+    println!(
+        "{INSTANCES} instances, {RUNNING} of them running, {snapshots} snapshots; medians of {ROUNDS}"
+    );
     println!("true           {floor:>9.1?}");
     println!("neon --version {:>9.1?}", median(|| run(&["--version"])));
     println!("neon pg list   {:>9.1?}", median(|| run(&["pg", "list"])));
-    println!("  as JSON      {:>9.1?}", median(|| run(&["-o", "json", "pg", "list"])));
-    println!("neon snapshot list {:>5.1?}", median(|| run(&["snapshot", "list"])));
+    println!(
+        "  as JSON      {:>9.1?}",
+        median(|| run(&["-o", "json", "pg", "list"]))
+    );
+    println!(
+        "neon snapshot list {:>5.1?}",
+        median(|| run(&["snapshot", "list"]))
+    );
     runtime.block_on(async {
         for record in library.pg().records().unwrap().iter().take(RUNNING) {
             library.pg().stop(&record.name).await.unwrap();

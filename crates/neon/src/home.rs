@@ -6,7 +6,7 @@
 //! trash/<id>/             instances that were destroyed, for a while
 //! trees/<snapshot>/        the files of snapshots that instances share blocks with
 //! store/local/            the storage that is there from the start
-//! state/pg/<name>.json    a record for each instance, <name>.lock beside it
+//! state/pg/<name>.json    a record for each instance, <name>.lock beside it; <name>.heads the numbers it gave
 //! state/trash/<id>.json   the records of those in the trash
 //! state/storage/<name>.json
 //! state/operations.ndjson what was changed, a line each
@@ -142,6 +142,11 @@ impl Home {
 
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("state/trash")
+    }
+
+    /// Says of an instance of the trash that it is being removed for good.
+    pub(crate) fn gone(&self, id: &str) -> PathBuf {
+        self.trash().join(format!("{id}.gone"))
     }
 
     pub(crate) fn trash_folder(&self, id: &str) -> PathBuf {

@@ -291,6 +291,19 @@ impl Lock {
         }
     }
 
+    /// Takes a lock unless somebody holds it.
+    pub(crate) fn free(path: &Path) -> Option<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .ok()?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(Self { _file: file })
+    }
+
     /// Takes the lock, waiting this long for who holds it.
     ///
     /// Dropped: nothing is held.

@@ -486,6 +486,14 @@ impl Storages<'_> {
         }
     }
 
+    /// Keeps an attached storage from being detached, until its user is on record. Taken after the lock of an instance, and
+    /// nothing is locked after it.
+    pub(crate) async fn hold(&self, name: &Name) -> Result<Lock> {
+        let lock = self.lock(name).await?;
+        self.get(name)?;
+        Ok(lock)
+    }
+
     async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.0.home().storages().join(format!("{name}.lock"));
         Lock::take(&path, &format!("storage {name}"), self.0.options().patience).await

@@ -24,6 +24,7 @@ mod ping;
 mod port;
 mod process;
 mod quarantine;
+mod quiet;
 mod recovery;
 mod replica;
 mod scope;
@@ -48,6 +49,7 @@ pub use os_user::OsUser;
 pub use ping::Answer;
 pub use port::PortChoice;
 pub use quarantine::{Change, QuarantineOptions, Why};
+pub use quiet::Quiet;
 pub use recovery::{
     Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan, RecoveryTarget, RecoveryTimeline,
     StopPoint, WalSource,

@@ -41,7 +41,7 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// None while somebody else has it.
-    fn try_take(data_dir: &Path) -> Result<Option<Self>> {
+    pub(crate) fn try_take(data_dir: &Path) -> Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = open(data_dir, flags, Mode::empty())
             .map_err(|error| Error::io(data_dir, "cannot be opened", error.into()))?;
@@ -161,7 +161,35 @@ async fn wait_for_survivors(
     }
 }
 
-fn survived(data_dir: &Path, reason: String, survivors: &[i32]) -> Error {
+/// Waits until nothing of a dead server is left that could write, and changes nothing.
+pub(crate) async fn wait_for_end(
+    data_dir: &Path,
+    start: Instant,
+    patience: Duration,
+) -> Result<()> {
+    loop {
+        let file = PidFile::read(data_dir)?;
+        let whose = match &file {
+            Some(file) if identity::running(file, data_dir).is_some() => {
+                return Err(already_running(file, data_dir));
+            }
+            Some(file) => format!("the server {}", file.pid),
+            None => "a server without a pid file".to_owned(),
+        };
+        wait_for_survivors(data_dir, start, patience, &whose).await?;
+        let shared = file.and_then(|file| file.shmid);
+        if shared.and_then(process::shared_memory_in_use) != Some(true) {
+            return Ok(());
+        }
+        if start.elapsed() > patience {
+            let reason = format!("{whose} is dead, but its shared memory is still in use");
+            return Err(survived(data_dir, reason, &[]));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+pub(crate) fn survived(data_dir: &Path, reason: String, survivors: &[i32]) -> Error {
     let names: Vec<String> = survivors
         .iter()
         .map(|pid| process::describe(*pid))

@@ -24,7 +24,7 @@ pub use conninfo::*;
 pub use error::{Error, ErrorKind, Result};
 pub use limits::Limits;
 pub use notice::NoticeHandler;
-pub use quote::{quote_identifier, quote_literal};
+pub use quote::{quote_identifier, quote_literal, scram_sha_256_verifier};
 pub use secret::Secret;
 pub use server::*;
 pub use server_error::ServerError;

@@ -43,6 +43,17 @@ pub fn quote_identifier(name: &str) -> Result<String> {
     Ok(format!("\"{}\"", name.replace('"', "\"\"")))
 }
 
+/// What a server keeps of a password for SCRAM-SHA-256, with a random salt. `ALTER ROLE … PASSWORD` takes it in place of the
+/// password, which then is in no log of the server.
+///
+/// ```
+/// assert!(neon_pgwire::scram_sha_256_verifier("secret").starts_with("SCRAM-SHA-256$4096:"));
+/// ```
+#[must_use]
+pub fn scram_sha_256_verifier(password: &str) -> String {
+    postgres_protocol::password::scram_sha_256(password.as_bytes())
+}
+
 /// `text` as a literal of the replication grammar, in which a backslash is a plain character.
 pub(crate) fn replication_literal(text: &str) -> Result<String> {
     refuse_nul(text)?;

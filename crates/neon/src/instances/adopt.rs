@@ -148,7 +148,7 @@ impl Instances<'_> {
                 lineage: LineageId::random()
                     .map_err(|error| Error::repository(format!("pg {name}"), error))?,
                 base: None,
-                checkouts: 0,
+                checkouts: self.first_head(&name)?,
                 timelines: BTreeSet::new(),
                 adopted: Some(AdoptedPlace {
                     data_dir: found.data_dir.clone(),
@@ -169,7 +169,10 @@ impl Instances<'_> {
                 self.log_in(&mut record, found.os_user.name()).await?;
                 advice = self.advise(&record).await?;
             }
-            match record::create(&self.record(&name), &record) {
+            let attached = self.0.storages().hold(&storage).await?;
+            let made = record::create(&self.record(&name), &record);
+            drop(attached);
+            match made {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Exists && wanted.name.is_none() => {
                     continue;

@@ -37,8 +37,8 @@ use crate::instances::restore::{Ending, read_control, recover, target, timelines
 use crate::instances::{Base, Instances, PgRecord};
 use crate::name::Name;
 use crate::operation::seconds;
-use crate::snapshots::Found;
 use crate::snapshots::create::{CreateSnapshot, take_locked};
+use crate::snapshots::{Found, redo};
 
 /// How an instance goes back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,6 +221,9 @@ impl Instances<'_> {
         if status.is_up() {
             self.refuse_managed(&record, "stop")?;
         }
+        redo::can_be_replayed(&snapshot, &subject).await?;
+        let created = redo::of_snapshot(&snapshot).await?;
+        redo::refuse(&created, Some(instance.data_dir()), &subject)?;
         let mut plan = CheckoutPlan {
             pg: name.clone(),
             id: record.id.clone(),
@@ -344,6 +347,8 @@ impl Instances<'_> {
                 .compare(&record, &instance, &snapshot, plan.choice)
                 .await?;
             has_room(&instance, &directory, &snapshot)?;
+            let created = redo::of_snapshot(&snapshot).await?;
+            redo::refuse(&created, Some(instance.data_dir()), &plan.asked)?;
             self.0.step("checkout: compared");
             self.0.go_on()?;
             Ok((head, directory, compared))

@@ -114,7 +114,7 @@ impl Instances<'_> {
                 lineage: LineageId::random()
                     .map_err(|error| Error::repository(format!("pg {name}"), error))?,
                 base: None,
-                checkouts: 0,
+                checkouts: self.first_head(&name)?,
                 timelines: BTreeSet::new(),
                 adopted: None,
                 method: None,
@@ -123,7 +123,10 @@ impl Instances<'_> {
                 pgdata: wanted.pgdata.clone(),
                 checkout: None,
             };
-            match record::create(&self.record(&name), &record) {
+            let attached = self.0.storages().hold(&storage).await?;
+            let made = record::create(&self.record(&name), &record);
+            drop(attached);
+            match made {
                 Ok(()) => return Ok((name, lock)),
                 Err(error) if error.kind() == ErrorKind::Exists && wanted.name.is_none() => {}
                 Err(error) if error.kind() == ErrorKind::Exists => {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
-use crate::record;
+use crate::record::{self, Lock};
+use crate::snapshots::create::beside;
 
 /// At most so many instances are kept in the trash, and none but the newest for longer.
 const MOST_IN_TRASH: usize = 5;
@@ -43,13 +44,15 @@ impl Instances<'_> {
         }
         self.update(name, |record| record.stage = Stage::Destroying)?;
         self.settle(name).await?;
-        self.trim_trash();
+        self.trim_trash(name).await;
         Ok(record.id)
     }
 
     /// Removes for good what is beyond the limits of the trash. What cannot be removed now is tried again.
-    fn trim_trash(&self) {
+    /// The lock of one name is held.
+    async fn trim_trash(&self, held: &Name) {
         let home = self.0.home();
+        self.finish_removals().await;
         let Ok(records) = record::list::<PgRecord>(&home.trash()) else {
             return;
         };
@@ -69,12 +72,39 @@ impl Instances<'_> {
             if place < MOST_IN_TRASH && !old {
                 continue;
             }
-            // The folder before its record: a crash leaves what the next one finds.
-            if self.throw_away(&record).is_ok() {
-                drop(crate::record::remove(
-                    &home.trash().join(format!("{id}.json")),
-                ));
+            // Not while somebody brings it back.
+            let lock = Lock::free(&self.lock_file(&record.name));
+            if record.name != *held && lock.is_none() {
+                continue;
             }
+            // First nobody finds it any more, then it goes: half of an instance is never brought back.
+            let trash = home.trash().join(format!("{id}.json"));
+            if record::rename(&trash, &home.gone(&id)).is_err() {
+                return;
+            }
+        }
+        self.finish_removals().await;
+    }
+
+    /// Removes what was said to be removed, also by a command that was killed then.
+    async fn finish_removals(&self) {
+        let home = self.0.home();
+        let entries = std::fs::read_dir(home.trash()).into_iter().flatten();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".gone")) else {
+                continue;
+            };
+            let Ok(Some(record)) = record::read::<PgRecord>(&home.gone(id)) else {
+                continue;
+            };
+            let (mark, left) = (home.gone(id), self.remains(&record));
+            let removed = beside(move || {
+                left.iter().try_for_each(|left| record::remove_tree(left))?;
+                record::remove(&mark)
+            });
+            // What cannot be removed now is tried again.
+            drop(removed.await);
         }
     }
 
@@ -90,6 +120,9 @@ impl Instances<'_> {
             ));
         }
         record::remove_tree(&folder)?;
+        if let Ok(record) = self.known(name) {
+            self.keep_number(&record)?;
+        }
         record::remove(&self.record(name))
     }
 
@@ -127,9 +160,14 @@ impl Instances<'_> {
         let name = record.name.clone();
         let _lock = self.lock(&name).await?;
         self.settle(&name).await?;
+        // It may have been removed while we waited.
+        if !trash.exists() {
+            return Err(missing());
+        }
         Self::can_come_back(&record)?;
         let restored = (|| {
             record.stage = Stage::Creating;
+            record.checkouts = record.checkouts.max(self.first_head(&name)?);
             record::create(&self.record(&name), &record).map_err(|error| {
                 if error.kind() == ErrorKind::Exists {
                     return Error::new(

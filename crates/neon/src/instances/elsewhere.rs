@@ -83,7 +83,15 @@ impl Instances<'_> {
             return Ok(());
         };
         if !beside(place, "trash", &record.id).exists() {
-            return Ok(());
+            // Moved back by somebody who was killed then; or removed.
+            if place.join("PG_VERSION").exists() {
+                return Ok(());
+            }
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                place.display().to_string(),
+                "is not in the trash any more",
+            ));
         }
         check(Some(place))?;
         check(Some(&tablespaces(place)))
@@ -99,14 +107,15 @@ impl Instances<'_> {
         shift(&away, place)
     }
 
-    /// Removes it from the trash for good.
-    pub(super) fn throw_away(&self, record: &PgRecord) -> Result<()> {
+    /// The folders that the trash has of it.
+    pub(super) fn remains(&self, record: &PgRecord) -> Vec<PathBuf> {
+        let mut folders = vec![self.0.home().trash_folder(&record.id)];
         if let Some(place) = &record.pgdata {
             let away = beside(place, "trash", &record.id);
-            record::remove_tree(&tablespaces(&away))?;
-            record::remove_tree(&away)?;
+            folders.push(tablespaces(&away));
+            folders.push(away);
         }
-        record::remove_tree(&self.0.home().trash_folder(&record.id))
+        folders
     }
 }
 

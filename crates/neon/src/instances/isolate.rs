@@ -127,10 +127,11 @@ pub(super) async fn keep_password(instance: &Instance, user: Option<&OsUser>) ->
     given.map(drop)
 }
 
-/// A plain password in no log.
+/// Gives a role a password that no log and no statistics see: what is sent only proves it.
 fn new_password(name: &str, password: &str) -> String {
     let name = neon_pgwire::quote_identifier(name).unwrap_or_default();
-    let password = neon_pgwire::quote_literal(password).unwrap_or_default();
+    let password = neon_pgwire::scram_sha_256_verifier(password);
+    let password = neon_pgwire::quote_literal(&password).unwrap_or_default();
     format!(
         "set log_statement = 'none'; set log_min_duration_statement = -1; \
          set log_min_error_statement = 'panic'; set password_encryption = 'scram-sha-256'; \
@@ -406,7 +407,13 @@ fn include(instance: &Instance, user: Option<&OsUser>) -> Result<()> {
     if read.iter().any(|setting| setting.file == ours) {
         return Ok(());
     }
-    let mut text = fs::read_to_string(data.join(MAIN)).unwrap_or_default();
-    text.push_str(INCLUDE);
-    record::put(&data.join(MAIN), text.as_bytes(), 0o600, user)
+    // In whatever encoding it is.
+    let main = data.join(MAIN);
+    let mut text = match fs::read(&main) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Error::io(&main, "cannot be read", error)),
+    };
+    text.extend_from_slice(INCLUDE.as_bytes());
+    record::put(&main, &text, 0o600, user)
 }

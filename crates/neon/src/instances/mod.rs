@@ -30,6 +30,7 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
+use crate::snapshots::create::beside;
 use crate::upkeep::with_causes;
 
 pub use adopt::{AdoptPg, AdoptedPg};
@@ -207,6 +208,7 @@ impl Instances<'_> {
                 if folder.exists() {
                     records::rename(&folder, &home.trash_folder(&record.id))?;
                 }
+                self.keep_number(&record)?;
                 records::remove(&self.record(name))
             }
         }
@@ -239,11 +241,17 @@ impl Instances<'_> {
             }
             removed?;
         }
-        let _lock = Lock::wait(&self.writing(&record.name))?;
-        // What a removal that was killed left of another one.
-        drop(neon_cowfs::sweep(&self.0.home().path().join("pg")));
-        records::remove_tree(&self.0.home().new_folder(&record.id))?;
-        records::remove_tree(&staging)
+        let writing = self.writing(&record.name);
+        let home = self.0.home().path().join("pg");
+        let left = [self.0.home().new_folder(&record.id), staging];
+        // Who still writes may need this thread to come to an end.
+        beside(move || {
+            let _lock = Lock::wait(&writing)?;
+            // What a removal that was killed left of another one.
+            drop(neon_cowfs::sweep(&home));
+            left.iter().try_for_each(|left| records::remove_tree(left))
+        })
+        .await
     }
 
     /// Folders in which an instance of this name was created by a process that is gone: `.neon-new-<random>-<name>`, which
@@ -287,14 +295,36 @@ impl Instances<'_> {
     }
 
     pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
-        let path = self.0.home().instances().join(format!("{name}.lock"));
+        let path = self.lock_file(name);
         Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
+    }
+
+    pub(super) fn lock_file(&self, name: &Name) -> PathBuf {
+        self.0.home().instances().join(format!("{name}.lock"))
     }
 
     /// The lock of who writes the files of an instance, in a thread that may outlive the command by moments.
     pub(super) fn writing(&self, name: &Name) -> PathBuf {
         let name = format!("{name}.writing");
         self.0.home().instances().join(name)
+    }
+
+    /// The number of the first `HEAD{i}` of a new instance: no number that another one of this name gave is given again,
+    /// also when its snapshot is gone.
+    pub(super) fn first_head(&self, name: &Name) -> Result<u32> {
+        Ok(records::read(&self.numbers(name))?.unwrap_or(0))
+    }
+
+    /// Keeps how many `HEAD{i}` an instance gave, beyond its record.
+    pub(super) fn keep_number(&self, record: &PgRecord) -> Result<()> {
+        if record.checkouts <= self.first_head(&record.name)? {
+            return Ok(());
+        }
+        records::replace(&self.numbers(&record.name), &record.checkouts)
+    }
+
+    fn numbers(&self, name: &Name) -> PathBuf {
+        self.0.home().instances().join(format!("{name}.heads"))
     }
 
     pub(crate) fn record(&self, name: &Name) -> PathBuf {

@@ -30,7 +30,7 @@ use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, Stage, runs_here};
 use crate::neon::Neon;
 use crate::record::{self, Lock};
-use crate::snapshots::Found;
+use crate::snapshots::{Found, redo};
 use crate::storages::LOCAL;
 
 /// How an instance is made from a snapshot.
@@ -194,10 +194,20 @@ impl Instances<'_> {
             )
             .hinted("create it with its own version and upgrade it then"));
         }
+        redo::can_be_replayed(snapshot, &subject).await?;
+        redo::refuse(&redo::of_snapshot(snapshot).await?, None, &subject)?;
         let installation = self.0.installation(Some(is)).await?;
         let platform = installation.platform_facts().await;
         runs_here::check(self.0, &subject, facts, platform, force)?;
         Ok(installation)
+    }
+
+    /// Whether the instance that a snapshot shows was only ever on timelines that this home knows.
+    fn knows_all_timelines(&self, facts: &Facts) -> Result<bool> {
+        let records = self.records()?;
+        Ok(records
+            .iter()
+            .any(|record| facts.instance.as_ref() == Some(&record.id) && record.adopted.is_none()))
     }
 
     /// Every timeline that a snapshot, or the instance that it shows as far as it is known here, was on.
@@ -224,6 +234,17 @@ impl Instances<'_> {
         }
         Ok(used)
     }
+}
+
+/// How far to leap over timelines that may have been used elsewhere.
+const LEAP: u32 = 16;
+
+/// The last timeline before the next multiple of [`LEAP`]: what somebody else used since, in the archive of a cluster that
+/// is not only ours, is likely below. That archive cannot be asked: its command is not ours to run.
+fn before_leap(used: &BTreeSet<TimelineId>) -> Option<TimelineId> {
+    let last = used.last()?.get();
+    let next = last.checked_add(1)?.checked_next_multiple_of(LEAP)?;
+    TimelineId::new(next.checked_sub(1)?).ok()
 }
 
 /// Refuses a restore that would not fit.
@@ -408,15 +429,33 @@ pub(super) async fn recover(
         )));
         return Ok(used);
     }
+    let mut taken = used.clone();
+    if !neon.pg().knows_all_timelines(snapshot.facts())? {
+        taken.extend(before_leap(&used));
+    }
     let plan = plan
         .with_end(RecoveryEnd::Promoted)
-        .with_used_timelines(used.iter().copied());
+        .with_used_timelines(taken);
     let whole = snapshot.facts().kind == SnapshotKind::Cold && control.state.is_clean();
-    let aside = whole.then(|| Aside::step(data)).transpose()?;
+    let links = redo::links(data)?;
+    let aside = whole
+        .then(|| Aside::step(data, control.major))
+        .transpose()?;
     let recovered = instance
         .recover(&plan, |_| ())
         .await
         .map_err(|error| Error::server(*subject, error))?;
+    // Replay that turned one wrote where it leads, and nobody may go on from that unnoticed.
+    if redo::links(data)?
+        .iter()
+        .any(|(oid, target)| links.get(oid).is_some_and(|before| before != target))
+    {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            *subject,
+            "has a log that led a tablespace outside of the copy",
+        ));
+    }
     if let Some(aside) = aside {
         aside.back()?;
     }

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use neon_pg_layout::{PgMajor, tablespace_version_directory};
+
 use crate::error::{Error, Result};
 use crate::record;
 
@@ -22,9 +24,9 @@ pub(super) struct Aside {
 
 impl Aside {
     /// Renames every file of every unlogged relation, but for its `init` fork.
-    pub(super) fn step(data: &Path) -> Result<Self> {
+    pub(super) fn step(data: &Path, major: PgMajor) -> Result<Self> {
         let mut aside = Self::default();
-        for folder in databases(data) {
+        for folder in databases(data, major) {
             let names = names(&folder)?;
             let unlogged: BTreeSet<&str> = names
                 .iter()
@@ -73,18 +75,18 @@ fn move_file(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|error| Error::io(from, "cannot be moved", error))
 }
 
-/// The folders of databases, in tablespaces too.
-fn databases(data: &Path) -> Vec<PathBuf> {
+/// The folders of databases, in tablespaces too. A folder of tablespaces may serve clusters of several majors, each with a
+/// folder of its own in it, and only ours may be touched.
+fn databases(data: &Path, major: PgMajor) -> Vec<PathBuf> {
     let below = |folder: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let paths = entries.map(|entry| entry.path());
         paths.filter(|path| path.is_dir()).collect()
     };
+    let version = tablespace_version_directory(major.layout());
     let mut found = below(&data.join("base"));
     for tablespace in below(&data.join("pg_tblspc")) {
-        for version in below(&tablespace) {
-            found.extend(below(&version));
-        }
+        found.extend(below(&tablespace.join(&version)));
     }
     found
 }
@@ -96,4 +98,37 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         names.extend(entry.map_err(failed)?.file_name().into_string());
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_major_has_in_the_same_tablespace_stays() -> std::io::Result<()> {
+        let scratch = tempfile::tempdir()?;
+        let data = scratch.path().join("data");
+        let place = scratch.path().join("place");
+        fs::create_dir_all(data.join("base"))?;
+        fs::create_dir_all(data.join("pg_tblspc"))?;
+        let versions = [PgMajor::V15, PgMajor::V13].map(|major| {
+            place
+                .join(tablespace_version_directory(major.layout()))
+                .join("5")
+        });
+        for folder in &versions {
+            fs::create_dir_all(folder)?;
+            for name in ["16384", "16384_init"] {
+                fs::write(folder.join(name), b"")?;
+            }
+        }
+        std::os::unix::fs::symlink(&place, data.join("pg_tblspc/16390"))?;
+        let aside = Aside::step(&data, PgMajor::V15).map_err(std::io::Error::other)?;
+        let [ours, theirs] = &versions;
+        assert!(!ours.join("16384").exists() && ours.join("16384.neon-kept").exists());
+        assert!(theirs.join("16384").exists());
+        aside.back().map_err(std::io::Error::other)?;
+        assert!(ours.join("16384").exists());
+        Ok(())
+    }
 }

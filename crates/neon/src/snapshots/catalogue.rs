@@ -35,7 +35,7 @@ pub(crate) enum Files {
 
 impl Files {
     /// A part of a file; nothing where there is no such file, or nothing behind that offset.
-    async fn read(&self, path: &str, offset: u64) -> Result<Option<Vec<u8>>> {
+    pub(crate) async fn read(&self, path: &str, offset: u64) -> Result<Option<Vec<u8>>> {
         match self {
             Self::Snapshot(snapshot) => {
                 let failed =

@@ -18,7 +18,7 @@ use neon_pagestore::{
 };
 use neon_pg_layout::{ControlFile, Lsn, TimelineId};
 use neon_pgctl::facts::Facts as ServerFacts;
-use neon_pgctl::{Backup, BackupBracket, BracketOptions, Instance, ServerState, WalHold};
+use neon_pgctl::{Backup, BackupBracket, BracketOptions, Instance, Quiet, ServerState, WalHold};
 use neon_snapshot_format::pgdata::{Bracket, Copied, PgData, Stop, StopWal};
 use neon_snapshot_format::{Sequential, SnapshotKind};
 use serde::Serialize;
@@ -30,11 +30,12 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::repositories::StorageRepository;
+use crate::snapshots::catalogue::Files;
 use crate::snapshots::log_end::{Position, history};
 use crate::snapshots::parent::{self, ParentChoice};
 use crate::snapshots::sources::{self, Copying, Told};
 use crate::snapshots::watch::{Counted, Meter, Wanting, Watched};
-use crate::snapshots::{Snapshots, needs, room};
+use crate::snapshots::{Snapshots, needs, redo, room};
 
 /// What snapshot to take.
 #[derive(Debug, Clone)]
@@ -174,9 +175,22 @@ pub(crate) async fn take_locked(
 ) -> Result<TakenSnapshot> {
     let begun = Instant::now();
     let storage = wanted.storage.as_ref().unwrap_or(&record.storage).clone();
-    let preparing = prepare(neon, record, wanted, &storage);
     // What was begun is given up when somebody asks to stop; the commit itself is waited for.
-    let mut prepared = unless_cancelled(neon, preparing).await?;
+    let mut prepared = unless_cancelled(neon, prepare(neon, record, wanted, &storage)).await?;
+    if prepared.creates() && prepared.commit.facts.kind == SnapshotKind::Online {
+        neon.tell(Event::Note(format!(
+            "A tablespace was created while {} was copied; it is copied once more.",
+            record.name
+        )));
+        drop(prepared);
+        prepared = unless_cancelled(neon, prepare(neon, record, wanted, &storage)).await?;
+    }
+    if prepared.creates() {
+        neon.tell(Event::Warning(format!(
+            "{} was taken just after a tablespace was created; no other instance can be made of it. Take another one after a checkpoint.",
+            wanted.name
+        )));
+    }
     let (commit, checkpoint) = (&prepared.commit, prepared.checkpoint);
     let committed = prepared.writing.take()?.commit(commit).await;
     let committed =
@@ -224,6 +238,13 @@ struct Prepared {
     checkpoint: Duration,
 }
 
+impl Prepared {
+    /// Whether its log makes a tablespace.
+    fn creates(&self) -> bool {
+        self.commit.facts.labels.contains_key(redo::LABEL)
+    }
+}
+
 /// How soon it is noticed that somebody asks to stop.
 const NOTICE: Duration = Duration::from_millis(50);
 
@@ -250,9 +271,17 @@ async fn prepare(
     refuse_taken(&target, &wanted.name).await?;
     let instance = neon.pg().open(record).await?;
     let of_server = |error| Error::server(format!("pg {}", record.name), error);
-    let control = instance.control_file().map_err(of_server)?;
-    let kind = kind_of(&instance, &control, &record.name).await?;
+    let mut control = instance.control_file().map_err(of_server)?;
+    let mut kind = kind_of(&instance, &control, &record.name).await?;
     let running = kind.is_bracketed();
+    let mut quiet = None;
+    if !running {
+        let held = Quiet::hold(instance.data_dir(), SURVIVORS).await;
+        quiet = Some(held.map_err(of_server)?);
+        // By who ended meanwhile.
+        control = instance.control_file().map_err(of_server)?;
+        kind = kind_of(&instance, &control, &record.name).await?;
+    }
     let found = needs::ask(neon, &instance, running, &format!("pg {}", record.name)).await?;
     let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
     let writing = target.repository.begin_writing().await;
@@ -297,18 +326,25 @@ async fn prepare(
         let copy = beside(move || copying.copy(writer, Some((start.start, start.timeline, asked))));
         let copy = bracket.during(copy).await.map_err(of_server)??;
         let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
-        let finishing = beside(move || job.finish(copy, Some(&backup)));
+        let finishing = async {
+            let finished = beside(move || job.finish(copy, Some(&backup))).await?;
+            with_creations(&instance, &control, finished).await
+        };
         let finished = held(&mut hold, finishing).await;
         hold.release().await;
         finished?
     } else {
         neon.tell(Event::Step(format!("Copying {}.", record.name)));
-        beside(move || {
+        let finished = beside(move || {
             let copy = copying.copy(writer, None)?;
             copying.finish(copy, None)
         })
-        .await?
+        .await?;
+        with_creations(&instance, &control, finished).await?
     };
+    if let Some(quiet) = quiet {
+        quiet.check().map_err(of_server)?;
+    }
     let commit = stored
         .commit(facts)
         .map_err(|error| Error::repository(subject.as_str(), error))?;
@@ -318,6 +354,36 @@ async fn prepare(
         commit,
         checkpoint,
     })
+}
+
+/// How long to wait for the processes of a server that is dead already.
+const SURVIVORS: Duration = Duration::from_secs(60);
+
+/// Notes whether the log of what was copied makes a tablespace.
+async fn with_creations(
+    instance: &Instance,
+    control: &ControlFile,
+    (stored, mut facts): (Stored, Facts),
+) -> Result<(Stored, Facts)> {
+    let files = Files::Live(instance.data_dir().to_owned());
+    let log = redo::Log {
+        files: &files,
+        control,
+        start: facts.log.start.unwrap_or(control.checkpoint.redo),
+        stop: facts.log.stop.unwrap_or(Lsn::MAX),
+    };
+    let timelines = facts.log.timelines.iter().map(|step| step.timeline);
+    let created = redo::created(&log, timelines.collect()).await?;
+    let paths: Vec<_> = created
+        .values()
+        .map(|path| path.to_string_lossy())
+        .collect();
+    if !paths.is_empty() {
+        facts
+            .labels
+            .insert(redo::LABEL.to_owned(), paths.join("\n"));
+    }
+    Ok((stored, facts))
 }
 
 /// A writer that is given up when it was not used.

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use neon_pagestore::changes::LogEnd;
 use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
 use neon_pg_layout::{ClusterState, ControlFile, PostmasterPid, TimelineRange};
+use neon_pgctl::Quiet;
 use neon_snapshot_format::basebackup::BaseBackup;
 use neon_snapshot_format::pack::{NeonFile, ReadRange};
 use neon_snapshot_format::pgdata::PgData;
@@ -242,13 +243,18 @@ impl Snapshots<'_> {
             Detected::DataDirectory { state, .. } => {
                 let page = page_size(&path, &subject)?;
                 require_stopped(&path, &subject, state)?;
+                let quiet = Quiet::hold(&path, Duration::from_secs(60)).await;
+                let quiet = quiet.map_err(|error| Error::server(&*subject, error))?;
                 let brought = bring(
                     page,
                     Box::new(move |bringing| {
                         data_directory(bringing, &path, state, allow_bad_pages, threads)
                     }),
                 );
-                Ok((brought.await?, "data directory"))
+                let brought = brought.await?;
+                let still = quiet.check();
+                still.map_err(|error| Error::server(&*subject, error))?;
+                Ok((brought, "data directory"))
             }
             Detected::PlainBackup {
                 incremental: true, ..

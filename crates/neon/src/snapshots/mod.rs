@@ -19,6 +19,7 @@ pub(crate) mod open;
 mod parent;
 mod plain_backup;
 mod ranges;
+pub(crate) mod redo;
 mod room;
 mod serve;
 mod show;

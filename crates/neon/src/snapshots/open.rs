@@ -82,8 +82,11 @@ pub(crate) struct Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // After a thread that still writes.
-        let writing = Lock::wait(&self.places[1]);
+        // A thread that still writes is not waited for here: it may need this very thread to go on. The next opening
+        // removes what it leaves.
+        let Some(writing) = Lock::free(&self.places[1]) else {
+            return;
+        };
         if record::remove_tree(&self.folder).is_ok() {
             for place in &self.places {
                 drop(fs::remove_file(place));

@@ -69,7 +69,11 @@ async fn one_snapshot_is_checked_by_itself_and_what_it_needs_is_what_counts() {
         storage.delete(&object.key).await.unwrap();
         let all = open(&storage).await.check(true).await.unwrap();
         for id in &ids {
-            let one = open(&storage).await.check_snapshot(*id, true).await.unwrap();
+            let one = open(&storage)
+                .await
+                .check_snapshot(*id, true)
+                .await
+                .unwrap();
             let hurt = all
                 .findings
                 .iter()

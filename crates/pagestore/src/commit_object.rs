@@ -163,7 +163,10 @@ impl Repository {
         let first = CommitObject::first(id);
         match self.read_commit_object(first).await {
             Ok((author, commit)) => {
-                if !self.tombstones().await?.bury(first, author) {
+                // A collection that went by between the two looks has left neither commit nor tombstone.
+                if !self.tombstones().await?.bury(first, author)
+                    && self.commit_author(first).await? == Some(author)
+                {
                     let object = first;
                     return Ok(Some(Standing {
                         object,
@@ -197,7 +200,14 @@ impl Repository {
             let tombstones = self.tombstones().await?;
             found.retain(|standing| !tombstones.bury(standing.object, standing.author));
         }
-        Ok(found)
+        // A collection that went by between the two looks has left neither commit nor tombstone.
+        let mut standing = Vec::with_capacity(found.len());
+        for one in found {
+            if self.commit_author(one.object).await? == Some(one.author) {
+                standing.push(one);
+            }
+        }
+        Ok(standing)
     }
 
     /// An error unless this is a snapshot: a commit of it stands. The objects that do.

@@ -229,7 +229,10 @@ impl Run<'_> {
             done.freed = done.freed.saturating_add(size);
         }
         let moves = inventory.moves.iter().filter(|piece| {
-            dead.packs.contains(&piece.new) || self.nothing_left(inventory, dead, piece.old)
+            // Where a piece leads to what is there, somebody may have brought it meanwhile: it goes with that pack.
+            dead.packs.contains(&piece.new)
+                || self.nothing_left(inventory, dead, piece.old)
+                    && !inventory.there.contains_key(&piece.new)
         });
         self.delete_keys(moves.map(|piece| Ok(piece.key.clone())))
             .await?;

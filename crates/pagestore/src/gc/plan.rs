@@ -93,6 +93,7 @@ impl CollectionPlan {
         let forgotten: BTreeSet<PackId> = inventory
             .moves
             .iter()
+            .filter(|piece| !inventory.there.contains_key(&piece.new))
             .map(|piece| piece.old)
             .filter(|old| {
                 !inventory.packs.contains_key(old)

@@ -1,6 +1,8 @@
 //! The same snapshot is brought by several, or again after it was destroyed: it keeps its id, so whoever is slow acts on
 //! what another reported.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use neon_storage::{Fault, Faulty, Memory, Operation, StorageExt};
 
 use super::*;
@@ -262,6 +264,44 @@ async fn what_a_killed_collection_was_deleting_can_be_brought_again() {
         if !killed {
             break;
         }
+    }
+}
+
+/// Of the first pack of the source less than half is needed, so its frames come into packs of the copy's own.
+#[tokio::test]
+async fn frames_that_were_brought_again_stay_when_those_brought_before_are_deleted() {
+    let source = init(&Memory::new()).await;
+    let files = [("a", 1), ("b", 2), ("c", 3), ("d", 4)];
+    let first = write(&source, None, &files, &["pg@1"]).await;
+    let changed = files.map(|(name, seed)| (name, seed * 10));
+    let id = write(&source, Some(first), &changed[..3], &["pg@2"]).await;
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    source.copy_to(&repository, id).await.unwrap();
+    assert_ne!(storage.list_all("moves/").await.unwrap(), []);
+    repository.destroy(id).await.unwrap();
+    announce(&storage, &repository, true).await;
+    source.copy_to(&repository, id).await.unwrap();
+    repository.destroy(id).await.unwrap();
+    // A collection deletes what was announced, and ends before it announces the rest.
+    let announcing = AtomicUsize::new(0);
+    let faulty = Faulty::planned(Arc::new(storage.clone()), move |_, operation, key| {
+        let list = key.is_some_and(|key| key.as_str().starts_with("doomed/"));
+        (operation == Operation::Put && list && announcing.fetch_add(1, Ordering::Relaxed) > 0)
+            .then_some(Fault::Fail(neon_storage::ErrorKind::Denied))
+    });
+    let collecting = Repository::open(Arc::new(faulty), options()).await.unwrap();
+    collecting.collect().await.unwrap_err();
+
+    repository.undo_destroy(id).await.unwrap();
+    assert_eq!(read(&repository, id).await.unwrap(), ["a", "b", "c", "d"]);
+    repository.destroy(id).await.unwrap();
+    for _ in 0..4 {
+        storage.advance(GRACE * 2);
+        repository.collect().await.unwrap();
+    }
+    for gone in ["packs/", "snapshots/", "moves/"] {
+        assert_eq!(storage.list_all(gone).await.unwrap(), [], "{gone}");
     }
 }
 

@@ -58,6 +58,7 @@ impl Instances<'_> {
             let held = Quiet::hold(data, Duration::from_secs(60)).await;
             let error = match held {
                 Ok(_quiet) => {
+                    self.sweep_runs(instance);
                     // What is left of the file is an obstacle and no more.
                     return crate::record::remove(&data.join("postmaster.pid"));
                 }
@@ -76,6 +77,25 @@ impl Instances<'_> {
                 .caused_by(error));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Removes folders of recoveries whose command was killed before its guardian knew of them.
+    fn sweep_runs(&self, instance: &Instance) {
+        let sockets = instance.socket_dir();
+        if !sockets.starts_with(self.0.home().path()) {
+            return;
+        }
+        for entry in std::fs::read_dir(sockets).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let random = name.to_str().and_then(|name| name.strip_prefix('r'));
+            let ours = random.is_some_and(|random| {
+                random.len() == 12 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+            });
+            if ours {
+                // What cannot be removed is in nobody's way.
+                drop(std::fs::remove_dir_all(entry.path()));
+            }
         }
     }
 

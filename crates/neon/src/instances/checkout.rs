@@ -241,6 +241,14 @@ impl Instances<'_> {
             self.refuse_managed(&record, "stop")?;
         }
         redo::can_be_replayed(&snapshot, &subject).await?;
+        if redo::is_minimal(&snapshot).await? {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                "was taken with wal_level=minimal: nothing takes it to a new timeline",
+            )
+            .hinted("make an instance of it: `neon pg create --snapshot`"));
+        }
         let created = redo::of_snapshot(&snapshot).await?;
         redo::refuse(&created, Some(instance.data_dir()), &subject)?;
         let mut plan = CheckoutPlan {
@@ -487,6 +495,11 @@ impl Instances<'_> {
                     "finishing the checkout of pg {name} that was interrupted"
                 )));
                 let instance = self.open(record).await?;
+                if record.adopted.is_some() {
+                    // For the log of its recovery.
+                    let folder = self.0.home().instance_folder(name.as_str());
+                    crate::record::folder(&folder, 0o711)?;
+                }
                 let snapshot = match self.half_done(under_way).await {
                     Ok(snapshot) => snapshot,
                     // Gone for good, or out of reach: its state before is here.

@@ -203,3 +203,23 @@ async fn a_line_of_the_operation_log_that_was_cut_off_swallows_no_other() {
     neon.pg().destroy(&name("one")).await.unwrap();
     assert_eq!(neon.undo().await.unwrap().what, "pg one is back");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_of_what_no_recovery_takes_is_refused_before_anything_is_changed() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    run(
+        neon,
+        "pgdata1",
+        "alter system set wal_level = minimal; alter system set max_wal_senders = 0",
+    )
+    .await;
+    neon.pg().restart(&pg).await.unwrap();
+    neon.pg().stop(&pg).await.unwrap();
+    let snap = take(neon, "pgdata1", "cold").await;
+    let choice = CheckoutChoice::default();
+    let planned = neon.pg().plan_checkout(&pg, &snap, choice).await;
+    assert_eq!(refused(planned), ErrorKind::Invalid);
+}

@@ -47,6 +47,18 @@ pub(crate) async fn run<T: Send + 'static>(
     }
 }
 
+/// Runs in a thread that may wait.
+pub(crate) async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(
+            Error::new(ErrorKind::Failed, "a thread", "did not come to its end").caused_by(error),
+        ),
+    }
+}
+
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {

@@ -473,7 +473,19 @@ impl Instances<'_> {
             ..CreateSnapshot::new(head_name(name, under_way.head))
         };
         let taken = take_locked(self.0, &self.known(name)?, &head).await?;
-        Ok(taken.id)
+        if taken.name.is_some() {
+            return Ok(taken.id);
+        }
+        // Another home has an instance of this name and keeps its snapshots in the same storage.
+        let target = self.0.storages().repository(&taken.storage).await?;
+        drop(target.repository.destroy(taken.id).await);
+        let subject = format!("snapshot {}", head.name);
+        Err(Error::new(
+            ErrorKind::Busy,
+            subject,
+            "was taken by another home meanwhile",
+        )
+        .hinted("try again: the next number is used then"))
     }
 
     /// Finishes or takes back a checkout that a crash interrupted. Starts the server if it was running before and this is

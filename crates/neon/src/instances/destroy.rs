@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
 use crate::record::{self, Lock};
-use crate::snapshots::create::beside;
 
 /// At most so many instances are kept in the trash, and none but the newest for longer.
 const MOST_IN_TRASH: usize = 5;

@@ -26,13 +26,13 @@ use std::time::Duration;
 
 use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::record as records;
 use crate::record::Lock;
-use crate::snapshots::create::beside;
 use crate::upkeep::with_causes;
 
 pub use adopt::{AdoptPg, AdoptedPg};

@@ -52,7 +52,7 @@ impl Instances<'_> {
             .hinted(format!("neon pg start {primary}")));
         };
         let upstream = self.instance(primary).await?;
-        let size = crate::snapshots::create::size_of(upstream.data_dir());
+        let size = crate::snapshots::copying::size_of(upstream.data_dir());
         super::restore::room_for(&self.0.home().path().join("pg"), size)?;
         let installation = upstream.installation().clone();
         let user = self.0.os_user()?;

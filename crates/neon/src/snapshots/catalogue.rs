@@ -52,7 +52,7 @@ impl Files {
             }
             Self::Live(data) => {
                 let path = data.join(path);
-                crate::snapshots::create::beside(move || {
+                crate::background::beside(move || {
                     use std::os::unix::fs::FileExt as _;
                     let Ok(file) = std::fs::File::open(&path) else {
                         return Ok(None);

@@ -3,11 +3,12 @@
 use neon_pagestore::{CommitId, SnapshotName, Tag};
 use serde::Serialize;
 
+use crate::background::beside;
 use crate::error::Result;
 use crate::instances::Stage;
 use crate::name::Name;
-use crate::snapshots::create::{beside, size_of};
-use crate::snapshots::{ListedSnapshot, Snapshots};
+use crate::snapshots::copying::size_of;
+use crate::snapshots::{ListedSnapshot, Snapshots, parent};
 
 /// The live state of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,18 +39,13 @@ impl Snapshots<'_> {
             if record.stage != Stage::Ready {
                 continue;
             }
-            let own = || {
-                listed
-                    .iter()
-                    .filter(|listed| listed.storage == record.storage)
-            };
-            let newest = own()
-                .filter_map(|listed| Some((listed.listed.summary.as_ref().ok()?, listed.listed.id)))
-                .filter(|(summary, _)| summary.lineage == Some(record.lineage))
-                .max_by_key(|(summary, _)| summary.taken)
-                .map(|(_, id)| id);
-            let base = record.base.as_ref().map(|base| base.snapshot);
-            let base = base.filter(|base| own().any(|listed| listed.listed.id == *base));
+            let system = parent::system_of(self.0, &record);
+            let own: Vec<_> = listed
+                .iter()
+                .filter(|listed| listed.storage == record.storage)
+                .map(|listed| &listed.listed)
+                .collect();
+            let parent = parent::best(own, &record, system.as_deref());
             let data = self.0.pg().data_dir(&record);
             let size = beside(move || Ok(size_of(&data))).await?;
             all.push(CurrentState {
@@ -60,7 +56,7 @@ impl Snapshots<'_> {
                 pg: record.name,
                 storage: record.storage,
                 size,
-                parent: newest.or(base),
+                parent,
             });
         }
         Ok(all)

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
-use crate::snapshots::{Found, Snapshots};
+use crate::snapshots::{Found, Snapshots, parent};
 
 /// What destroying a snapshot means.
 #[derive(Debug, Clone, Serialize)]
@@ -44,14 +44,6 @@ impl Snapshots<'_> {
         let details = self.show_found(&found).await?;
         let listed = found.repository.repository.list().await;
         let listed = listed.map_err(|error| Error::repository(found.repository.label(), error))?;
-        let newest_of = |lineage| {
-            listed
-                .iter()
-                .filter_map(|listed| Some((listed.summary.as_ref().ok()?, listed.id)))
-                .filter(|(summary, _)| summary.lineage == Some(lineage))
-                .max_by_key(|(summary, _)| summary.taken)
-                .map(|(_, id)| id)
-        };
         let parent_of_next = self
             .0
             .pg()
@@ -59,8 +51,8 @@ impl Snapshots<'_> {
             .into_iter()
             .filter(|record| found.repository.name.as_ref() == Some(&record.storage))
             .filter(|record| {
-                let base = record.base.as_ref().map(|base| base.snapshot);
-                newest_of(record.lineage).or(base) == Some(found.id)
+                let system = parent::system_of(self.0, record);
+                parent::best(&listed, record, system.as_deref()) == Some(found.id)
             })
             .map(|record| record.name)
             .collect();

@@ -21,12 +21,12 @@ use neon_pg_layout::{
 use neon_snapshot_format::SnapshotPath;
 use serde::Serialize;
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::PgRecord;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::snapshots::catalogue::{self, Files, Relations};
-use crate::snapshots::create::beside;
 use crate::snapshots::log_end::history;
 use crate::snapshots::watch::{GoOn, Wanting};
 use crate::snapshots::{Found, Snapshots};

@@ -3,6 +3,7 @@
 mod base_backup;
 mod bring;
 mod catalogue;
+pub(crate) mod copying;
 pub(crate) mod create;
 mod current;
 mod destroy;

@@ -5,6 +5,7 @@ use neon_pg_layout::{ControlFile, Lsn};
 
 use crate::error::{Error, Result};
 use crate::instances::PgRecord;
+use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 
 /// Which snapshot a new one shares its pages with.
@@ -34,15 +35,23 @@ pub(crate) async fn choose(
     }
     let listed = target.repository.list().await;
     let listed = listed.map_err(|error| Error::repository(target.label(), error))?;
-    Ok(best(&listed, record, control))
+    let system = control.system_identifier.to_string();
+    Ok(best(&listed, record, Some(&system)))
 }
 
-fn best(listed: &[Listed], record: &PgRecord, control: &ControlFile) -> Option<CommitId> {
-    let system = control.system_identifier.to_string();
+/// The parent of the next snapshot of an instance in a repository that lists these; nothing is known of the cluster's
+/// identifier where its control file cannot be read.
+pub(crate) fn best<'a>(
+    listed: impl IntoIterator<Item = &'a Listed, IntoIter: Clone>,
+    record: &PgRecord,
+    system: Option<&str>,
+) -> Option<CommitId> {
+    let listed = listed.into_iter();
     let fitting = || {
-        listed.iter().filter_map(|listed| {
+        listed.clone().filter_map(|listed| {
             let summary = listed.summary.as_ref().ok()?;
-            (summary.system == system && summary.major == control.major.number())
+            (system.is_none_or(|system| summary.system == system)
+                && summary.major.to_string() == record.major)
                 .then_some((listed.id, summary))
         })
     };
@@ -53,6 +62,16 @@ fn best(listed: &[Listed], record: &PgRecord, control: &ControlFile) -> Option<C
     let base = record.base.as_ref().map(|base| base.snapshot);
     newest_of_lineage
         .or_else(|| fitting().find(|(id, _)| Some(*id) == base))
-        .or_else(|| fitting().max_by_key(|(_, summary)| (summary.taken, position(&summary.stop))))
+        .or_else(|| {
+            system?;
+            fitting().max_by_key(|(_, summary)| (summary.taken, position(&summary.stop)))
+        })
         .map(|(id, _)| id)
+}
+
+/// The identifier of an instance's cluster, if its control file can be read.
+pub(crate) fn system_of(neon: &Neon, record: &PgRecord) -> Option<String> {
+    let path = neon.pg().data_dir(record).join("global/pg_control");
+    let control = ControlFile::decode(&std::fs::read(path).ok()?).ok()?;
+    Some(control.system_identifier.to_string())
 }

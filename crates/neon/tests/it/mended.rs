@@ -1,9 +1,12 @@
 //! Small promises of restoring, destroying and storing, each of which was broken once.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use neon_pg::{CheckoutChoice, ErrorKind, PgMajor, RestoreChoice};
+use neon_pg::{CheckoutChoice, ErrorKind, Event, EventSink, PgMajor, RestoreChoice};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::support::{Fixture, name, refused, run, sql, take};
@@ -167,6 +170,71 @@ async fn the_password_of_a_copy_is_in_no_log() {
     for one in ["pgdata1", "pgdata2"] {
         pg.stop(&name(one)).await.unwrap();
     }
+}
+
+/// Two homes, each with an instance of the same name, and one storage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_loses_the_name_of_a_head_to_another_home_changes_nothing_and_takes_the_next() {
+    let (home, other) = (Fixture::new(), Fixture::new());
+    let tank = home.scratch.path().join("tank");
+    let locator = neon_pg::Locator::parse(tank.to_str().unwrap()).unwrap();
+    let choice = CheckoutChoice::default();
+    let mut plans = Vec::new();
+    for (home, tag) in [(&home, "a"), (&other, "b")] {
+        let storages = home.neon.storages();
+        let storage = name("tank");
+        let attached = storages.attach(&storage, &locator, BTreeMap::new());
+        attached.await.unwrap();
+        let mut create = home.stopped("p1");
+        create.storage = Some(name("tank"));
+        home.neon.pg().create(&create).await.unwrap();
+        let found = take(&home.neon, "p1", tag).await;
+        let plan = home
+            .neon
+            .pg()
+            .plan_checkout(&name("p1"), &found, choice)
+            .await;
+        plans.push((plan.unwrap(), found));
+    }
+    let (theirs, _) = plans.pop().unwrap();
+    let (ours, found) = plans.pop().unwrap();
+    let (begun, wait) = mpsc::channel();
+    let (done, go_on) = mpsc::channel::<()>();
+    let (go_on, once) = (Mutex::new(go_on), AtomicBool::new(false));
+    let slow = home.with(|options| {
+        options.events = EventSink::new(move |event| {
+            let copying = matches!(&event, Event::Step(text) if text.starts_with("Copying"));
+            if copying && !once.swap(true, Ordering::Relaxed) {
+                begun.send(()).unwrap();
+                go_on.lock().unwrap().recv().unwrap();
+            }
+        });
+    });
+    let lost = tokio::spawn(async move { slow.pg().checkout(&ours).await });
+    let waited = tokio::task::spawn_blocking(move || wait.recv().unwrap());
+    waited.await.unwrap();
+    let won = other.neon.pg().checkout(&theirs).await.unwrap();
+    assert_eq!(won.head.to_string(), "p1@HEAD{0}");
+    done.send(()).unwrap();
+    assert_eq!(refused(lost.await.unwrap()), ErrorKind::Busy);
+    let pg = home.neon.pg();
+    let plan = pg.plan_checkout(&name("p1"), &found, choice).await.unwrap();
+    let done = pg.checkout(&plan).await.unwrap();
+    assert_eq!(done.head.to_string(), "p1@HEAD{1}");
+    let (listed, _) = home
+        .neon
+        .snapshots()
+        .list(Some(&name("tank")))
+        .await
+        .unwrap();
+    assert_eq!(listed.len(), 4);
+    let head = home
+        .neon
+        .snapshots()
+        .find("p1@HEAD{0}", None)
+        .await
+        .unwrap();
+    assert_eq!(head.id, won.head_id);
 }
 
 /// On the only thread there is.

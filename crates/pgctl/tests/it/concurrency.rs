@@ -161,3 +161,23 @@ fn threads_create_and_start_instances_side_by_side_without_a_runtime() {
         }
     });
 }
+
+#[test]
+fn who_copies_a_stopped_cluster_is_refused_a_running_one_and_keeps_starters_out() {
+    run(async {
+        let fixture = Fixture::new(PgMajor::V18).await;
+        let instance = &fixture.instance;
+        let data = instance.data_dir();
+        let quiet = Quiet::hold(data, PATIENCE).await.unwrap();
+        quiet.check().unwrap();
+        let options = StartOptions::new().with_deadline(std::time::Duration::from_secs(1));
+        let started = instance.start(&options).await;
+        assert_eq!(started.unwrap_err().kind(), ErrorKind::AlreadyRunning);
+        drop(quiet);
+        instance.start(&StartOptions::new()).await.unwrap();
+        let refused = Quiet::hold(data, PATIENCE).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::AlreadyRunning);
+        instance.stop(&StopOptions::default()).await.unwrap();
+        Quiet::hold(data, PATIENCE).await.unwrap();
+    });
+}

@@ -147,8 +147,8 @@ async fn checkout_killed_at(steps: &[&str], rows: &str) {
         assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
         nothing_half_made(&place);
         let operations = neon.operations().unwrap();
-        let checkouts = operations.iter().filter(|one| one.verb == "pg checkout");
-        let last = checkouts.last().unwrap();
+        let mut checkouts = operations.iter().rev();
+        let last = checkouts.find(|one| one.verb == "pg checkout").unwrap();
         let finished = rows == "5000";
         assert_eq!(last.outcome == neon_pg::Outcome::Done, finished, "{last:?}");
         assert_eq!(last.details.contains_key("head-id"), finished, "{last:?}");

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::home::random_id;
 use crate::neon::Neon;
 use crate::record;
@@ -93,7 +94,32 @@ impl Neon {
     }
 }
 
+impl Neon {
+    /// Says how an operation ended whose command is gone.
+    pub(crate) fn end_of_another(&self, operation: Operation, outcome: Outcome) {
+        let begun = Begun {
+            neon: self,
+            operation,
+        };
+        begun.say(outcome);
+    }
+}
+
 impl Begun<'_> {
+    pub(crate) fn operation(&self) -> &Operation {
+        &self.operation
+    }
+
+    /// It is as it is, also when nobody can say so.
+    fn say(&self, outcome: Outcome) {
+        if let Err(error) = self.write(outcome) {
+            self.neon.tell(Event::Warning(format!(
+                "what became of {} {} could not be written down ({error})",
+                self.operation.verb, self.operation.subject
+            )));
+        }
+    }
+
     /// Adds a detail, written with the end.
     pub(crate) fn detail(&mut self, name: &str, value: impl Into<String>) {
         self.operation.details.insert(name.to_owned(), value.into());
@@ -105,8 +131,8 @@ impl Begun<'_> {
             Ok(_) => Outcome::Done,
             Err(_) => Outcome::Failed,
         };
-        let said = self.write(outcome);
-        result.and_then(|value| said.map(|()| value))
+        self.say(outcome);
+        result
     }
 
     fn write(&self, outcome: Outcome) -> Result<()> {

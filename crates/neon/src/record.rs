@@ -114,7 +114,11 @@ pub(crate) fn append(path: &Path, line: &str) -> Result<()> {
         .mode(0o600)
         .open(path)
         .map_err(failed)?;
-    let mut whole = String::with_capacity(line.len() + 1);
+    let mut whole = String::with_capacity(line.len() + 2);
+    // A line that a crash cut off does not swallow this one.
+    if !ends_a_line(path).map_err(failed)? {
+        whole.push('\n');
+    }
     whole.push_str(line);
     whole.push('\n');
     file.write_all(whole.as_bytes()).map_err(failed)?;
@@ -344,4 +348,17 @@ impl Lock {
 pub(crate) fn is_free(path: &Path) -> bool {
     File::open(path)
         .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+}
+
+/// Whether a file is empty or its last line is whole.
+fn ends_a_line(path: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let Some(last) = size.checked_sub(1) else {
+        return Ok(true);
+    };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte == *b"\n")
 }

@@ -18,10 +18,10 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::CheckoutChoice;
-use crate::instances::checkout::started;
+use crate::instances::checkout::{CONFIGURATION, started};
 use crate::name::Name;
 use crate::neon::Neon;
-use crate::operation::{Operation, Outcome};
+use crate::operation::{Begun, Operation, Outcome};
 use crate::snapshots::Found;
 
 const VERB: &str = "undo";
@@ -87,11 +87,12 @@ impl Neon {
         let mut begun = self.begin_operation(VERB, &operation.subject)?;
         begun.detail(UNDOES, operation.id.clone());
         begun.detail("verb", operation.verb.clone());
-        let what = begun.end(self.take_back(step).await)?;
+        let what = self.take_back(step, &begun).await;
+        let what = begun.end(what)?;
         Ok(Undone { operation, what })
     }
 
-    async fn take_back(&self, step: Step<'_>) -> Result<String> {
+    async fn take_back(&self, step: Step<'_>, begun: &Begun<'_>) -> Result<String> {
         match step {
             Step::Create { name, id } => {
                 let name: Name = name.parse()?;
@@ -107,6 +108,7 @@ impl Neon {
                 id,
                 head,
                 head_id,
+                configuration,
             } => {
                 let name: Name = name.parse()?;
                 let record = self.pg().record_of(&name)?;
@@ -118,9 +120,9 @@ impl Neon {
                     ));
                 }
                 let found = self.head(&record.storage, head, head_id).await?;
-                let choice = CheckoutChoice::default();
+                let choice = CheckoutChoice { configuration };
                 let plan = self.pg().plan_checkout(&name, &found, choice).await?;
-                let (done, trouble) = self.pg().checkout_unlogged(&plan).await?;
+                let (done, trouble) = self.pg().checkout_unlogged(&plan, begun).await?;
                 let done = started(done, trouble)?;
                 Ok(format!(
                     "pg {name} is at {head}; what it was is {}",
@@ -171,6 +173,7 @@ enum Step<'a> {
         id: &'a str,
         head: &'a str,
         head_id: &'a str,
+        configuration: bool,
     },
     DestroySnapshot {
         name: &'a str,
@@ -198,6 +201,7 @@ impl<'a> Step<'a> {
                 id: detail("id")?,
                 head: detail("head")?,
                 head_id: detail("head-id")?,
+                configuration: detail(CONFIGURATION).is_some(),
             },
             "snapshot destroy" => Self::DestroySnapshot {
                 name,

@@ -324,6 +324,12 @@ fn plan_in_words(plan: &CheckoutPlan) -> String {
             text.push_str(&format!("\n  {what}: {}", names.join(", ")));
         }
     }
+    if plan.unarchived > 0 {
+        text.push_str(&format!(
+            "\n  segments of log not archived yet, kept aside: {}",
+            plan.unarchived
+        ));
+    }
     if let Some(log) = plan.log_since {
         text.push_str(&format!("\n  log written since: {}", bytes(log)));
     }

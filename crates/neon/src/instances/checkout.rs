@@ -32,11 +32,12 @@ use serde::{Deserialize, Serialize};
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::isolate::keep_password;
+use crate::instances::isolate::{include, keep_password};
 use crate::instances::restore::{Ending, read_control, recover, target, timelines_in};
 use crate::instances::{Base, Instances, PgRecord};
+use crate::instances::{archived, between};
 use crate::name::Name;
-use crate::operation::seconds;
+use crate::operation::{Begun, Operation, Outcome, seconds};
 use crate::snapshots::create::{CreateSnapshot, take_locked};
 use crate::snapshots::{Found, redo};
 
@@ -80,6 +81,8 @@ pub struct CheckoutPlan {
     pub subscriptions: Vec<String>,
     /// Transactions that are prepared and not ended.
     pub prepared: Vec<String>,
+    /// Segments of log that were not archived yet. They are kept beside the instance, in `wal-kept`.
+    pub unarchived: u64,
     /// Replicas that follow it now and cannot afterwards.
     pub replicas: Vec<String>,
     /// Bytes of log that were written since the snapshot, where both are of one history.
@@ -136,6 +139,12 @@ pub struct UnderWay {
     /// Whether the server is to run afterwards.
     pub(crate) start: bool,
     pub(crate) choice: CheckoutChoice,
+    /// What the control file was at each step of ours. With another one, a server of somebody else ran meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) marks: Vec<String>,
+    /// What the operation log says of it, to be ended by who finishes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) operation: Option<Operation>,
 }
 
 /// The state before a checkout.
@@ -151,6 +160,8 @@ pub struct Head {
     pub taken: u64,
 }
 
+/// In the operation log: with the configuration of the snapshot.
+pub(crate) const CONFIGURATION: &str = "configuration";
 /// At most so many states before checkouts are kept, and none but the newest for longer.
 const MOST_HEADS: usize = 5;
 const OLDEST_HEAD: u64 = 7 * 24 * 60 * 60;
@@ -191,6 +202,14 @@ impl Instances<'_> {
             )
             .hinted(format!("neon pg create --snapshot {}", to.asked)));
         }
+        if choice.configuration && facts.instance.as_ref() != Some(&record.id) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                format!("is of another instance, in whose name pg {name} would act with its configuration"),
+            )
+            .hinted("go back to it without its configuration"));
+        }
         if facts.cluster.major != instance.major() {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -222,6 +241,14 @@ impl Instances<'_> {
             self.refuse_managed(&record, "stop")?;
         }
         redo::can_be_replayed(&snapshot, &subject).await?;
+        if redo::is_minimal(&snapshot).await? {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                "was taken with wal_level=minimal: nothing takes it to a new timeline",
+            )
+            .hinted("make an instance of it: `neon pg create --snapshot`"));
+        }
         let created = redo::of_snapshot(&snapshot).await?;
         redo::refuse(&created, Some(instance.data_dir()), &subject)?;
         let mut plan = CheckoutPlan {
@@ -238,6 +265,7 @@ impl Instances<'_> {
             slots: Vec::new(),
             subscriptions: Vec::new(),
             prepared: Vec::new(),
+            unarchived: archived::missing(instance.data_dir()).len() as u64,
             replicas: Vec::new(),
             log_since: None,
             rewrite: None,
@@ -286,7 +314,10 @@ impl Instances<'_> {
         operation.detail("id", plan.id.clone());
         operation.detail("snapshot", plan.snapshot.to_string());
         operation.detail("storage", plan.storage.to_string());
-        let done = self.checkout_unlogged(plan).await;
+        if plan.choice.configuration {
+            operation.detail(CONFIGURATION, "true");
+        }
+        let done = self.checkout_unlogged(plan, &operation).await;
         if let Ok((done, _)) = &done {
             operation.detail("head", done.head.to_string());
             operation.detail("head-id", done.head_id.to_string());
@@ -299,6 +330,7 @@ impl Instances<'_> {
     pub(crate) async fn checkout_unlogged(
         &self,
         plan: &CheckoutPlan,
+        operation: &Begun<'_>,
     ) -> Result<(CheckedOut, Option<Error>)> {
         let name = &plan.pg;
         let _lock = self.lock(name).await?;
@@ -324,6 +356,8 @@ impl Instances<'_> {
             head_id: None,
             start: status.is_up(),
             choice: plan.choice,
+            marks: Vec::new(),
+            operation: Some(operation.operation().clone()),
         };
         self.update(name, |record| {
             record.checkouts = under_way.head.saturating_add(1);
@@ -336,6 +370,7 @@ impl Instances<'_> {
                     .tell(Event::Step(format!("Stopping postgres on {name}.")));
                 self.stop_locked(name, false).await?;
             }
+            self.nobody_runs(&instance, name).await?;
             self.0.step("checkout: stopped");
             let head = self.save(name, &under_way).await?;
             self.0.step("checkout: saved");
@@ -347,6 +382,18 @@ impl Instances<'_> {
                 .compare(&record, &instance, &snapshot, plan.choice)
                 .await?;
             has_room(&instance, &directory, &snapshot)?;
+            let kept = self
+                .0
+                .home()
+                .instance_folder(name.as_str())
+                .join("wal-kept");
+            let kept = kept.join(record.lineage.to_string());
+            if archived::keep(instance.data_dir(), &kept)? {
+                self.0.tell(Event::Warning(format!(
+                    "Log of {name} that was not archived yet is kept in {}.",
+                    kept.display()
+                )));
+            }
             let created = redo::of_snapshot(&snapshot).await?;
             redo::refuse(&created, Some(instance.data_dir()), &plan.asked)?;
             self.0.step("checkout: compared");
@@ -356,11 +403,7 @@ impl Instances<'_> {
         .await;
         let (head, directory, compared) = match saved {
             Ok(saved) => saved,
-            Err(error) => {
-                // Nothing was changed.
-                self.take_back(name, &under_way).await?;
-                return Err(error);
-            }
+            Err(error) => return Err(self.give_up(name, &under_way, error).await),
         };
         let under_way = UnderWay {
             phase: Phase::Changing,
@@ -368,6 +411,7 @@ impl Instances<'_> {
             ..under_way
         };
         let (total, rewritten) = (compared.compared, compared.bytes);
+        let mut touched = false;
         let changed = self
             .change(
                 &record,
@@ -375,12 +419,15 @@ impl Instances<'_> {
                 &snapshot,
                 &under_way,
                 Some((directory, compared)),
+                &mut touched,
             )
             .await;
         if let Err(error) = changed {
+            if !touched {
+                return Err(self.give_up(name, &under_way, error).await);
+            }
             return Err(self.back_to_head(name, &under_way, error).await);
         }
-        self.trim_heads(name).await;
         let timeline = self.known(name)?.timelines.iter().max().copied();
         let mut trouble = None;
         if under_way.start {
@@ -388,6 +435,7 @@ impl Instances<'_> {
                 .tell(Event::Step(format!("Starting postgres on {name}.")));
             trouble = self.start_after(name).await.err();
         }
+        self.trim_heads(name).await;
         let done = CheckedOut {
             pg: name.clone(),
             snapshot: plan.snapshot,
@@ -402,7 +450,7 @@ impl Instances<'_> {
     }
 
     /// The first number that neither this instance nor one that had its name before gave.
-    async fn next_head(&self, record: &PgRecord) -> Result<u32> {
+    pub(super) async fn next_head(&self, record: &PgRecord) -> Result<u32> {
         let mut number = record.checkouts;
         let repository = self.0.storages().repository(&record.storage).await?;
         loop {
@@ -451,6 +499,7 @@ impl Instances<'_> {
         let name = &record.name;
         match under_way.phase {
             Phase::Saving => {
+                self.say_end(name, under_way, Outcome::Failed);
                 self.take_back_with(name, under_way, start).await?;
             }
             Phase::Changing => {
@@ -458,32 +507,70 @@ impl Instances<'_> {
                     "finishing the checkout of pg {name} that was interrupted"
                 )));
                 let instance = self.open(record).await?;
-                let repository = self
-                    .0
-                    .storages()
-                    .existing_repository(&under_way.storage)
-                    .await?;
-                let Some(repository) = repository else {
-                    return Err(Error::new(
-                        ErrorKind::Failed,
-                        format!("storage {}", under_way.storage),
-                        format!(
-                            "has no snapshots any more, and pg {name} is half rolled back to one"
-                        ),
-                    ));
+                if record.adopted.is_some() {
+                    // For the log of its recovery.
+                    let folder = self.0.home().instance_folder(name.as_str());
+                    crate::record::folder(&folder, 0o711)?;
+                }
+                let snapshot = match self.half_done(under_way).await {
+                    Ok(snapshot) => snapshot,
+                    // Gone for good, or out of reach: its state before is here.
+                    Err(error) => return Err(self.back_to_head(name, under_way, error).await),
                 };
-                let snapshot = repository.snapshot(under_way.snapshot).await?;
                 let changed = self
-                    .change(record, &instance, &snapshot, under_way, None)
+                    .change(record, &instance, &snapshot, under_way, None, &mut true)
                     .await;
                 if let Err(error) = changed {
+                    if error.kind() == ErrorKind::Busy {
+                        return Err(error);
+                    }
                     return Err(self.back_to_head(name, under_way, error).await);
                 }
+                let outcome = if under_way.head_id == Some(under_way.snapshot) {
+                    // The state before, after a snapshot that was damaged.
+                    Outcome::Failed
+                } else {
+                    Outcome::Done
+                };
+                self.say_end(name, under_way, outcome);
                 self.settle_start(name, start).await?;
             }
-            Phase::Starting => self.settle_start(name, start).await?,
+            Phase::Starting => {
+                self.say_end(name, under_way, Outcome::Done);
+                self.settle_start(name, start).await?;
+            }
         }
         Ok(())
+    }
+
+    /// The snapshot that a checkout was interrupted on its way to.
+    async fn half_done(&self, under_way: &UnderWay) -> Result<Snapshot> {
+        let storage = &under_way.storage;
+        let repository = self.0.storages().existing_repository(storage).await?;
+        let repository = repository.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("storage {storage}"),
+                "has no snapshots any more",
+            )
+        })?;
+        repository.snapshot(under_way.snapshot).await
+    }
+
+    /// Writes how the operation ended whose command did not live to say so.
+    fn say_end(&self, name: &Name, under_way: &UnderWay, outcome: Outcome) {
+        let Some(mut operation) = under_way.operation.clone() else {
+            return;
+        };
+        if let (Some(head), Outcome::Done) = (under_way.head_id, outcome) {
+            let details = &mut operation.details;
+            details.insert(
+                "head".to_owned(),
+                head_name(name, under_way.head).to_string(),
+            );
+            details.insert("head-id".to_owned(), head.to_string());
+        }
+        self.0.end_of_another(operation, outcome);
     }
 
     async fn settle_start(&self, name: &Name, start: bool) -> Result<()> {
@@ -507,8 +594,14 @@ impl Instances<'_> {
         started
     }
 
-    async fn take_back(&self, name: &Name, under_way: &UnderWay) -> Result<()> {
-        self.take_back_with(name, under_way, true).await
+    /// Nothing was changed: all is as it was. Returns why.
+    async fn give_up(&self, name: &Name, under_way: &UnderWay, error: Error) -> Error {
+        if let Err(second) = self.take_back_with(name, under_way, true).await {
+            self.0.tell(Event::Warning(format!(
+                "pg {name} is as it was, but not all of that could be said or started ({second})"
+            )));
+        }
+        error
     }
 
     /// As if nobody had asked: the directory is as it was.
@@ -564,7 +657,7 @@ impl Instances<'_> {
             let repository = self.0.storages().repository(&record.storage).await?;
             let snapshot = repository.snapshot(head).await?;
             let instance = self.open(&record).await?;
-            self.change(&record, &instance, &snapshot, &back, None)
+            self.change(&record, &instance, &snapshot, &back, None, &mut true)
                 .await?;
             if under_way.start {
                 self.start_after(name).await?;
@@ -636,10 +729,23 @@ impl Instances<'_> {
         snapshot: &Snapshot,
         under_way: &UnderWay,
         compared: Option<(ExistingDirectory, RestorePlan)>,
+        touched: &mut bool,
     ) -> Result<()> {
         let name = &record.name;
         let subject = format!("pg {name}");
         let data = instance.data_dir();
+        if compared.is_none() {
+            self.nobody_runs(instance, name).await?;
+            self.save_strangers(record, instance, under_way).await?;
+        }
+        let snapshots = between::mark_of(snapshot).await;
+        let mut marks = under_way.marks.clone();
+        marks.extend(between::mark_in(data));
+        marks.extend(snapshots.clone());
+        let under_way = &UnderWay {
+            marks,
+            ..under_way.clone()
+        };
         let mut used = self.used_timelines(snapshot.facts())?;
         let record = self.known(name)?;
         used.extend(
@@ -664,7 +770,6 @@ impl Instances<'_> {
         let (directory, plan) = match compared {
             Some(compared) => compared,
             None => {
-                self.end_servers(instance, name).await?;
                 self.compare(&record, instance, snapshot, under_way.choice)
                     .await?
             }
@@ -679,7 +784,7 @@ impl Instances<'_> {
         let mut options = RestoreOptions::default();
         options.threads = self.0.options().threads;
         let (to, about) = (snapshot.clone(), subject.clone());
-        background::run(
+        let executed = background::run(
             self.0,
             &subject,
             self.writing(name),
@@ -690,7 +795,11 @@ impl Instances<'_> {
                     .map_err(|error| Error::repository(about, error))
             },
         )
-        .await?;
+        .await;
+        // The control file goes before the first change and comes back, as the snapshot's, with the last.
+        let left = between::mark_in(data);
+        *touched |= executed.is_ok() || left.is_none() || snapshots.is_none() || left == snapshots;
+        executed?;
         self.0.step("checkout: rewritten");
         let plan =
             RecoveryPlan::new(WalSource::Command("exit 1".to_owned()), target(snapshot)).in_place();
@@ -701,6 +810,15 @@ impl Instances<'_> {
             instance,
         };
         let timelines = recover(&ending, plan, used).await?;
+        if under_way.choice.configuration && record.adopted.is_none() {
+            include(instance, self.0.os_user()?.as_ref())?;
+        }
+        let left = between::mark_in(data);
+        self.update(name, |record| {
+            if let Some(under_way) = &mut record.checkout {
+                under_way.marks.extend(left);
+            }
+        })?;
         self.0.step("checkout: recovered");
         // Another instance's superuser has another password than our pass file.
         if snapshot.facts().instance.as_ref() != Some(&record.id) && record.adopted.is_none() {
@@ -733,24 +851,6 @@ impl Instances<'_> {
         })?;
         self.0.step("checkout: done");
         Ok(())
-    }
-
-    /// What a recovery that was killed left running ends; its guardian does it, this waits for it.
-    async fn end_servers(&self, instance: &Instance, name: &Name) -> Result<()> {
-        let options =
-            neon_pgctl::StopOptions::new(neon_pgctl::StopMode::Immediate).with_escalation();
-        match instance.stop(&options).await {
-            Err(error)
-                if error.kind() != neon_pgctl::ErrorKind::NotRunning
-                    && instance.data_dir().join("global/pg_control").exists() =>
-            {
-                return Err(Error::server(format!("pg {name}"), error));
-            }
-            _ => {}
-        }
-        // Nobody runs: what is left of the file is an obstacle and no more.
-        let file = instance.data_dir().join("postmaster.pid");
-        crate::record::remove(&file)
     }
 
     /// Removes states before checkouts that are beyond the limits. What cannot be removed now is tried again.

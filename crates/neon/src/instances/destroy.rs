@@ -29,6 +29,13 @@ impl Instances<'_> {
     /// As [`destroy`](Self::destroy), without a word in the log; with an id only that instance.
     pub(crate) async fn destroy_of(&self, name: &Name, id: Option<&str>) -> Result<String> {
         let _lock = self.lock(name).await?;
+        let adopted = record::read::<PgRecord>(&self.record(name))?.is_some_and(|record| {
+            record.adopted.is_some() && record.stage == Stage::Ready && record.checkout.is_some()
+        });
+        if adopted {
+            // Only a record goes, and nothing in the cluster is changed for that.
+            self.update(name, |record| record.checkout = None)?;
+        }
         self.settle_with(name, false).await?;
         let record = self.known(name)?;
         if id.is_some_and(|id| id != record.id) {

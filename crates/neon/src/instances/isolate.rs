@@ -396,7 +396,7 @@ fn set_aside(data: &Path, name: &str, user: Option<&OsUser>) -> Result<()> {
 }
 
 /// Makes the configuration read our settings, last.
-fn include(instance: &Instance, user: Option<&OsUser>) -> Result<()> {
+pub(super) fn include(instance: &Instance, user: Option<&OsUser>) -> Result<()> {
     let data = instance.data_dir();
     let ours = data.join(OWN_SETTINGS_FILE);
     let read = instance.file_settings();

@@ -5,6 +5,8 @@
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
 mod adopt;
+mod archived;
+mod between;
 pub(crate) mod checkout;
 mod create;
 mod destroy;

@@ -24,6 +24,7 @@ use neon_snapshot_format::{Owner, SnapshotKind};
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
+use crate::instances::archived::leave_to_others;
 use crate::instances::isolate::{as_it_is, isolate};
 use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
@@ -459,6 +460,7 @@ pub(super) async fn recover(
     if let Some(aside) = aside {
         aside.back()?;
     }
+    leave_to_others(data, recovered.timeline, neon.os_user()?.as_ref())?;
     used.insert(recovered.timeline);
     Ok(used)
 }

@@ -189,7 +189,13 @@ pub(crate) async fn take_locked(
     let committed = prepared.writing.take()?.commit(commit).await;
     let committed =
         committed.map_err(|error| Error::repository(format!("storage {storage}"), error))?;
-    remember_timelines(neon, record, &commit.facts)?;
+    // The snapshot is there, whatever becomes of this.
+    if let Err(error) = remember_timelines(neon, record, &commit.facts) {
+        neon.tell(Event::Warning(format!(
+            "the timelines of {} could not be written down ({error})",
+            record.name
+        )));
+    }
     let lost = committed
         .names
         .iter()

@@ -76,6 +76,11 @@ async fn control_of(snapshot: &Snapshot) -> Result<ControlFile> {
     })
 }
 
+/// Whether it was written with `wal_level=minimal`.
+pub(crate) async fn is_minimal(snapshot: &Snapshot) -> Result<bool> {
+    Ok(control_of(snapshot).await?.settings.wal_level == WalLevel::Minimal)
+}
+
 /// Refuses a snapshot that no recovery takes to its end: what was written with `wal_level=minimal` is replayed by nothing
 /// but the start of its own server, which stays on its timeline.
 pub(crate) async fn can_be_replayed(snapshot: &Snapshot, subject: &str) -> Result<()> {

@@ -146,6 +146,12 @@ async fn checkout_killed_at(steps: &[&str], rows: &str) {
         let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
         assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
         nothing_half_made(&place);
+        let operations = neon.operations().unwrap();
+        let mut checkouts = operations.iter().rev();
+        let last = checkouts.find(|one| one.verb == "pg checkout").unwrap();
+        let finished = rows == "5000";
+        assert_eq!(last.outcome == neon_pg::Outcome::Done, finished, "{last:?}");
+        assert_eq!(last.details.contains_key("head-id"), finished, "{last:?}");
         assert_eq!(
             pg.record.heads.len() as u64,
             if rows == "5000" {
@@ -272,4 +278,74 @@ async fn a_creation_killed_at_any_step_is_as_if_it_never_was_or_done() {
     }
     pg.stop(&name("pgdata1")).await.unwrap();
     none_but(&place, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_wrote_in_the_middle_of_a_checkout_is_kept() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    killed(&place, "checkout", "checkout: changing", None);
+    let instance = home.neon.pg().instance(&name("pgdata1")).await.unwrap();
+    let options = neon_pgctl::StartOptions::new();
+    instance.start(&options).await.unwrap();
+    run(&home.neon, "pgdata1", "create table precious as select 7 i").await;
+    let neon = home.again();
+    let found = neon.snapshots().find("pgdata1@a", None).await.unwrap();
+    let choice = neon_pg::CheckoutChoice::default();
+    let planned = neon
+        .pg()
+        .plan_checkout(&name("pgdata1"), &found, choice)
+        .await;
+    assert_eq!(refused(planned), ErrorKind::Busy);
+    assert_eq!(sql(&neon, "pgdata1", "select i from precious").await, "7");
+    let options = neon_pgctl::StopOptions::new(neon_pgctl::StopMode::Fast);
+    instance.stop(&options).await.unwrap();
+    plan(&neon, &found).await;
+    assert_eq!(
+        sql(&neon, "pgdata1", "select count(*) from t").await,
+        "5000"
+    );
+    let heads = neon.pg().record_of(&name("pgdata1")).unwrap().heads;
+    assert_eq!(heads.len(), 2);
+    let kept = neon
+        .snapshots()
+        .find("pgdata1@HEAD{1}", None)
+        .await
+        .unwrap();
+    neon.pg().checkout(&plan(&neon, &kept).await).await.unwrap();
+    assert_eq!(sql(&neon, "pgdata1", "select i from precious").await, "7");
+    neon.pg().stop(&name("pgdata1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_whose_snapshot_is_gone_ends_at_the_state_before() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    killed(&place, "checkout", "checkout: changing", None);
+    let neon = home.again();
+    // One that a collection has taken.
+    let record = place.join("state/pg/pgdata1.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let gone = value["checkout"]["snapshot"].as_str().unwrap().len();
+    value["checkout"]["snapshot"] = "0".repeat(gone).into();
+    fs::write(&record, value.to_string()).unwrap();
+    assert!(neon.pg().stop(&name("pgdata1")).await.is_err());
+    let pg = neon.pg().record_of(&name("pgdata1")).unwrap();
+    assert_eq!(pg.checkout, None);
+    let up = neon
+        .pg()
+        .get(&name("pgdata1"))
+        .await
+        .unwrap()
+        .role()
+        .is_some();
+    if !up {
+        neon.pg().start(&name("pgdata1")).await.unwrap();
+    }
+    assert_eq!(
+        sql(&neon, "pgdata1", "select count(*) from t").await,
+        "5001"
+    );
+    neon.pg().stop(&name("pgdata1")).await.unwrap();
 }

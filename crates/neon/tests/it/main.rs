@@ -14,6 +14,7 @@ mod offers;
 mod redo;
 mod remotes;
 mod restored;
+mod rollbacks;
 mod shared;
 mod snapshots;
 mod storages;

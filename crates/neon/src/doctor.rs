@@ -57,6 +57,8 @@ pub struct DoctorFinding {
 pub struct DoctorOptions {
     /// Settle what can be settled first.
     pub fix: bool,
+    /// With `fix`: settle only these findings of an examination, as somebody agreed to; all if not said.
+    pub agreed: Option<Vec<DoctorFinding>>,
     /// Where people's shells look for programs: `PATH`.
     pub path: OsString,
     /// This program, if it is one that has a name in that path.
@@ -75,7 +77,22 @@ pub struct DoctorReport {
     pub fixed: Vec<String>,
 }
 
+impl DoctorOptions {
+    /// Whether a finding is to be settled.
+    fn settles(&self, code: &str, subject: &str) -> bool {
+        self.agreed.as_ref().is_none_or(|agreed| {
+            let mut agreed = agreed.iter();
+            agreed.any(|finding| finding.code == code && finding.subject == subject)
+        })
+    }
+}
+
 impl DoctorReport {
+    /// What a repair settles.
+    pub fn fixable(&self) -> impl Iterator<Item = &DoctorFinding> {
+        self.findings.iter().filter(|finding| finding.fixable)
+    }
+
     /// The worst that was found.
     #[must_use]
     pub fn worst(&self) -> Option<Severity> {
@@ -93,8 +110,8 @@ impl Neon {
     pub async fn doctor(&self, options: &DoctorOptions) -> Result<DoctorReport> {
         let mut fixed = Vec::new();
         if options.fix {
-            self.settle_leftovers(&mut fixed).await?;
-            self.settle_servers(&mut fixed).await?;
+            self.settle_leftovers(options, &mut fixed).await?;
+            self.settle_servers(options, &mut fixed).await?;
             self.settle_storages(options, &mut fixed).await?;
         }
         let mut findings = Findings::default();

@@ -69,6 +69,13 @@ described! {
     doomed(id: [u8; 16]) format!("{DOOMED}{}", hex(&id));
 }
 
+/// Whether a key has the exact shape of what a repository stores in bulk, packs and snapshots: what may be uploaded in
+/// parts. Everything else at the same place is somebody else's, or small.
+#[must_use]
+pub fn is_bulk(key: &Key) -> bool {
+    pack_of(key).is_some() || commit_of(key).is_some()
+}
+
 /// Whether this is where key envelopes are, and not what is noted beside them.
 pub(crate) fn is_envelope(key: &Key) -> bool {
     let name = key.as_str().strip_prefix(KEYS);

@@ -47,6 +47,7 @@ pub use facts::{
     BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,
 };
 pub use id::{CommitId, LineageId, RepositoryId, WriterId};
+pub use keys::is_bulk;
 pub use listing::{Listed, Unreadable};
 pub use name::{SnapshotName, Tag};
 pub use object::{Object, ObjectKind};

@@ -134,7 +134,8 @@ pub(crate) enum Verb {
     /// Looks for what is not as it should be, and says what repairs it; exit code 1 with an error
     #[command(after_help = examples!(
         "doctor" => "what is wrong here, if anything",
-        "doctor --fix" => "settles what killed commands left, then looks",
+        "doctor --fix --dry-run" => "what would be settled",
+        "doctor --fix --yes" => "settles what killed commands left, then looks",
         "doctor --offline" => "without asking distant storages",
     ))]
     Doctor(Doctor),
@@ -168,12 +169,18 @@ pub(crate) enum Verb {
 /// What the doctor takes.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Settle what can be settled first
+    /// Settle what can be settled: shows it and asks first
     #[arg(long)]
     pub(crate) fix: bool,
     /// Ask no storage but folders of this machine
     #[arg(long)]
     pub(crate) offline: bool,
+    /// With --fix: do not ask
+    #[arg(short, long, requires = "fix")]
+    pub(crate) yes: bool,
+    /// With --fix: only show what would be settled
+    #[arg(long, requires = "fix")]
+    pub(crate) dry_run: bool,
 }
 
 /// What undo takes.

@@ -1,16 +1,28 @@
 //! `doctor`
 
-use neon_pg::{DoctorOptions, Severity};
+use neon_pg::{DoctorOptions, DoctorReport, Severity};
 use serde_json::{Value, json};
 
 use super::Scene;
 use crate::args::Doctor;
+use crate::confirm::confirm;
 use crate::failure::Outcome;
 use crate::render::Answer;
 
+/// What a repair settles.
+fn plan(report: &DoctorReport) -> String {
+    let mut plan = String::new();
+    for finding in report.fixable() {
+        plan.push_str(&format!(
+            "will be settled: {}: {} [{}]\n",
+            finding.subject, finding.message, finding.code
+        ));
+    }
+    plan
+}
+
 pub(crate) async fn run(wanted: &Doctor, scene: &Scene<'_>) -> Outcome<Answer> {
     let mut options = DoctorOptions::default();
-    options.fix = wanted.fix;
     options.offline = wanted.offline;
     options.path = scene
         .surroundings
@@ -18,8 +30,19 @@ pub(crate) async fn run(wanted: &Doctor, scene: &Scene<'_>) -> Outcome<Answer> {
         .unwrap_or_default()
         .to_owned();
     options.program = std::env::current_exe().ok();
-    let report = scene.neon.doctor(&options).await?;
+    let mut report = scene.neon.doctor(&options).await?;
     let mut text = String::new();
+    let plan = plan(&report);
+    if wanted.fix && !plan.is_empty() {
+        if wanted.dry_run {
+            text.push_str(&plan);
+        } else {
+            confirm("doctor --fix", &plan, wanted.yes).await?;
+            options.fix = true;
+            options.agreed = Some(report.fixable().cloned().collect());
+            report = scene.neon.doctor(&options).await?;
+        }
+    }
     for fixed in &report.fixed {
         text.push_str(&format!("fixed: {fixed}\n"));
     }

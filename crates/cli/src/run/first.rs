@@ -1,5 +1,7 @@
 //! `init`, `start`, `stop`, `export`.
 
+use std::collections::BTreeSet;
+
 use neon_pg::{ErrorKind, InitOptions};
 use serde_json::{Value, json};
 
@@ -42,6 +44,15 @@ pub(crate) async fn start(wanted: Start, scene: &Scene<'_>) -> Outcome<Answer> {
         .as_deref()
         .map(absolute_place)
         .transpose()?;
+    // What runs already is not what this command started.
+    let mut up = BTreeSet::new();
+    for record in scene.neon.pg().records()? {
+        let pg = scene.neon.pg().get(&record.name).await;
+        if pg.is_ok_and(|pg| pg.endpoint().is_some()) {
+            up.insert(record.name);
+        }
+    }
+    let mut busy = None;
     let first = scene
         .neon
         .snapshot_first()
@@ -77,11 +88,23 @@ pub(crate) async fn start(wanted: Start, scene: &Scene<'_>) -> Outcome<Answer> {
             }
             (String::new(), json!({ "pg": null }))
         }
+        // It may be the only one that came back after a reboot.
+        Err(error) if error.kind() == ErrorKind::Busy => {
+            busy = Some(error);
+            (String::new(), json!({ "pg": null }))
+        }
         Err(error) => return Err(error.into()),
     };
     let mut others = Vec::new();
     let mut exit = 0;
-    for (name, outcome) in scene.neon.pg().start_wanted().await? {
+    let wanted = scene.neon.pg().start_wanted().await?;
+    if let Some(error) = busy {
+        if wanted.iter().all(|(name, _)| up.contains(name)) {
+            return Err(error.into());
+        }
+        scene.note(&Failure::from(error).to_string());
+    }
+    for (name, outcome) in wanted {
         match outcome {
             Ok(()) => {
                 let endpoint = scene.neon.pg().get(&name).await?.endpoint();

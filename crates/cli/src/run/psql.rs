@@ -1,5 +1,6 @@
 //! `pg psql`, `pg url`, `pg logs`
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -66,6 +67,12 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
         })?,
     };
     let mut command = Command::new(program);
+    // PGHOSTADDR and PGSERVICE would lead to another server, and the others of libpq belong to that one, too.
+    for variable in scene.surroundings.names() {
+        if is_of_connection(variable) {
+            command.env_remove(variable);
+        }
+    }
     for (key, value) in connection(&uri) {
         command.env(key, value);
     }
@@ -74,6 +81,19 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
     }
     command.args(&wanted.arguments);
     Ok(Then::Become(Box::new(command)))
+}
+
+/// Whether a variable is one that libpq connects by: all of `PG…` but those that say how answers and programs look.
+fn is_of_connection(variable: &OsStr) -> bool {
+    const KEPT: [&str; 6] = [
+        "PGAPPNAME",
+        "PGCLIENTENCODING",
+        "PGCONNECT_TIMEOUT",
+        "PGDATESTYLE",
+        "PGLOCALEDIR",
+        "PGTZ",
+    ];
+    variable.as_encoded_bytes().starts_with(b"PG") && !KEPT.iter().any(|kept| variable == *kept)
 }
 
 /// The parts of a URI that we made, as the variables of libpq.
@@ -238,6 +258,37 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_leads_to_another_server_is_not_passed_on() {
+        for variable in [
+            "PGHOST",
+            "PGHOSTADDR",
+            "PGPORT",
+            "PGDATABASE",
+            "PGUSER",
+            "PGPASSWORD",
+            "PGPASSFILE",
+            "PGSERVICE",
+            "PGSERVICEFILE",
+            "PGOPTIONS",
+            "PGSSLMODE",
+            "PGSSLCERT",
+            "PGREQUIREPEER",
+            "PGREQUIREAUTH",
+            "PGCHANNELBINDING",
+            "PGTARGETSESSIONATTRS",
+            "PGLOADBALANCEHOSTS",
+            "PGKRBSRVNAME",
+            "PGGSSENCMODE",
+            "PGSYSCONFDIR",
+        ] {
+            assert!(is_of_connection(OsStr::new(variable)), "{variable}");
+        }
+        for variable in ["PGAPPNAME", "PGTZ", "PSQLRC", "PSQL_PAGER", "PAGER", "PATH"] {
+            assert!(!is_of_connection(OsStr::new(variable)), "{variable}");
+        }
+    }
 
     #[test]
     fn a_uri_becomes_the_variables_of_libpq() {

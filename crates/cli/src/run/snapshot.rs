@@ -417,6 +417,9 @@ async fn serve(wanted: &Serve, scene: &Scene<'_>) -> Outcome<Answer> {
     for note in &about.notes {
         scene.note(note);
     }
+    for warning in &about.warnings {
+        scene.warn(warning);
+    }
     let text = format!("PGPASSWORD={} {}", offer.token().expose(), about.command);
     Answer::of(text, whole).print(scene.settings.output)?;
     offer.run().await?;

@@ -160,7 +160,7 @@ async fn gc(wanted: Gc, scene: &Scene<'_>) -> Outcome<Answer> {
     if let Some(next) = done.next {
         text.push_str(&format!(
             "; what was announced goes with a run in {} or later",
-            age(0, next.saturating_sub(now()))
+            age(0, next)
         ));
     }
     let mut whole = data(&done)?;

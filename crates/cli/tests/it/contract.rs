@@ -207,7 +207,7 @@ fn every_key_that_is_printed_is_documented() {
     documented(&home.json(&["storage", "gc", "local", "--yes"]));
     documented(&home.json(&["pg", "destroy", "one", "--yes"]));
     documented(&home.json(&["op", "log"]));
-    documented(&home.json(&["doctor", "--fix"]));
+    documented(&home.json(&["doctor", "--fix", "--yes"]));
     documented(&home.json(&["snapshot", "check", "one@b", "-s", "local"]));
     documented(&home.json(&["snapshot", "verify", "one@b", "-s", "local", "--digests"]));
     documented(&home.json(&["config", "show"]));

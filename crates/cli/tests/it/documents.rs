@@ -115,6 +115,18 @@ fn the_first_document() {
     home.ok(&["pg", "stop", "main"]);
     assert_eq!(home.json(&["start"])["restored"], Value::Null);
     home.fails(4, &["start"]);
+    // That it runs does not keep down what else ran before a reboot.
+    home.ok(&["pg", "create", "other"]);
+    let record = home.path().join("state/pg/other.json");
+    home.ok(&["pg", "stop", "other"]);
+    let unwanted = std::fs::read_to_string(&record).unwrap();
+    let wanted = unwanted.replace("\"wanted\": false", "\"wanted\": true");
+    assert_ne!(wanted, unwanted);
+    std::fs::write(&record, wanted).unwrap();
+    let said = home.run(&["start"]);
+    assert_eq!(said.code, 0, "{said:#?}");
+    assert!(said.out.contains("other: localhost:"), "{said:#?}");
+    home.fails(4, &["start"]);
     let settings = home.ok(&["storage", "list"]);
     assert!(!settings.contains(copy), "{settings}");
     // On top of what was there before, in another home.

@@ -79,6 +79,30 @@ fn two_commands_at_once_on_one_thing_wait_or_say_that_it_is_busy() {
     home.ok(&["pg", "stop", "one"]);
 }
 
+#[test]
+fn a_repair_shows_what_it_would_do_and_asks_first() {
+    let home = Home::new();
+    home.ok(&["pg", "list"]);
+    home.ok(&["doctor", "--fix"]);
+    let left = home.path().join("pg/.new-0123456789abcdef");
+    fs::create_dir_all(&left).unwrap();
+    let asked = home.run(&["doctor", "--fix"]);
+    told(&asked, 2, &["will be settled: ", "needs a confirmation"]);
+    assert_eq!(asked.out, "");
+    assert!(left.exists());
+    let shown = home.ok(&["doctor", "--fix", "--dry-run"]);
+    let line = format!("will be settled: {}", left.display());
+    assert!(shown.starts_with(&line), "{shown}");
+    assert!(left.exists());
+    home.fails(2, &["doctor", "--yes"]);
+    let done = home.ok(&["doctor", "--fix", "--yes"]);
+    assert!(
+        done.starts_with(&format!("fixed: {}", left.display())),
+        "{done}"
+    );
+    assert!(!left.exists());
+}
+
 /// Runs these commands in a home on a small file system of its own; each line of the answer is an exit code.
 fn on_a_small_disk(home: &Home, size: &str, commands: &[&str]) -> (Vec<i32>, String) {
     let disk = home.scratch().join("disk");

@@ -57,6 +57,15 @@ fn the_uri_works_when_pasted_by_root_and_by_a_plain_user_without_an_environment(
     }
     // The same by our own verb; a password with an odd character would still be one variable.
     assert_eq!(home.sql("p1", "select current_user"), "postgres");
+    // What somebody set to reach another server does not lead there.
+    let mut elsewhere = home.command(&["pg", "psql", "p1", "--", "-XAtc", "select 40 + 2"]);
+    let elsewhere = ran(elsewhere
+        .env("PGHOSTADDR", "127.0.0.2")
+        .env("PGSERVICE", "production")
+        .env("PGSSLMODE", "verify-full")
+        .env("PGOPTIONS", "-c nonsense=1")
+        .env("PGPASSFILE", "/nowhere"));
+    assert_eq!(elsewhere.out, "42\n", "{elsewhere:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Findings, Severity};
+use super::{DoctorOptions, Findings, Severity};
 use crate::error::Result;
 use crate::events::Event;
 use crate::instances::{CREATION, PgRecord, Stage};
@@ -139,9 +139,22 @@ impl Neon {
     }
 
     /// Settles what killed commands left, as the next verb on each would.
-    pub(super) async fn settle_leftovers(&self, fixed: &mut Vec<String>) -> Result<()> {
+    pub(super) async fn settle_leftovers(
+        &self,
+        options: &DoctorOptions,
+        fixed: &mut Vec<String>,
+    ) -> Result<()> {
         for leftover in self.leftovers(&mut Vec::new()).await {
             self.go_on()?;
+            let mut told = Findings::default();
+            tell(&leftover, &mut told);
+            if !told
+                .0
+                .iter()
+                .all(|one| options.settles(one.code, &one.subject))
+            {
+                continue;
+            }
             let (what, settled) = self.settle_one(&leftover).await;
             match settled {
                 Ok(()) => fixed.push(what),

@@ -5,16 +5,17 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use neon_pgctl::{Instance, ServerState};
 
-use super::Findings;
+use super::{DoctorOptions, Findings};
 use crate::error::Result;
-use crate::events::Event;
 use crate::instances::{PgRecord, Stage};
 use crate::neon::Neon;
-use crate::upkeep::with_causes;
 
-/// Slots of ours that nobody uses: they end with the session that made them, unless the server was old or killed.
+/// Slots that nobody uses and that are named as ours are. Ours are temporary: they end with their session, and a restart of
+/// the server does not bring them back. So one that is here was made to stay, by somebody else: it is told, and never dropped,
+/// as its consumer's place in the log would be gone for good.
 const SLOTS: &str = "select slot_name from pg_catalog.pg_replication_slots \
-     where slot_name like 'neon\\_%' and not active order by 1";
+     where slot_type = 'physical' and not temporary and not active \
+     and slot_name ~ '^neon_(backup|copy|import)_[0-9a-f]{12,16}$' order by 1";
 /// Sessions of ours besides the one that asks.
 const SESSIONS: &str = "select pid from pg_catalog.pg_stat_activity \
      where application_name = 'neon' and pid <> pg_catalog.pg_backend_pid() order by 1";
@@ -129,10 +130,14 @@ impl Neon {
                         .warning(
                             code,
                             subject,
-                            format!("replication slot {value} of ours is left, and keeps log"),
+                            format!(
+                                "replication slot {value} is used by nobody, and keeps log; \
+                                 it is named as ours are, and ours end with their sessions"
+                            ),
                         )
-                        .fixable()
-                        .hinted("neon doctor --fix"),
+                        .hinted(format!(
+                            "if nobody comes back to it: select pg_drop_replication_slot('{value}')"
+                        )),
                     // What we begin on a server ends with its session, and sessions of dead processes end.
                     "session-left" => findings
                         .info(
@@ -149,10 +154,17 @@ impl Neon {
         }
     }
 
-    /// Drops slots that nobody uses, and remembers that what runs shall run.
-    pub(super) async fn settle_servers(&self, fixed: &mut Vec<String>) -> Result<()> {
+    /// Remembers that what runs shall run. Nothing is changed in a server.
+    pub(super) async fn settle_servers(
+        &self,
+        options: &DoctorOptions,
+        fixed: &mut Vec<String>,
+    ) -> Result<()> {
         for record in self.readable_instances() {
             self.go_on()?;
+            if !options.settles("server-unwanted", &format!("pg {}", record.name)) {
+                continue;
+            }
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
             let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
                 continue;
@@ -173,16 +185,6 @@ impl Neon {
                     record.port = status.port.or(record.port);
                 })?;
                 fixed.push(format!("pg {name} is remembered as running"));
-            }
-            for slot in column(&instance, SLOTS).await.unwrap_or_default() {
-                let query = format!(
-                    "select pg_catalog.pg_drop_replication_slot('{}')",
-                    slot.replace('\'', "''")
-                );
-                match column(&instance, &query).await {
-                    Ok(_) => fixed.push(format!("replication slot {slot} of pg {name} is dropped")),
-                    Err(error) => self.tell(Event::Warning(with_causes(&error))),
-                }
             }
         }
         Ok(())

@@ -24,6 +24,15 @@ const SKEW: Duration = Duration::from_secs(60);
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 const LEASES: &str = "leases/";
 
+/// Uploads in parts that nobody completes.
+#[derive(Debug, Default)]
+struct Uploads {
+    /// How many began longer ago than [`OLD`].
+    stale: u64,
+    /// The storage is a whole bucket.
+    at_root: bool,
+}
+
 /// Storages by name.
 type Known = Vec<(Name, StorageRecord)>;
 
@@ -160,16 +169,25 @@ impl Neon {
                 )
                 .hinted(format!("neon storage gc {name}"));
         }
-        let uploads = self.uploads(record, &subject, false).await?;
-        if uploads > 0 {
-            findings
-                .warning(
-                    "upload-left",
-                    &*subject,
-                    format!("{uploads} uploads of more than a day ago were never completed, and cost what they hold"),
-                )
-                .fixable()
-                .hinted("neon doctor --fix, or a lifecycle rule of the bucket");
+        let uploads = self.uploads(name, record, false).await?;
+        if uploads.stale > 0 {
+            let finding = findings.warning(
+                "upload-left",
+                &*subject,
+                format!(
+                    "{} uploads of more than a day ago were never completed, and cost what they hold",
+                    uploads.stale
+                ),
+            );
+            if uploads.at_root {
+                finding.hinted(
+                    "a whole bucket may have other users: set a lifecycle rule of the bucket, AbortIncompleteMultipartUpload",
+                );
+            } else {
+                finding
+                    .fixable()
+                    .hinted("neon doctor --fix, or a lifecycle rule of the bucket");
+            }
         }
         Ok(())
     }
@@ -212,39 +230,55 @@ impl Neon {
         Ok(())
     }
 
-    /// Uploads in parts that dead writers left; aborted if asked.
+    /// Uploads in parts that dead writers left below the folder of a storage, of what repositories store there; aborted if
+    /// asked, but not in a bucket that is used as a whole: nothing says that it is ours alone.
     #[cfg(feature = "s3")]
-    async fn uploads(&self, record: &StorageRecord, subject: &str, abort: bool) -> Result<u64> {
+    async fn uploads(&self, name: &Name, record: &StorageRecord, abort: bool) -> Result<Uploads> {
         use neon_storage::{S3, S3Config};
         if record.kind != StorageType::S3 {
-            return Ok(0);
+            return Ok(Uploads::default());
         }
-        let failed = |error: neon_storage::Error| Error::storage(subject, error);
+        let failed = |error: neon_storage::Error| Error::storage(format!("storage {name}"), error);
+        let chosen = StorageOptions::of(record.kind, &record.options)?;
         let locator = Locator::parse(&record.locator).map_err(failed)?;
+        // Asked without its options, another account or provider would answer.
+        let locator = chosen.apply(name, &locator)?;
         let config = S3Config::from_locator(&locator, &self.options().context).map_err(failed)?;
         let s3 = S3::open(config).await.map_err(failed)?;
         let path = locator.path();
-        let prefix = match path.trim_matches('/') {
-            "" => String::new(),
-            path => format!("{path}/"),
-        };
-        let counted = if abort {
-            s3.expire_uploads(&prefix, OLD).await
+        let path = path.trim_matches('/');
+        let at_root = path.is_empty();
+        let prefix = if at_root {
+            String::new()
         } else {
-            s3.stale_uploads(&prefix, OLD).await
+            format!("{path}/")
         };
-        match counted {
+        let ours = |key: &str| {
+            let key = key
+                .strip_prefix(&*prefix)
+                .and_then(|key| Key::new(key).ok());
+            key.is_some_and(|key| neon_pagestore::is_bulk(&key))
+        };
+        let counted = if !abort {
+            s3.stale_uploads(&prefix, OLD, ours).await
+        } else if at_root {
+            Ok(0)
+        } else {
+            s3.expire_uploads(&prefix, OLD, ours).await
+        };
+        let stale = match counted {
             // Some relatives of S3 do not list them.
-            Err(error) if error.kind() == neon_storage::ErrorKind::Unsupported => Ok(0),
-            counted => counted.map_err(failed),
-        }
+            Err(error) if error.kind() == neon_storage::ErrorKind::Unsupported => 0,
+            counted => counted.map_err(failed)?,
+        };
+        Ok(Uploads { stale, at_root })
     }
 
     #[cfg(not(feature = "s3"))]
     #[expect(clippy::unused_async, reason = "as with S3")]
-    async fn uploads(&self, record: &StorageRecord, subject: &str, abort: bool) -> Result<u64> {
-        let _ = (record, subject, abort, Locator::parse);
-        Ok(0)
+    async fn uploads(&self, name: &Name, record: &StorageRecord, abort: bool) -> Result<Uploads> {
+        let _ = (name, record, abort, Locator::parse);
+        Ok(Uploads::default())
     }
 
     /// Aborts uploads that nobody completes any more.
@@ -259,11 +293,14 @@ impl Neon {
                 continue;
             }
             let subject = format!("storage {name}");
-            let aborted = tokio::time::timeout(PATIENCE, self.uploads(&record, &subject, true));
+            if !options.settles("upload-left", &subject) {
+                continue;
+            }
+            let aborted = tokio::time::timeout(PATIENCE, self.uploads(&name, &record, true));
             match aborted.await {
-                Ok(Ok(0)) => {}
-                Ok(Ok(aborted)) => {
-                    fixed.push(format!("{aborted} uploads in {subject} are aborted"));
+                Ok(Ok(Uploads { stale: 0, .. })) => {}
+                Ok(Ok(Uploads { stale, .. })) => {
+                    fixed.push(format!("{stale} uploads in {subject} are aborted"));
                 }
                 Ok(Err(error)) => self.tell(Event::Warning(with_causes(&error))),
                 Err(_) => self.tell(Event::Warning(format!("{subject} did not answer"))),

@@ -49,6 +49,8 @@ pub struct Offer {
     neon: Neon,
     about: OfferAbout,
     token: Secret,
+    /// Counts the sessions that the token still lets in.
+    admission: OneTimeToken,
 }
 
 /// What there is to know to take an offer.
@@ -65,6 +67,8 @@ pub struct OfferAbout {
     pub command: String,
     /// What to know before.
     pub notes: Vec<String>,
+    /// What to act on before: that it can be reached from other machines.
+    pub warnings: Vec<String>,
 }
 
 impl fmt::Debug for OfferAbout {
@@ -100,7 +104,8 @@ impl Snapshots<'_> {
         // One session copies, one streams the log.
         let sessions = options.backups.saturating_mul(2);
         let wire = |error| Error::wire(&*subject, error);
-        let access = Access::Token(OneTimeToken::for_sessions(&token, sessions).map_err(wire)?);
+        let admission = OneTimeToken::for_sessions(&token, sessions).map_err(wire)?;
+        let access = Access::Token(admission.clone());
         let server = Server::new(Arc::clone(&source) as _, ServerOptions::new(access));
         let server = server.map_err(wire)?;
         let listener = TcpListener::bind(options.address).await;
@@ -124,6 +129,7 @@ impl Snapshots<'_> {
             address,
             command: command(address, &source),
             notes: source.notes(),
+            warnings: exposed(address).into_iter().collect(),
         };
         Ok(Offer {
             listener,
@@ -133,14 +139,31 @@ impl Snapshots<'_> {
             neon: self.0.clone(),
             about,
             token,
+            admission,
         })
     }
 }
 
+/// That others can see what is sent, unless only this machine can connect.
+fn exposed(address: SocketAddr) -> Option<String> {
+    // An address of version 4 written as one of version 6 is still what it is.
+    (!address.ip().to_canonical().is_loopback()).then(|| {
+        format!(
+            "{address} can be reached from other machines, and nothing is encrypted: whoever sees the traffic sees the data. \
+             Listen on loopback and tunnel (ssh -L) unless the network is yours alone."
+        )
+    })
+}
+
 fn command(address: SocketAddr, source: &Offered) -> String {
+    let host = if address.ip().is_unspecified() {
+        // Every address of this machine; which of them the other one sees is not known here.
+        "HOST".to_owned()
+    } else {
+        address.ip().to_string()
+    };
     let mut command = format!(
-        "pg_basebackup -h {} -p {} -U neon -D DIRECTORY -X stream",
-        address.ip(),
+        "pg_basebackup -h {host} -p {} -U neon -D DIRECTORY -X stream",
         address.port()
     );
     for location in source.locations() {
@@ -169,7 +192,8 @@ impl Offer {
     /// Dropped: all sessions end at once; what somebody took in part is no backup, and their program says so.
     ///
     /// # Errors
-    /// [`Cancelled`](ErrorKind::Cancelled).
+    /// [`Cancelled`](ErrorKind::Cancelled); [`Failed`](ErrorKind::Failed) when programs that broke off have used up the
+    /// password, so that nobody could come any more.
     pub async fn run(&self) -> Result<()> {
         let mut sessions: JoinSet<std::result::Result<(), neon_pgwire::Error>> = JoinSet::new();
         loop {
@@ -194,6 +218,15 @@ impl Offer {
             let taken = self.source.taken.load(Ordering::Relaxed);
             if taken >= self.backups && sessions.is_empty() {
                 return Ok(());
+            }
+            if self.admission.sessions_left() == 0 && sessions.is_empty() {
+                let message = format!(
+                    "was taken {taken} times of {}, and its password is used up: somebody connected and broke off",
+                    self.backups
+                );
+                let subject = format!("offer of {}", self.about.snapshot);
+                return Err(Error::new(ErrorKind::Failed, subject, message)
+                    .hinted("offer it again, for more --backups if several try"));
             }
         }
     }

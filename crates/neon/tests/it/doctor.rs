@@ -53,10 +53,12 @@ async fn a_home_in_use_is_well() {
 async fn what_servers_do_and_shall_do_is_compared() {
     let home = Fixture::of(PgMajor::V15);
     home.neon.pg().create(&home.create()).await.unwrap();
+    // Slots of others, whatever they are called: one looks like ours, the other only begins so.
     run(
         &home.neon,
         "pgdata1",
         "select pg_create_physical_replication_slot('neon_import_0123456789abcdef', true);\
+         select pg_create_physical_replication_slot('neon_standby1', true);\
          create database latin encoding 'LATIN1' locale 'C' template template0",
     )
     .await;
@@ -65,10 +67,17 @@ async fn what_servers_do_and_shall_do_is_compared() {
         ["encoding", "slot-left"]
     );
     let report = repaired(&home.neon).await;
-    assert_eq!(codes(&report), ["encoding"]);
-    assert_eq!(report.fixed.len(), 1, "{:?}", report.fixed);
+    assert_eq!(codes(&report), ["encoding", "slot-left"]);
+    assert_eq!(report.fixed, Vec::<String>::new());
+    let findings = told(&report);
+    let slot = findings.iter().find(|one| one.code == "slot-left");
+    let slot = slot.unwrap();
+    assert!(!slot.fixable, "{slot:?}");
+    let dropping = "select pg_drop_replication_slot('neon_import_0123456789abcdef')";
+    assert!(slot.hint.as_ref().unwrap().ends_with(dropping), "{slot:?}");
     let slots = "select count(*) from pg_replication_slots";
-    assert_eq!(sql(&home.neon, "pgdata1", slots).await, "0");
+    assert_eq!(sql(&home.neon, "pgdata1", slots).await, "2");
+    run(&home.neon, "pgdata1", dropping).await;
 
     let record = home.scratch.path().join("home/state/pg/pgdata1.json");
     let unwanted = fs::read_to_string(&record)
@@ -142,6 +151,14 @@ async fn what_killed_commands_left_is_named_and_settled() {
     );
     // Looking changes nothing.
     assert_eq!(codes(&examined(&home.neon).await).len(), 9);
+    // Nor is anything settled that nobody agreed to.
+    let mut options = DoctorOptions::default();
+    options.fix = true;
+    options.agreed = Some(Vec::new());
+    let agreed = home.neon.doctor(&options).await.unwrap();
+    assert_eq!(agreed.fixed, Vec::<String>::new());
+    assert_eq!(codes(&agreed).len(), 9);
+    assert_eq!(report.fixable().count(), 7);
     let report = repaired(&home.neon).await;
     assert_eq!(codes(&report), ["folder-unknown", "trash-unknown"]);
     assert_eq!(report.fixed.len(), 7, "{:?}", report.fixed);
@@ -254,4 +271,83 @@ async fn storages_are_asked_for_what_they_promise() {
     options.offline = true;
     let report = home.neon.doctor(&options).await.unwrap();
     assert_eq!(codes(&report), Vec::<&str>::new());
+}
+
+/// Needs the storage that lists uploads.
+#[cfg(feature = "s3")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_uploads_of_ours_below_our_own_folder_are_aborted() {
+    use crate::remotes::{attach_s3, credentials, s3, s3_options};
+    use neon_storage::{Body, Key, S3, S3Config, S3Credentials, S3Keys, StorageExt};
+
+    let server = s3();
+    let home = Fixture::having(PgMajor::V15, |options| credentials(&server, options));
+    // At the endpoint of its options.
+    attach_s3(&home.neon, &server).await;
+    let mut config = S3Config::new("tank");
+    config.endpoint = Some(server.endpoint());
+    config.credentials = S3Credentials::Static(S3Keys::new(
+        server.options().access_key.as_str(),
+        server.options().secret_key.as_str(),
+    ));
+    config.part_size = 5 << 20;
+    config.max_part_size = 5 << 20;
+    config.conditional = neon_storage::Conditional::Trusted;
+    let bucket = S3::open(config).await.unwrap();
+    // As if every writer had died.
+    server.plan(|request| {
+        let abort = request.method == "DELETE" && request.asks("uploadId");
+        abort.then(|| neon_testkit::s3::Fault::answer(403, "AccessDenied"))
+    });
+    let pack = format!("packs/ab/ab{}", "01".repeat(15));
+    let foreign = [
+        pack.clone(),
+        format!("neon-other/{pack}"),
+        "neon/backup.tar".to_owned(),
+        "neon/packs/somebody".to_owned(),
+    ];
+    for key in foreign.iter().cloned().chain([format!("neon/{pack}")]) {
+        let parts = (0..12).map(|_| Ok(bytes::Bytes::from(vec![0u8; 1 << 20])));
+        let broken = parts.chain([Err(std::io::Error::other("broken"))]);
+        let body = Body::stream(futures_util::stream::iter(broken));
+        bucket
+            .create(&Key::new(key).unwrap(), body)
+            .await
+            .unwrap_err();
+    }
+    for _ in 0..600 {
+        if server.requests_of("DELETE") >= 5 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    server.heal();
+    let pending = || {
+        let uploads = server.pending_uploads("tank").into_iter();
+        let mut keys: Vec<String> = uploads.map(|upload| upload.key).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(pending().len(), 5);
+    server.age("tank", Duration::from_secs(2 * 24 * 60 * 60));
+    assert_eq!(codes(&examined(&home.neon).await), ["upload-left"]);
+    let report = repaired(&home.neon).await;
+    assert_eq!(codes(&report), Vec::<&str>::new());
+    assert_eq!(report.fixed, ["1 uploads in storage s3tank are aborted"]);
+    let mut left = foreign.to_vec();
+    left.sort();
+    assert_eq!(pending(), left);
+
+    // A whole bucket may be anybody's: told, and left.
+    home.neon.storages().detach(&name("s3tank")).await.unwrap();
+    let place = Locator::parse("s3://tank").unwrap();
+    home.neon
+        .storages()
+        .attach(&name("whole"), &place, s3_options(&server))
+        .await
+        .unwrap();
+    let report = repaired(&home.neon).await;
+    assert_eq!(codes(&report), ["upload-left"]);
+    assert_eq!(report.fixable().count(), 0);
+    assert_eq!(pending(), left);
 }

@@ -7,7 +7,7 @@ use neon_pg::{ErrorKind, PgMajor, ServeOptions, VerifyDepth};
 use neon_testkit::{Cluster, OsUser, StopMode};
 
 use crate::moving::{fill, found, holds_what_was_filled, import, source, target};
-use crate::support::{Fixture, refused};
+use crate::support::{Fixture, refused, take as snapshot_of};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -54,6 +54,40 @@ async fn take(
     };
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.success(), said)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_that_others_can_reach_warns_and_one_that_nobody_can_take_ends() {
+    let home = Fixture::of(PgMajor::V15);
+    home.neon.pg().create(&home.stopped("one")).await.unwrap();
+    let from = snapshot_of(&home.neon, "one", "a").await;
+    let snapshots = home.neon.snapshots();
+    let mut options = ServeOptions::default();
+    let quiet = snapshots.serve(&from, &options).await.unwrap();
+    assert_eq!(quiet.about().warnings, Vec::<String>::new());
+    options.address = "0.0.0.0:0".parse().unwrap();
+    let open = snapshots.serve(&from, &options).await.unwrap();
+    assert_eq!(open.about().warnings.len(), 1);
+    assert!(open.about().warnings[0].contains("nothing is encrypted"));
+    assert!(open.about().command.contains(" -h HOST -p "));
+
+    // Two log in and break off.
+    let port = quiet.about().address.port();
+    let uri = format!("host=127.0.0.1 port={port} user=neon replication=true");
+    let client = Cluster::builder(PgMajor::V15).start();
+    let token = quiet.token().expose().to_owned();
+    let breaking = tokio::task::spawn_blocking(move || {
+        for _ in 0..2 {
+            let mut psql = client.tool("psql");
+            psql.args(["-XAtc", "IDENTIFY_SYSTEM", &uri])
+                .env("PGPASSWORD", &token);
+            let said = psql.output().unwrap();
+            assert!(said.status.success(), "{said:?}");
+        }
+    });
+    let ended = quiet.run().await;
+    breaking.await.unwrap();
+    assert_eq!(refused(ended), ErrorKind::Failed);
 }
 
 fn mapping(cluster: &Cluster, to: &Path) -> String {

@@ -445,7 +445,7 @@ async fn uploads_of_dead_writers_expire_by_the_storages_clock() {
     assert_eq!(server.pending_uploads("bucket").len(), 3);
     server.heal();
     assert_eq!(
-        s3.expire_uploads("", Duration::from_secs(3600))
+        s3.expire_uploads("", Duration::from_secs(3600), |_| true)
             .await
             .unwrap(),
         0
@@ -453,15 +453,13 @@ async fn uploads_of_dead_writers_expire_by_the_storages_clock() {
     server.age("bucket", Duration::from_secs(7200));
     s3.create(&key("c"), broken()).await.unwrap_err();
     let hour = Duration::from_secs(3600);
-    assert_eq!(s3.stale_uploads("a/", hour).await.unwrap(), 2);
+    assert_eq!(s3.stale_uploads("a/", hour, |_| true).await.unwrap(), 2);
+    let second = |key: &str| key == "a/2";
+    assert_eq!(s3.expire_uploads("a/", hour, second).await.unwrap(), 1);
+    assert_eq!(s3.stale_uploads("a/", hour, second).await.unwrap(), 0);
+    assert_eq!(s3.expire_uploads("a/", hour, |_| true).await.unwrap(), 1);
     assert_eq!(
-        s3.expire_uploads("a/", Duration::from_secs(3600))
-            .await
-            .unwrap(),
-        2
-    );
-    assert_eq!(
-        s3.expire_uploads("", Duration::from_secs(3600))
+        s3.expire_uploads("", Duration::from_secs(3600), |_| true)
             .await
             .unwrap(),
         1

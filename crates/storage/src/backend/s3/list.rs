@@ -108,23 +108,40 @@ impl S3 {
         Ok((objects, next))
     }
 
-    /// How many uploads below a prefix began longer ago than `age` by the storage's clock: what
-    /// [`expire_uploads`](Self::expire_uploads) would abort.
+    /// How many uploads below a prefix, of keys in the bucket that `which` accepts, began longer ago than
+    /// `age` by the storage's clock: what [`expire_uploads`](Self::expire_uploads) would abort.
     ///
     /// Dropped: nothing is changed.
-    pub async fn stale_uploads(&self, prefix: &str, age: Duration) -> Result<u64> {
-        self.old_uploads(prefix, age, false).await
+    pub async fn stale_uploads(
+        &self,
+        prefix: &str,
+        age: Duration,
+        which: impl Fn(&str) -> bool + Send + Sync,
+    ) -> Result<u64> {
+        self.old_uploads(prefix, age, &which, false).await
     }
 
-    /// Aborts uploads below a prefix that began longer ago than `age` by the storage's clock, and
-    /// returns how many. What writers leave that died; a lifecycle rule of the bucket does the same.
+    /// Aborts uploads below a prefix, of keys in the bucket that `which` accepts, that began longer ago
+    /// than `age` by the storage's clock, and returns how many. What writers leave that died; a lifecycle
+    /// rule of the bucket does the same.
     ///
     /// Dropped: some may be aborted.
-    pub async fn expire_uploads(&self, prefix: &str, age: Duration) -> Result<u64> {
-        self.old_uploads(prefix, age, true).await
+    pub async fn expire_uploads(
+        &self,
+        prefix: &str,
+        age: Duration,
+        which: impl Fn(&str) -> bool + Send + Sync,
+    ) -> Result<u64> {
+        self.old_uploads(prefix, age, &which, true).await
     }
 
-    async fn old_uploads(&self, prefix: &str, age: Duration, abort: bool) -> Result<u64> {
+    async fn old_uploads(
+        &self,
+        prefix: &str,
+        age: Duration,
+        which: &(dyn Fn(&str) -> bool + Send + Sync),
+        abort: bool,
+    ) -> Result<u64> {
         let mut found = 0u64;
         let (mut key_marker, mut id_marker) = (None, None);
         loop {
@@ -151,6 +168,10 @@ impl S3 {
                 let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else {
                     continue;
                 };
+                // Not every relative of S3 heeds the prefix.
+                if !(key.starts_with(prefix) && which(key)) {
+                    continue;
+                }
                 let began = upload.initiated().map(|began| time(Some(began)));
                 let old = began.and_then(|began| now.duration_since(began).ok());
                 if old.is_some_and(|old| old > age) {

@@ -485,8 +485,7 @@ async fn what_is_not_below_the_home_is_never_taken_for_missing() {
     // At a place that somebody chose, whose disk is not there.
     let home = Fixture::new();
     let disk = home.scratch.path().join("disk");
-    fs::create_dir(&disk).unwrap();
-    fs::set_permissions(&disk, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    neon_testkit::OsUser::current().create_dir(&disk);
     let mut from = wanted(None);
     from.pg.pgdata = Some(disk.join("data"));
     let first = home.neon.snapshot_first();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use neon_pagestore::{Listed, SnapshotName, Summary, Tag};
+use neon_pg_layout::Lsn;
 
 use super::SnapshotFirst;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,14 @@ struct Named<'a> {
     listed: &'a Listed,
     name: &'a SnapshotName,
     summary: &'a Summary,
+}
+
+impl Named<'_> {
+    /// What is larger for the newer: the time, and within one second the place in the log.
+    fn order(&self) -> (i64, Option<Lsn>) {
+        let stop = self.summary.stop.as_deref();
+        (self.summary.taken, stop.and_then(|stop| stop.parse().ok()))
+    }
 }
 
 impl SnapshotFirst<'_> {
@@ -121,7 +130,7 @@ async fn readable(repository: &StorageRepository) -> Result<Vec<Listed>> {
         return Ok(listed);
     }
     let readable = named(&listed);
-    let hint = match readable.iter().max_by_key(|one| one.summary.taken) {
+    let hint = match newest(readable.into_iter()) {
         Some(one) => format!(
             "restore one by name: neon pg create --snapshot {}, the newest that can be read",
             one.name
@@ -158,7 +167,7 @@ fn named(listed: &[Listed]) -> Vec<Named<'_>> {
 }
 
 fn newest<'a>(candidates: impl Iterator<Item = Named<'a>>) -> Option<Named<'a>> {
-    candidates.max_by_key(|one| one.summary.taken)
+    candidates.max_by_key(|one| one.order())
 }
 
 /// The newest of what an instance was on: of its lineage, or what that began with, or of the instance at all.
@@ -172,7 +181,7 @@ fn of_history<'a>(own: &[Named<'a>], gone: &PgRecord) -> Option<Named<'a>> {
 
 /// Whether a snapshot is newer than the chosen one, and another.
 fn after(other: &Named<'_>, chosen: &Named<'_>) -> bool {
-    other.listed.id != chosen.listed.id && other.summary.taken > chosen.summary.taken
+    other.listed.id != chosen.listed.id && other.order() > chosen.order()
 }
 
 /// The newest, if all are of one cluster and one instance name.

@@ -559,6 +559,48 @@ async fn nothing_is_forgotten_before_the_directory_is_restored() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_was_killed_is_taken_back_or_finished() {
+    let none = BTreeMap::new();
+    let home = Fixture::new();
+    let (_, left) = kept_in_a_folder(&home).await;
+    let before = home.neon.pg().record_of(&name("main")).unwrap();
+    let folder = home.scratch.path().join("home/pg/main");
+    fs::remove_dir_all(folder.join("data")).unwrap();
+    fs::write(folder.join("log/kept"), "mine").unwrap();
+    for step in ["create: begun", "create: isolated", "create: named"] {
+        let neon = home.with(|options| {
+            options.at_step = Some(std::sync::Arc::new(move |at: &str| {
+                assert_ne!(at, step, "killed");
+            }));
+        });
+        let killed =
+            tokio::spawn(async move { neon.snapshot_first().start(None, &BTreeMap::new()).await });
+        assert!(killed.await.unwrap_err().is_panic());
+        let now = home.neon.pg().record_of(&name("main")).unwrap();
+        assert_eq!(now.in_place_of.as_deref(), Some(&before), "{step}");
+        assert_eq!(now.port, before.port);
+        if step == "create: begun" {
+            // Any verb on the name settles it; what is there is what was there.
+            drop(home.neon.pg().start(&name("main")).await);
+            assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+            assert_eq!(fs::read_to_string(folder.join("log/kept")).unwrap(), "mine");
+        }
+    }
+    let first = home.neon.snapshot_first();
+    assert!(first.start(None, &none).await.unwrap().restored.is_none());
+    let after = home.neon.pg().record_of(&name("main")).unwrap();
+    assert_eq!((after.port, after.in_place_of), (before.port, None));
+    assert_eq!(
+        after.base.unwrap().snapshot,
+        found(&home, &left.to_string()).await.id
+    );
+    assert_eq!(
+        sql(&home.neon, "main", "select count(*) from t").await,
+        "1000"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_newest_is_what_was_lived_in() {
     let none = BTreeMap::new();
     let home = Fixture::new();

@@ -6,11 +6,13 @@
 //! **What is durable when.** Nothing runs in the background yet. A snapshot is taken, straight into `storage_dest`, by
 //! `init`, by [`stop`](SnapshotFirst::stop), by [`export`](SnapshotFirst::export) and by [`push`](SnapshotFirst::push);
 //! when one of these has returned, the state of that moment survives the loss of this machine. What was committed after
-//! the last of them is on this machine only.
+//! the last of them is on this machine only. A checkout does not push: after one, `push` says which state counts.
+
+mod dest;
+mod newest;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use neon_pagestore::SnapshotName;
 use neon_pg_layout::gmt;
@@ -25,23 +27,32 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::record;
-use crate::repositories::StorageRepository;
 use crate::snapshots::{
     CreateSnapshot, ExportFormat, ExportOptions, Exported, Found, ImportSnapshot, ImportSource,
     Located, Remote, TakenSnapshot, Transferred,
 };
-use crate::storages::{LOCAL, StorageRecord, Storages};
+use crate::storages::LOCAL;
+#[cfg(doc)]
+use crate::storages::Storages;
+
+use dest::Dest;
 
 /// The instance, if none is named.
 const MAIN: &str = "main";
-/// The storage that `storage_dest` becomes.
-const DEST: &str = "dest";
 
 /// What a home remembers of these verbs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Saved {
     pg: Name,
     storage: Name,
+}
+
+/// The snapshot that a cluster begins with.
+enum Beginning {
+    /// Imported for it: its own first.
+    Here(Found),
+    /// One of another.
+    Elsewhere(Found),
 }
 
 /// What to begin with.
@@ -147,33 +158,49 @@ impl SnapshotFirst<'_> {
         }
         let storage = match &options.storage_dest {
             Some(dest) => self.dest(dest, &options.storage_options).await?,
-            None => LOCAL.parse()?,
+            None => Dest::of(LOCAL.parse()?),
         };
+        let made = self.init_in(name, &storage.name, options).await;
+        self.unless_failed(storage, made).await
+    }
+
+    async fn init_in(
+        &self,
+        name: Name,
+        storage: &Name,
+        options: &InitOptions,
+    ) -> Result<Initialized> {
+        let neon = self.0;
         let mut create = options.pg.clone();
         create.name = Some(name.clone());
         create.storage = Some(storage.clone());
         create.no_start = true;
-        let snapshot = self.free_tag(&name, &storage, "init").await?;
-        match &options.snapshot_path {
+        self.tell_of_others(&name, storage).await?;
+        let snapshot = self.free_tag(&name, storage, "init").await?;
+        let beginning = match &options.snapshot_path {
+            None => None,
+            Some(path) => Some(
+                self.beginning(path, options.snapshot_format, storage, &snapshot)
+                    .await?,
+            ),
+        };
+        match &beginning {
             None => {
                 neon.pg().create(&create).await?;
-                let taken = neon
-                    .snapshots()
-                    .create(&CreateSnapshot::new(snapshot.clone()))
-                    .await;
-                if let Err(error) = taken {
-                    // Tried again, it begins anew.
-                    neon.pg().destroy(&name).await?;
-                    return Err(error);
-                }
             }
-            Some(path) => {
-                let from = self
-                    .beginning(path, options.snapshot_format, &storage, &snapshot)
-                    .await?;
+            Some(Beginning::Elsewhere(from) | Beginning::Here(from)) => {
                 neon.pg()
-                    .create_from(&create, &from, &RestoreChoice::default())
+                    .create_from(&create, from, &RestoreChoice::default())
                     .await?;
+            }
+        }
+        // What was imported is the first snapshot itself.
+        if !matches!(beginning, Some(Beginning::Here(_))) {
+            let first = CreateSnapshot::new(snapshot.clone());
+            if let Err(error) = neon.snapshots().create(&first).await {
+                // Tried again, it begins anew.
+                neon.pg().destroy(&name).await?;
+                return Err(error);
             }
         }
         self.save(&Saved {
@@ -181,19 +208,25 @@ impl SnapshotFirst<'_> {
             storage: storage.clone(),
         })?;
         Ok(Initialized {
-            storage_dest: neon.storages().get(&storage)?.locator,
+            storage_dest: neon.storages().get(storage)?.locator,
             pg: name,
-            storage,
+            storage: storage.clone(),
             snapshot,
         })
     }
 
-    /// Starts the cluster. A directory that is there is used as it is. One that is missing is restored from the newest
-    /// snapshot in `storage_dest`, the remembered one or this; how old that is, is in the result and told.
+    /// Starts the cluster. A directory that is there is used as it is. One that was below the home and is gone is restored
+    /// from the newest snapshot of the cluster in `storage_dest`, the remembered one or this; how old that is, is in the
+    /// result and told. Until that is done, nothing is forgotten. `HEAD{i}`, the states that checkouts left, and what
+    /// imports are at work on do not count.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when nothing was initialized and no storage is named, or it has no snapshots;
-    /// [`Busy`](ErrorKind::Busy) when it runs; as [`create_from`](crate::Instances::create_from).
+    /// [`Busy`](ErrorKind::Busy) when it runs; [`Exists`](ErrorKind::Exists) when the instance of this name was adopted;
+    /// [`Environment`](ErrorKind::Environment) when its directory is elsewhere and cannot be seen;
+    /// [`Invalid`](ErrorKind::Invalid) when the snapshots are of several clusters, or the storage is attached with
+    /// other options; [`Damaged`](ErrorKind::Damaged) when a snapshot that may be the newest cannot be read;
+    /// as [`create_from`](crate::Instances::create_from).
     pub async fn start(
         &self,
         storage_dest: Option<&str>,
@@ -207,7 +240,7 @@ impl SnapshotFirst<'_> {
         };
         let storage = match (storage_dest, &saved) {
             (Some(dest), _) => self.dest(dest, storage_options).await?,
-            (None, Some(saved)) => saved.storage.clone(),
+            (None, Some(saved)) => Dest::of(saved.storage.clone()),
             (None, None) => {
                 return Err(Error::new(
                     ErrorKind::NotFound,
@@ -217,45 +250,12 @@ impl SnapshotFirst<'_> {
                 .hinted("neon init makes a cluster, neon start --storage_dest=… restores one"));
             }
         };
-        let folder = neon.home().instance_folder(name.as_str());
-        let record = neon.pg().record_of(&name).ok();
-        let mut restored = None;
-        if record.is_none() || !folder.join("data").is_dir() {
-            let newest = self.newest(&name, &storage).await?;
-            let (found, taken) = newest;
-            let age = i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX);
-            let age = age.saturating_sub(taken).max(0);
-            neon.tell(Event::Step(format!(
-                "Restoring {name} from snapshot {}, which is {} old.",
-                found.asked,
-                words(age)
-            )));
-            if record.is_some() {
-                neon.pg().forget(&name).await?;
-            }
-            let create = CreatePg {
-                name: Some(name.clone()),
-                storage: Some(storage.clone()),
-                port: record.and_then(|record| record.port),
-                no_start: true,
-                ..CreatePg::default()
-            };
-            neon.pg()
-                .create_from(&create, &found, &RestoreChoice::default())
-                .await?;
-            restored = Some(RestoredFirst {
-                snapshot: found.asked.clone(),
-                taken,
-                age,
-            });
-        } else if record.is_some_and(|record| record.storage != storage) {
-            neon.pg()
-                .update(&name, |record| record.storage = storage.clone())?;
-        }
+        let restored = self.bring_up_to_date(&name, &storage.name).await;
         let now = Saved {
             pg: name.clone(),
-            storage,
+            storage: storage.name.clone(),
         };
+        let restored = self.unless_failed(storage, restored).await?;
         if saved.as_ref() != Some(&now) {
             self.save(&now)?;
         }
@@ -265,6 +265,59 @@ impl SnapshotFirst<'_> {
             endpoint: format!("localhost:{}", started.port),
             restored,
         })
+    }
+
+    /// Restores the cluster if its directory is missing, and has its snapshots go to this storage.
+    async fn bring_up_to_date(&self, name: &Name, storage: &Name) -> Result<Option<RestoredFirst>> {
+        let neon = self.0;
+        let record = match neon.pg().record_of(name) {
+            Ok(record) => Some(record),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let gone = match &record {
+            None => None,
+            Some(record) if record.adopted.is_some() => {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("pg {name}"),
+                    "was adopted, and is left as it is",
+                )
+                .hinted("neon pg start starts it; neon pg create --snapshot restores beside it"));
+            }
+            Some(_) => match neon.pg().missing(name).await? {
+                Some(gone) => Some(gone),
+                None => {
+                    if neon.pg().record_of(name)?.storage != *storage {
+                        neon.pg()
+                            .update(name, |record| record.storage = storage.clone())?;
+                    }
+                    return Ok(None);
+                }
+            },
+        };
+        let (found, taken) = self.newest(name, storage, gone.as_ref()).await?;
+        let age = i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX);
+        let age = age.saturating_sub(taken).max(0);
+        neon.tell(Event::Step(format!(
+            "Restoring {name} from snapshot {}, which is {} old.",
+            found.asked,
+            newest::words(age)
+        )));
+        let create = CreatePg {
+            name: Some(name.clone()),
+            storage: Some(storage.clone()),
+            no_start: true,
+            ..CreatePg::default()
+        };
+        neon.pg()
+            .create_in_place_of(&create, &found, &RestoreChoice::default(), gone.as_ref())
+            .await?;
+        Ok(Some(RestoredFirst {
+            snapshot: found.asked.clone(),
+            taken,
+            age,
+        }))
     }
 
     /// Takes a snapshot of the present state, straight into `storage_dest`.
@@ -310,7 +363,7 @@ impl SnapshotFirst<'_> {
         let place = Locator::parse(snapshot_path)
             .map_err(|error| Error::storage("snapshot_path", error))?;
         let dest = neon.storages().get(&saved.storage)?;
-        if is_same(&dest, &place)? {
+        if dest::is_same(&dest, &place)? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("snapshot_path {place}"),
@@ -358,30 +411,6 @@ impl SnapshotFirst<'_> {
         })
     }
 
-    /// The storage at this address, attached if it is not.
-    async fn dest(&self, text: &str, options: &BTreeMap<String, String>) -> Result<Name> {
-        let storages = self.0.storages();
-        let place = Storages::place(None, Some(text), None, None)?;
-        for (name, record) in storages.list()? {
-            if is_same(&record, &place)? {
-                return Ok(name);
-            }
-        }
-        let mut number = 1_u32;
-        loop {
-            let name: Name = match number {
-                1 => DEST.parse()?,
-                _ => format!("{DEST}{number}").parse()?,
-            };
-            match storages.attach(&name, &place, options.clone()).await {
-                Ok(_) => return Ok(name),
-                Err(error) if error.kind() == ErrorKind::Exists => {}
-                Err(error) => return Err(error),
-            }
-            number = number.saturating_add(1);
-        }
-    }
-
     /// The snapshot that a cluster begins with, in its storage.
     async fn beginning(
         &self,
@@ -389,7 +418,7 @@ impl SnapshotFirst<'_> {
         format: Option<ExportFormat>,
         storage: &Name,
         name: &SnapshotName,
-    ) -> Result<Found> {
+    ) -> Result<Beginning> {
         let snapshots = self.0.snapshots();
         let place = Locator::parse(path).map_err(|error| Error::storage("snapshot_path", error))?;
         let outside = |source: ImportSource| async {
@@ -400,7 +429,7 @@ impl SnapshotFirst<'_> {
             snapshots
                 .import(&import)
                 .await
-                .map(|imported| imported.found)
+                .map(|imported| Beginning::Here(imported.found))
         };
         // A repository means its newest snapshot.
         let folder = place
@@ -413,28 +442,16 @@ impl SnapshotFirst<'_> {
             && let Some(repository) = self.0.storages().repository_at(&place).await?
         {
             require_own(path, format)?;
-            return newest_of(repository, None).await.map(|(found, _)| found);
+            let (found, _) = newest::of_any(repository).await?;
+            return Ok(Beginning::Elsewhere(found));
         }
         match snapshots.locate(path, None).await? {
             Located::Stored(found) => {
                 require_own(path, format)?;
-                Ok(found)
+                Ok(Beginning::Elsewhere(found))
             }
             Located::Outside(source) => outside(source).await,
         }
-    }
-
-    async fn newest(&self, pg: &Name, storage: &Name) -> Result<(Found, i64)> {
-        let repository = self.0.storages().existing_repository(storage).await?;
-        let repository = repository.ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("storage {storage}"),
-                "has no snapshots to start from",
-            )
-            .hinted("make a cluster with neon init")
-        })?;
-        newest_of(repository, Some(pg)).await
     }
 
     async fn free_tag(&self, pg: &Name, storage: &Name, tag: &str) -> Result<SnapshotName> {
@@ -478,21 +495,6 @@ impl SnapshotFirst<'_> {
             .hinted("neon init makes a cluster")
         })
     }
-}
-
-fn is_same(record: &StorageRecord, place: &Locator) -> Result<bool> {
-    let known =
-        Locator::parse(&record.locator).map_err(|error| Error::storage("a storage", error))?;
-    Ok(match (known.file_path(), place.file_path()) {
-        (Some(known), Some(place)) => resolved(known) == resolved(place),
-        _ => known.to_string() == place.to_string(),
-    })
-}
-
-fn resolved(path: &Path) -> PathBuf {
-    fs::canonicalize(path)
-        .or_else(|_| std::path::absolute(path))
-        .unwrap_or_else(|_| path.to_owned())
 }
 
 fn require_own(path: &str, format: Option<ExportFormat>) -> Result<()> {
@@ -539,80 +541,4 @@ fn wrong_format(path: &str, wanted: ExportFormat, is: &str) -> Error {
         format!("is {is}, not in format {}", wanted.name()),
     )
     .hinted("leave snapshot_format out: it is told by content")
-}
-
-/// The newest snapshot, of this instance if it has any, else of any.
-async fn newest_of(repository: StorageRepository, pg: Option<&Name>) -> Result<(Found, i64)> {
-    let label = repository.label();
-    let listed = repository.repository.list().await;
-    let listed = listed.map_err(|error| Error::repository(&*label, error))?;
-    let newest = |own: bool| {
-        listed
-            .iter()
-            .filter_map(|listed| {
-                let summary = listed.summary.as_ref().ok()?;
-                let mine = listed
-                    .names
-                    .iter()
-                    .any(|name| name.instance() == pg.map(Name::as_str));
-                (mine || !own).then_some((summary.taken, listed))
-            })
-            .max_by_key(|(taken, _)| *taken)
-    };
-    let Some((taken, chosen)) = newest(pg.is_some()).or_else(|| newest(false)) else {
-        let unreadable = listed.len();
-        return Err(match unreadable {
-            0 => Error::new(ErrorKind::NotFound, label, "has no snapshots to start from"),
-            _ => Error::new(
-                ErrorKind::Damaged,
-                label,
-                format!("has {unreadable} snapshots, and none can be read"),
-            ),
-        });
-    };
-    let asked = chosen
-        .names
-        .first()
-        .map_or_else(|| chosen.id.to_string(), ToString::to_string);
-    Ok((
-        Found {
-            id: chosen.id,
-            asked,
-            repository: std::sync::Arc::new(repository),
-        },
-        taken,
-    ))
-}
-
-/// A time in words, as coarse as people say it.
-fn words(seconds: i64) -> String {
-    let (number, unit) = match seconds {
-        ..120 => (seconds, "second"),
-        120..7200 => (seconds / 60, "minute"),
-        7200..172_800 => (seconds / 3600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    match number {
-        1 => format!("1 {unit}"),
-        _ => format!("{number} {unit}s"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_are_said_as_people_say_them() {
-        for (seconds, said) in [
-            (0, "0 seconds"),
-            (1, "1 second"),
-            (119, "119 seconds"),
-            (120, "2 minutes"),
-            (7200, "2 hours"),
-            (200_000, "2 days"),
-        ] {
-            assert_eq!(words(seconds), said);
-        }
-    }
 }

@@ -161,6 +161,7 @@ impl Instances<'_> {
                 checkout: None,
                 heads: Vec::new(),
                 replica: None,
+                in_place_of: None,
                 pgdata: None,
                 method: None,
             };

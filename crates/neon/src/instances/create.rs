@@ -101,28 +101,7 @@ impl Instances<'_> {
             }
             let lock = self.lock(&name).await?;
             self.settle(&name).await?;
-            let record = PgRecord {
-                id: random_id()?,
-                name: name.clone(),
-                stage: Stage::Creating,
-                major: installation.major().to_string(),
-                bin_dir: installation.bin_dir().to_owned(),
-                storage: storage.clone(),
-                created: seconds(self.0.now()),
-                port: wanted.port,
-                wanted: false,
-                lineage: LineageId::random()
-                    .map_err(|error| Error::repository(format!("pg {name}"), error))?,
-                base: None,
-                checkouts: self.first_head(&name)?,
-                timelines: BTreeSet::new(),
-                adopted: None,
-                method: None,
-                heads: Vec::new(),
-                replica: None,
-                pgdata: wanted.pgdata.clone(),
-                checkout: None,
-            };
+            let record = self.fresh(&name, wanted, storage.clone(), installation)?;
             let attached = self.0.storages().hold(&storage).await?;
             let made = record::create(&self.record(&name), &record);
             drop(attached);
@@ -140,6 +119,39 @@ impl Instances<'_> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// What is to be remembered of an instance that is being made.
+    pub(super) fn fresh(
+        &self,
+        name: &Name,
+        wanted: &CreatePg,
+        storage: Name,
+        installation: &Installation,
+    ) -> Result<PgRecord> {
+        Ok(PgRecord {
+            id: random_id()?,
+            name: name.clone(),
+            stage: Stage::Creating,
+            major: installation.major().to_string(),
+            bin_dir: installation.bin_dir().to_owned(),
+            storage,
+            created: seconds(self.0.now()),
+            port: wanted.port,
+            wanted: false,
+            lineage: LineageId::random()
+                .map_err(|error| Error::repository(format!("pg {name}"), error))?,
+            base: None,
+            checkouts: self.first_head(name)?,
+            timelines: BTreeSet::new(),
+            adopted: None,
+            method: None,
+            heads: Vec::new(),
+            replica: None,
+            in_place_of: None,
+            pgdata: wanted.pgdata.clone(),
+            checkout: None,
+        })
     }
 }
 

@@ -115,24 +115,6 @@ impl Instances<'_> {
         }
     }
 
-    /// Forgets an instance whose folder is gone, so that its name is free.
-    pub(crate) async fn forget(&self, name: &Name) -> Result<()> {
-        let _lock = self.lock(name).await?;
-        let folder = self.0.home().instance_folder(name.as_str());
-        if folder.join("data").is_dir() {
-            return Err(Error::new(
-                ErrorKind::Exists,
-                format!("pg {name}"),
-                "has its directory",
-            ));
-        }
-        record::remove_tree(&folder)?;
-        if let Ok(record) = self.known(name) {
-            self.keep_number(&record)?;
-        }
-        record::remove(&self.record(name))
-    }
-
     /// Brings an instance back from the trash under the name it had.
     ///
     /// # Errors

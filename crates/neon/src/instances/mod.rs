@@ -13,6 +13,7 @@ mod destroy;
 mod elsewhere;
 mod isolate;
 mod life;
+mod missing;
 mod record;
 mod replica;
 pub(crate) mod restore;
@@ -194,14 +195,17 @@ impl Instances<'_> {
         let folder = self.0.home().instance_folder(name.as_str());
         match record.stage {
             Stage::Ready => Ok(()),
-            Stage::Creating if folder.exists() => {
+            Stage::Creating if self.is_placed(&record) => {
                 self.finish_place(&record)?;
-                self.update(name, |record| record.stage = Stage::Ready)?;
+                self.update(name, |record| {
+                    record.stage = Stage::Ready;
+                    record.in_place_of = None;
+                })?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
             }
             Stage::Creating => {
                 self.clear_new(&record).await?;
-                records::remove(&self.record(name))
+                self.unclaim(&record)
             }
             Stage::Destroying => {
                 let home = self.0.home();

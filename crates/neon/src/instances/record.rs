@@ -71,6 +71,9 @@ pub struct PgRecord {
     /// Whose replica it is, of one that was made to follow another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<ReplicaOf>,
+    /// The instance of this name whose directory is gone, while it is made anew from a snapshot: holds again if that fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_place_of: Option<Box<Self>>,
     /// The states before its checkouts that are kept, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,

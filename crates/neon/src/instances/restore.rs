@@ -28,7 +28,7 @@ use crate::instances::archived::leave_to_others;
 use crate::instances::isolate::{as_it_is, isolate};
 use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
-use crate::instances::{Base, CreatePg, Instances, Pg, Stage, runs_here};
+use crate::instances::{Base, CreatePg, Instances, Pg, PgRecord, Stage, runs_here};
 use crate::neon::Neon;
 use crate::record::{self, Lock};
 use crate::snapshots::{Found, redo};
@@ -70,6 +70,18 @@ impl Instances<'_> {
         from: &Found,
         how: &RestoreChoice,
     ) -> Result<Pg> {
+        self.create_in_place_of(wanted, from, how, None).await
+    }
+
+    /// As [`create_from`](Self::create_from), also in place of an instance whose directory is gone. That one is what it
+    /// was if this fails.
+    pub(crate) async fn create_in_place_of(
+        &self,
+        wanted: &CreatePg,
+        from: &Found,
+        how: &RestoreChoice,
+        gone: Option<&PgRecord>,
+    ) -> Result<Pg> {
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
@@ -85,7 +97,10 @@ impl Instances<'_> {
             let place = wanted.pgdata.as_deref().and_then(Path::parent);
             has_room(place.unwrap_or(&home), snapshot.facts())?;
         }
-        let (name, lock) = self.claim(wanted, storage, &installation).await?;
+        let (name, lock) = match gone {
+            Some(gone) => self.claim_again(wanted, gone, &installation).await?,
+            None => self.claim(wanted, storage, &installation).await?,
+        };
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         let claimed = self.known(&name)?;
         operation.detail("id", claimed.id.clone());
@@ -152,7 +167,10 @@ impl Instances<'_> {
             })?;
             self.place(&claimed, user.as_ref())?;
             self.0.step("create: named");
-            self.update(&name, |record| record.stage = Stage::Ready)
+            self.update(&name, |record| {
+                record.stage = Stage::Ready;
+                record.in_place_of = None;
+            })
         }
         .await;
         let named = !in_the_way && folder.exists();
@@ -165,7 +183,7 @@ impl Instances<'_> {
                 left.iter().try_for_each(|left| record::remove_tree(left))
             });
             if matches!(removed.await, Ok(Ok(()))) {
-                record::remove(&self.record(&name))?;
+                self.unclaim(&claimed)?;
             }
         }
         operation.end(created)?;
@@ -208,6 +226,7 @@ impl Instances<'_> {
         let records = self.records()?;
         Ok(records
             .iter()
+            .flat_map(with_gone)
             .any(|record| facts.instance.as_ref() == Some(&record.id) && record.adopted.is_none()))
     }
 
@@ -220,9 +239,10 @@ impl Instances<'_> {
             .map(|step| step.timeline)
             .collect();
         if let Some(id) = &facts.instance {
-            for record in self
-                .records()?
-                .into_iter()
+            let records = self.records()?;
+            for record in records
+                .iter()
+                .flat_map(with_gone)
                 .filter(|record| record.id == *id)
             {
                 used.extend(
@@ -235,6 +255,11 @@ impl Instances<'_> {
         }
         Ok(used)
     }
+}
+
+/// An instance, and the one that it is made in place of.
+fn with_gone(record: &PgRecord) -> impl Iterator<Item = &PgRecord> {
+    std::iter::once(record).chain(record.in_place_of.as_deref())
 }
 
 /// How far to leap over timelines that may have been used elsewhere.

@@ -21,7 +21,7 @@ use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Located, S
 use crate::storages::LOCAL;
 
 /// What names of such snapshots begin with.
-const TEMPORARY: &str = "temporary-";
+pub(crate) const TEMPORARY: &str = "temporary-";
 
 /// What is under way.
 #[derive(Debug, Serialize, Deserialize)]

@@ -195,7 +195,17 @@ async fn a_cluster_begins_with_a_directory_and_is_kept_in_the_bucket() {
         server.endpoint()
     ));
     from.snapshot_format = Some(ExportFormat::Neon);
-    other.neon.snapshot_first().init(&from).await.unwrap();
+    let begun = other.neon.snapshot_first().init(&from).await.unwrap();
+    // The first snapshot of its own is in its own storage.
+    let own = other.neon.snapshots().list(Some(&begun.storage)).await;
+    let names: Vec<_> = own
+        .unwrap()
+        .0
+        .into_iter()
+        .map(|one| one.listed.names)
+        .collect();
+    assert_eq!(names, [[begun.snapshot.clone()]]);
+    assert_eq!(begun.snapshot.to_string(), "main@init");
     other
         .neon
         .snapshot_first()
@@ -432,4 +442,280 @@ async fn an_adopted_cluster_is_kept_in_a_bucket_and_comes_up_in_a_home_that_know
     // They go their own ways.
     run(&other.neon, "copy", "drop table t").await;
     assert_eq!(theirs.psql("select count(*) from t"), "1000");
+}
+
+/// What was initialized in a folder of this home's, with a snapshot of how it was left.
+async fn kept_in_a_folder(home: &Fixture) -> (String, SnapshotName) {
+    let dest = text(&home.scratch.path().join("dest"));
+    let mut from = wanted(None);
+    from.storage_dest = Some(dest.clone());
+    let first = home.neon.snapshot_first();
+    first.init(&from).await.unwrap();
+    first.start(None, &BTreeMap::new()).await.unwrap();
+    run(
+        &home.neon,
+        "main",
+        "create table t as select generate_series(1, 1000) i",
+    )
+    .await;
+    let left = first.stop().await.unwrap();
+    (dest, left.name.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_below_the_home_is_never_taken_for_missing() {
+    let none = BTreeMap::new();
+    let kept = Fixture::new();
+    let (dest, _) = kept_in_a_folder(&kept).await;
+
+    // Adopted, with the name that snapshots of another have: its record and its files stay as they are.
+    let home = Fixture::new();
+    let theirs = Cluster::builder(PgMajor::V15).start();
+    let mut adopt = neon_pg::AdoptPg::new(theirs.data_dir());
+    adopt.name = Some(name("main"));
+    adopt.superuser = Some("postgres".to_owned());
+    home.neon.pg().adopt(&adopt).await.unwrap();
+    let before = home.neon.pg().record_of(&name("main")).unwrap();
+    let started = home.neon.snapshot_first().start(Some(&dest), &none).await;
+    assert_eq!(refused(started), ErrorKind::Exists);
+    assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+    assert_eq!(home.neon.storages().list().unwrap().len(), 1);
+    assert_eq!(theirs.psql("select 1"), "1");
+
+    // At a place that somebody chose, whose disk is not there.
+    let home = Fixture::new();
+    let disk = home.scratch.path().join("disk");
+    neon_testkit::OsUser::current().create_dir(&disk);
+    let mut from = wanted(None);
+    from.pg.pgdata = Some(disk.join("data"));
+    let first = home.neon.snapshot_first();
+    first.init(&from).await.unwrap();
+    let before = home.neon.pg().record_of(&name("main")).unwrap();
+    let away = home.scratch.path().join("away");
+    fs::rename(&disk, &away).unwrap();
+    let error = first.start(None, &none).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Environment, "{error:?}");
+    assert!(error.hint().is_some());
+    assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+    fs::rename(&away, &disk).unwrap();
+    assert!(first.start(None, &none).await.unwrap().restored.is_none());
+    first.stop().await.unwrap();
+
+    // Moved to another disk by hand, with a link to it.
+    let folder = kept.scratch.path().join("home/pg/main");
+    let away = kept.scratch.path().join("away");
+    fs::rename(&folder, &away).unwrap();
+    std::os::unix::fs::symlink(kept.scratch.path().join("not mounted"), &folder).unwrap();
+    let first = kept.neon.snapshot_first();
+    let started = first.start(None, &none).await;
+    assert_eq!(refused(started), ErrorKind::Environment);
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&away, &folder).unwrap();
+    assert!(first.start(None, &none).await.unwrap().restored.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_forgotten_before_the_directory_is_restored() {
+    let none = BTreeMap::new();
+    let home = Fixture::new();
+    let (dest, left) = kept_in_a_folder(&home).await;
+    let before = home.neon.pg().record_of(&name("main")).unwrap();
+    assert!(before.port.is_some());
+    let folder = home.scratch.path().join("home/pg/main");
+    fs::remove_dir_all(folder.join("data")).unwrap();
+    fs::write(folder.join("log/kept"), "mine").unwrap();
+    // What it would be restored from cannot be read now.
+    let packs = Path::new(&dest).join("packs");
+    let away = home.scratch.path().join("packs");
+    fs::rename(&packs, &away).unwrap();
+    let first = home.neon.snapshot_first();
+    assert!(first.start(None, &none).await.is_err());
+    assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+    assert_eq!(fs::read_to_string(folder.join("log/kept")).unwrap(), "mine");
+    // Nor when the whole storage is not there.
+    let gone = home.scratch.path().join("gone");
+    fs::rename(&dest, &gone).unwrap();
+    assert!(first.start(None, &none).await.is_err());
+    assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+    drop(fs::remove_dir_all(&dest));
+    fs::rename(&gone, &dest).unwrap();
+    drop(fs::remove_dir_all(&packs));
+    fs::rename(&away, &packs).unwrap();
+
+    let again = first.start(None, &none).await.unwrap();
+    assert_eq!(again.restored.unwrap().snapshot, left.to_string());
+    let after = home.neon.pg().record_of(&name("main")).unwrap();
+    assert_eq!(after.port, before.port);
+    assert!(after.in_place_of.is_none() && after.id != before.id);
+    assert!(before.timelines.is_subset(&after.timelines));
+    assert_eq!(
+        sql(&home.neon, "main", "select count(*) from t").await,
+        "1000"
+    );
+    // What was left of its folder is in the trash.
+    let trash = home.scratch.path().join("home/trash");
+    let kept = trash.join(&before.id).join("log/kept");
+    assert!(kept.exists(), "{}", kept.display());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_was_killed_is_taken_back_or_finished() {
+    let none = BTreeMap::new();
+    let home = Fixture::new();
+    let (_, left) = kept_in_a_folder(&home).await;
+    let before = home.neon.pg().record_of(&name("main")).unwrap();
+    let folder = home.scratch.path().join("home/pg/main");
+    fs::remove_dir_all(folder.join("data")).unwrap();
+    fs::write(folder.join("log/kept"), "mine").unwrap();
+    for step in ["create: begun", "create: isolated", "create: named"] {
+        let neon = home.with(|options| {
+            options.at_step = Some(std::sync::Arc::new(move |at: &str| {
+                assert_ne!(at, step, "killed");
+            }));
+        });
+        let killed =
+            tokio::spawn(async move { neon.snapshot_first().start(None, &BTreeMap::new()).await });
+        assert!(killed.await.unwrap_err().is_panic());
+        let now = home.neon.pg().record_of(&name("main")).unwrap();
+        assert_eq!(now.in_place_of.as_deref(), Some(&before), "{step}");
+        assert_eq!(now.port, before.port);
+        if step == "create: begun" {
+            // Any verb on the name settles it; what is there is what was there.
+            drop(home.neon.pg().start(&name("main")).await);
+            assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+            assert_eq!(fs::read_to_string(folder.join("log/kept")).unwrap(), "mine");
+        }
+    }
+    let first = home.neon.snapshot_first();
+    assert!(first.start(None, &none).await.unwrap().restored.is_none());
+    let after = home.neon.pg().record_of(&name("main")).unwrap();
+    assert_eq!((after.port, after.in_place_of), (before.port, None));
+    assert_eq!(
+        after.base.unwrap().snapshot,
+        found(&home, &left.to_string()).await.id
+    );
+    assert_eq!(
+        sql(&home.neon, "main", "select count(*) from t").await,
+        "1000"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_is_what_was_lived_in() {
+    let none = BTreeMap::new();
+    let home = Fixture::new();
+    let (dest, left) = kept_in_a_folder(&home).await;
+    let first = home.neon.snapshot_first();
+    first.start(None, &none).await.unwrap();
+    run(&home.neon, "main", "drop table t").await;
+    let good = home.neon.snapshots().find(&left.to_string(), None).await;
+    let choice = neon_pg::CheckoutChoice::default();
+    let pg = home.neon.pg();
+    let (main, good) = (name("main"), good.unwrap());
+    let plan = pg.plan_checkout(&main, &good, choice).await.unwrap();
+    pg.checkout(&plan).await.unwrap();
+    pg.stop(&main).await.unwrap();
+    // Another home imports something into the same storage.
+    let cluster = source(PgMajor::V15);
+    let mut theirs = neon_pg::ImportSnapshot::new(neon_pg::ImportSource::Path(cluster.data_dir()));
+    theirs.storage = Some(name("dest"));
+    theirs.name = Some("temporary-0123456789abcdef".parse().unwrap());
+    home.neon.snapshots().import(&theirs).await.unwrap();
+
+    // Neither the state that was rolled back nor that is the newest, with the record and without it.
+    fs::remove_dir_all(home.scratch.path().join("home/pg/main")).unwrap();
+    let again = first.start(None, &none).await.unwrap();
+    assert_eq!(again.restored.unwrap().snapshot, left.to_string());
+    pg.stop(&name("main")).await.unwrap();
+    let other = Fixture::new();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = std::sync::Arc::clone(&told);
+    let neon = other.with(|options| {
+        options.events = neon_pg::EventSink::new(move |event| sink.lock().unwrap().push(event));
+    });
+    let again = neon.snapshot_first().start(Some(&dest), &none).await;
+    assert_eq!(again.unwrap().restored.unwrap().snapshot, left.to_string());
+    assert_eq!(sql(&neon, "main", "select count(*) from t").await, "1000");
+    let warned = |event: &Event| matches!(event, Event::Warning(text) if text.contains("HEAD{0}"));
+    assert!(told.lock().unwrap().iter().any(warned));
+    neon.pg().stop(&name("main")).await.unwrap();
+
+    // Another cluster of the same name in the same place: nobody chooses between them.
+    let third = Fixture::new();
+    let mut from = wanted(None);
+    from.storage_dest = Some(dest.clone());
+    let begun = third.neon.snapshot_first().init(&from).await.unwrap();
+    assert_eq!(begun.snapshot.to_string(), "main@init-2");
+    let fourth = Fixture::new();
+    let started = fourth.neon.snapshot_first().start(Some(&dest), &none).await;
+    let error = started.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
+    let said = error.to_string();
+    assert!(
+        said.contains("main@init-2") && said.contains(&left.to_string()),
+        "{said}"
+    );
+    // Who was one of them still knows which.
+    fs::remove_dir_all(home.scratch.path().join("home/pg/main")).unwrap();
+    let again = first.start(None, &none).await.unwrap();
+    assert_eq!(again.restored.unwrap().snapshot, left.to_string());
+    home.neon.pg().stop(&name("main")).await.unwrap();
+
+    // One that cannot be read may be the newest: said, with its id.
+    let broken = Path::new(&dest).join("snapshots");
+    let broken = fs::read_dir(broken)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::write(&broken, "no snapshot").unwrap();
+    fs::remove_dir_all(Path::new(&dest).join("catalog")).unwrap();
+    fs::remove_dir_all(home.scratch.path().join("home/pg/main")).unwrap();
+    let before = home.again().pg().record_of(&name("main")).unwrap();
+    let started = home.again().snapshot_first().start(None, &none).await;
+    let error = started.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("by name")));
+    assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_of_a_place_are_what_it_was_attached_with_or_are_refused() {
+    let none = BTreeMap::new();
+    let sealed = BTreeMap::from([("encryption".to_owned(), "on".to_owned())]);
+    let having = || {
+        Fixture::having(PgMajor::V15, |options| {
+            options.passphrase = Some("correct horse".into());
+        })
+    };
+    let home = having();
+    let dest = text(&home.scratch.path().join("dest"));
+    let mut from = wanted(None);
+    from.storage_dest = Some(dest.clone());
+    from.storage_options = sealed.clone();
+    home.neon.snapshot_first().init(&from).await.unwrap();
+
+    // Without the option it cannot be opened, and is not remembered so.
+    let other = having();
+    let first = other.neon.snapshot_first();
+    assert!(first.start(Some(&dest), &none).await.is_err());
+    assert_eq!(other.neon.storages().list().unwrap().len(), 1);
+    let again = first.start(Some(&dest), &sealed).await.unwrap();
+    assert_eq!(again.restored.unwrap().snapshot, "main@init");
+
+    // Attached in clear, it is not silently taken for encrypted.
+    let clear = having();
+    let place = text(&clear.scratch.path().join("clear"));
+    let locator = neon_pg::Locator::parse(&place).unwrap();
+    let storages = clear.neon.storages();
+    let named = name("clear");
+    let attached = storages.attach(&named, &locator, none.clone()).await;
+    attached.unwrap();
+    from.storage_dest = Some(place);
+    let begun = clear.neon.snapshot_first().init(&from).await;
+    assert_eq!(refused(begun), ErrorKind::Invalid);
+    from.storage_options = none;
+    let begun = clear.neon.snapshot_first().init(&from).await.unwrap();
+    assert_eq!(begun.storage.as_str(), "clear");
 }

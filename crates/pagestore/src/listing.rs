@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use neon_pg_layout::Lsn;
 use neon_storage::ListOptions;
 
 use crate::catalog::{Entry, Known, Stored, Summary};
@@ -245,9 +246,14 @@ fn shown<'a>(entries: impl Iterator<Item = &'a Arc<Entry>> + Clone) -> Vec<Liste
             summary: Ok(entry.summary.clone()),
         })
         .collect();
-    listed.sort_unstable_by_key(|listed| {
-        let taken = listed.summary.as_ref().map(|summary| summary.taken);
-        (taken.unwrap_or(i64::MAX), listed.id)
+    // Two of one second are told apart by where in the log they end.
+    listed.sort_by_cached_key(|listed| {
+        let summary = listed.summary.as_ref().ok();
+        let taken = summary.map_or(i64::MAX, |summary| summary.taken);
+        let stop = summary
+            .and_then(|summary| summary.stop.as_ref())
+            .and_then(|stop| stop.parse::<Lsn>().ok());
+        (taken, stop, listed.id)
     });
     // Several objects may hold one commit.
     listed.dedup_by_key(|listed| listed.id);

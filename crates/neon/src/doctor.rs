@@ -110,7 +110,7 @@ impl Neon {
     pub async fn doctor(&self, options: &DoctorOptions) -> Result<DoctorReport> {
         let mut fixed = Vec::new();
         if options.fix {
-            self.settle_leftovers(options, &mut fixed).await?;
+            Box::pin(self.settle_leftovers(options, &mut fixed)).await?;
             self.settle_servers(options, &mut fixed).await?;
             self.settle_storages(options, &mut fixed).await?;
         }

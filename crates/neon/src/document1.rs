@@ -160,7 +160,7 @@ impl SnapshotFirst<'_> {
             Some(dest) => self.dest(dest, &options.storage_options).await?,
             None => Dest::of(LOCAL.parse()?),
         };
-        let made = self.init_in(name, &storage.name, options).await;
+        let made = Box::pin(self.init_in(name, &storage.name, options)).await;
         self.unless_failed(storage, made).await
     }
 
@@ -186,20 +186,22 @@ impl SnapshotFirst<'_> {
         };
         match &beginning {
             None => {
-                neon.pg().create(&create).await?;
+                Box::pin(neon.pg().create(&create)).await?;
             }
             Some(Beginning::Elsewhere(from) | Beginning::Here(from)) => {
-                neon.pg()
-                    .create_from(&create, from, &RestoreChoice::default())
-                    .await?;
+                Box::pin(
+                    neon.pg()
+                        .create_from(&create, from, &RestoreChoice::default()),
+                )
+                .await?;
             }
         }
         // What was imported is the first snapshot itself.
         if !matches!(beginning, Some(Beginning::Here(_))) {
             let first = CreateSnapshot::new(snapshot.clone());
-            if let Err(error) = neon.snapshots().create(&first).await {
+            if let Err(error) = Box::pin(neon.snapshots().create(&first)).await {
                 // Tried again, it begins anew.
-                neon.pg().destroy(&name).await?;
+                Box::pin(neon.pg().destroy(&name)).await?;
                 return Err(error);
             }
         }
@@ -250,7 +252,7 @@ impl SnapshotFirst<'_> {
                 .hinted("neon init makes a cluster, neon start --storage_dest=… restores one"));
             }
         };
-        let restored = self.bring_up_to_date(&name, &storage.name).await;
+        let restored = Box::pin(self.bring_up_to_date(&name, &storage.name)).await;
         let now = Saved {
             pg: name.clone(),
             storage: storage.name.clone(),
@@ -259,7 +261,7 @@ impl SnapshotFirst<'_> {
         if saved.as_ref() != Some(&now) {
             self.save(&now)?;
         }
-        let started = neon.pg().start(&name).await?;
+        let started = Box::pin(neon.pg().start(&name)).await?;
         Ok(StartedFirst {
             pg: name,
             endpoint: format!("localhost:{}", started.port),
@@ -285,7 +287,7 @@ impl SnapshotFirst<'_> {
                 )
                 .hinted("neon pg start starts it; neon pg create --snapshot restores beside it"));
             }
-            Some(_) => match neon.pg().missing(name).await? {
+            Some(_) => match Box::pin(neon.pg().missing(name)).await? {
                 Some(gone) => Some(gone),
                 None => {
                     if neon.pg().record_of(name)?.storage != *storage {
@@ -310,9 +312,13 @@ impl SnapshotFirst<'_> {
             no_start: true,
             ..CreatePg::default()
         };
-        neon.pg()
-            .create_in_place_of(&create, &found, &RestoreChoice::default(), gone.as_ref())
-            .await?;
+        Box::pin(neon.pg().create_in_place_of(
+            &create,
+            &found,
+            &RestoreChoice::default(),
+            gone.as_ref(),
+        ))
+        .await?;
         Ok(Some(RestoredFirst {
             snapshot: found.asked.clone(),
             taken,
@@ -335,7 +341,7 @@ impl SnapshotFirst<'_> {
         let (day, time) = stamp.split_at_checked(8).unwrap_or((&stamp, ""));
         let tag = format!("{day}-{time}");
         let name = self.free_tag(&saved.pg, &saved.storage, &tag).await?;
-        self.0.snapshots().create(&CreateSnapshot::new(name)).await
+        Box::pin(self.0.snapshots().create(&CreateSnapshot::new(name))).await
     }
 
     /// Stops the cluster and takes a snapshot of how it was left: when this returns, everything that was committed is
@@ -346,8 +352,8 @@ impl SnapshotFirst<'_> {
     /// and its directory has everything.
     pub async fn stop(&self) -> Result<TakenSnapshot> {
         let saved = self.required()?;
-        self.0.pg().stop(&saved.pg).await?;
-        self.push().await
+        Box::pin(self.0.pg().stop(&saved.pg)).await?;
+        Box::pin(self.push()).await
     }
 
     /// Takes a snapshot of the present state, which stays in `storage_dest`, and writes it elsewhere, once: as a data
@@ -383,7 +389,7 @@ impl SnapshotFirst<'_> {
                 .hinted("export pgdata and basebackup to a folder of this machine"));
             }
         };
-        let taken = self.push().await?;
+        let taken = Box::pin(self.push()).await?;
         let id = taken.id.to_string();
         let found = neon.snapshots().find(&id, Some(&saved.storage)).await?;
         let (mut exported, mut pushed) = (None, None);

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// Verbs are made of verbs: unboxed, a future of futures does not fit the stack of a thread.
+#![warn(clippy::large_futures)]
 
 mod background;
 mod doctor;

@@ -87,7 +87,7 @@ impl Neon {
         let mut begun = self.begin_operation(VERB, &operation.subject)?;
         begun.detail(UNDOES, operation.id.clone());
         begun.detail("verb", operation.verb.clone());
-        let what = self.take_back(step, &begun).await;
+        let what = Box::pin(self.take_back(step, &begun)).await;
         let what = begun.end(what)?;
         Ok(Undone { operation, what })
     }
@@ -96,11 +96,11 @@ impl Neon {
         match step {
             Step::Create { name, id } => {
                 let name: Name = name.parse()?;
-                self.pg().destroy_of(&name, Some(id)).await?;
+                Box::pin(self.pg().destroy_of(&name, Some(id))).await?;
                 Ok(format!("pg {name} is in the trash"))
             }
             Step::Destroy { id } => {
-                let back = self.pg().undo_destroy_unlogged(id).await?;
+                let back = Box::pin(self.pg().undo_destroy_unlogged(id)).await?;
                 Ok(format!("pg {} is back", back.name))
             }
             Step::Checkout {
@@ -121,8 +121,8 @@ impl Neon {
                 }
                 let found = self.head(&record.storage, head, head_id).await?;
                 let choice = CheckoutChoice { configuration };
-                let plan = self.pg().plan_checkout(&name, &found, choice).await?;
-                let (done, trouble) = self.pg().checkout_unlogged(&plan, begun).await?;
+                let plan = Box::pin(self.pg().plan_checkout(&name, &found, choice)).await?;
+                let (done, trouble) = Box::pin(self.pg().checkout_unlogged(&plan, begun)).await?;
                 let done = started(done, trouble)?;
                 Ok(format!(
                     "pg {name} is at {head}; what it was is {}",

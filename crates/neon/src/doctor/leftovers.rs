@@ -155,7 +155,7 @@ impl Neon {
             {
                 continue;
             }
-            let (what, settled) = self.settle_one(&leftover).await;
+            let (what, settled) = Box::pin(self.settle_one(&leftover)).await;
             match settled {
                 Ok(()) => fixed.push(what),
                 // The examination says what is left of it.
@@ -177,9 +177,9 @@ impl Neon {
                 };
                 let settled = async {
                     let _lock = self.pg().lock(name).await?;
-                    self.pg().settle(name).await
+                    Box::pin(self.pg().settle(name)).await
                 };
-                (what, settled.await)
+                (what, Box::pin(settled).await)
             }
             Leftover::Folder(path) => {
                 let what = format!("{} is removed", path.display());

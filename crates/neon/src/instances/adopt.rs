@@ -134,7 +134,7 @@ impl Instances<'_> {
             };
             number = number.saturating_add(1);
             let _lock = self.lock(&name).await?;
-            self.settle(&name).await?;
+            Box::pin(self.settle(&name)).await?;
             let mut record = PgRecord {
                 id: random_id()?,
                 name: name.clone(),

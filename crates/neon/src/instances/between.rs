@@ -129,7 +129,7 @@ impl Instances<'_> {
             parent: ParentChoice::None,
             ..CreateSnapshot::new(head.clone())
         };
-        let taken = take_locked(self.0, record, &wanted).await?;
+        let taken = Box::pin(take_locked(self.0, record, &wanted)).await?;
         let now = seconds(self.0.now());
         self.update(name, |record| {
             record.checkouts = record.checkouts.max(number.saturating_add(1));

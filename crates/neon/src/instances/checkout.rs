@@ -179,7 +179,7 @@ impl Instances<'_> {
         choice: CheckoutChoice,
     ) -> Result<CheckoutPlan> {
         let _lock = self.lock(name).await?;
-        self.settle(name).await?;
+        Box::pin(self.settle(name)).await?;
         let record = self.known(name)?;
         if record.adopted.is_some() {
             return Err(Error::new(
@@ -317,7 +317,7 @@ impl Instances<'_> {
         if plan.choice.configuration {
             operation.detail(CONFIGURATION, "true");
         }
-        let done = self.checkout_unlogged(plan, &operation).await;
+        let done = Box::pin(self.checkout_unlogged(plan, &operation)).await;
         if let Ok((done, _)) = &done {
             operation.detail("head", done.head.to_string());
             operation.detail("head-id", done.head_id.to_string());
@@ -334,7 +334,7 @@ impl Instances<'_> {
     ) -> Result<(CheckedOut, Option<Error>)> {
         let name = &plan.pg;
         let _lock = self.lock(name).await?;
-        self.settle(name).await?;
+        Box::pin(self.settle(name)).await?;
         let record = self.known(name)?;
         if record.id != plan.id {
             return Err(Error::new(
@@ -364,7 +364,7 @@ impl Instances<'_> {
             record.checkout = Some(under_way.clone());
         })?;
         self.0.step("checkout: begun");
-        let saved = async {
+        let saved = Box::pin(async {
             if status.is_up() {
                 self.0
                     .tell(Event::Step(format!("Stopping postgres on {name}.")));
@@ -372,7 +372,7 @@ impl Instances<'_> {
             }
             self.nobody_runs(&instance, name).await?;
             self.0.step("checkout: stopped");
-            let head = self.save(name, &under_way).await?;
+            let head = Box::pin(self.save(name, &under_way)).await?;
             self.0.step("checkout: saved");
             self.0.tell(Event::Step(format!(
                 "Rolling back {name}@CURRENT to {}.",
@@ -399,7 +399,7 @@ impl Instances<'_> {
             self.0.step("checkout: compared");
             self.0.go_on()?;
             Ok((head, directory, compared))
-        }
+        })
         .await;
         let (head, directory, compared) = match saved {
             Ok(saved) => saved,
@@ -412,21 +412,20 @@ impl Instances<'_> {
         };
         let (total, rewritten) = (compared.compared, compared.bytes);
         let mut touched = false;
-        let changed = self
-            .change(
-                &record,
-                &instance,
-                &snapshot,
-                &under_way,
-                Some((directory, compared)),
-                &mut touched,
-            )
-            .await;
+        let changed = Box::pin(self.change(
+            &record,
+            &instance,
+            &snapshot,
+            &under_way,
+            Some((directory, compared)),
+            &mut touched,
+        ))
+        .await;
         if let Err(error) = changed {
             if !touched {
                 return Err(self.give_up(name, &under_way, error).await);
             }
-            return Err(self.back_to_head(name, &under_way, error).await);
+            return Err(Box::pin(self.back_to_head(name, &under_way, error)).await);
         }
         let timeline = self.known(name)?.timelines.iter().max().copied();
         let mut trouble = None;
@@ -472,7 +471,7 @@ impl Instances<'_> {
             allow_bad_pages: true,
             ..CreateSnapshot::new(head_name(name, under_way.head))
         };
-        let taken = take_locked(self.0, &self.known(name)?, &head).await?;
+        let taken = Box::pin(take_locked(self.0, &self.known(name)?, &head)).await?;
         if taken.name.is_some() {
             return Ok(taken.id);
         }
@@ -515,16 +514,18 @@ impl Instances<'_> {
                 let snapshot = match self.half_done(under_way).await {
                     Ok(snapshot) => snapshot,
                     // Gone for good, or out of reach: its state before is here.
-                    Err(error) => return Err(self.back_to_head(name, under_way, error).await),
+                    Err(error) => {
+                        return Err(Box::pin(self.back_to_head(name, under_way, error)).await);
+                    }
                 };
-                let changed = self
-                    .change(record, &instance, &snapshot, under_way, None, &mut true)
-                    .await;
+                let changed =
+                    Box::pin(self.change(record, &instance, &snapshot, under_way, None, &mut true))
+                        .await;
                 if let Err(error) = changed {
                     if error.kind() == ErrorKind::Busy {
                         return Err(error);
                     }
-                    return Err(self.back_to_head(name, under_way, error).await);
+                    return Err(Box::pin(self.back_to_head(name, under_way, error)).await);
                 }
                 let outcome = if under_way.head_id == Some(under_way.snapshot) {
                     // The state before, after a snapshot that was damaged.
@@ -645,7 +646,7 @@ impl Instances<'_> {
         if head == under_way.snapshot {
             return error;
         }
-        let back = async {
+        let back = Box::pin(async {
             let mut record = self.known(name)?;
             let back = UnderWay {
                 snapshot: head,
@@ -657,13 +658,12 @@ impl Instances<'_> {
             let repository = self.0.storages().repository(&record.storage).await?;
             let snapshot = repository.snapshot(head).await?;
             let instance = self.open(&record).await?;
-            self.change(&record, &instance, &snapshot, &back, None, &mut true)
-                .await?;
+            Box::pin(self.change(&record, &instance, &snapshot, &back, None, &mut true)).await?;
             if under_way.start {
                 self.start_after(name).await?;
             }
             Ok::<_, Error>(())
-        }
+        })
         .await;
         match back {
             Ok(()) => {
@@ -736,7 +736,7 @@ impl Instances<'_> {
         let data = instance.data_dir();
         if compared.is_none() {
             self.nobody_runs(instance, name).await?;
-            self.save_strangers(record, instance, under_way).await?;
+            Box::pin(self.save_strangers(record, instance, under_way)).await?;
         }
         let snapshots = between::mark_of(snapshot).await;
         let mut marks = under_way.marks.clone();

@@ -48,7 +48,7 @@ impl Instances<'_> {
         self.0.storages().get(&storage)?;
         let installation = self.0.installation(wanted.major).await?;
         let user = self.0.os_user()?;
-        let (name, _lock) = self.claim(wanted, storage, &installation).await?;
+        let (name, _lock) = Box::pin(self.claim(wanted, storage, &installation)).await?;
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         operation.detail("id", self.known(&name)?.id);
         let created = async {
@@ -100,7 +100,7 @@ impl Instances<'_> {
                 continue;
             }
             let lock = self.lock(&name).await?;
-            self.settle(&name).await?;
+            Box::pin(self.settle(&name)).await?;
             let record = self.fresh(&name, wanted, storage.clone(), installation)?;
             let attached = self.0.storages().hold(&storage).await?;
             let made = record::create(&self.record(&name), &record);

@@ -21,7 +21,7 @@ impl Instances<'_> {
     pub async fn destroy(&self, name: &Name) -> Result<String> {
         let record = self.known(name)?;
         let mut operation = self.0.begin_operation("pg destroy", name.as_str())?;
-        let destroyed = self.destroy_of(name, None).await;
+        let destroyed = Box::pin(self.destroy_of(name, None)).await;
         operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
         operation.end(destroyed)
     }
@@ -36,7 +36,7 @@ impl Instances<'_> {
             // Only a record goes, and nothing in the cluster is changed for that.
             self.update(name, |record| record.checkout = None)?;
         }
-        self.settle_with(name, false).await?;
+        Box::pin(self.settle_with(name, false)).await?;
         let record = self.known(name)?;
         if id.is_some_and(|id| id != record.id) {
             return Err(Error::new(
@@ -50,7 +50,7 @@ impl Instances<'_> {
             self.stop_locked(name, false).await?;
         }
         self.update(name, |record| record.stage = Stage::Destroying)?;
-        self.settle(name).await?;
+        Box::pin(self.settle(name)).await?;
         self.trim_trash(name).await;
         Ok(record.id)
     }
@@ -125,12 +125,12 @@ impl Instances<'_> {
         let plain = id.bytes().all(|byte| byte.is_ascii_hexdigit());
         let known = plain.then(|| record::read::<PgRecord>(&trash)).transpose();
         let Ok(Some(Some(known))) = known else {
-            return self.undo_destroy_unlogged(id).await;
+            return Box::pin(self.undo_destroy_unlogged(id)).await;
         };
         let operation = self
             .0
             .begin_operation("pg undo destroy", known.name.as_str())?;
-        operation.end(self.undo_destroy_unlogged(id).await)
+        operation.end(Box::pin(self.undo_destroy_unlogged(id)).await)
     }
 
     pub(crate) async fn undo_destroy_unlogged(&self, id: &str) -> Result<PgRecord> {
@@ -148,7 +148,7 @@ impl Instances<'_> {
         let mut record: PgRecord = record::read(&trash)?.ok_or_else(missing)?;
         let name = record.name.clone();
         let _lock = self.lock(&name).await?;
-        self.settle(&name).await?;
+        Box::pin(self.settle(&name)).await?;
         // It may have been removed while we waited.
         if !trash.exists() {
             return Err(missing());

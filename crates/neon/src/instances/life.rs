@@ -15,7 +15,7 @@ impl Instances<'_> {
     /// not come up.
     pub async fn start(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
-        self.settle_with(name, false).await?;
+        Box::pin(self.settle_with(name, false)).await?;
         self.refuse_managed(&self.known(name)?, "start")?;
         self.start_locked(name).await
     }
@@ -26,7 +26,7 @@ impl Instances<'_> {
     /// As [`start`](Self::start).
     pub async fn start_by_force(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
-        self.settle_with(name, false).await?;
+        Box::pin(self.settle_with(name, false)).await?;
         self.start_locked(name).await
     }
 
@@ -80,7 +80,7 @@ impl Instances<'_> {
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn stop(&self, name: &Name) -> Result<()> {
         let _lock = self.lock(name).await?;
-        self.settle_with(name, false).await?;
+        Box::pin(self.settle_with(name, false)).await?;
         self.refuse_managed(&self.known(name)?, "stop")?;
         let operation = self.0.begin_operation("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
@@ -92,7 +92,7 @@ impl Instances<'_> {
     /// As [`stop`](Self::stop).
     pub async fn stop_by_force(&self, name: &Name) -> Result<()> {
         let _lock = self.lock(name).await?;
-        self.settle_with(name, false).await?;
+        Box::pin(self.settle_with(name, false)).await?;
         let operation = self.0.begin_operation("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
     }
@@ -116,7 +116,7 @@ impl Instances<'_> {
     /// As [`stop`](Self::stop) and [`start`](Self::start).
     pub async fn restart(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
-        self.settle_with(name, false).await?;
+        Box::pin(self.settle_with(name, false)).await?;
         self.refuse_managed(&self.known(name)?, "restart")?;
         self.stop_locked(name, false).await?;
         self.start_locked(name).await
@@ -132,7 +132,7 @@ impl Instances<'_> {
             if !record.wanted || record.stage != Stage::Ready {
                 continue;
             }
-            let outcome = match self.start(&record.name).await {
+            let outcome = match Box::pin(self.start(&record.name)).await {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == ErrorKind::Busy => Ok(()),
                 Err(error) => Err(error),

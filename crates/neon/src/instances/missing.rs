@@ -24,7 +24,7 @@ impl Instances<'_> {
     pub(crate) async fn missing(&self, name: &Name) -> Result<Option<PgRecord>> {
         let _lock = self.lock(name).await?;
         if self.known(name)?.stage != Stage::Ready {
-            self.settle_with(name, false).await?;
+            Box::pin(self.settle_with(name, false)).await?;
         }
         let record = self.known(name)?;
         Ok(self.is_missing(&record)?.then_some(record))

@@ -181,7 +181,7 @@ impl Instances<'_> {
 
     /// Finishes or takes back what a crash interrupted, and starts the server again if it ran. The lock is held.
     pub(crate) async fn settle(&self, name: &Name) -> Result<()> {
-        self.settle_with(name, true).await
+        Box::pin(self.settle_with(name, true)).await
     }
 
     /// As [`settle`](Self::settle), for who starts or stops the server anyway.
@@ -190,7 +190,7 @@ impl Instances<'_> {
             return Ok(());
         };
         if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
-            return self.settle_checkout(&record, under_way, start).await;
+            return Box::pin(self.settle_checkout(&record, under_way, start)).await;
         }
         let folder = self.0.home().instance_folder(name.as_str());
         match record.stage {

@@ -35,7 +35,7 @@ impl Instances<'_> {
     pub async fn start_replica(&self, primary: &Name) -> Result<Pg> {
         let of = {
             let _lock = self.lock(primary).await?;
-            self.settle(primary).await?;
+            Box::pin(self.settle(primary)).await?;
             self.get(primary).await?
         };
         let subject = format!("pg {primary}");
@@ -61,10 +61,7 @@ impl Instances<'_> {
             let mut wanted = CreatePg::default();
             let name: Name = format!("{primary}-r{number}").parse()?;
             wanted.name = Some(name.clone());
-            match self
-                .claim(&wanted, of.record.storage.clone(), &installation)
-                .await
-            {
+            match Box::pin(self.claim(&wanted, of.record.storage.clone(), &installation)).await {
                 Ok((name, lock)) => break (name, number, lock),
                 // Another one was made meanwhile.
                 Err(error) if error.kind() == ErrorKind::Exists && self.known(&name).is_ok() => {}

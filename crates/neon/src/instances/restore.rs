@@ -70,7 +70,7 @@ impl Instances<'_> {
         from: &Found,
         how: &RestoreChoice,
     ) -> Result<Pg> {
-        self.create_in_place_of(wanted, from, how, None).await
+        Box::pin(self.create_in_place_of(wanted, from, how, None)).await
     }
 
     /// As [`create_from`](Self::create_from), also in place of an instance whose directory is gone. That one is what it
@@ -99,7 +99,7 @@ impl Instances<'_> {
         }
         let (name, lock) = match gone {
             Some(gone) => self.claim_again(wanted, gone, &installation).await?,
-            None => self.claim(wanted, storage, &installation).await?,
+            None => Box::pin(self.claim(wanted, storage, &installation)).await?,
         };
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         let claimed = self.known(&name)?;

@@ -126,12 +126,12 @@ impl Snapshots<'_> {
         }
         let pg = instance_of(wanted)?;
         let _lock = self.0.pg().lock(&pg).await?;
-        self.0.pg().settle(&pg).await?;
+        Box::pin(self.0.pg().settle(&pg)).await?;
         let record = self.0.pg().record_of(&pg)?;
         let mut operation = self
             .0
             .begin_operation("snapshot create", &wanted.name.to_string())?;
-        let taken = take_locked(self.0, &record, wanted).await;
+        let taken = Box::pin(take_locked(self.0, &record, wanted)).await;
         if let Ok(taken) = &taken {
             operation.detail("id", taken.id.to_string());
             operation.detail("storage", taken.storage.to_string());
@@ -170,14 +170,22 @@ pub(crate) async fn take_locked(
     let begun = Instant::now();
     let storage = wanted.storage.as_ref().unwrap_or(&record.storage).clone();
     // What was begun is given up when somebody asks to stop; the commit itself is waited for.
-    let mut prepared = unless_cancelled(neon, prepare(neon, record, wanted, &storage)).await?;
+    let mut prepared = Box::pin(unless_cancelled(
+        neon,
+        prepare(neon, record, wanted, &storage),
+    ))
+    .await?;
     if prepared.creates() && prepared.commit.facts.kind == SnapshotKind::Online {
         neon.tell(Event::Note(format!(
             "A tablespace was created while {} was copied; it is copied once more.",
             record.name
         )));
         drop(prepared);
-        prepared = unless_cancelled(neon, prepare(neon, record, wanted, &storage)).await?;
+        prepared = Box::pin(unless_cancelled(
+            neon,
+            prepare(neon, record, wanted, &storage),
+        ))
+        .await?;
     }
     if prepared.creates() {
         neon.tell(Event::Warning(format!(

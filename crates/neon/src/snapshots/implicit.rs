@@ -61,14 +61,14 @@ impl Snapshots<'_> {
     ) -> Result<CreatedFrom> {
         match self.locate(text, from).await? {
             Located::Stored(found) => {
-                let pg = self.0.pg().create_from(wanted, &found, how).await?;
+                let pg = Box::pin(self.0.pg().create_from(wanted, &found, how)).await?;
                 Ok(CreatedFrom {
                     pg,
                     snapshot: Some(found),
                     imported: None,
                 })
             }
-            Located::Outside(source) => self.create_pg_outside(wanted, source, how).await,
+            Located::Outside(source) => Box::pin(self.create_pg_outside(wanted, source, how)).await,
         }
     }
 
@@ -105,11 +105,11 @@ impl Snapshots<'_> {
         import.storage = Some(storage);
         self.0
             .tell(Event::Step("Downloading snapshot...".to_owned()));
-        let made = async {
+        let made = Box::pin(async {
             let imported = self.import(&import).await?;
-            let pg = self.0.pg().create_from(wanted, &imported.found, how).await;
+            let pg = Box::pin(self.0.pg().create_from(wanted, &imported.found, how)).await;
             Ok((pg?, imported))
-        }
+        })
         .await;
         self.0
             .tell(Event::Step("Destroying snapshot...".to_owned()));

@@ -159,7 +159,8 @@ async fn a_snapshot_is_shown_destroyed_and_brought_back() {
         ErrorKind::NotFound
     );
     assert_eq!(refused(snapshots.destroy(&plan).await), ErrorKind::NotFound);
-    // Its name is free.
+    // Its name is free. In the same second, the same state would be the same snapshot.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let again = snapshots.create(&wanted("one@b")).await.unwrap();
     assert_eq!(again.parent, Some(first.id));
     let names = snapshots

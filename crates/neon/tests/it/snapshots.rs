@@ -96,7 +96,9 @@ async fn a_stopped_and_a_crashed_instance_are_copied_as_they_are() {
     .await;
     home.crash("one");
     let crashed = take(&home.neon, "one@crashed").await;
-    assert_eq!((crashed.kind, crashed.parent), ("crashed", Some(again.id)));
+    assert_eq!(crashed.kind, "crashed");
+    // Two of the same state in the same second are as good as each other.
+    assert!([Some(cold.id), Some(again.id)].contains(&crashed.parent));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

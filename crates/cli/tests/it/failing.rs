@@ -269,10 +269,11 @@ fn a_damaged_snapshot_is_refused_and_nothing_is_made_of_it() {
         .open(pack)
         .unwrap();
     let length = file.metadata().unwrap().len();
-    for part in 1..8 {
+    // Every frame is hit, whichever of them hold what: the writers' order differs from run to run. The directory stays as it is.
+    for at in (0..length * 8 / 10).step_by(4096).skip(1) {
         let mut byte = [0];
-        file.read_exact_at(&mut byte, length * part / 10).unwrap();
-        file.write_all_at(&[!byte[0]], length * part / 10).unwrap();
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[!byte[0]], at).unwrap();
     }
     told(
         &home.run(&["pg", "create", "two", "--snapshot", "one@a"]),

@@ -12,7 +12,8 @@ use neon_snapshot_format::SnapshotPath;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::checkout::{Head, UnderWay, head_name};
+use crate::instances::checkout::UnderWay;
+use crate::instances::heads::{Head, head_name};
 use crate::instances::restore::read_control;
 use crate::instances::{Instances, PgRecord};
 use crate::name::Name;

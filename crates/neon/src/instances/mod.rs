@@ -11,6 +11,7 @@ pub(crate) mod checkout;
 mod create;
 mod destroy;
 mod elsewhere;
+mod heads;
 mod isolate;
 mod life;
 mod missing;
@@ -37,8 +38,9 @@ use crate::record::Lock;
 use crate::upkeep::with_causes;
 
 pub use adopt::{AdoptPg, AdoptedPg};
-pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Head};
+pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan};
 pub use create::CreatePg;
+pub use heads::Head;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;

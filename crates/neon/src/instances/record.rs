@@ -7,7 +7,8 @@ use neon_pagestore::{CommitId, LineageId};
 use neon_pgctl::Instance;
 use serde::{Deserialize, Serialize};
 
-use crate::instances::checkout::{Head, Phase, UnderWay};
+use crate::instances::checkout::{Phase, UnderWay};
+use crate::instances::heads::Head;
 use crate::instances::replica::ReplicaOf;
 use crate::name::Name;
 

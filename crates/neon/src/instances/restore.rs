@@ -87,7 +87,7 @@ impl Instances<'_> {
             None => LOCAL.parse()?,
         };
         self.0.storages().get(&storage)?;
-        let snapshot = from.repository.snapshot(from.id).await?;
+        let snapshot = from.open().await?;
         let installation = self
             .can_run(from, &snapshot, wanted.major, how.force)
             .await?;
@@ -123,7 +123,7 @@ impl Instances<'_> {
             let job = Fill {
                 neon: self.0,
                 snapshot: &snapshot,
-                subject: format!("snapshot {}", from.asked),
+                subject: from.subject(),
                 installation: &installation,
                 user: user.as_ref(),
                 folder: &staging,
@@ -202,7 +202,7 @@ impl Instances<'_> {
         major: Option<PgMajor>,
         force: bool,
     ) -> Result<Installation> {
-        let subject = format!("snapshot {}", from.asked);
+        let subject = from.subject();
         let facts = snapshot.facts();
         let is = facts.cluster.major;
         if let Some(major) = major.filter(|major| *major != is) {
@@ -214,7 +214,11 @@ impl Instances<'_> {
             .hinted("create it with its own version and upgrade it then"));
         }
         redo::can_be_replayed(snapshot, &subject).await?;
-        redo::refuse(&redo::of_snapshot(snapshot).await?, None, &subject)?;
+        redo::refuse(
+            &redo::of_snapshot(snapshot, &subject).await?,
+            None,
+            &subject,
+        )?;
         let installation = self.0.installation(Some(is)).await?;
         let platform = installation.platform_facts().await;
         runs_here::check(self.0, &subject, facts, platform, force)?;

@@ -28,7 +28,8 @@ const LARGEST: u64 = 512 << 20;
 /// Where files of a cluster are read from.
 #[derive(Debug, Clone)]
 pub(crate) enum Files {
-    Snapshot(Snapshot),
+    /// A snapshot, and what messages call it.
+    Snapshot(Snapshot, String),
     /// A data directory.
     Live(PathBuf),
 }
@@ -37,9 +38,8 @@ impl Files {
     /// A part of a file; nothing where there is no such file, or nothing behind that offset.
     pub(crate) async fn read(&self, path: &str, offset: u64) -> Result<Option<Vec<u8>>> {
         match self {
-            Self::Snapshot(snapshot) => {
-                let failed =
-                    |error| Error::repository(format!("snapshot {}", snapshot.id()), error);
+            Self::Snapshot(snapshot, subject) => {
+                let failed = |error| Error::repository(subject.as_str(), error);
                 let Ok(path) = SnapshotPath::new(path) else {
                     return Ok(None);
                 };

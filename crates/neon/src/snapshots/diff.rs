@@ -145,13 +145,13 @@ impl Snapshots<'_> {
                     by_maps(found, first, second, &mut gathered).await?;
                     ("maps", None)
                 } else {
-                    by_digests(first, second, &mut gathered).await?;
+                    by_digests((found, first), (other, second), &mut gathered).await?;
                     ("digests", None)
                 }
             }
-            (Side::Snapshot(_, snapshot), Side::Live(record))
-            | (Side::Live(record), Side::Snapshot(_, snapshot)) => {
-                self.live(record, snapshot, &mut gathered).await?
+            (Side::Snapshot(found, snapshot), Side::Live(record))
+            | (Side::Live(record), Side::Snapshot(found, snapshot)) => {
+                self.live(record, (found, snapshot), &mut gathered).await?
             }
             _ => ("content", None),
         };
@@ -159,7 +159,7 @@ impl Snapshots<'_> {
             gathered.turn();
         }
         let files = |side: &Side| match side {
-            Side::Snapshot(_, snapshot) => Files::Snapshot(snapshot.clone()),
+            Side::Snapshot(found, snapshot) => Files::Snapshot(snapshot.clone(), found.subject()),
             Side::Live(record) => Files::Live(self.0.pg().data_dir(record)),
         };
         let named = [files(&second), files(&first)];
@@ -189,7 +189,7 @@ impl Snapshots<'_> {
             return Ok(Side::Live(Box::new(self.0.pg().record_of(&name)?)));
         }
         let found = self.find(text, storage).await?;
-        let snapshot = found.repository.snapshot(found.id).await?;
+        let snapshot = found.open().await?;
         Ok(Side::Snapshot(found, snapshot))
     }
 
@@ -197,7 +197,7 @@ impl Snapshots<'_> {
     async fn live(
         &self,
         record: &PgRecord,
-        snapshot: &Snapshot,
+        (found, snapshot): (&Found, &Snapshot),
         gathered: &mut Gathered,
     ) -> Result<(&'static str, Option<String>)> {
         let data = self.0.pg().data_dir(record);
@@ -218,7 +218,7 @@ impl Snapshots<'_> {
             }
             Err(reason) => {
                 let why = reason.to_string();
-                by_content(self.0, snapshot, &data, &go_on, gathered).await?;
+                by_content(self.0, (found, snapshot), &data, &go_on, gathered).await?;
                 Ok(("content", Some(why)))
             }
         }
@@ -251,15 +251,18 @@ async fn by_maps(
     Ok(())
 }
 
-async fn by_digests(first: &Snapshot, second: &Snapshot, gathered: &mut Gathered) -> Result<()> {
-    let of = |snapshot: &Snapshot| format!("snapshot {}", snapshot.id());
+async fn by_digests(
+    first: (&Found, &Snapshot),
+    second: (&Found, &Snapshot),
+    gathered: &mut Gathered,
+) -> Result<()> {
     let mut walks = (
-        Walk::new(first.view(), true),
-        Walk::new(second.view(), true),
+        Walk::new(first.1.view(), true),
+        Walk::new(second.1.view(), true),
     );
-    let next = async |snapshot: &Snapshot, walk: &mut Walk| {
-        let found = snapshot.maps().run(walk).await;
-        found.map_err(|error| Error::repository(of(snapshot), error))
+    let next = async |(found, snapshot): (&Found, &Snapshot), walk: &mut Walk| {
+        let file = snapshot.maps().run(walk).await;
+        file.map_err(|error| Error::repository(found.subject(), error))
     };
     let mut left = next(first, &mut walks.0).await?;
     let mut right = next(second, &mut walks.1).await?;
@@ -332,7 +335,7 @@ fn by_log(
 /// Reads every file of a live cluster and compares it with the digests of a snapshot.
 async fn by_content(
     neon: &Neon,
-    snapshot: &Snapshot,
+    (found, snapshot): (&Found, &Snapshot),
     data: &Path,
     go_on: &GoOn,
     gathered: &mut Gathered,
@@ -345,7 +348,7 @@ async fn by_content(
         .maps()
         .run(&mut walk)
         .await
-        .map_err(|error| Error::repository(format!("snapshot {}", snapshot.id()), error))?
+        .map_err(|error| Error::repository(found.subject(), error))?
     {
         neon.go_on()?;
         let Some(path) = file.path.as_str().map(str::to_owned) else {

@@ -129,7 +129,7 @@ impl Snapshots<'_> {
         let begun = Instant::now();
         let to = std::path::absolute(to)
             .map_err(|error| Error::io(to, "cannot be made absolute", error))?;
-        let snapshot = from.repository.snapshot(from.id).await?;
+        let snapshot = from.open().await?;
         require_free(&to, how.format)?;
         self.require_room(&snapshot, &to, how)?;
         let mut operation = self.0.begin_operation("snapshot export", &from.asked)?;
@@ -184,14 +184,9 @@ impl Snapshots<'_> {
         how: &ExportOptions,
     ) -> Result<Exported> {
         let begun = Instant::now();
-        let snapshot = from.repository.snapshot(from.id).await?;
-        let invalid = |reason: &'static str| {
-            Err(Error::new(
-                ErrorKind::Invalid,
-                format!("snapshot {}", from.asked),
-                reason,
-            ))
-        };
+        let snapshot = from.open().await?;
+        let invalid =
+            |reason: &'static str| Err(Error::new(ErrorKind::Invalid, from.subject(), reason));
         match how.format {
             ExportFormat::PgData => return invalid("is no stream as a data directory"),
             ExportFormat::BaseBackup if has_tablespaces(&snapshot).await? => {

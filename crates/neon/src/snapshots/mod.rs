@@ -32,6 +32,7 @@ mod watched;
 
 use std::sync::Arc;
 
+use neon_pagestore::read::Snapshot;
 use neon_pagestore::{CommitId, Listed, SnapshotName};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -69,6 +70,22 @@ pub struct Found {
     pub asked: String,
     /// Where.
     pub repository: Arc<StorageRepository>,
+}
+
+impl Found {
+    /// What messages call it: as it was asked for.
+    pub(crate) fn subject(&self) -> String {
+        format!("snapshot {}", self.asked)
+    }
+
+    /// Opens it for reading.
+    pub(crate) async fn open(&self) -> Result<Snapshot> {
+        let StorageRepository {
+            repository, maps, ..
+        } = &*self.repository;
+        let opened = Snapshot::open(repository, self.id, maps).await;
+        opened.map_err(|error| Error::repository(self.subject(), error))
+    }
 }
 
 /// A snapshot in a listing of all storages.

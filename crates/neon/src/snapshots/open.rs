@@ -117,8 +117,7 @@ impl Snapshots<'_> {
             .with_setting("default_transaction_read_only", "on")
             .with_setting("autovacuum", "off");
         let server = instance.start_scoped(&options).await;
-        let server =
-            server.map_err(|error| Error::server(format!("snapshot {}", from.asked), error))?;
+        let server = server.map_err(|error| Error::server(from.subject(), error))?;
         Ok(OpenSnapshot {
             server: Some(server),
             instance,
@@ -131,7 +130,7 @@ impl Snapshots<'_> {
 ///
 /// Dropped: nothing is left, or what the next call removes.
 pub(crate) async fn materialize(neon: &Neon, from: &Found) -> Result<Materialized> {
-    let snapshot = from.repository.snapshot(from.id).await?;
+    let snapshot = from.open().await?;
     let installation = neon.pg().can_run(from, &snapshot, None, true).await?;
     let user = neon.os_user()?;
     let parent = neon.home().path().join("pg");
@@ -146,7 +145,7 @@ pub(crate) async fn materialize(neon: &Neon, from: &Found) -> Result<Materialize
         places,
         _lock: lock,
     };
-    let subject = format!("snapshot {}", from.asked);
+    let subject = from.subject();
     neon.tell(Event::Step(format!("Opening {subject}.")));
     let job = Fill {
         neon,

@@ -37,14 +37,13 @@ pub(crate) struct Log<'a> {
 }
 
 /// The tablespaces that replay of a snapshot would make, out of the snapshot itself.
-pub(crate) async fn of_snapshot(snapshot: &Snapshot) -> Result<Created> {
-    let files = Files::Snapshot(snapshot.clone());
-    let subject = || format!("snapshot {}", snapshot.id());
-    let control = control_of(snapshot).await?;
+pub(crate) async fn of_snapshot(snapshot: &Snapshot, subject: &str) -> Result<Created> {
+    let files = Files::Snapshot(snapshot.clone(), subject.to_owned());
+    let control = control_of(snapshot, subject).await?;
     let damaged = |error| {
         Error::new(
             ErrorKind::Damaged,
-            subject(),
+            subject,
             "does not say where its log begins",
         )
         .caused_by(error)
@@ -67,24 +66,23 @@ pub(crate) async fn of_snapshot(snapshot: &Snapshot) -> Result<Created> {
     created(&log, tops).await
 }
 
-async fn control_of(snapshot: &Snapshot) -> Result<ControlFile> {
-    let files = Files::Snapshot(snapshot.clone());
+async fn control_of(snapshot: &Snapshot, subject: &str) -> Result<ControlFile> {
+    let files = Files::Snapshot(snapshot.clone(), subject.to_owned());
     let control = files.read("global/pg_control", 0).await?;
     ControlFile::decode(&control.unwrap_or_default()).map_err(|error| {
-        let subject = format!("snapshot {}", snapshot.id());
         Error::new(ErrorKind::Damaged, subject, "has no control file of use").caused_by(error)
     })
 }
 
 /// Whether it was written with `wal_level=minimal`.
-pub(crate) async fn is_minimal(snapshot: &Snapshot) -> Result<bool> {
-    Ok(control_of(snapshot).await?.settings.wal_level == WalLevel::Minimal)
+pub(crate) async fn is_minimal(snapshot: &Snapshot, subject: &str) -> Result<bool> {
+    Ok(control_of(snapshot, subject).await?.settings.wal_level == WalLevel::Minimal)
 }
 
 /// Refuses a snapshot that no recovery takes to its end: what was written with `wal_level=minimal` is replayed by nothing
 /// but the start of its own server, which stays on its timeline.
 pub(crate) async fn can_be_replayed(snapshot: &Snapshot, subject: &str) -> Result<()> {
-    let control = control_of(snapshot).await?;
+    let control = control_of(snapshot, subject).await?;
     if control.settings.wal_level != WalLevel::Minimal || control.state.is_clean() {
         return Ok(());
     }

@@ -87,8 +87,8 @@ impl Snapshots<'_> {
     /// [`Invalid`](ErrorKind::Invalid) for a snapshot that nobody could start from such a copy; [`Busy`](ErrorKind::Busy)
     /// when the address is taken; what the storage answers.
     pub async fn serve(&self, found: &Found, options: &ServeOptions) -> Result<Offer> {
-        let subject = format!("snapshot {}", found.asked);
-        let snapshot = found.repository.snapshot(found.id).await?;
+        let subject = found.subject();
+        let snapshot = found.open().await?;
         let facts = snapshot.facts();
         let elsewhere = |place| place == LogPlace::Archive;
         if facts.log.ranges.iter().any(|range| elsewhere(range.place)) {

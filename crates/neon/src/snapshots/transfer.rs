@@ -171,7 +171,7 @@ impl Snapshots<'_> {
 
     async fn copy(&self, from: &Found, to: StorageRepository) -> Result<Transferred> {
         let begun = Instant::now();
-        let subject = format!("snapshot {}", from.asked);
+        let subject = from.subject();
         let (source, label) = (&from.repository, to.label());
         if source.repository.id() == to.repository.id() {
             return Err(Error::new(

@@ -112,7 +112,7 @@ impl Snapshots<'_> {
     }
 
     async fn check_found(&self, found: &Found, with_data: bool) -> Result<CheckedStorage> {
-        let subject = format!("snapshot {}", found.asked);
+        let subject = found.subject();
         let repository = &found.repository.repository;
         let checked = self
             .stopping(repository.check_snapshot(found.id, with_data))
@@ -130,7 +130,7 @@ impl Snapshots<'_> {
     /// without room for the copy; [`Failed`](ErrorKind::Failed) when no server starts on it; what the storage answers.
     pub async fn verify(&self, found: &Found, depth: VerifyDepth) -> Result<Verified> {
         let begun = Instant::now();
-        let subject = format!("snapshot {}", found.asked);
+        let subject = found.subject();
         self.0
             .tell(Event::Step(format!("Reading all of {subject}.")));
         let digests = self.check_found(found, true).await?;
@@ -149,7 +149,7 @@ impl Snapshots<'_> {
 
     async fn started(&self, found: &Found, subject: &str) -> Result<VerifiedServer> {
         let neon = self.0;
-        let snapshot = found.repository.snapshot(found.id).await?;
+        let snapshot = found.open().await?;
         let installation = neon.pg().can_run(found, &snapshot, None, true).await?;
         let user = neon.os_user()?;
         let Materialized { instance, files } = materialize(neon, found).await?;

@@ -1,0 +1,428 @@
+//! Checkout: an instance goes back to a snapshot, in place.
+//!
+//! The record carries the journal, so that one write says both how far it is and what holds afterwards:
+//! 1. *saving*: the number of `HEAD{i}` is taken, the server stops, `HEAD{i}` is taken of the stopped cluster.
+//!    A crash until here is taken back: the directory was not touched.
+//! 2. *changing*: every timeline that was ever used, and the one that recovery will end on, are written down; then every
+//!    file is compared by content and what differs is rewritten, `pg_wal` among it; then recovery to the snapshot's
+//!    own end, onto that timeline. A crash anywhere in it is finished by doing all of it again, on one timeline
+//!    further.
+//! 3. *starting*: one write of the record says that it has a new lineage, based on the snapshot. The server starts, if it
+//!    ran before, and the journal goes.
+//!
+//! Pages are always compared by content, never by the maps of two snapshots. Without checksums or `wal_log_hints` nothing
+//! else is right (a hint that is newer than the target shows rows of transactions that never committed), and with
+//! them it is what also finds files that no snapshot holds: slots, and log that a recovery would read on into.
+
+mod keep;
+mod plan;
+mod settle;
+
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::restore::{RestoreOptions, RestorePlan};
+use neon_pagestore::{CommitId, LineageId, SnapshotName};
+use neon_pg_layout::TimelineId;
+use neon_pgctl::{Instance, OsUser, RecoveryPlan, WalSource};
+use neon_snapshot_format::Owner;
+use neon_snapshot_format::pgdata::{
+    DirectoryOptions, ExistingDirectory, Flush, Ownership, TablespacePlaces,
+};
+use serde::Serialize;
+
+use crate::background;
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::instances::checkout::keep::Keep;
+use crate::instances::heads::{Head, head_name};
+use crate::instances::isolate::{include, keep_password};
+use crate::instances::restore::{Ending, read_control, recover, target, timelines_in};
+use crate::instances::{Base, Instances, PgRecord, archived, between};
+use crate::name::Name;
+use crate::operation::{Begun, seconds};
+use crate::snapshots::redo;
+
+pub use plan::{CheckoutChoice, CheckoutPlan};
+pub(crate) use settle::{Phase, UnderWay};
+
+/// A checkout that was done.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct CheckedOut {
+    /// The instance.
+    pub pg: Name,
+    /// The snapshot that it shows now.
+    pub snapshot: CommitId,
+    /// What the state before is called.
+    pub head: SnapshotName,
+    /// Its id.
+    pub head_id: CommitId,
+    /// Bytes that were compared.
+    pub compared: u64,
+    /// Bytes that were rewritten.
+    pub rewritten: u64,
+    /// The timeline that it is on.
+    pub timeline: Option<u32>,
+    /// Whether the server runs.
+    pub running: bool,
+}
+
+/// In the operation log: with the configuration of the snapshot.
+pub(crate) const CONFIGURATION: &str = "configuration";
+
+impl Instances<'_> {
+    /// Takes an instance back to a snapshot, as planned. Its state before is in `HEAD{i}`; it ends on a timeline that it was
+    /// never on, in a new lineage, with its configuration of before unless asked otherwise.
+    ///
+    /// Dropped, or killed at any point: the next verb on the instance takes it back or finishes it.
+    ///
+    /// # Errors
+    /// [`Busy`](ErrorKind::Busy) when the instance is another by now; [`Environment`](ErrorKind::Environment) without room;
+    /// [`Damaged`](ErrorKind::Damaged) when the snapshot is: the instance then shows its state before, as far as a
+    /// checkout of `HEAD{i}` brings it back.
+    pub async fn checkout(&self, plan: &CheckoutPlan) -> Result<CheckedOut> {
+        let mut operation = self.0.begin_operation("pg checkout", plan.pg.as_str())?;
+        operation.detail("id", plan.id.clone());
+        operation.detail("snapshot", plan.snapshot.to_string());
+        operation.detail("storage", plan.storage.to_string());
+        if plan.choice.configuration {
+            operation.detail(CONFIGURATION, "true");
+        }
+        let done = Box::pin(self.checkout_unlogged(plan, &operation)).await;
+        if let Ok((done, _)) = &done {
+            operation.detail("head", done.head.to_string());
+            operation.detail("head-id", done.head_id.to_string());
+        }
+        let (done, trouble) = operation.end(done)?;
+        started(done, trouble)
+    }
+
+    /// Takes an instance back; beside the result why its server did not start.
+    pub(crate) async fn checkout_unlogged(
+        &self,
+        plan: &CheckoutPlan,
+        operation: &Begun<'_>,
+    ) -> Result<(CheckedOut, Option<Error>)> {
+        let name = &plan.pg;
+        let _lock = self.lock(name).await?;
+        Box::pin(self.settle(name)).await?;
+        let record = self.known(name)?;
+        if record.id != plan.id {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("pg {name}"),
+                "is another instance by now",
+            )
+            .hinted("plan again"));
+        }
+        plan::is_ours(&record)?;
+        let instance = self.open(&record).await?;
+        let status = instance.status().await;
+        let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
+        let snapshot = plan.found.open().await?;
+        let under_way = UnderWay {
+            phase: Phase::Saving,
+            snapshot: plan.snapshot,
+            storage: plan.storage.clone(),
+            head: self.next_head(&record).await?,
+            head_id: None,
+            start: status.is_up(),
+            choice: plan.choice,
+            marks: Vec::new(),
+            operation: Some(operation.operation().clone()),
+        };
+        self.update(name, |record| {
+            record.checkouts = under_way.head.saturating_add(1);
+            record.checkout = Some(under_way.clone());
+        })?;
+        self.0.step("checkout: begun");
+        let saved = Box::pin(async {
+            if status.is_up() {
+                self.0
+                    .tell(Event::Step(format!("Stopping postgres on {name}.")));
+                self.stop_locked(name, false).await?;
+            }
+            self.nobody_runs(&instance, name).await?;
+            self.0.step("checkout: stopped");
+            let head = Box::pin(self.save(name, &under_way)).await?;
+            self.0.step("checkout: saved");
+            self.0.tell(Event::Step(format!(
+                "Rolling back {name}@CURRENT to {}.",
+                plan.asked
+            )));
+            let (directory, compared) = self
+                .compare(&record, &instance, &snapshot, plan.choice)
+                .await?;
+            has_room(&instance, &directory, &snapshot)?;
+            let kept = self
+                .0
+                .home()
+                .instance_folder(name.as_str())
+                .join("wal-kept");
+            let kept = kept.join(record.lineage.to_string());
+            if archived::keep(instance.data_dir(), &kept)? {
+                self.0.tell(Event::Warning(format!(
+                    "Log of {name} that was not archived yet is kept in {}.",
+                    kept.display()
+                )));
+            }
+            let subject = plan.found.subject();
+            let created = redo::of_snapshot(&snapshot, &subject).await?;
+            redo::refuse(&created, Some(instance.data_dir()), &subject)?;
+            self.0.step("checkout: compared");
+            self.0.go_on()?;
+            Ok((head, directory, compared))
+        })
+        .await;
+        let (head, directory, compared) = match saved {
+            Ok(saved) => saved,
+            Err(error) => return Err(self.give_up(name, &under_way, error).await),
+        };
+        let under_way = UnderWay {
+            phase: Phase::Changing,
+            head_id: Some(head),
+            ..under_way
+        };
+        let (total, rewritten) = (compared.compared, compared.bytes);
+        let mut touched = false;
+        let changed = Box::pin(self.change(
+            &record,
+            &instance,
+            &snapshot,
+            &under_way,
+            Some((directory, compared)),
+            &mut touched,
+        ))
+        .await;
+        if let Err(error) = changed {
+            if !touched {
+                return Err(self.give_up(name, &under_way, error).await);
+            }
+            return Err(Box::pin(self.back_to_head(name, &under_way, error)).await);
+        }
+        let timeline = self.known(name)?.timelines.iter().max().copied();
+        let mut trouble = None;
+        if under_way.start {
+            self.0
+                .tell(Event::Step(format!("Starting postgres on {name}.")));
+            trouble = self.start_after(name).await.err();
+        }
+        self.trim_heads(name).await;
+        let done = CheckedOut {
+            pg: name.clone(),
+            snapshot: plan.snapshot,
+            head: head_name(name, under_way.head),
+            head_id: head,
+            compared: total,
+            rewritten,
+            timeline,
+            running: under_way.start && trouble.is_none(),
+        };
+        Ok((done, trouble))
+    }
+
+    /// Compares what is there with a snapshot, page by page. Changes nothing.
+    pub(crate) async fn compare(
+        &self,
+        record: &PgRecord,
+        instance: &Instance,
+        snapshot: &Snapshot,
+        choice: CheckoutChoice,
+    ) -> Result<(ExistingDirectory, RestorePlan)> {
+        let subject = format!("pg {}", record.name);
+        let name = &record.name;
+        let keep = Keep::of(instance, choice);
+        let (data, major) = (instance.data_dir().to_owned(), instance.major());
+        let snapshot = snapshot.clone();
+        let mut options = RestoreOptions::default();
+        options.threads = self.0.options().threads;
+        let about = subject.clone();
+        background::run(
+            self.0,
+            &subject,
+            self.writing(name),
+            || (),
+            move |cancel| {
+                options.cancel = cancel;
+                let directory = ExistingDirectory::open(&data, major)
+                    .map_err(|error| Error::format(about.clone(), error))?;
+                let mut plan = RestorePlan::by_content(
+                    &snapshot,
+                    &directory,
+                    &|path| keep.keeps(path),
+                    &options,
+                )
+                .map_err(|error| Error::repository(about, error))?;
+                // Those that are not here any more do not come back.
+                plan.files.retain(|path, _| !keep.is_log(path));
+                Ok((directory, plan))
+            },
+        )
+        .await
+    }
+
+    /// Everything that touches the directory, from the first change to the record that says it is done.
+    pub(crate) async fn change(
+        &self,
+        record: &PgRecord,
+        instance: &Instance,
+        snapshot: &Snapshot,
+        under_way: &UnderWay,
+        compared: Option<(ExistingDirectory, RestorePlan)>,
+        touched: &mut bool,
+    ) -> Result<()> {
+        let name = &record.name;
+        let subject = format!("pg {name}");
+        let data = instance.data_dir();
+        if compared.is_none() {
+            self.nobody_runs(instance, name).await?;
+            Box::pin(self.save_strangers(record, instance, under_way)).await?;
+        }
+        let snapshots = between::mark_of(snapshot).await;
+        let mut marks = under_way.marks.clone();
+        marks.extend(between::mark_in(data));
+        marks.extend(snapshots.clone());
+        let under_way = &UnderWay {
+            marks,
+            ..under_way.clone()
+        };
+        let mut used = self.used_timelines(snapshot.facts())?;
+        let record = self.known(name)?;
+        used.extend(
+            record
+                .timelines
+                .iter()
+                .filter_map(|n| TimelineId::new(*n).ok()),
+        );
+        // Those of the log that will be replaced. After a crash the control file may be missing.
+        if let Ok(control) = read_control(data) {
+            used.extend(timelines_in(data, &control)?);
+        }
+        let next = used.last().map_or(2, |last| last.get().saturating_add(1));
+        self.update(name, |record| {
+            record
+                .timelines
+                .extend(used.iter().map(|timeline| timeline.get()));
+            record.timelines.insert(next);
+            record.checkout = Some(under_way.clone());
+        })?;
+        self.0.step("checkout: changing");
+        let (directory, plan) = match compared {
+            Some(compared) => compared,
+            None => {
+                self.compare(&record, instance, snapshot, under_way.choice)
+                    .await?
+            }
+        };
+        let writing = DirectoryOptions {
+            ownership: ownership(instance.os_user()),
+            tablespaces: TablespacePlaces::Below(self.tablespaces(&record)),
+            manifest: false,
+            flush: Flush::FileSystem,
+            ..DirectoryOptions::default()
+        };
+        let mut options = RestoreOptions::default();
+        options.threads = self.0.options().threads;
+        let (to, about) = (snapshot.clone(), subject.clone());
+        let executed = background::run(
+            self.0,
+            &subject,
+            self.writing(name),
+            || (),
+            move |cancel| {
+                options.cancel = cancel;
+                plan.execute(&to, directory, writing, &options)
+                    .map_err(|error| Error::repository(about, error))
+            },
+        )
+        .await;
+        // The control file goes before the first change and comes back, as the snapshot's, with the last.
+        let left = between::mark_in(data);
+        *touched |= executed.is_ok() || left.is_none() || snapshots.is_none() || left == snapshots;
+        executed?;
+        self.0.step("checkout: rewritten");
+        let plan =
+            RecoveryPlan::new(WalSource::Command("exit 1".to_owned()), target(snapshot)).in_place();
+        let ending = Ending {
+            neon: self.0,
+            snapshot,
+            subject: &subject,
+            instance,
+        };
+        let timelines = recover(&ending, plan, used).await?;
+        if under_way.choice.configuration && record.adopted.is_none() {
+            include(instance, self.0.os_user()?.as_ref())?;
+        }
+        let left = between::mark_in(data);
+        self.update(name, |record| {
+            if let Some(under_way) = &mut record.checkout {
+                under_way.marks.extend(left);
+            }
+        })?;
+        self.0.step("checkout: recovered");
+        // Another instance's superuser has another password than our pass file.
+        if snapshot.facts().instance.as_ref() != Some(&record.id) && record.adopted.is_none() {
+            keep_password(instance, self.0.os_user()?.as_ref()).await?;
+        }
+        let lineage =
+            LineageId::random().map_err(|error| Error::repository(subject.as_str(), error))?;
+        let now = seconds(self.0.now());
+        self.update(name, |record| {
+            record
+                .timelines
+                .extend(timelines.iter().map(|timeline| timeline.get()));
+            record.lineage = lineage;
+            record.base = Some(Base {
+                snapshot: under_way.snapshot,
+                storage: Some(under_way.storage.clone()),
+            });
+            record.checkout = under_way.start.then(|| UnderWay {
+                phase: Phase::Starting,
+                ..under_way.clone()
+            });
+            if let Some(head) = under_way.head_id {
+                record.heads.push(Head {
+                    number: under_way.head,
+                    snapshot: head,
+                    storage: record.storage.clone(),
+                    taken: now,
+                });
+            }
+        })?;
+        self.0.step("checkout: done");
+        Ok(())
+    }
+}
+
+/// A checkout that is done is done, also when the server does not come up on what it left.
+pub(crate) fn started(done: CheckedOut, trouble: Option<Error>) -> Result<CheckedOut> {
+    let Some(error) = trouble else {
+        return Ok(done);
+    };
+    Err(Error::new(
+        ErrorKind::Partial,
+        format!("pg {}", done.pg),
+        "was rolled back, and its server does not start",
+    )
+    .hinted(format!(
+        "`neon undo` takes it back to {}; or repair its configuration and start it",
+        done.head
+    ))
+    .caused_by(error))
+}
+
+fn ownership(user: &OsUser) -> Ownership {
+    if OsUser::current().is_root() {
+        Ownership::Fixed(Owner {
+            uid: user.uid(),
+            gid: user.gid(),
+        })
+    } else {
+        Ownership::Process
+    }
+}
+
+fn has_room(instance: &Instance, directory: &ExistingDirectory, to: &Snapshot) -> Result<()> {
+    let present: u64 = directory.entries().iter().map(|entry| entry.size()).sum();
+    let more = to.facts().cost.bytes.saturating_sub(present);
+    crate::instances::restore::room_for(instance.data_dir(), more)
+}

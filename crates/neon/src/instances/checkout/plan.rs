@@ -1,0 +1,258 @@
+//! What a checkout would do, and what would be lost: found out without a change.
+
+use std::path::Path;
+
+use neon_pagestore::{CommitId, SnapshotName};
+use neon_pg_layout::Lsn;
+use neon_pgctl::{Instance, ServerState};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::instances::heads::head_name;
+use crate::instances::restore::read_control;
+use crate::instances::{Instances, PgRecord, archived};
+use crate::name::Name;
+use crate::snapshots::{Found, redo};
+
+/// How an instance goes back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CheckoutChoice {
+    /// With the configuration and the certificates of the snapshot. Without it those of today stay.
+    #[serde(default)]
+    pub configuration: bool,
+}
+
+/// What a checkout would do, and what would be lost. Nothing is changed by making one.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct CheckoutPlan {
+    /// The instance.
+    pub pg: Name,
+    /// The id of the instance, which an execution insists on.
+    pub id: String,
+    /// What the snapshot was asked for as.
+    pub asked: String,
+    /// The snapshot.
+    pub snapshot: CommitId,
+    /// The storage that it is read from.
+    pub storage: Name,
+    /// When it was taken, in seconds since 1970.
+    pub taken: i64,
+    /// Whether it shows another instance of the same cluster: a clone, or what this one was cloned from.
+    pub of_another: bool,
+    /// What the present state will be called.
+    pub head: SnapshotName,
+    /// Whether its server runs; it is started again then.
+    pub running: bool,
+    /// Sessions that will be ended.
+    pub sessions: u64,
+    /// Replication slots, all of which go: a snapshot has none.
+    pub slots: Vec<String>,
+    /// Subscriptions of today. Those that the snapshot has too go on from where they were then; what their publishers
+    /// have dropped since does not come back.
+    pub subscriptions: Vec<String>,
+    /// Transactions that are prepared and not ended.
+    pub prepared: Vec<String>,
+    /// Segments of log that were not archived yet. They are kept beside the instance, in `wal-kept`.
+    pub unarchived: u64,
+    /// Replicas that follow it now and cannot afterwards.
+    pub replicas: Vec<String>,
+    /// Bytes of log that were written since the snapshot, where both are of one history.
+    pub log_since: Option<u64>,
+    /// Bytes that will be rewritten; known only of a stopped instance.
+    pub rewrite: Option<u64>,
+    /// Bytes of the snapshot: no more than this is compared, or rewritten.
+    pub size: u64,
+    #[serde(skip)]
+    pub(crate) choice: CheckoutChoice,
+    #[serde(skip)]
+    pub(crate) found: Found,
+}
+
+impl Instances<'_> {
+    /// What going back to a snapshot would do to an instance, and what would be lost.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for a snapshot of another cluster, or an instance
+    /// that is a replica; [`Busy`](ErrorKind::Busy).
+    pub async fn plan_checkout(
+        &self,
+        name: &Name,
+        to: &Found,
+        choice: CheckoutChoice,
+    ) -> Result<CheckoutPlan> {
+        let _lock = self.lock(name).await?;
+        Box::pin(self.settle(name)).await?;
+        let record = self.known(name)?;
+        is_ours(&record)?;
+        let snapshot = to.open().await?;
+        let instance = self.open(&record).await?;
+        let facts = snapshot.facts();
+        let control = read_control(instance.data_dir())?;
+        let subject = to.subject();
+        if facts.cluster.system != control.system_identifier {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                format!("is of another cluster than pg {name}"),
+            )
+            .hinted(format!("neon pg create --snapshot {}", to.asked)));
+        }
+        if choice.configuration && facts.instance.as_ref() != Some(&record.id) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                format!("is of another instance, in whose name pg {name} would act with its configuration"),
+            )
+            .hinted("go back to it without its configuration"));
+        }
+        if facts.cluster.major != instance.major() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                format!("is of PostgreSQL {}", facts.cluster.major),
+            ));
+        }
+        let Some(storage) = to.repository.name.clone() else {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                "is in a storage that is not attached",
+            )
+            .hinted("attach the storage, or pull the snapshot, first"));
+        };
+        let status = instance.status().await;
+        let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
+        if status.state == ServerState::Standby
+            || instance.data_dir().join("standby.signal").exists()
+        {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("pg {name}"),
+                "is a replica, which shows what its primary shows",
+            )
+            .hinted("check out its primary, or promote it first"));
+        }
+        if status.is_up() {
+            self.refuse_managed(&record, "stop")?;
+        }
+        redo::can_be_replayed(&snapshot, &subject).await?;
+        if redo::is_minimal(&snapshot, &subject).await? {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                subject,
+                "was taken with wal_level=minimal: nothing takes it to a new timeline",
+            )
+            .hinted("make an instance of it: `neon pg create --snapshot`"));
+        }
+        let created = redo::of_snapshot(&snapshot, &subject).await?;
+        redo::refuse(&created, Some(instance.data_dir()), &subject)?;
+        let mut plan = CheckoutPlan {
+            pg: name.clone(),
+            id: record.id.clone(),
+            asked: to.asked.clone(),
+            snapshot: to.id,
+            storage,
+            taken: facts.taken,
+            of_another: facts.instance.as_ref().is_some_and(|id| *id != record.id),
+            head: head_name(name, self.next_head(&record).await?),
+            running: status.is_up(),
+            sessions: 0,
+            slots: Vec::new(),
+            subscriptions: Vec::new(),
+            prepared: Vec::new(),
+            unarchived: archived::missing(instance.data_dir()).len() as u64,
+            replicas: Vec::new(),
+            log_since: None,
+            rewrite: None,
+            size: facts.cost.bytes,
+            choice,
+            found: to.clone(),
+        };
+        let known = facts
+            .log
+            .timelines
+            .iter()
+            .any(|step| step.timeline == control.checkpoint.timeline);
+        if plan.running {
+            let now = ask(&instance, name, &mut plan).await?;
+            plan.log_since = now
+                .zip(facts.log.stop)
+                .filter(|_| known)
+                .and_then(|(now, then)| now.0.checked_sub(then.0));
+        } else {
+            plan.slots = stored_slots(instance.data_dir());
+            let now = control.checkpoint_location;
+            plan.log_since = facts
+                .log
+                .stop
+                .filter(|_| known)
+                .and_then(|then| now.0.checked_sub(then.0));
+            if control.state.is_clean() {
+                let (_, compared) = self.compare(&record, &instance, &snapshot, choice).await?;
+                plan.rewrite = Some(compared.bytes);
+            }
+        }
+        Ok(plan)
+    }
+}
+
+/// What is adopted is not changed.
+pub(crate) fn is_ours(record: &PgRecord) -> Result<()> {
+    if record.adopted.is_none() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Invalid,
+        format!("pg {}", record.name),
+        "was adopted, and what is adopted is not changed",
+    )
+    .hinted("make an instance of the snapshot: `neon pg create --snapshot`"))
+}
+
+/// What only the server can tell of what would be lost, and how far its log is.
+async fn ask(instance: &Instance, name: &Name, plan: &mut CheckoutPlan) -> Result<Option<Lsn>> {
+    let failed = |error| {
+        Error::new(ErrorKind::Failed, format!("pg {name}"), "cannot be asked").caused_by(error)
+    };
+    let client = instance.connect("postgres").await;
+    let mut client = client.map_err(|error| Error::server(format!("pg {name}"), error))?;
+    let asked = client
+        .simple_query(
+            "select count(*) from pg_catalog.pg_stat_activity \
+             where backend_type = 'client backend' and pid <> pg_backend_pid(); \
+             select slot_name from pg_catalog.pg_replication_slots where not temporary order by 1; \
+             select subname from pg_catalog.pg_subscription order by 1; \
+             select gid from pg_catalog.pg_prepared_xacts order by 1; \
+             select application_name from pg_catalog.pg_stat_replication order by 1; \
+             select pg_catalog.pg_current_wal_insert_lsn()",
+        )
+        .await
+        .map_err(failed)?;
+    client.close().await;
+    let column = |place: usize| -> Vec<String> {
+        let rows = asked.get(place).map_or(&[][..], |set| set.rows());
+        rows.iter()
+            .filter_map(|row| row.get(0).map(str::to_owned))
+            .collect()
+    };
+    plan.sessions = column(0).first().and_then(|n| n.parse().ok()).unwrap_or(0);
+    plan.slots = column(1);
+    plan.subscriptions = column(2);
+    plan.prepared = column(3);
+    plan.replicas = column(4);
+    Ok(column(5).first().and_then(|text| text.parse().ok()))
+}
+
+/// The slots of a stopped cluster: a folder each.
+fn stored_slots(data: &Path) -> Vec<String> {
+    let mut found: Vec<String> = std::fs::read_dir(data.join("pg_replslot"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    found.sort_unstable();
+    found
+}

@@ -39,6 +39,12 @@ pub(crate) enum Storage {
         "storage gc tank --yes" => "announces what goes, and deletes what was announced a grace ago",
     ))]
     Gc(Gc),
+    /// Takes what is at a storage's place now for its repository, or makes an empty one there
+    #[command(long_about = "Takes what is at a storage's place now for its repository, or makes an empty one there.\n\nA storage keeps to the repository that was first seen in it, so that a disk that is not mounted, or another disk at its place, is told and not written to. Where that repository is lost for good, or was replaced, this says so.", after_help = examples!(
+        "storage init tank" => "after the disk of tank was replaced",
+        "storage init tank --yes" => "in scripts",
+    ))]
+    Init(Detach),
     /// Forgets a storage; what is in it stays
     #[command(after_help = examples!(
         "storage detach tank" => "asks first",

@@ -68,6 +68,28 @@ pub(crate) async fn run(verb: Storage, scene: &Scene<'_>) -> Outcome<Answer> {
         }
         Storage::Check(wanted) => check(&wanted, scene).await,
         Storage::Gc(wanted) => gc(wanted, scene).await,
+        Storage::Init(wanted) => {
+            let record = storages.get(&wanted.name)?;
+            let plan = format!(
+                "storage {} will have what is at {} now for its repository, or an empty one",
+                wanted.name, record.locator
+            );
+            let mut whole = serde_json::json!({
+                "name": wanted.name,
+                "path": record.locator,
+                "before": record.repository,
+            });
+            let done = !wanted.consent.dry_run;
+            let mut text = plan.clone();
+            if done {
+                confirm("storage init", &plan, wanted.consent.yes).await?;
+                let repository = storages.accept(&wanted.name).await?.repository;
+                text = format!("Storage {}: repository {}", wanted.name, repository.id());
+                whole["repository"] = repository.id().to_string().into();
+            }
+            mark(&mut whole, "accepted", done);
+            Ok(Answer::of(&text, whole))
+        }
         Storage::Detach(wanted) => {
             let record = storages.get(&wanted.name)?;
             let plan = format!(

@@ -681,6 +681,46 @@ async fn the_newest_is_what_was_lived_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_homes_that_live_on_side_by_side_nobody_chooses_one() {
+    let none = BTreeMap::new();
+    let server = Fixture::new();
+    let (dest, _) = kept_in_a_folder(&server).await;
+    let laptop = Fixture::new();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = std::sync::Arc::clone(&told);
+    let on_laptop = laptop.with(|options| {
+        options.events = neon_pg::EventSink::new(move |event| sink.lock().unwrap().push(event));
+    });
+    let start = async |neon: &Neon| neon.snapshot_first().start(Some(&dest), &none).await;
+    let warned = |of: &str| {
+        let told = told.lock().unwrap();
+        told.iter()
+            .any(|event| matches!(event, Event::Warning(text) if text.contains(of)))
+    };
+    start(&on_laptop).await.unwrap();
+    on_laptop.snapshot_first().stop().await.unwrap();
+    assert!(!warned("another home"));
+
+    // One after the other: the last one is meant, and whose it is is said.
+    let next = Fixture::new();
+    start(&next.neon).await.unwrap();
+    next.neon.pg().stop(&name("main")).await.unwrap();
+
+    // The first lives on.
+    start(&server.neon).await.unwrap();
+    let of_server = server.neon.snapshot_first().stop().await.unwrap();
+    start(&on_laptop).await.unwrap();
+    let of_laptop = on_laptop.snapshot_first().stop().await.unwrap();
+    assert!(warned("another home"));
+    let error = start(&Fixture::new().neon).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
+    for newest in [of_server, of_laptop] {
+        let newest = newest.name.unwrap().to_string();
+        assert!(error.to_string().contains(&newest), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn options_of_a_place_are_what_it_was_attached_with_or_are_refused() {
     let none = BTreeMap::new();
     let sealed = BTreeMap::from([("encryption".to_owned(), "on".to_owned())]);

@@ -7,7 +7,7 @@ use neon_snapshot_format::pack::{FRAME_SIZE, PackId};
 use crate::map::FrameRef;
 
 /// Frames that are kept side by side.
-const TOGETHER: u64 = 64;
+const TOGETHER: u8 = 64;
 
 /// Pages by the frame they lie in, and where they begin in it.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl SeenPages {
         if !start.is_multiple_of(self.page_size) || page >= self.per_frame() * 8 {
             return None;
         }
-        let before = usize::try_from(frame.frame % TOGETHER).ok()?;
+        let before = usize::try_from(frame.frame % u64::from(TOGETHER)).ok()?;
         let byte = before * self.per_frame() + page / 8;
         Some((byte, 1 << (page % 8)))
     }
@@ -46,7 +46,7 @@ impl SeenPages {
     pub(super) fn contains(&self, frame: &FrameRef, start: u32) -> bool {
         match self.bit(frame, start) {
             Some((byte, bit)) => {
-                let bits = self.bits.get(&(frame.pack.id, frame.frame / TOGETHER));
+                let bits = self.bits.get(&group(frame));
                 let byte = bits.and_then(|bits| bits.get(byte));
                 byte.is_some_and(|byte| byte & bit != 0)
             }
@@ -59,13 +59,17 @@ impl SeenPages {
             self.odd.insert((frame.pack.id, frame.frame, start));
             return;
         };
-        let length = self.per_frame() * TOGETHER as usize;
-        let bits = self.bits.entry((frame.pack.id, frame.frame / TOGETHER));
+        let length = self.per_frame() * usize::from(TOGETHER);
+        let bits = self.bits.entry(group(frame));
         let bits = bits.or_insert_with(|| vec![0; length].into());
         if let Some(byte) = bits.get_mut(byte) {
             *byte |= bit;
         }
     }
+}
+
+fn group(frame: &FrameRef) -> (PackId, u64) {
+    (frame.pack.id, frame.frame / u64::from(TOGETHER))
 }
 
 #[cfg(test)]

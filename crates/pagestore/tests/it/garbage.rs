@@ -149,7 +149,6 @@ async fn overwritten(keep: usize) -> (Held, Restored) {
 const SPARSE_FRAMES: f64 = 3.381;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "the ratios are a result")]
 async fn of_pages_overwritten_at_random_little_more_is_held_than_frames_that_are_shown() {
     for keep in [1, 20] {
         let (held, restored) = overwritten(keep).await;

@@ -27,7 +27,7 @@ mod moves;
 mod name;
 mod object;
 mod pack_file;
-mod page_rules;
+mod page_checks;
 mod pin;
 pub mod read;
 mod repository;

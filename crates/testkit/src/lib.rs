@@ -21,7 +21,9 @@ mod processes;
 #[cfg(feature = "s3")]
 pub mod s3;
 mod scratch;
+pub mod sshd;
 mod template;
+pub mod web;
 pub mod workload;
 
 pub use builder::ClusterBuilder;

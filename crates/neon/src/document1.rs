@@ -379,11 +379,11 @@ impl SnapshotFirst<'_> {
         let place = Locator::parse(snapshot_path)
             .map_err(|error| Error::storage("snapshot_path", error))?;
         let dest = neon.storages().get(&saved.storage)?;
-        if dest::is_same(&dest, &place)? {
+        if dest::holds(&dest, &place)? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("snapshot_path {place}"),
-                "is where snapshots go anyway",
+                "is where snapshots go anyway, or in it",
             )
             .hinted("leave it to neon, or choose another place"));
         }

@@ -23,8 +23,10 @@ mod processes;
 #[cfg(feature = "s3")]
 pub mod s3;
 mod scratch;
+pub mod sshd;
 mod template;
 mod trees;
+pub mod web;
 pub mod workload;
 
 pub use backup::{Backup, StoppedBackup};

@@ -340,7 +340,7 @@ async fn import(wanted: Import, scene: &Scene<'_>) -> Outcome<Answer> {
 }
 
 fn imported(done: &neon_pg::Imported) -> Outcome<Answer> {
-    let text = format!(
+    let mut text = format!(
         "{}: {} imported, {} stored in {}, in {}",
         done.name,
         bytes(done.size),
@@ -348,6 +348,9 @@ fn imported(done: &neon_pg::Imported) -> Outcome<Answer> {
         done.storage,
         duration(seconds(done.elapsed)),
     );
+    if done.bad_pages > 0 {
+        text.push_str(&format!(", {} damaged pages", done.bad_pages));
+    }
     Ok(Answer::of(text, data(done)?))
 }
 

@@ -1,8 +1,9 @@
 //! Instances straight from what is outside: imported under a name that nobody gave, and destroyed afterwards.
 //!
 //! A note in `state/import` says which snapshot belongs to a command that is at work; what a killed one left is
-//! destroyed by the next.
+//! destroyed by the next import, or by the doctor.
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,7 +48,7 @@ impl Snapshots<'_> {
     /// of all repositories is imported into the instance's storage under a name of its own, and that snapshot is
     /// destroyed when the instance is there, and also when it could not be made.
     ///
-    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next such call.
+    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next import.
     ///
     /// # Errors
     /// As [`locate`](Self::locate), [`import`](Self::import), and
@@ -86,7 +87,6 @@ impl Snapshots<'_> {
                     .hinted("choose another name, or destroy it first"),
             );
         }
-        self.sweep_temporary().await;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
@@ -96,7 +96,8 @@ impl Snapshots<'_> {
             storage: storage.clone(),
             snapshot: format!("{TEMPORARY}{id}"),
         };
-        let places = Places::of(self.0, &id)?;
+        record::folder(&folder(self.0), 0o700)?;
+        let places = Places::of(self.0, &id);
         let lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
         record::create(&places.note, &note)?;
         let mut import = ImportSnapshot::new(source);
@@ -116,7 +117,7 @@ impl Snapshots<'_> {
         match self.destroy_temporary(&note).await {
             Ok(()) => places.remove(),
             Err(error) => self.0.tell(Event::Warning(format!(
-                "{error}; it is destroyed by the next such command"
+                "{error}; it is destroyed by the next import"
             ))),
         }
         drop(lock);
@@ -143,28 +144,59 @@ impl Snapshots<'_> {
         }
     }
 
-    /// Destroys what commands left that were killed.
-    async fn sweep_temporary(&self) {
-        let Ok(folder) = folder(self.0) else { return };
-        for (id, note) in record::list::<Note>(&folder).unwrap_or_default() {
-            let Ok(places) = Places::of(self.0, &id) else {
-                continue;
-            };
-            // Somebody is at it.
-            let Ok(_lock) = Lock::take(&places.lock, "an import", Duration::ZERO).await else {
-                continue;
-            };
-            if self.destroy_temporary(&note).await.is_ok() {
-                places.remove();
+    /// What commands left that were killed.
+    pub(crate) fn temporary_left(&self) -> Vec<LeftImport> {
+        let notes = record::list::<Note>(&folder(self.0)).unwrap_or_default();
+        notes
+            .into_iter()
+            .filter(|(id, _)| {
+                let lock = Places::of(self.0, id).lock;
+                !lock.exists() || record::is_free(&lock)
+            })
+            .map(|(id, note)| LeftImport { id, note })
+            .collect()
+    }
+
+    /// Destroys what a command left that was killed, unless somebody else is at it.
+    pub(crate) async fn destroy_left(&self, left: &LeftImport) -> Result<()> {
+        let places = Places::of(self.0, &left.id);
+        let _lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
+        self.destroy_temporary(&left.note).await?;
+        places.remove();
+        Ok(())
+    }
+
+    /// Destroys what commands left that were killed. What cannot be destroyed now waits for the next.
+    pub(crate) async fn sweep_temporary(&self) {
+        for left in self.temporary_left() {
+            if let Err(error) = Box::pin(self.destroy_left(&left)).await {
+                self.0.tell(Event::Warning(format!(
+                    "{left}, which an interrupted command left, is not destroyed yet: {error}"
+                )));
             }
         }
     }
 }
 
-fn folder(neon: &Neon) -> Result<PathBuf> {
-    let folder = neon.home().path().join("state/import");
-    record::folder(&folder, 0o700)?;
-    Ok(folder)
+/// A temporary snapshot that a command left which was killed, or the note of one that was not made yet.
+#[derive(Debug)]
+pub(crate) struct LeftImport {
+    id: String,
+    note: Note,
+}
+
+impl fmt::Display for LeftImport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "snapshot {} in storage {}",
+            self.note.snapshot, self.note.storage
+        )
+    }
+}
+
+fn folder(neon: &Neon) -> PathBuf {
+    neon.home().path().join("state/import")
 }
 
 struct Places {
@@ -173,12 +205,12 @@ struct Places {
 }
 
 impl Places {
-    fn of(neon: &Neon, id: &str) -> Result<Self> {
-        let folder = folder(neon)?;
-        Ok(Self {
+    fn of(neon: &Neon, id: &str) -> Self {
+        let folder = folder(neon);
+        Self {
             note: folder.join(format!("{id}.json")),
             lock: folder.join(format!("{id}.lock")),
-        })
+        }
     }
 
     /// A note that stays is found to speak of nothing by the next.

@@ -16,7 +16,7 @@ use crate::moving::{fill, found, holds_what_was_filled, import, source};
 use crate::remotes::{credentials, s3, s3_options};
 use crate::restored::listening;
 use crate::support::{Fixture, name, refused, run, sql};
-use crate::web::Web;
+use neon_testkit::web::Web;
 
 const DEST: &str = "s3://tank/prefix";
 
@@ -261,6 +261,24 @@ async fn a_cluster_is_exported_once_in_every_format_to_somewhere_else() {
     assert_eq!(refused(tars), ErrorKind::Invalid);
     let pushed = first.export(&elsewhere, ExportFormat::Neon).await.unwrap();
     assert!(pushed.pushed.unwrap().sent > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_exported_into_the_folder_of_the_storage() {
+    let home = Fixture::new();
+    let dest = home.scratch.path().join("dest");
+    let mut own = wanted(None);
+    own.storage_dest = Some(text(&dest));
+    let first = home.neon.snapshot_first();
+    first.init(&own).await.unwrap();
+    std::os::unix::fs::symlink(&dest, home.scratch.path().join("link")).unwrap();
+    for inside in ["dest", "dest/copy", "dest/not/there/yet", "link/copy"] {
+        let to = text(&home.scratch.path().join(inside));
+        let exported = first.export(&to, ExportFormat::PgData).await;
+        assert_eq!(refused(exported), ErrorKind::Invalid, "{inside}");
+    }
+    let beside = text(&home.scratch.path().join("dest2"));
+    first.export(&beside, ExportFormat::PgData).await.unwrap();
 }
 
 /// Every snapshot that anybody can see.

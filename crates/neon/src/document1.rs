@@ -361,7 +361,7 @@ impl SnapshotFirst<'_> {
     /// remembered.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself, and for formats that no storage takes; as
+    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself and places in it, and for formats that no storage takes; as
     /// [`push`](Self::push), [`export`](crate::Snapshots::export) and the [push](crate::Snapshots::push) of a snapshot.
     pub async fn export(&self, snapshot_path: &str, format: ExportFormat) -> Result<ExportedFirst> {
         let saved = self.required()?;
@@ -369,7 +369,7 @@ impl SnapshotFirst<'_> {
         let place = Locator::parse(snapshot_path)
             .map_err(|error| Error::storage("snapshot_path", error))?;
         let dest = neon.storages().get(&saved.storage)?;
-        if dest::is_same(&dest, &place)? {
+        if dest::holds(&dest, &place)? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("snapshot_path {place}"),

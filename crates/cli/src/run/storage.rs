@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use neon_pg::{CollectStorage, ListedStorage, Storages};
 
-use super::snapshot::{checked_in_words, data};
-use super::{Scene, absolute, mark, now};
+use super::snapshot::checked_in_words;
+use super::{Scene, absolute, data, mark, now};
 use crate::args::storage::{Attach, Check, Gc, Storage};
-use crate::confirm::confirm;
+use crate::asking::confirm;
 use crate::failure::Outcome;
 use crate::render::{Align, Answer, Table, age, bytes};
 
@@ -83,7 +83,7 @@ pub(crate) async fn run(verb: Storage, scene: &Scene<'_>) -> Outcome<Answer> {
             });
             let done = !wanted.consent.dry_run;
             if done {
-                confirm("storage detach", &plan, wanted.consent.yes).await?;
+                confirm(scene, "storage detach", &plan, wanted.consent.yes).await?;
                 storages.detach(&wanted.name).await?;
             }
             mark(&mut whole, "detached", done);
@@ -148,7 +148,7 @@ async fn gc(wanted: Gc, scene: &Scene<'_>) -> Outcome<Answer> {
         mark(&mut whole, "collected", false);
         return Ok(Answer::of(text, whole));
     }
-    confirm("storage gc", &text, wanted.consent.yes).await?;
+    confirm(scene, "storage gc", &text, wanted.consent.yes).await?;
     let done = storages.gc(&plan).await?;
     let mut text = format!(
         "storage {}: {} freed, {} repacked, {} packs announced",

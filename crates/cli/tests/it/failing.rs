@@ -1,9 +1,10 @@
-//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
+//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same
+//! thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use neon_testkit::{Installation, PgMajor};
 use serde_json::Value;
@@ -107,27 +108,14 @@ fn a_repair_shows_what_it_would_do_and_asks_first() {
 fn on_a_small_disk(home: &Home, size: &str, commands: &[&str]) -> (Vec<i32>, String) {
     let disk = home.scratch().join("disk");
     fs::create_dir(&disk).unwrap();
-    let inner = home.command::<&str>(&[]);
-    let program = inner.get_program().to_str().unwrap();
     let mut script = format!(
         "mount -t tmpfs -o size={size},mode=0755 none {0} && chmod 0755 {0} || exit 99\n",
         disk.display()
     );
     for command in commands {
-        script.push_str(&format!("{program} {command}; echo $?\n"));
+        script.push_str(&format!("{} {command}; echo $?\n", Home::program()));
     }
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        )
-        .env("NEON_HOME", disk.join("home"))
-        .stdin(Stdio::null());
-    let ran = ran(&mut command);
+    let ran = ran(home.apart(&script).env("NEON_HOME", disk.join("home")));
     assert_ne!(ran.code, 99, "{ran:#?}");
     let codes = ran
         .out
@@ -182,22 +170,11 @@ fn a_snapshot_into_a_full_storage_fails_and_the_next_one_works() {
     let tank = home.scratch().join("tank");
     fs::create_dir(&tank).unwrap();
     home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
-    let inner = home.command(&["snapshot", "create", "one@a", "-s", "tank"]);
-    let program = inner.get_program().to_str().unwrap();
-    let script = format!(
-        "mount -t tmpfs -o size=1m none {} && exec {program} snapshot create one@a -s tank",
-        tank.display()
-    );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-    let full = ran(&mut command);
+    let full = ran(&mut home.apart(&format!(
+        "mount -t tmpfs -o size=1m none {} && exec {} snapshot create one@a -s tank",
+        tank.display(),
+        Home::program()
+    )));
     told(
         &full,
         6,
@@ -214,23 +191,11 @@ fn postgresql_that_went_away_is_named_with_what_brings_it_back() {
     let programs = Installation::of(PgMajor::V13).bin_dir();
     // Where nobody sees the programs any more.
     let without = |arguments: &str| {
-        let inner = home.command::<&str>(&[]);
-        let script = format!(
+        ran(&mut home.apart(&format!(
             "mount -t tmpfs none {} && exec {} {arguments}",
             programs.display(),
-            inner.get_program().to_str().unwrap()
-        );
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", &script])
-            .env_clear()
-            .envs(
-                inner
-                    .get_envs()
-                    .filter_map(|(key, value)| Some((key, value?))),
-            )
-            .stdin(Stdio::null());
-        ran(&mut command)
+            Home::program()
+        )))
     };
     told(&without("pg start one"), 6, &["13", "hint: "]);
     // What needs no programs goes on.

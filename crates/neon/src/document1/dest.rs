@@ -102,6 +102,26 @@ pub(super) fn is_same(record: &StorageRecord, place: &Locator) -> Result<bool> {
     })
 }
 
+/// Whether a place is where a storage is, or in it.
+pub(super) fn holds(record: &StorageRecord, place: &Locator) -> Result<bool> {
+    let known =
+        Locator::parse(&record.locator).map_err(|error| Error::storage("a storage", error))?;
+    Ok(match (known.file_path(), place.file_path()) {
+        (Some(known), Some(place)) => {
+            // What is not there yet is where its folder is.
+            let there = place.ancestors().find(|path| path.exists());
+            let place = resolved(there.unwrap_or(place));
+            place.starts_with(resolved(known))
+        }
+        _ => {
+            let (known, place) = (known.to_string(), place.to_string());
+            let known = known.trim_end_matches('/');
+            let rest = place.strip_prefix(known);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+    })
+}
+
 fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path)
         .or_else(|_| std::path::absolute(path))

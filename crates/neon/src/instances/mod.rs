@@ -19,6 +19,7 @@ mod record;
 mod replica;
 pub(crate) mod restore;
 mod runs_here;
+mod trash;
 mod trees;
 mod unlogged;
 mod used;
@@ -45,6 +46,7 @@ pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
+pub use trash::TrashedPg;
 pub(crate) use restore::{Fill, has_room};
 
 /// What instances are made in by `neon-pgctl`, each locked by who makes it.

@@ -309,7 +309,7 @@ async fn require_room(
         return Ok(());
     }
     let Some(tablespaces) = tablespaces else {
-        return room::require(&[Place::new(to, snapshot.facts().cost.bytes)], 0);
+        return room::require(&[Place::new(to, snapshot.facts().cost.bytes)]);
     };
     let places: Vec<Place> = room::by_tablespace(snapshot, subject)
         .await?
@@ -319,7 +319,7 @@ async fn require_room(
             Some(_) => Place::new(tablespaces, bytes),
         })
         .collect();
-    room::require(&places, 0)
+    room::require(&places)
 }
 
 fn require_free(to: &Path, format: ExportFormat) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::{Outcome, seconds};
 use crate::record::{self, Lock, is_free};
-use crate::snapshots::open;
+use crate::snapshots::{LeftImport, open};
 use crate::upkeep::with_causes;
 
 /// What instances are made in from snapshots.
@@ -39,6 +39,8 @@ enum Leftover {
     Trash(PathBuf),
     /// A record that never got its name.
     File(PathBuf),
+    /// A snapshot that was imported for an instance.
+    Import(LeftImport),
 }
 
 impl Neon {
@@ -135,6 +137,8 @@ impl Neon {
                 found.push(Leftover::File(path));
             }
         }
+        let imports = self.snapshots().left_imports();
+        found.extend(imports.into_iter().map(Leftover::Import));
         found
     }
 
@@ -169,10 +173,12 @@ impl Neon {
         match leftover {
             Leftover::HalfMade(record) | Leftover::Checkout(record) => {
                 let name = &record.name;
-                let what = match (record.stage, record.is_changing()) {
-                    (Stage::Creating, _) => format!("the creation of pg {name} is settled"),
-                    (Stage::Destroying, _) => format!("pg {name} is in the trash"),
-                    (_, true) => format!("the checkout of pg {name} is finished"),
+                let what = match record.stage {
+                    Stage::Creating => format!("the creation of pg {name} is settled"),
+                    Stage::Destroying => format!("pg {name} is in the trash"),
+                    _ if record.is_changing() || record.is_rolled_back() => {
+                        format!("the checkout of pg {name} is finished")
+                    }
                     _ => format!("the checkout of pg {name} is taken back"),
                 };
                 let settled = async {
@@ -197,6 +203,13 @@ impl Neon {
             Leftover::Trash(path) | Leftover::File(path) => {
                 let what = format!("{} is removed", path.display());
                 (what, record::remove(path))
+            }
+            Leftover::Import(left) => {
+                let what = format!(
+                    "{} is destroyed, with what it speaks of",
+                    left.path().display()
+                );
+                (what, self.snapshots().end_import(left).await)
             }
         }
     }
@@ -382,6 +395,11 @@ fn tell(leftover: &Leftover, findings: &mut Findings) {
                     Severity::Error,
                     "a checkout was interrupted while it rewrote files: it cannot start as it is, and will be finished",
                 )
+            } else if record.is_rolled_back() {
+                (
+                    Severity::Warning,
+                    "a checkout is done, and was interrupted before its server was started",
+                )
             } else {
                 (
                     Severity::Warning,
@@ -409,6 +427,16 @@ fn tell(leftover: &Leftover, findings: &mut Findings) {
                     "trash-empty",
                     path.display().to_string(),
                     "remembers an instance in the trash that is not there",
+                )
+                .fixable()
+                .hinted("neon doctor --fix");
+        }
+        Leftover::Import(left) => {
+            findings
+                .warning(
+                    "import-left",
+                    left.path().display().to_string(),
+                    left.what(),
                 )
                 .fixable()
                 .hinted("neon doctor --fix");

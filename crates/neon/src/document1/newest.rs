@@ -82,14 +82,24 @@ impl SnapshotFirst<'_> {
         Ok(found(repository, &chosen))
     }
 
-    /// Says so when a storage has snapshots of this name already, which are those of another cluster.
-    pub(super) async fn tell_of_others(&self, pg: &Name, storage: &Name) -> Result<()> {
+    /// Says so when a storage has snapshots of this name already, which are those of another instance than this one.
+    pub(super) async fn tell_of_others(
+        &self,
+        pg: &Name,
+        storage: &Name,
+        but: Option<&str>,
+    ) -> Result<()> {
         let Some(repository) = self.0.storages().existing_repository(storage).await? else {
             return Ok(());
         };
         let listed = repository.repository.list().await;
         let listed = listed.map_err(|error| Error::repository(repository.label(), error))?;
-        let mut names = listed.iter().flat_map(|listed| &listed.names);
+        let others = listed.iter().filter(|listed| {
+            let summary = listed.summary.as_ref().ok();
+            let of = summary.and_then(|summary| summary.instance.as_deref());
+            but.is_none() || of != but
+        });
+        let mut names = others.flat_map(|listed| &listed.names);
         if let Some(name) = names.find(|name| name.instance() == Some(pg.as_str())) {
             self.0.tell(Event::Warning(format!(
                 "{} has snapshots of another {pg} ({name}): from both together, neon start will not restore either by itself",
@@ -184,7 +194,7 @@ fn after(other: &Named<'_>, chosen: &Named<'_>) -> bool {
     other.listed.id != chosen.listed.id && other.order() > chosen.order()
 }
 
-/// The newest, if all are of one cluster and one instance name.
+/// The newest, if all are of one cluster and one instance name, and no two instances went on from it side by side.
 fn only_cluster<'a>(candidates: &[Named<'a>], label: &str) -> Result<Named<'a>> {
     let mut clusters: BTreeMap<_, Named<'a>> = BTreeMap::new();
     for one in candidates {
@@ -196,7 +206,10 @@ fn only_cluster<'a>(candidates: &[Named<'a>], label: &str) -> Result<Named<'a>> 
     }
     let mut newest = clusters.values();
     match (newest.next(), newest.next()) {
-        (Some(only), None) => Ok(*only),
+        (Some(only), None) => {
+            one_after_the_other(candidates, label)?;
+            Ok(*only)
+        }
         (None, _) => Err(Error::new(
             ErrorKind::NotFound,
             label,
@@ -215,6 +228,43 @@ fn only_cluster<'a>(candidates: &[Named<'a>], label: &str) -> Result<Named<'a>> 
             .hinted("restore one by name: neon pg create --snapshot"))
         }
     }
+}
+
+/// Refuses snapshots of two instances that went on at the same time: a copy that is played with and the one that counts. One
+/// that took over from another has all of its snapshots after those of the other.
+fn one_after_the_other(candidates: &[Named<'_>], label: &str) -> Result<()> {
+    let mut spans: BTreeMap<&str, (Named<'_>, Named<'_>)> = BTreeMap::new();
+    for one in candidates {
+        let Some(instance) = one.summary.instance.as_deref() else {
+            continue;
+        };
+        let (first, last) = spans.entry(instance).or_insert((*one, *one));
+        if one.order() < first.order() {
+            *first = *one;
+        }
+        if one.order() > last.order() {
+            *last = *one;
+        }
+    }
+    let mut spans: Vec<_> = spans.into_values().collect();
+    spans.sort_by_key(|(first, _)| first.order());
+    for pair in spans.windows(2) {
+        let [(_, before), (first, last)] = pair else {
+            continue;
+        };
+        if before.order() >= first.order() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                label,
+                format!(
+                    "has snapshots of two instances that went on side by side: the newest are {} and {}",
+                    before.name, last.name
+                ),
+            )
+            .hinted("choose one: neon pg create --snapshot"));
+        }
+    }
+    Ok(())
 }
 
 /// Nobody but the lost home knows which state a checkout went back to.

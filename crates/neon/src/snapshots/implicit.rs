@@ -1,10 +1,10 @@
 //! Instances straight from what is outside: imported under a name that nobody gave, and destroyed afterwards.
 //!
 //! A note in `state/import` says which snapshot belongs to a command that is at work; what a killed one left is
-//! destroyed by the next.
+//! destroyed by the next, or by the doctor.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neon_pagestore::SnapshotName;
@@ -86,6 +86,7 @@ impl Snapshots<'_> {
                     .hinted("choose another name, or destroy it first"),
             );
         }
+        self.0.pg().can_be_made(wanted)?;
         self.sweep_temporary().await;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
@@ -145,28 +146,89 @@ impl Snapshots<'_> {
 
     /// Destroys what commands left that were killed.
     async fn sweep_temporary(&self) {
-        let Ok(folder) = folder(self.0) else { return };
-        for (id, note) in record::list::<Note>(&folder).unwrap_or_default() {
-            let Ok(places) = Places::of(self.0, &id) else {
-                continue;
+        for left in self.left_imports() {
+            // What cannot be destroyed now is tried again by the next.
+            drop(self.end_import(&left).await);
+        }
+    }
+
+    /// What commands left that were killed.
+    pub(crate) fn left_imports(&self) -> Vec<LeftImport> {
+        let folder = self.0.home().path().join(FOLDER);
+        let mut left = Vec::new();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let note = entry.path();
+            let ending = note.extension().and_then(|ending| ending.to_str());
+            let lock = note.with_extension("lock");
+            let other = match ending {
+                // One that says nothing speaks of nothing.
+                Some("json") => record::read::<Note>(&note).unwrap_or_default(),
+                // Its note went, or never came.
+                Some("lock") if !note.with_extension("json").exists() => None,
+                _ => continue,
             };
             // Somebody is at it.
-            let Ok(_lock) = Lock::take(&places.lock, "an import", Duration::ZERO).await else {
+            if lock.exists() && !record::is_free(&lock) {
                 continue;
-            };
-            if self.destroy_temporary(&note).await.is_ok() {
-                places.remove();
             }
+            left.push(LeftImport {
+                places: Places {
+                    note: note.with_extension("json"),
+                    lock,
+                },
+                note: other,
+            });
+        }
+        left
+    }
+
+    /// Destroys what one of them left; nothing when somebody is at it.
+    pub(crate) async fn end_import(&self, left: &LeftImport) -> Result<()> {
+        let Some(_lock) = Lock::free(&left.places.lock) else {
+            return Ok(());
+        };
+        if let Some(note) = &left.note {
+            self.destroy_temporary(note).await?;
+        }
+        left.places.remove();
+        Ok(())
+    }
+}
+
+/// What a command left that was killed while it made an instance from outside.
+#[derive(Debug)]
+pub(crate) struct LeftImport {
+    places: Places,
+    note: Option<Note>,
+}
+
+impl LeftImport {
+    /// The note of it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.places.note
+    }
+
+    /// What it is.
+    pub(crate) fn what(&self) -> String {
+        match &self.note {
+            Some(Note { storage, snapshot }) => format!(
+                "snapshot {snapshot} in storage {storage}, or a part of it, was imported for an instance by a command that was killed"
+            ),
+            None => "was left by an import that was killed".to_owned(),
         }
     }
 }
 
+/// Where notes are, in a home.
+const FOLDER: &str = "state/import";
+
 fn folder(neon: &Neon) -> Result<PathBuf> {
-    let folder = neon.home().path().join("state/import");
+    let folder = neon.home().path().join(FOLDER);
     record::folder(&folder, 0o700)?;
     Ok(folder)
 }
 
+#[derive(Debug)]
 struct Places {
     note: PathBuf,
     lock: PathBuf,

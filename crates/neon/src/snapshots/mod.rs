@@ -46,7 +46,7 @@ pub use destroy::DestroySnapshot;
 pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
 pub use export::{ExportFormat, ExportOptions, Exported};
 pub use implicit::CreatedFrom;
-pub(crate) use implicit::TEMPORARY;
+pub(crate) use implicit::{LeftImport, TEMPORARY};
 pub use import::{ImportSnapshot, Imported};
 pub use location::{ImportSource, Located};
 pub use open::OpenSnapshot;

@@ -20,7 +20,8 @@ use crate::upkeep::with_causes;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A clock that is further off than this makes signatures fail sooner or later, and ages look odd.
 const SKEW: Duration = Duration::from_secs(60);
-/// Uploads and leases that are older belong to nobody who lives.
+/// Uploads that are older belong to nobody who lives.
+#[cfg(feature = "s3")]
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 const LEASES: &str = "leases/";
 /// What another home began longer ago than this is not ended by it any more.
@@ -29,7 +30,7 @@ const PINNED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Uploads in parts that nobody completes.
 #[derive(Debug, Default)]
 struct Uploads {
-    /// How many began longer ago than [`OLD`].
+    /// How many began more than a day ago.
     stale: u64,
     /// The storage is a whole bucket.
     at_root: bool,
@@ -156,7 +157,9 @@ impl Neon {
                 .await
                 .map_err(failed)?;
         }
-        let grace = chosen.grace.unwrap_or(OLD);
+        let grace = chosen
+            .grace
+            .unwrap_or(neon_pagestore::OpenOptions::new().grace);
         let now = self.now();
         let lapsed = beats
             .values()

@@ -169,8 +169,8 @@ async fn an_undo_that_cannot_be_names_the_others_which_can_be_asked_for() {
             "{error:?}"
         );
     }
-    let other = neon.undoables().unwrap().into_iter();
-    let other = other.filter(|one| one.subject == "two").last().unwrap();
+    let others = neon.undoables().unwrap();
+    let other = others.iter().find(|one| one.subject == "two").unwrap();
     let undone = neon.undo_of(&other.id[..12]).await.unwrap();
     assert_eq!(undone.what, "pg two is in the trash");
     let again = neon.undo_of(&other.id).await.unwrap_err();

@@ -143,6 +143,7 @@ pub(crate) enum Verb {
     #[command(after_help = examples!(
         "undo --dry-run" => "what would be taken back",
         "undo --yes" => "takes it back; once more, what was before that",
+        "undo 4f1c2a9b --yes" => "takes back what has this id in op log, though more was done since",
     ))]
     Undo(Undo),
     /// Settings, and where each comes from
@@ -199,6 +200,9 @@ pub(crate) struct Doctor {
 /// What undo takes.
 #[derive(Debug, Args)]
 pub(crate) struct Undo {
+    /// What to take back, by its id in `op log` or the first digits of it; the last that can be, if not said
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: Option<String>,
     #[command(flatten)]
     pub(crate) consent: Consent,
 }

@@ -39,7 +39,8 @@ impl Instances<'_> {
     ///
     /// # Errors
     /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage;
-    /// [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it.
+    /// [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it, and when the place that
+    /// was chosen for it cannot be used.
     pub async fn create(&self, wanted: &CreatePg) -> Result<Pg> {
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
@@ -92,6 +93,13 @@ impl Instances<'_> {
         stopped
     }
 
+    /// Judges the place that was chosen for an instance, before anything is made.
+    pub(crate) fn can_be_made(&self, wanted: &CreatePg) -> Result<()> {
+        let place = wanted.pgdata.as_deref();
+        elsewhere::check(place)?;
+        elsewhere::reachable(place, self.0.os_user()?.as_ref())
+    }
+
     /// Takes a name that is free, with a record that says that it is being made.
     pub(super) async fn claim(
         &self,
@@ -99,7 +107,7 @@ impl Instances<'_> {
         storage: Name,
         installation: &Installation,
     ) -> Result<(Name, Lock)> {
-        elsewhere::check(wanted.pgdata.as_deref())?;
+        self.can_be_made(wanted)?;
         let mut number = 0_u32;
         loop {
             number = number.saturating_add(1);
@@ -161,6 +169,7 @@ impl Instances<'_> {
             replica: None,
             in_place_of: None,
             pgdata: wanted.pgdata.clone(),
+            tablespaces_beside: false,
             checkout: None,
         })
     }

@@ -1,11 +1,10 @@
 //! Instances straight from what is outside: imported under a name that nobody gave, and destroyed afterwards.
 //!
 //! A note in `state/import` says which snapshot belongs to a command that is at work; what a killed one left is
-//! destroyed by the next import, or by the doctor.
+//! destroyed by the next, or by the doctor.
 
-use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neon_pagestore::SnapshotName;
@@ -48,7 +47,7 @@ impl Snapshots<'_> {
     /// of all repositories is imported into the instance's storage under a name of its own, and that snapshot is
     /// destroyed when the instance is there, and also when it could not be made.
     ///
-    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next import.
+    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next such call.
     ///
     /// # Errors
     /// As [`locate`](Self::locate), [`import`](Self::import), and
@@ -87,6 +86,8 @@ impl Snapshots<'_> {
                     .hinted("choose another name, or destroy it first"),
             );
         }
+        self.0.pg().can_be_made(wanted)?;
+        self.sweep_temporary().await;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
@@ -96,8 +97,7 @@ impl Snapshots<'_> {
             storage: storage.clone(),
             snapshot: format!("{TEMPORARY}{id}"),
         };
-        record::folder(&folder(self.0), 0o700)?;
-        let places = Places::of(self.0, &id);
+        let places = Places::of(self.0, &id)?;
         let lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
         record::create(&places.note, &note)?;
         let mut import = ImportSnapshot::new(source);
@@ -117,7 +117,7 @@ impl Snapshots<'_> {
         match self.destroy_temporary(&note).await {
             Ok(()) => places.remove(),
             Err(error) => self.0.tell(Event::Warning(format!(
-                "{error}; it is destroyed by the next import"
+                "{error}; it is destroyed by the next such command"
             ))),
         }
         drop(lock);
@@ -144,73 +144,107 @@ impl Snapshots<'_> {
         }
     }
 
-    /// What commands left that were killed.
-    pub(crate) fn temporary_left(&self) -> Vec<LeftImport> {
-        let notes = record::list::<Note>(&folder(self.0)).unwrap_or_default();
-        notes
-            .into_iter()
-            .filter(|(id, _)| {
-                let lock = Places::of(self.0, id).lock;
-                !lock.exists() || record::is_free(&lock)
-            })
-            .map(|(id, note)| LeftImport { id, note })
-            .collect()
-    }
-
-    /// Destroys what a command left that was killed, unless somebody else is at it.
-    pub(crate) async fn destroy_left(&self, left: &LeftImport) -> Result<()> {
-        let places = Places::of(self.0, &left.id);
-        let _lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
-        self.destroy_temporary(&left.note).await?;
-        places.remove();
-        Ok(())
-    }
-
-    /// Destroys what commands left that were killed. What cannot be destroyed now waits for the next.
+    /// Destroys what commands left that were killed.
     pub(crate) async fn sweep_temporary(&self) {
-        for left in self.temporary_left() {
-            if let Err(error) = Box::pin(self.destroy_left(&left)).await {
+        for left in self.left_imports() {
+            if let Err(error) = self.end_import(&left).await {
                 self.0.tell(Event::Warning(format!(
-                    "{left}, which an interrupted command left, is not destroyed yet: {error}"
+                    "{}, and is not destroyed yet: {error}",
+                    left.what()
                 )));
             }
         }
     }
-}
 
-/// A temporary snapshot that a command left which was killed, or the note of one that was not made yet.
-#[derive(Debug)]
-pub(crate) struct LeftImport {
-    id: String,
-    note: Note,
-}
+    /// What commands left that were killed.
+    pub(crate) fn left_imports(&self) -> Vec<LeftImport> {
+        let folder = self.0.home().path().join(FOLDER);
+        let mut left = Vec::new();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let note = entry.path();
+            let ending = note.extension().and_then(|ending| ending.to_str());
+            let lock = note.with_extension("lock");
+            let other = match ending {
+                // One that says nothing speaks of nothing.
+                Some("json") => record::read::<Note>(&note).unwrap_or_default(),
+                // Its note went, or never came.
+                Some("lock") if !note.with_extension("json").exists() => None,
+                _ => continue,
+            };
+            // Somebody is at it.
+            if lock.exists() && !record::is_free(&lock) {
+                continue;
+            }
+            left.push(LeftImport {
+                places: Places {
+                    note: note.with_extension("json"),
+                    lock,
+                },
+                note: other,
+            });
+        }
+        left
+    }
 
-impl fmt::Display for LeftImport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "snapshot {} in storage {}",
-            self.note.snapshot, self.note.storage
-        )
+    /// Destroys what one of them left; nothing when somebody is at it.
+    pub(crate) async fn end_import(&self, left: &LeftImport) -> Result<()> {
+        let Some(_lock) = Lock::free(&left.places.lock) else {
+            return Ok(());
+        };
+        if let Some(note) = &left.note {
+            self.destroy_temporary(note).await?;
+        }
+        left.places.remove();
+        Ok(())
     }
 }
 
-fn folder(neon: &Neon) -> PathBuf {
-    neon.home().path().join("state/import")
+/// What a command left that was killed while it made an instance from outside.
+#[derive(Debug)]
+pub(crate) struct LeftImport {
+    places: Places,
+    note: Option<Note>,
 }
 
+impl LeftImport {
+    /// The note of it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.places.note
+    }
+
+    /// What it is.
+    pub(crate) fn what(&self) -> String {
+        match &self.note {
+            Some(Note { storage, snapshot }) => format!(
+                "snapshot {snapshot} in storage {storage}, or a part of it, was imported for an instance by a command that was killed"
+            ),
+            None => "was left by an import that was killed".to_owned(),
+        }
+    }
+}
+
+/// Where notes are, in a home.
+const FOLDER: &str = "state/import";
+
+fn folder(neon: &Neon) -> Result<PathBuf> {
+    let folder = neon.home().path().join(FOLDER);
+    record::folder(&folder, 0o700)?;
+    Ok(folder)
+}
+
+#[derive(Debug)]
 struct Places {
     note: PathBuf,
     lock: PathBuf,
 }
 
 impl Places {
-    fn of(neon: &Neon, id: &str) -> Self {
-        let folder = folder(neon);
-        Self {
+    fn of(neon: &Neon, id: &str) -> Result<Self> {
+        let folder = folder(neon)?;
+        Ok(Self {
             note: folder.join(format!("{id}.json")),
             lock: folder.join(format!("{id}.lock")),
-        }
+        })
     }
 
     /// A note that stays is found to speak of nothing by the next.

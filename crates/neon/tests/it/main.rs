@@ -12,6 +12,8 @@ mod killed;
 mod mended;
 mod moving;
 mod offers;
+mod pinned;
+mod places;
 mod redo;
 mod remotes;
 mod restored;

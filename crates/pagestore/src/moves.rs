@@ -4,7 +4,7 @@
 //! only some of its frames are brought from another repository, an object under `moves/<that pack>/<new pack>` says
 //! where they lie. The byte table stands in `docs/formats/repository.md`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -132,6 +132,16 @@ impl Repository {
     /// What was said about all packs, latest first.
     pub(crate) async fn all_moves(&self) -> Result<Vec<MovePiece>> {
         self.moves_below(MOVES).await
+    }
+
+    /// The packs of which something was said.
+    pub(crate) async fn moved_packs(&self) -> Result<HashSet<PackId>> {
+        let listing = self.shared.storage.list(ListOptions::prefix(MOVES));
+        listing
+            .try_filter_map(|object| async move { Ok(ids(&object.key).map(|(old, _)| old)) })
+            .try_collect()
+            .await
+            .map_err(|error| Error::storage(MOVES, error))
     }
 
     async fn moves_below(&self, prefix: &str) -> Result<Vec<MovePiece>> {

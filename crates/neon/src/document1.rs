@@ -204,9 +204,12 @@ impl SnapshotFirst<'_> {
                 )
                 .hinted("neon pg start starts it; neon pg create --snapshot restores beside it"));
             }
-            Some(_) => match Box::pin(neon.pg().missing(name)).await? {
-                Some(gone) => Some(gone),
-                None => {
+            Some(_) => match Box::pin(neon.pg().missing(name)).await {
+                // One that a killed command was making is gone now.
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+                Ok(Some(gone)) => Some(gone),
+                Ok(None) => {
                     if neon.pg().record_of(name)?.storage != *storage {
                         Box::pin(neon.pg().set_storage(name, storage)).await?;
                     }
@@ -240,6 +243,14 @@ impl SnapshotFirst<'_> {
             taken,
             age,
         }))
+    }
+
+    /// Whether this home has such a cluster, or had one.
+    ///
+    /// # Errors
+    /// When what is remembered of it cannot be read.
+    pub fn is_initialized(&self) -> Result<bool> {
+        Ok(self.saved()?.is_some())
     }
 
     /// Takes a snapshot of the present state, straight into `storage_dest`.

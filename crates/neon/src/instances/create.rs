@@ -1,11 +1,12 @@
 //! New instances.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use neon_pagestore::LineageId;
 use neon_pgctl::{CreateOptions, Installation, Instance, PgMajor};
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::random_id;
 use crate::instances::{Instances, Pg, PgRecord, Stage, elsewhere};
@@ -69,10 +70,10 @@ impl Instances<'_> {
                 record::remove(&self.record(&name))?;
                 return Err(Error::server(format!("pg {name}"), error));
             }
+            self.go_on_making(&name, &folder).await?;
             if record.pgdata.is_some() {
                 self.place(&record, user.as_ref())?;
             }
-            self.go_on_making(&name).await?;
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
@@ -83,12 +84,14 @@ impl Instances<'_> {
         self.get(&name).await
     }
 
-    /// An error when somebody asked to stop: what is there of an instance that is being made is taken back then. Its lock
-    /// is held.
-    pub(super) async fn go_on_making(&self, name: &Name) -> Result<()> {
+    /// An error when somebody asked to stop: the instance that was made in this folder is taken back then. Its lock is
+    /// held.
+    pub(super) async fn go_on_making(&self, name: &Name, folder: &Path) -> Result<()> {
         let stopped = self.0.go_on();
         if stopped.is_err() {
-            Box::pin(self.settle(name)).await?;
+            let folder = folder.to_owned();
+            beside(move || record::remove_tree(&folder)).await?;
+            record::remove(&self.record(name))?;
         }
         stopped
     }

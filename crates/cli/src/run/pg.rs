@@ -35,7 +35,10 @@ pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
             started(&pg.record.name, scene).await.map(Then::from)
         }
         Pg::Start(wanted) => {
-            instances.start(&wanted.name).await?;
+            match wanted.port {
+                Some(port) => instances.start_on(&wanted.name, port).await?,
+                None => instances.start(&wanted.name).await?,
+            };
             started(&wanted.name, scene).await.map(Then::from)
         }
         Pg::Restart(one) => {

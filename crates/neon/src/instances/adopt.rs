@@ -143,7 +143,7 @@ impl Instances<'_> {
                 bin_dir: installation.bin_dir().to_owned(),
                 storage: storage.clone(),
                 created: seconds(self.0.now()),
-                port: None,
+                port: found.pid.and(found.port),
                 wanted: false,
                 lineage: LineageId::random()
                     .map_err(|error| Error::repository(format!("pg {name}"), error))?,
@@ -153,6 +153,7 @@ impl Instances<'_> {
                 adopted: Some(AdoptedPlace {
                     data_dir: found.data_dir.clone(),
                     config_file: found.config_file.clone(),
+                    port: found.other_port,
                     socket_dir: found.socket_dir.clone(),
                     pass_file: wanted.pass_file.clone(),
                     superuser: wanted.superuser.clone(),

@@ -38,7 +38,8 @@ impl Instances<'_> {
     /// Dropped: what is half made is taken back by the next verb on its name.
     ///
     /// # Errors
-    /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage;
+    /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage; [`Busy`](ErrorKind::Busy) when its port
+    /// belongs to somebody else;
     /// [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it.
     pub async fn create(&self, wanted: &CreatePg) -> Result<Pg> {
         let storage = match &wanted.storage {
@@ -46,6 +47,7 @@ impl Instances<'_> {
             None => LOCAL.parse()?,
         };
         self.0.storages().get(&storage)?;
+        self.can_listen(wanted)?;
         let installation = self.0.installation(wanted.major).await?;
         let user = self.0.os_user()?;
         let (name, _lock) = Box::pin(self.claim(wanted, storage, &installation)).await?;
@@ -76,7 +78,7 @@ impl Instances<'_> {
         .await;
         operation.end(created)?;
         if !wanted.no_start {
-            self.start_locked(&name).await?;
+            self.first_start(&name).await?;
         }
         self.get(&name).await
     }

@@ -15,6 +15,7 @@ mod heads;
 mod isolate;
 mod life;
 mod missing;
+mod ports;
 mod record;
 mod replica;
 pub(crate) mod restore;

@@ -17,13 +17,14 @@ use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
 };
-use neon_snapshot_format::{Compression, Owner, Sink, Source};
+use neon_snapshot_format::{Compression, Owner, ParallelSink, Sink, Source};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::random_id;
 use crate::neon::Neon;
+use crate::snapshots::for_others::ForOthers;
 use crate::snapshots::watch::Wanting;
 use crate::snapshots::watched::{Stopping, Watched};
 use crate::snapshots::{Found, Snapshots};
@@ -149,9 +150,11 @@ impl Snapshots<'_> {
         if let Some(tablespaces) = &tablespaces {
             require_free(tablespaces, how.format)?;
         }
+        let own = ForOthers::of(&snapshot, &from.subject()).await?;
         let job = Job {
             neon: self.0.clone(),
             snapshot,
+            own,
             label: from.repository.label(),
             to: to.clone(),
             how: how.clone(),
@@ -195,6 +198,7 @@ impl Snapshots<'_> {
             _ => {}
         }
         let size = snapshot.facts().cost.bytes;
+        let own = ForOthers::of(&snapshot, &from.subject()).await?;
         let (how, neon) = (how.clone(), self.0.clone());
         let (format, label) = (how.format, from.repository.label());
         self.beside(move |dropped| {
@@ -212,6 +216,7 @@ impl Snapshots<'_> {
                 }
                 _ => {
                     let mut writer = BaseBackupWriter::in_stream(to, options);
+                    let mut writer = own.before_in_order(&mut writer);
                     send(&neon, &snapshot, &label, &mut writer, &dropped)
                 }
             }
@@ -320,6 +325,7 @@ async fn has_tablespaces(snapshot: &Snapshot) -> Result<bool> {
 struct Job {
     neon: Neon,
     snapshot: Snapshot,
+    own: ForOthers,
     label: String,
     to: PathBuf,
     how: ExportOptions,
@@ -343,7 +349,8 @@ impl Job {
         let spaces_were_there = tablespaces.is_some_and(there);
         // Until it has the directory for itself, nothing in it is ours to remove.
         let writer = writer(&self.to, tablespaces, self.owner)?;
-        let written = fill(&writer, &self.neon, &self.snapshot, &self.label, dropped);
+        let sink = self.own.before(&writer);
+        let written = fill(&sink, &self.neon, &self.snapshot, &self.label, dropped);
         if written.is_err() {
             drop(writer);
             clear(&self.to, was_there);
@@ -369,7 +376,7 @@ impl Job {
                     &self.neon,
                     &self.snapshot,
                     &self.label,
-                    &mut writer,
+                    &mut self.own.before_in_order(&mut writer),
                     dropped,
                 )
             })
@@ -420,7 +427,7 @@ fn writer(to: &Path, tablespaces: Option<&Path>, owner: Option<Owner>) -> Result
 }
 
 fn fill(
-    writer: &DirectoryWriter,
+    writer: &dyn ParallelSink,
     neon: &Neon,
     snapshot: &Snapshot,
     label: &str,

@@ -9,6 +9,7 @@ mod current;
 mod destroy;
 mod diff;
 mod export;
+mod for_others;
 mod implicit;
 mod import;
 mod imported;

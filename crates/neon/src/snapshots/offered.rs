@@ -28,6 +28,7 @@ use neon_snapshot_format::{
 use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::snapshots::for_others::ForOthers;
 
 const BLOCK: usize = 512;
 /// What fits the name field with its end, as PostgreSQL counts.
@@ -56,6 +57,7 @@ type Whole = Arc<Mutex<BTreeSet<Option<u32>>>>;
 /// See the module.
 pub(crate) struct Offered {
     snapshot: Snapshot,
+    own: ForOthers,
     facts: SourceFacts,
     ranges: Vec<TimelineRange>,
     label: Option<Bytes>,
@@ -157,6 +159,7 @@ impl Offered {
                 size: Some(facts.cost.bytes.div_ceil(1024)),
             },
             snapshot: snapshot.clone(),
+            own: ForOthers::of(snapshot, subject).await?,
             ranges,
             label,
             sums: Sums::default(),
@@ -211,6 +214,7 @@ impl Offered {
     /// Sends entries in a thread beside the runtime.
     fn send(&self, of: Option<u32>, request: &BackupRequest, to: Target) {
         let (snapshot, sums) = (self.snapshot.clone(), Arc::clone(&self.sums));
+        let own = self.own.clone();
         let (label, whole) = (self.label.clone(), Arc::clone(&self.whole));
         let (spaces, map) = (self.facts.tablespaces.clone(), request.tablespace_map);
         tokio::task::spawn_blocking(move || {
@@ -227,7 +231,7 @@ impl Offered {
             let sent = archive.first(label.as_deref()).and_then(|()| {
                 SnapshotSource::new(&snapshot)
                     .map_err(|error| failed("snapshot", error))?
-                    .send(&mut archive)
+                    .send(&mut own.before_in_order(&mut archive))
             });
             if let Err(error) = sent
                 && let Target::Client(pieces) = &archive.to

@@ -341,7 +341,17 @@ impl SnapshotFirst<'_> {
         let (day, time) = stamp.split_at_checked(8).unwrap_or((&stamp, ""));
         let tag = format!("{day}-{time}");
         let name = self.free_tag(&saved.pg, &saved.storage, &tag).await?;
-        Box::pin(self.0.snapshots().create(&CreateSnapshot::new(name))).await
+        let taken = Box::pin(self.0.snapshots().create(&CreateSnapshot::new(name))).await?;
+        let told = self
+            .tell_of_rivals(&self.0.pg().record_of(&saved.pg)?)
+            .await;
+        if let Err(error) = told {
+            // It is there; what else is in the storage can be told another time.
+            self.0.tell(Event::Note(format!(
+                "the storage was not looked through ({error})"
+            )));
+        }
+        Ok(taken)
     }
 
     /// Stops the cluster and takes a snapshot of how it was left: when this returns, everything that was committed is
@@ -369,11 +379,11 @@ impl SnapshotFirst<'_> {
         let place = Locator::parse(snapshot_path)
             .map_err(|error| Error::storage("snapshot_path", error))?;
         let dest = neon.storages().get(&saved.storage)?;
-        if dest::is_same(&dest, &place)? {
+        if dest::holds(&dest, &place)? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("snapshot_path {place}"),
-                "is where snapshots go anyway",
+                "is where snapshots go anyway, or in it",
             )
             .hinted("leave it to neon, or choose another place"));
         }
@@ -448,7 +458,7 @@ impl SnapshotFirst<'_> {
             && let Some(repository) = self.0.storages().repository_at(&place).await?
         {
             require_own(path, format)?;
-            let (found, _) = newest::of_any(repository).await?;
+            let (found, _) = newest::of_any(self.0, repository).await?;
             return Ok(Beginning::Elsewhere(found));
         }
         match snapshots.locate(path, None).await? {

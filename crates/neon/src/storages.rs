@@ -135,6 +135,9 @@ pub(crate) struct StorageOptions {
 
 /// With less, every writer would count as gone.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
+/// The same for storages that other machines reach: each home has its own grace, and one that was told none says every ten
+/// minutes that it is at work. With less than twice that its writers would count as gone to a collection of ours.
+const LEAST_SHARED_GRACE: Duration = Duration::from_secs(20 * 60);
 
 /// What an option of S3 is called here, and what its locator takes.
 const S3_OPTIONS: [&str; 4] = ["endpoint", "region", "path-style", "profile"];
@@ -170,10 +173,17 @@ impl StorageOptions {
                     chosen.key_file = Some(path);
                 }
                 "grace" => {
-                    let grace = duration(value).filter(|grace| *grace >= LEAST_GRACE);
-                    chosen.grace = Some(
-                        grace.ok_or_else(|| refuse("a time of a second or more, such as 1h"))?,
-                    );
+                    let (least, expected) = match kind {
+                        StorageType::Native => {
+                            (LEAST_GRACE, "a time of a second or more, such as 1h")
+                        }
+                        _ => (
+                            LEAST_SHARED_GRACE,
+                            "a time of 20 minutes or more, such as 1h: with less, writers on other machines would count as gone",
+                        ),
+                    };
+                    let grace = duration(value).filter(|grace| *grace >= least);
+                    chosen.grace = Some(grace.ok_or_else(|| refuse(expected))?);
                 }
                 _ => {
                     let s3 = S3_OPTIONS.iter().find(|known| *known == name);

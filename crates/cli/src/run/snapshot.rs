@@ -340,7 +340,7 @@ async fn import(wanted: Import, scene: &Scene<'_>) -> Outcome<Answer> {
 }
 
 fn imported(done: &neon_pg::Imported) -> Outcome<Answer> {
-    let text = format!(
+    let mut text = format!(
         "{}: {} imported, {} stored in {}, in {}",
         done.name,
         bytes(done.size),
@@ -348,6 +348,9 @@ fn imported(done: &neon_pg::Imported) -> Outcome<Answer> {
         done.storage,
         duration(seconds(done.elapsed)),
     );
+    if done.bad_pages > 0 {
+        text.push_str(&format!(", {} damaged pages", done.bad_pages));
+    }
     Ok(Answer::of(text, data(done)?))
 }
 
@@ -458,16 +461,29 @@ async fn verify(wanted: &Verify, scene: &Scene<'_>) -> Outcome<Answer> {
         for left in &server.left_out {
             text.push_str(&format!("not looked at: {left}\n"));
         }
+        for unread in &server.unread {
+            text.push_str(&format!("could not be read: {unread}\n"));
+        }
         for finding in &server.findings {
             text.push_str(&format!("{}: {}\n", finding.object, finding.problem));
         }
     }
     let sound = verified.is_sound();
-    let verdict = if sound { "is sound" } else { "is damaged" };
+    let unread = verified
+        .server
+        .as_ref()
+        .is_some_and(|server| !server.unread.is_empty());
+    let verdict = match (sound, unread) {
+        (true, false) => "is sound",
+        (true, true) => "is sound as far as it could be read",
+        (false, _) => "is damaged",
+    };
     text.push_str(&format!("{} {verdict}", verified.snapshot));
     let mut answer = Answer::of(text, data(&verified)?);
     if !sound {
         answer.exit = 5;
+    } else if unread {
+        answer.exit = 7;
     }
     Ok(answer)
 }

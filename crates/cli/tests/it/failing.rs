@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use neon_testkit::{Installation, PgMajor};
+use neon_testkit::{Installation, OsUser, PgMajor};
 use serde_json::Value;
 
 use crate::interrupted::content;
@@ -105,6 +105,15 @@ fn a_repair_shows_what_it_would_do_and_asks_first() {
 
 /// Runs these commands in a home on a small file system of its own; each line of the answer is an exit code.
 fn on_a_small_disk(home: &Home, size: &str, commands: &[&str]) -> (Vec<i32>, String) {
+    on_a_small_disk_with(home, size, commands, &[])
+}
+
+fn on_a_small_disk_with(
+    home: &Home,
+    size: &str,
+    commands: &[&str],
+    environment: &[(&str, &str)],
+) -> (Vec<i32>, String) {
     let disk = home.scratch().join("disk");
     fs::create_dir(&disk).unwrap();
     let inner = home.command::<&str>(&[]);
@@ -126,6 +135,7 @@ fn on_a_small_disk(home: &Home, size: &str, commands: &[&str]) -> (Vec<i32>, Str
                 .filter_map(|(key, value)| Some((key, value?))),
         )
         .env("NEON_HOME", disk.join("home"))
+        .envs(environment.iter().copied())
         .stdin(Stdio::null());
     let ran = ran(&mut command);
     assert_ne!(ran.code, 99, "{ran:#?}");
@@ -157,6 +167,120 @@ fn a_restore_that_does_not_fit_is_refused_before_anything_is_copied() {
     assert_eq!(codes[5], 3, "{said}");
     assert!(said.contains("has room for"), "{said}");
     assert!(said.contains("hint: free some space"), "{said}");
+}
+
+#[test]
+fn what_comes_from_outside_and_does_not_fit_is_refused_before_anything_is_copied() {
+    let outside = Home::new();
+    outside.ok(&["pg", "create", "one", "--no-start"]);
+    outside.ok(&["snapshot", "create", "one@a"]);
+    let place = |name: &str| outside.scratch().join(name).to_str().unwrap().to_owned();
+    let (file, folder) = (place("one.neon"), place("tars"));
+    outside.ok(&["snapshot", "export", "one@a", "--to", &file]);
+    outside.ok(&[
+        "snapshot",
+        "export",
+        "one@a",
+        "--format",
+        "basebackup",
+        "--to",
+        &folder,
+    ]);
+    let plain = place("plain");
+    outside.ok(&[
+        "snapshot", "export", "one@a", "--format", "pgdata", "--to", &plain,
+    ]);
+    let created = outside.json(&["pg", "start", "one"]);
+    let (port, url) = (created["port"].clone(), created["url"].clone());
+    let port = port.as_u64().or_else(|| {
+        let url = url.as_str()?;
+        url.rsplit(':').next()?.split('/').next()?.parse().ok()
+    });
+    let password = outside.ok(&["pg", "url", "one"]);
+    let password = password.split([':', '@']).nth(2).unwrap();
+    let store = place("home/store/local");
+    let home = Home::new();
+    let import = |from: &str| format!("-q snapshot import --from {from} x");
+    let commands = [
+        import(&file),
+        import(&folder),
+        import(&plain),
+        import(&format!(
+            "basebackup://postgres@localhost:{}/",
+            port.unwrap()
+        )),
+        format!("-q snapshot pull --from {store} one@a"),
+        format!("-q pg create two --snapshot {file}"),
+        "-q snapshot list".to_owned(),
+        "-q doctor > /dev/null".to_owned(),
+    ];
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    let (codes, said) = on_a_small_disk_with(&home, "18m", &commands, &[("PGPASSWORD", password)]);
+    assert_eq!(codes[..7], [6, 6, 6, 6, 6, 6, 0], "{said}");
+    let refusals = said.matches("storage local: has 1").count();
+    assert_eq!(refusals, 6, "{said}");
+    assert_eq!(said.matches("hint: make room").count(), 6, "{said}");
+    outside.ok(&["pg", "stop", "one"]);
+}
+
+#[test]
+fn going_back_asks_the_disks_of_tablespaces_for_room() {
+    let home = Home::new();
+    let small = home.scratch().join("small");
+    fs::create_dir(&small).unwrap();
+    let psql = Installation::of(PgMajor::V15)
+        .with_client("psql")
+        .tool("psql")
+        .unwrap();
+    let inner = home.command::<&str>(&[]);
+    let neon = inner.get_program().to_str().unwrap();
+    let sql = |text: &str| format!("{neon} pg psql one -- -XAtq -v ON_ERROR_STOP=1 -c \"{text}\"");
+    let script = format!(
+        "mount -t tmpfs -o size=48m none {small} && mkdir {small}/space && chown {user} {small}/space || exit 99
+         trap '{neon} -q pg destroy one --yes > /dev/null 2>&1' EXIT
+         set -e
+         {neon} -q pg create one > /dev/null
+         {space}
+         {table}
+         {neon} -q snapshot create one@a > /dev/null
+         {empty}
+         head -c 40M /dev/zero > {small}/full
+         set +e
+         {neon} -q pg checkout one@a --yes; echo $?
+         {one}
+         {neon} -q doctor > /dev/null; echo $?
+         rm {small}/full
+         {neon} -q pg checkout one@a --yes > /dev/null; echo $?
+         {one}
+         {neon} -q pg destroy one --yes > /dev/null; echo $?\n",
+        small = small.display(),
+        user = OsUser::current().name(),
+        space = sql(&format!("create tablespace small location '{}/space'", small.display())),
+        table = sql("create table t tablespace small as select repeat('x', 1000) v from generate_series(1, 20000)"),
+        empty = sql("truncate t"),
+        one = sql("select count(*) from t"),
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .env_clear()
+        .envs(
+            inner
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        )
+        .env(
+            "PATH",
+            format!("{}:/usr/bin:/bin", psql.parent().unwrap().display()),
+        )
+        .stdin(Stdio::null());
+    let ran = ran(&mut command);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let lines: Vec<&str> = ran.out.lines().collect();
+    // It is as it was, and runs again.
+    assert_eq!(lines, ["6", "0", "0", "0", "20000", "0"], "{ran:#?}");
+    assert!(ran.err.contains("has room for"), "{ran:#?}");
+    assert!(ran.err.contains("hint: free some space"), "{ran:#?}");
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod help;
 mod instances;
 mod interrupted;
 mod readme;
+#[cfg(all(feature = "http", feature = "s3", feature = "ssh"))]
+mod remotes;
 mod settings;
 mod storages;
 mod support;

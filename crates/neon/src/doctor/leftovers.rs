@@ -13,7 +13,7 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::{Outcome, seconds};
 use crate::record::{self, Lock, is_free};
-use crate::snapshots::open;
+use crate::snapshots::{LeftImport, open};
 use crate::upkeep::with_causes;
 
 /// What instances are made in from snapshots.
@@ -39,6 +39,8 @@ enum Leftover {
     Trash(PathBuf),
     /// A record that never got its name.
     File(PathBuf),
+    /// A snapshot that was imported for an instance only.
+    Import(LeftImport),
 }
 
 impl Neon {
@@ -135,6 +137,8 @@ impl Neon {
                 found.push(Leftover::File(path));
             }
         }
+        let imports = self.snapshots().temporary_left().into_iter();
+        found.extend(imports.map(Leftover::Import));
         found
     }
 
@@ -193,6 +197,10 @@ impl Neon {
                 let path = path.clone();
                 let removed = tokio::task::spawn_blocking(move || record::remove_tree(&path)).await;
                 (what, removed.unwrap_or(Ok(())))
+            }
+            Leftover::Import(left) => {
+                let what = format!("{left} is destroyed");
+                (what, Box::pin(self.snapshots().destroy_left(left)).await)
             }
             Leftover::Trash(path) | Leftover::File(path) => {
                 let what = format!("{} is removed", path.display());
@@ -412,6 +420,16 @@ fn tell(leftover: &Leftover, findings: &mut Findings) {
                 )
                 .fixable()
                 .hinted("neon doctor --fix");
+        }
+        Leftover::Import(left) => {
+            findings
+                .warning(
+                    "import-left",
+                    left.to_string(),
+                    "was imported for an instance by a command that was killed",
+                )
+                .fixable()
+                .hinted("neon doctor --fix; the next import destroys it, too");
         }
         Leftover::File(path) => {
             findings

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
+use neon_pagestore::OpenOptions;
 use neon_storage::{Key, ListOptions, Locator, Storage};
 
 use super::{DoctorOptions, Findings};
@@ -20,7 +21,7 @@ use crate::upkeep::with_causes;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A clock that is further off than this makes signatures fail sooner or later, and ages look odd.
 const SKEW: Duration = Duration::from_secs(60);
-/// Uploads and leases that are older belong to nobody who lives.
+/// Uploads that are older belong to nobody who lives.
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 const LEASES: &str = "leases/";
 
@@ -154,7 +155,7 @@ impl Neon {
                 .await
                 .map_err(failed)?;
         }
-        let grace = chosen.grace.unwrap_or(OLD);
+        let grace = chosen.grace.unwrap_or(OpenOptions::new().grace);
         let now = self.now();
         let lapsed = beats
             .values()

@@ -55,7 +55,7 @@ impl Instances<'_> {
     }
 
     /// That a port which somebody chose for a new instance can be had.
-    pub(super) fn can_listen(&self, wanted: &CreatePg) -> Result<()> {
+    pub(crate) fn can_listen(&self, wanted: &CreatePg) -> Result<()> {
         match wanted.port {
             None => Ok(()),
             Some(port) => {

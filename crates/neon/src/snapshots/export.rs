@@ -25,8 +25,8 @@ use crate::events::Event;
 use crate::home::random_id;
 use crate::neon::Neon;
 use crate::snapshots::for_others::ForOthers;
-use crate::snapshots::watch::Wanting;
-use crate::snapshots::watched::{Stopping, Watched};
+use crate::snapshots::room::{self, Place};
+use crate::snapshots::watch::{Meter, Wanting, Watched, WatchedInOrder};
 use crate::snapshots::{Found, Snapshots};
 
 /// How a snapshot looks outside.
@@ -132,7 +132,11 @@ impl Snapshots<'_> {
             .map_err(|error| Error::io(to, "cannot be made absolute", error))?;
         let snapshot = from.open().await?;
         require_free(&to, how.format)?;
-        self.require_room(&snapshot, &to, how)?;
+        let tablespaces = tablespaces(&snapshot, &to, how).await?;
+        if let Some(tablespaces) = &tablespaces {
+            require_free(tablespaces, how.format)?;
+        }
+        require_room(&snapshot, &to, tablespaces.as_deref(), how, &from.subject()).await?;
         let mut operation = self.0.begin_operation("snapshot export", &from.asked)?;
         operation.detail("id", from.id.to_string());
         operation.detail("to", to.display().to_string());
@@ -142,14 +146,6 @@ impl Snapshots<'_> {
             to.display()
         )));
         let (id, size) = (from.id, snapshot.facts().cost.bytes);
-        let tablespaces = has_tablespaces(&snapshot).await?.then(|| {
-            let beside = || PathBuf::from(format!("{}.tablespaces", to.display()));
-            how.tablespaces.clone().unwrap_or_else(beside)
-        });
-        let tablespaces = tablespaces.filter(|_| how.format == ExportFormat::PgData);
-        if let Some(tablespaces) = &tablespaces {
-            require_free(tablespaces, how.format)?;
-        }
         let own = ForOthers::of(&snapshot, &from.subject()).await?;
         let job = Job {
             neon: self.0.clone(),
@@ -260,35 +256,76 @@ impl Snapshots<'_> {
             gid: user.gid(),
         }))
     }
-
-    /// Refuses before anything is written. How large a compressed file will be nobody knows; there a disk that fills is
-    /// an error when it happens.
-    fn require_room(&self, snapshot: &Snapshot, to: &Path, how: &ExportOptions) -> Result<()> {
-        let known = how.format == ExportFormat::PgData
-            || (how.format == ExportFormat::BaseBackup && how.compression == Compression::None);
-        if !known {
-            return Ok(());
-        }
-        require_room(to, snapshot.facts().cost.bytes)
-    }
 }
 
-/// That the file system of a path that need not be there has room for this many bytes.
-pub(crate) fn require_room(to: &Path, wanted: u64) -> Result<()> {
-    let there = to.ancestors().find(|path| path.exists());
-    let Some(stat) = there.and_then(|path| rustix::fs::statvfs(path).ok()) else {
-        return Ok(());
-    };
-    let room = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if room < wanted {
-        return Err(Error::new(
-            ErrorKind::Environment,
-            to.display().to_string(),
-            format!("has no room: {wanted} bytes are needed, {room} are free"),
-        )
-        .hinted("free some space, or choose another disk"));
+/// Where the tablespaces of an exported data directory are put, if it has any.
+async fn tablespaces(
+    snapshot: &Snapshot,
+    to: &Path,
+    how: &ExportOptions,
+) -> Result<Option<PathBuf>> {
+    if how.format != ExportFormat::PgData {
+        return match &how.tablespaces {
+            None => Ok(None),
+            Some(place) => Err(Error::new(
+                ErrorKind::Invalid,
+                place.display().to_string(),
+                format!(
+                    "is a place for tablespaces, and {} has them inside",
+                    how.format.name()
+                ),
+            )),
+        };
     }
-    Ok(())
+    if !has_tablespaces(snapshot).await? {
+        return Ok(None);
+    }
+    Ok(Some(match &how.tablespaces {
+        Some(place) => place.clone(),
+        None => beside(to)?,
+    }))
+}
+
+/// `PATH.tablespaces`, also for a path that ends with a slash.
+fn beside(to: &Path) -> Result<PathBuf> {
+    let Some(name) = to.file_name() else {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            to.display().to_string(),
+            "is no path of a folder to make",
+        ));
+    };
+    let mut name = name.to_owned();
+    name.push(".tablespaces");
+    Ok(to.with_file_name(name))
+}
+
+/// Refuses before anything is written. How large a compressed file will be nobody knows; there a disk that fills is
+/// an error when it happens.
+async fn require_room(
+    snapshot: &Snapshot,
+    to: &Path,
+    tablespaces: Option<&Path>,
+    how: &ExportOptions,
+    subject: &str,
+) -> Result<()> {
+    let known = how.format == ExportFormat::PgData
+        || (how.format == ExportFormat::BaseBackup && how.compression == Compression::None);
+    if !known {
+        return Ok(());
+    }
+    let Some(tablespaces) = tablespaces else {
+        return room::require(&[Place::new(to, snapshot.facts().cost.bytes)], 0);
+    };
+    let places: Vec<Place> = room::by_tablespace(snapshot, subject)
+        .await?
+        .into_iter()
+        .map(|(space, bytes)| match space {
+            None => Place::new(to, bytes),
+            Some(_) => Place::new(tablespaces, bytes),
+        })
+        .collect();
+    room::require(&places, 0)
 }
 
 fn require_free(to: &Path, format: ExportFormat) -> Result<()> {
@@ -436,7 +473,8 @@ fn fill(
     let mut options = RestoreOptions::default();
     options.threads = neon.options().threads;
     let total = snapshot.facts().cost.bytes;
-    let sink = Watched::new(writer, neon, Arc::clone(dropped), label, total);
+    let meter = Meter::of(neon, label, Arc::clone(dropped), total);
+    let sink = Watched::new(writer, Arc::new(meter));
     let restored =
         restore(snapshot, &sink, &options).map_err(|error| Error::repository(label, error))?;
     for bad in &restored.bad_pages {
@@ -478,7 +516,8 @@ fn send(
     let mut source =
         SnapshotSource::new(snapshot).map_err(|error| Error::repository(label, error))?;
     let total = snapshot.facts().cost.bytes;
-    let mut sink = Stopping::new(to, neon, Arc::clone(dropped), label, total);
+    let meter = Meter::of(neon, label, Arc::clone(dropped), total);
+    let mut sink = WatchedInOrder::new(to, meter);
     source
         .send(&mut sink)
         .map_err(|error| Error::format(label, error))
@@ -543,11 +582,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_without_room_is_refused_before_anything_is_written() {
-        let there = std::env::temp_dir();
-        require_room(&there.join("not/there/yet"), 1).unwrap();
-        let error = require_room(&there, u64::MAX).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Environment);
-        assert!(error.hint().is_some());
+    fn tablespaces_go_beside_the_directory_however_its_path_is_written() {
+        for to in ["/x/copy", "/x/copy/", "/x/copy/."] {
+            let place = beside(Path::new(to)).unwrap();
+            assert_eq!(place, Path::new("/x/copy.tablespaces"), "{to}");
+        }
+        beside(Path::new("/")).unwrap_err();
     }
 }

@@ -1,15 +1,19 @@
-//! Instances straight from what is outside: imported under a name that nobody gave, and destroyed afterwards.
+//! Instances straight from what is outside: imported into a repository of their own, which is removed afterwards. What was
+//! imported is in no storage: nothing of it stays until a collection, and no listing shows it.
 //!
-//! A note in `state/import` says which snapshot belongs to a command that is at work; what a killed one left is
-//! destroyed by the next.
+//! The repository is `state/import/<id>`, with a note and a lock beside it; what a killed command left is removed by the
+//! next import, or by the doctor.
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use neon_pagestore::SnapshotName;
+use neon_storage::Locator;
 use serde::{Deserialize, Serialize};
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::random_id;
@@ -23,11 +27,10 @@ use crate::storages::LOCAL;
 /// What names of such snapshots begin with.
 pub(crate) const TEMPORARY: &str = "temporary-";
 
-/// What is under way.
+/// That an import is under way, or was when its command was killed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
-    storage: Name,
-    snapshot: String,
+    source: String,
 }
 
 /// An instance that was made from a snapshot, from wherever that was.
@@ -38,16 +41,16 @@ pub struct CreatedFrom {
     pub pg: Pg,
     /// The snapshot, if it was in a repository.
     pub snapshot: Option<Found>,
-    /// What was imported for it; that snapshot is destroyed again.
+    /// What was imported for it; that snapshot is gone again.
     pub imported: Option<Imported>,
 }
 
 impl Snapshots<'_> {
     /// Makes an instance from a snapshot that a person wrote in whatever way: see [`locate`](Self::locate). What is outside
-    /// of all repositories is imported into the instance's storage under a name of its own, and that snapshot is
-    /// destroyed when the instance is there, and also when it could not be made.
+    /// of all repositories is imported into a repository of its own below the home, which is removed when the instance is
+    /// there, and also when it could not be made.
     ///
-    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next such call.
+    /// Dropped: what is half made is taken back by the next verb on its name, what was imported by the next import.
     ///
     /// # Errors
     /// As [`locate`](Self::locate), [`import`](Self::import), and
@@ -86,38 +89,40 @@ impl Snapshots<'_> {
                     .hinted("choose another name, or destroy it first"),
             );
         }
-        self.sweep_temporary().await;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
         };
+        // Before anything comes, however long that takes.
+        self.0.storages().get(&storage)?;
+        self.0.pg().can_listen(wanted)?;
         let id = random_id()?;
         let note = Note {
-            storage: storage.clone(),
-            snapshot: format!("{TEMPORARY}{id}"),
+            source: source.to_string(),
         };
-        let places = Places::of(self.0, &id)?;
+        record::folder(&folder(self.0), 0o700)?;
+        let places = Places::of(self.0, &id);
         let lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
         record::create(&places.note, &note)?;
-        let mut import = ImportSnapshot::new(source);
-        let name = SnapshotName::to_give(&note.snapshot);
-        import.name = Some(name.map_err(|error| Error::repository("a name of ours", error))?);
-        import.storage = Some(storage);
+        let name = SnapshotName::to_give(&format!("{TEMPORARY}{id}"));
+        let name = name.map_err(|error| Error::repository("a name of ours", error))?;
+        let import = ImportSnapshot::new(source);
         self.0
             .tell(Event::Step("Downloading snapshot...".to_owned()));
         let made = Box::pin(async {
-            let imported = self.import(&import).await?;
+            let place = Locator::path_of(&places.folder);
+            let repository = self.0.storages().repository_made_at(&place).await?;
+            let imported = self.import_into(&import, repository, storage, name).await?;
             let pg = Box::pin(self.0.pg().create_from(wanted, &imported.found, how)).await;
             Ok((pg?, imported))
         })
         .await;
         self.0
             .tell(Event::Step("Destroying snapshot...".to_owned()));
-        match self.destroy_temporary(&note).await {
-            Ok(()) => places.remove(),
-            Err(error) => self.0.tell(Event::Warning(format!(
-                "{error}; it is destroyed by the next such command"
-            ))),
+        if let Err(error) = places.remove().await {
+            self.0.tell(Event::Warning(format!(
+                "{error}; it is removed by the next import"
+            )));
         }
         drop(lock);
         let (pg, imported) = made?;
@@ -128,62 +133,80 @@ impl Snapshots<'_> {
         })
     }
 
-    async fn destroy_temporary(&self, note: &Note) -> Result<()> {
-        let subject = format!("snapshot {}", note.snapshot);
-        let failed = |error| Error::repository(&*subject, error);
-        let storages = self.0.storages();
-        let Some(found) = storages.existing_repository(&note.storage).await? else {
-            return Ok(());
-        };
-        let name = SnapshotName::to_give(&note.snapshot).map_err(failed)?;
-        match found.repository.resolve_name(&name).await {
-            Ok(id) => found.repository.destroy(id).await.map_err(failed),
-            Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed(error)),
-        }
+    /// What commands left that were killed.
+    pub(crate) fn temporary_left(&self) -> Vec<LeftImport> {
+        let notes = record::list::<Note>(&folder(self.0)).unwrap_or_default();
+        notes
+            .into_iter()
+            .filter(|(id, _)| {
+                let lock = Places::of(self.0, id).lock;
+                !lock.exists() || record::is_free(&lock)
+            })
+            .map(|(id, note)| LeftImport { id, note })
+            .collect()
     }
 
-    /// Destroys what commands left that were killed.
-    async fn sweep_temporary(&self) {
-        let Ok(folder) = folder(self.0) else { return };
-        for (id, note) in record::list::<Note>(&folder).unwrap_or_default() {
-            let Ok(places) = Places::of(self.0, &id) else {
-                continue;
-            };
-            // Somebody is at it.
-            let Ok(_lock) = Lock::take(&places.lock, "an import", Duration::ZERO).await else {
-                continue;
-            };
-            if self.destroy_temporary(&note).await.is_ok() {
-                places.remove();
+    /// Destroys what a command left that was killed, unless somebody else is at it.
+    pub(crate) async fn destroy_left(&self, left: &LeftImport) -> Result<()> {
+        let places = Places::of(self.0, &left.id);
+        let _lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
+        places.remove().await
+    }
+
+    /// Destroys what commands left that were killed. What cannot be destroyed now waits for the next.
+    pub(crate) async fn sweep_temporary(&self) {
+        for left in self.temporary_left() {
+            if let Err(error) = Box::pin(self.destroy_left(&left)).await {
+                self.0.tell(Event::Warning(format!(
+                    "{left}, which an interrupted command left, is not removed yet: {error}"
+                )));
             }
         }
     }
 }
 
-fn folder(neon: &Neon) -> Result<PathBuf> {
-    let folder = neon.home().path().join("state/import");
-    record::folder(&folder, 0o700)?;
-    Ok(folder)
+/// An import that a command left which was killed.
+#[derive(Debug)]
+pub(crate) struct LeftImport {
+    id: String,
+    note: Note,
+}
+
+impl fmt::Display for LeftImport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the import {} of {}", self.id, self.note.source)
+    }
+}
+
+fn folder(neon: &Neon) -> PathBuf {
+    neon.home().path().join("state/import")
 }
 
 struct Places {
+    folder: PathBuf,
     note: PathBuf,
     lock: PathBuf,
 }
 
 impl Places {
-    fn of(neon: &Neon, id: &str) -> Result<Self> {
-        let folder = folder(neon)?;
-        Ok(Self {
+    fn of(neon: &Neon, id: &str) -> Self {
+        let folder = folder(neon);
+        Self {
+            folder: folder.join(id),
             note: folder.join(format!("{id}.json")),
             lock: folder.join(format!("{id}.lock")),
-        })
+        }
     }
 
-    /// A note that stays is found to speak of nothing by the next.
-    fn remove(&self) {
-        drop(record::remove(&self.note));
+    /// The repository first: as long as it is there, its note says so.
+    async fn remove(&self) -> Result<()> {
+        let (folder, note) = (self.folder.clone(), self.note.clone());
+        beside(move || {
+            record::remove_tree(&folder)?;
+            record::remove(&note)
+        })
+        .await?;
         drop(fs::remove_file(&self.lock));
+        Ok(())
     }
 }

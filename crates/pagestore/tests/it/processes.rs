@@ -10,6 +10,7 @@ use neon_pagestore::{ErrorKind, OpenOptions, Repository};
 use neon_storage::{Native, NativeOptions, Storage};
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 
+use crate::files::{several, try_make};
 use crate::stopped;
 use crate::support::{read, try_write, write};
 
@@ -116,7 +117,13 @@ async fn acting_as_another_process() {
                     } else {
                         &files[..]
                     };
-                    let Ok(committed) = try_write(&repository, parent, some, &[&name]).await else {
+                    // By the writer that programs use, and by one whose every call is known.
+                    let committed = if number % 2 == 0 {
+                        try_make(&repository, parent, &several(seed), &[&name]).await
+                    } else {
+                        try_write(&repository, parent, some, &[&name]).await
+                    };
+                    let Ok(committed) = committed else {
                         break;
                     };
                     if let Some(parent) = parent {

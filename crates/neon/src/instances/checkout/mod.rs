@@ -18,10 +18,12 @@ mod keep;
 mod plan;
 mod settle;
 
+use std::collections::BTreeMap;
+
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, RestorePlan};
 use neon_pagestore::{CommitId, LineageId, SnapshotName};
-use neon_pg_layout::TimelineId;
+use neon_pg_layout::{Oid, TimelineId};
 use neon_pgctl::{Instance, OsUser, RecoveryPlan, WalSource};
 use neon_snapshot_format::Owner;
 use neon_snapshot_format::pgdata::{
@@ -35,11 +37,12 @@ use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
 use crate::instances::heads::{Head, head_name};
 use crate::instances::isolate::{include, keep_password};
-use crate::instances::restore::{Ending, read_control, recover, target, timelines_in};
+use crate::instances::restore::{Ending, SPARE, read_control, recover, target, timelines_in};
 use crate::instances::{Base, Instances, PgRecord, archived, between};
 use crate::name::Name;
 use crate::operation::{Begun, seconds};
 use crate::snapshots::redo;
+use crate::snapshots::room::{self, Place};
 
 pub use plan::{CheckoutChoice, CheckoutPlan};
 pub(crate) use settle::{Phase, UnderWay};
@@ -152,7 +155,8 @@ impl Instances<'_> {
             let (directory, compared) = self
                 .compare(&record, &instance, &snapshot, plan.choice)
                 .await?;
-            has_room(&instance, &directory, &snapshot)?;
+            let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
+            room::require(&self.places(&record, &instance, &directory, wanted), SPARE)?;
             let kept = self
                 .0
                 .home()
@@ -393,6 +397,47 @@ impl Instances<'_> {
     }
 }
 
+impl Instances<'_> {
+    /// Where the files of a snapshot go: tablespaces that are there may be on disks of their own, others are put beside the
+    /// instance.
+    fn places(
+        &self,
+        record: &PgRecord,
+        instance: &Instance,
+        directory: &ExistingDirectory,
+        wanted: BTreeMap<Option<Oid>, u64>,
+    ) -> Vec<Place> {
+        let mut sizes: BTreeMap<Option<Oid>, (u64, u64)> = BTreeMap::new();
+        for (space, bytes) in wanted {
+            sizes.entry(space).or_default().0 = bytes;
+        }
+        for entry in directory.entries() {
+            let space = entry.path.tablespace().map(|(oid, _)| oid);
+            let present = &mut sizes.entry(space).or_default().1;
+            *present = present.saturating_add(entry.size());
+        }
+        let data = instance.data_dir();
+        let place = |space: Option<Oid>| match space {
+            None => data.to_owned(),
+            Some(oid) => {
+                let link = data.join("pg_tblspc").join(oid.to_string());
+                match link.exists() {
+                    true => link,
+                    false => self.tablespaces(record).join(oid.to_string()),
+                }
+            }
+        };
+        sizes
+            .into_iter()
+            .map(|(space, (bytes, present))| Place {
+                path: place(space),
+                bytes,
+                present,
+            })
+            .collect()
+    }
+}
+
 /// A checkout that is done is done, also when the server does not come up on what it left.
 pub(crate) fn started(done: CheckedOut, trouble: Option<Error>) -> Result<CheckedOut> {
     let Some(error) = trouble else {
@@ -419,10 +464,4 @@ fn ownership(user: &OsUser) -> Ownership {
     } else {
         Ownership::Process
     }
-}
-
-fn has_room(instance: &Instance, directory: &ExistingDirectory, to: &Snapshot) -> Result<()> {
-    let present: u64 = directory.entries().iter().map(|entry| entry.size()).sum();
-    let more = to.facts().cost.bytes.saturating_sub(present);
-    crate::instances::restore::room_for(instance.data_dir(), more)
 }

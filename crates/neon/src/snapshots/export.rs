@@ -328,7 +328,8 @@ async fn require_room(
     room::require(&places, 0)
 }
 
-fn require_free(to: &Path, format: ExportFormat) -> Result<()> {
+/// That nothing is where this is to be exported to.
+pub(crate) fn require_free(to: &Path, format: ExportFormat) -> Result<()> {
     let facts = match fs::symlink_metadata(to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(to, "cannot be examined", error)),

@@ -241,10 +241,13 @@ async fn a_cluster_is_exported_once_in_every_format_to_somewhere_else() {
     ] {
         let exported = first.export(&to(named), format).await.unwrap();
         assert_eq!(exported.exported.unwrap().format, format);
+        // What cannot be written takes no snapshot either.
+        let before = snapshots(&home.neon).await;
         assert_eq!(
             refused(first.export(&to(named), format).await),
             ErrorKind::Exists
         );
+        assert_eq!(snapshots(&home.neon).await, before);
         let imported = import(&home, &to(named), named).await.unwrap();
         assert_eq!(imported.kind, "online");
     }

@@ -12,6 +12,7 @@ mod killed;
 mod mended;
 mod moving;
 mod offers;
+mod ports;
 mod redo;
 mod remotes;
 mod restored;

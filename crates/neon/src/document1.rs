@@ -371,7 +371,7 @@ impl SnapshotFirst<'_> {
     /// remembered.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself, and for formats that no storage takes; as
+    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself and places in it, and for formats that no storage takes; as
     /// [`push`](Self::push), [`export`](crate::Snapshots::export) and the [push](crate::Snapshots::push) of a snapshot.
     pub async fn export(&self, snapshot_path: &str, format: ExportFormat) -> Result<ExportedFirst> {
         let saved = self.required()?;

@@ -159,6 +159,9 @@ impl Repository {
 
     /// The objects of a commit beside the first.
     pub(crate) async fn brought_again(&self, id: CommitId) -> Result<Vec<CommitObject>> {
+        if !self.lists() {
+            return Ok(Vec::new());
+        }
         self.commit_objects_below(&format!("{SNAPSHOTS}{id}-"))
             .await
     }
@@ -184,6 +187,9 @@ impl Repository {
     /// When none that can be read stands, and of another it cannot be said.
     pub(crate) async fn standing(&self, id: CommitId) -> Result<Option<Standing>> {
         let first = CommitObject::first(id);
+        if !self.lists() {
+            return self.standing_unlisted(first).await;
+        }
         let unread = match self.read_commit_object(first).await {
             Ok((author, commit)) => {
                 // A collection that went by between the two looks has left neither commit nor tombstone.
@@ -212,6 +218,25 @@ impl Repository {
             }
             (None, _) => looked.none().map(|()| None),
         }
+    }
+
+    /// Whether an object stands, where nothing can be listed: by the keys of what would take it away.
+    async fn standing_unlisted(&self, object: CommitObject) -> Result<Option<Standing>> {
+        let (author, commit) = match self.read_commit_object(object).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        for key in [keys::tombstone(object)?, keys::condemnation(author)?] {
+            let there = self.shared.storage.exists(&key).await;
+            if there.map_err(|error| Error::storage(key.as_str(), error))? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Standing {
+            object,
+            author,
+            commit,
+        }))
     }
 
     /// Which of these objects stand, and which cannot be read.
@@ -262,6 +287,11 @@ impl Repository {
     /// An error unless this is a snapshot that no collection has announced. To be called after the flag was put that
     /// keeps it: a pin or a lease.
     pub(crate) async fn require_kept(&self, id: CommitId) -> Result<Standing> {
+        if !self.lists() {
+            // Nobody can keep it from here: what is gone meanwhile is missed when it is read.
+            let standing = self.standing(id).await?;
+            return standing.ok_or_else(|| gone(id, "there is no such snapshot"));
+        }
         let standing = self.require_alive(id).await?.standing;
         let doomed = self.doomed().await?;
         let mut reason = "is being collected";

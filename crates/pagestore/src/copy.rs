@@ -5,7 +5,7 @@
 //! sealed are sealed on the way, with the key that the map has for their pack. What is there is not sent again, also
 //! after a copy that did not come to its end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -261,7 +261,11 @@ impl Copy<'_> {
         let there: HashSet<PackId> = brought.there.iter().copied().collect();
         let absent: HashSet<PackId> = brought.absent.iter().copied().collect();
         self.copied.packs_there = there.len() as u64;
-        let sizes = list_packs(self.from).await?;
+        // Of packs that nobody lists it is not known how long they are: their frames travel alone.
+        let sizes = match self.from.lists() {
+            true => list_packs(self.from).await?,
+            false => HashMap::new(),
+        };
         let mut plan = Vec::new();
         for (id, frames) in needed {
             if there.contains(&id) {

@@ -33,7 +33,7 @@ pub(crate) enum Storage {
         "storage check tank --data" => "also every byte of every page",
     ))]
     Check(Check),
-    /// Collects what no snapshot of a storage needs any more
+    /// Collects what no snapshot of a storage needs any more: a first run announces it, one after the grace deletes it
     #[command(after_help = examples!(
         "storage gc tank --dry-run" => "what would be freed",
         "storage gc tank --yes" => "announces what goes, and deletes what was announced a grace ago",
@@ -127,7 +127,8 @@ pub(crate) struct Attach {
     /// Where it is, as a URL
     #[arg(long, conflicts_with = "locator")]
     pub(crate) url: Option<String>,
-    /// compression=zstd:1..22|lz4|none, encryption=on, key-file=PATH, grace=TIME; may be repeated
+    /// compression=zstd:1..22|lz4|none, encryption=on, key-file=PATH, grace=TIME; of s3 also endpoint=URL, region=NAME,
+    /// path-style=on, profile=NAME; may be repeated
     #[arg(short = 'c', long = "option", value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) options: Vec<(String, String)>,
 }

@@ -1,9 +1,10 @@
-//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
+//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same
+//! thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use neon_testkit::{Installation, OsUser, PgMajor};
 use serde_json::Value;
@@ -116,27 +117,17 @@ fn on_a_small_disk_with(
 ) -> (Vec<i32>, String) {
     let disk = home.scratch().join("disk");
     fs::create_dir(&disk).unwrap();
-    let inner = home.command::<&str>(&[]);
-    let program = inner.get_program().to_str().unwrap();
     let mut script = format!(
         "mount -t tmpfs -o size={size},mode=0755 none {0} && chmod 0755 {0} || exit 99\n",
         disk.display()
     );
     for command in commands {
-        script.push_str(&format!("{program} {command}; echo $?\n"));
+        script.push_str(&format!("{} {command}; echo $?\n", Home::program()));
     }
-    let mut command = Command::new("unshare");
+    let mut command = home.apart(&script);
     command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        )
         .env("NEON_HOME", disk.join("home"))
-        .envs(environment.iter().copied())
-        .stdin(Stdio::null());
+        .envs(environment.iter().copied());
     let ran = ran(&mut command);
     assert_ne!(ran.code, 99, "{ran:#?}");
     let codes = ran
@@ -260,21 +251,8 @@ fn going_back_asks_the_disks_of_tablespaces_for_room() {
         empty = sql("truncate t"),
         one = sql("select count(*) from t"),
     );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        )
-        .env(
-            "PATH",
-            format!("{}:/usr/bin:/bin", psql.parent().unwrap().display()),
-        )
-        .stdin(Stdio::null());
-    let ran = ran(&mut command);
+    let path = format!("{}:/usr/bin:/bin", psql.parent().unwrap().display());
+    let ran = ran(home.apart(&script).env("PATH", path));
     assert_eq!(ran.code, 0, "{ran:#?}");
     let lines: Vec<&str> = ran.out.lines().collect();
     // It is as it was, and runs again.
@@ -306,27 +284,27 @@ fn a_snapshot_into_a_full_storage_fails_and_the_next_one_works() {
     let tank = home.scratch().join("tank");
     fs::create_dir(&tank).unwrap();
     home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
-    let inner = home.command(&["snapshot", "create", "one@a", "-s", "tank"]);
-    let program = inner.get_program().to_str().unwrap();
-    let script = format!(
-        "mount -t tmpfs -o size=1m none {} && exec {program} snapshot create one@a -s tank",
-        tank.display()
-    );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-    let full = ran(&mut command);
+    let full = ran(&mut home.apart(&format!(
+        "mount -t tmpfs -o size=1m none {} && exec {} snapshot create one@a -s tank",
+        tank.display(),
+        Home::program()
+    )));
     told(
         &full,
         6,
         &["storage tank: has 0 MiB free", "hint: make room"],
     );
+    // What was begun there went with its disk.
+    told(
+        &home.run(&["snapshot", "create", "one@a", "-s", "tank"]),
+        6,
+        &[
+            "is not at",
+            "hint: mount the disk",
+            "neon storage init tank",
+        ],
+    );
+    home.ok(&["storage", "init", "tank", "--yes"]);
     home.ok(&["snapshot", "create", "one@a", "-s", "tank"]);
     content(&home, "after a full storage");
 }
@@ -338,23 +316,11 @@ fn postgresql_that_went_away_is_named_with_what_brings_it_back() {
     let programs = Installation::of(PgMajor::V13).bin_dir();
     // Where nobody sees the programs any more.
     let without = |arguments: &str| {
-        let inner = home.command::<&str>(&[]);
-        let script = format!(
+        ran(&mut home.apart(&format!(
             "mount -t tmpfs none {} && exec {} {arguments}",
             programs.display(),
-            inner.get_program().to_str().unwrap()
-        );
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", &script])
-            .env_clear()
-            .envs(
-                inner
-                    .get_envs()
-                    .filter_map(|(key, value)| Some((key, value?))),
-            )
-            .stdin(Stdio::null());
-        ran(&mut command)
+            Home::program()
+        )))
     };
     told(&without("pg start one"), 6, &["13", "hint: "]);
     // What needs no programs goes on.

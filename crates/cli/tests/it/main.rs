@@ -8,8 +8,10 @@
 
 #[cfg(feature = "s3")]
 mod buckets;
+mod completions;
 mod contract;
 mod documents;
+mod drivers;
 mod failing;
 mod flow;
 mod help;

@@ -191,7 +191,7 @@ fn a_storage_behind_http_is_read_and_never_written() {
     one.ok(&["pg", "create", "one"]);
     one.home
         .sql("one", "create table t as select generate_series(1, 1000) i");
-    one.ok(&["snapshot", "create", "one@a"]);
+    let taken = one.json(&["snapshot", "create", "one@a"]);
     one.ok(&["pg", "stop", "one"]);
     let file = one.home.scratch().join("movies.neon");
     one.ok(&[
@@ -208,11 +208,23 @@ fn a_storage_behind_http_is_read_and_never_written() {
     two.ok(&[
         "storage", "attach", "-t", "http", "-n", "web", "--url", &url,
     ]);
-    let made = two.run(&["pg", "create", "copy", "--snapshot", "one@a", "-s", "local"]);
-    // It is not in the local storage; by its own name it is found.
-    told(&made, 3, &["one@a"]);
     two.ok(&["pg", "create", "copy", "--snapshot", "one@a"]);
     assert_eq!(two.home.sql("copy", "select count(*) from t"), "1000");
+    let id = taken["id"].as_str().unwrap();
+    two.ok(&["pg", "create", "by-id", "--snapshot", id, "--no-start"]);
+    told(
+        &two.run(&["pg", "create", "none", "--snapshot", "one@none"]),
+        3,
+        &["one@none"],
+    );
+    // What was destroyed is not found there either.
+    one.ok(&["snapshot", "create", "one@gone"]);
+    one.ok(&["snapshot", "destroy", "one@gone", "--yes"]);
+    told(
+        &two.run(&["pg", "create", "gone", "--snapshot", "one@gone"]),
+        3,
+        &["one@gone"],
+    );
     let pulled = two.json(&["snapshot", "pull", "--from", "web", "one@a"]);
     assert!(pulled["sent"].as_u64().unwrap() > 1 << 20, "{pulled:#}");
     assert_eq!(two.names("local"), ["one@a"]);

@@ -102,12 +102,14 @@ pub(super) fn is_same(record: &StorageRecord, place: &Locator) -> Result<bool> {
     })
 }
 
-/// Whether a path lies in the folder of a storage, or is it.
+/// Whether a place is where a storage is, or in it.
 pub(super) fn holds(record: &StorageRecord, place: &Locator) -> Result<bool> {
     let known =
         Locator::parse(&record.locator).map_err(|error| Error::storage("a storage", error))?;
     let (Some(known), Some(place)) = (known.file_path(), place.file_path()) else {
-        return is_same(record, place);
+        let (known, place) = (known.to_string(), place.to_string());
+        let rest = place.strip_prefix(known.trim_end_matches('/'));
+        return Ok(rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
     };
     // What is to be written there is not there yet, and neither may be what is above it.
     let place = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());

@@ -73,6 +73,7 @@ impl Instances<'_> {
             if record.pgdata.is_some() {
                 self.place(&record, user.as_ref())?;
             }
+            self.go_on_making(&name).await?;
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
@@ -81,6 +82,16 @@ impl Instances<'_> {
             self.first_start(&name).await?;
         }
         self.get(&name).await
+    }
+
+    /// An error when somebody asked to stop: what is there of an instance that is being made is taken back then. Its lock
+    /// is held.
+    pub(super) async fn go_on_making(&self, name: &Name) -> Result<()> {
+        let stopped = self.0.go_on();
+        if stopped.is_err() {
+            Box::pin(self.settle(name)).await?;
+        }
+        stopped
     }
 
     /// Takes a name that is free, with a record that says that it is being made.

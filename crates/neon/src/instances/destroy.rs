@@ -94,7 +94,7 @@ impl Instances<'_> {
     }
 
     /// Removes what was said to be removed, also by a command that was killed then.
-    async fn finish_removals(&self) {
+    pub(super) async fn finish_removals(&self) {
         let home = self.0.home();
         let entries = std::fs::read_dir(home.trash()).into_iter().flatten();
         for entry in entries.flatten() {

@@ -285,7 +285,10 @@ pub(crate) fn has_room(place: &Path, facts: &Facts) -> Result<()> {
 }
 
 pub(super) fn room_for(place: &Path, bytes: u64) -> Result<()> {
-    room::require(&[Place::new(place, bytes)], SPARE)
+    room::require(&[Place {
+        spare: SPARE,
+        ..Place::new(place, bytes)
+    }])
 }
 
 /// A snapshot on its way into a folder of its own: `data`, `log`, `run`, and `tablespaces` if it has any.

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -22,9 +21,9 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::home::random_id;
 use crate::neon::Neon;
 use crate::snapshots::for_others::ForOthers;
+use crate::snapshots::partial::Partial;
 use crate::snapshots::room::{self, Place};
 use crate::snapshots::watch::{Meter, Wanting, Watched, WatchedInOrder};
 use crate::snapshots::{Found, Snapshots};
@@ -121,7 +120,7 @@ impl Snapshots<'_> {
     ///
     /// Dropped, stopped or failed: nothing is at the path that could be taken for it. What was written is removed, unless
     /// the process itself ended: then a data directory lacks `pg_control`, and anything else lies under another name that
-    /// ends in `.partial`.
+    /// ends in `.partial`, until the next export to that path removes it.
     ///
     /// # Errors
     /// [`Exists`](ErrorKind::Exists) when something is there; [`Environment`](ErrorKind::Environment) without the room or
@@ -315,7 +314,7 @@ async fn require_room(
         return Ok(());
     }
     let Some(tablespaces) = tablespaces else {
-        return room::require(&[Place::new(to, snapshot.facts().cost.bytes)], 0);
+        return room::require(&[Place::new(to, snapshot.facts().cost.bytes)]);
     };
     let places: Vec<Place> = room::by_tablespace(snapshot, subject)
         .await?
@@ -325,7 +324,7 @@ async fn require_room(
             Some(_) => Place::new(tablespaces, bytes),
         })
         .collect();
-    room::require(&places, 0)
+    room::require(&places)
 }
 
 /// That nothing is where this is to be exported to.
@@ -400,16 +399,15 @@ impl Job {
     }
 
     fn archives(&self, dropped: &Arc<AtomicBool>) -> Result<()> {
-        let partial = partial(&self.to)?;
+        let partial = Partial::folder(&self.to)?;
+        let partial = partial.path();
         let options = TarOptions {
             compression: self.how.compression,
             ..TarOptions::default()
         };
-        let written = BaseBackupWriter::in_directory(&partial, options)
+        let written = BaseBackupWriter::in_directory(partial, options)
             .map_err(|error| Error::format(self.to.display().to_string(), error))
             .and_then(|mut writer| {
-                fs::set_permissions(&partial, fs::Permissions::from_mode(0o700))
-                    .map_err(|error| Error::io(&partial, "cannot get its mode", error))?;
                 send(
                     &self.neon,
                     &self.snapshot,
@@ -420,32 +418,31 @@ impl Job {
             })
             .and_then(|()| {
                 // An empty folder that is there gives way.
-                fs::rename(&partial, &self.to)
+                fs::rename(partial, &self.to)
                     .map_err(|error| Error::io(&self.to, "cannot get its name", error))?;
                 sync_parent(&self.to)
             });
         if written.is_err() {
-            clear(&partial, false);
+            clear(partial, false);
         }
         written
     }
 
     fn file(&self, dropped: &Arc<AtomicBool>) -> Result<()> {
-        let partial = partial(&self.to)?;
+        let partial = Partial::file(&self.to)?;
+        let partial = partial.path();
         let failed = |error| Error::io(&self.to, "cannot be written", error);
         let file = OpenOptions::new()
             .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&partial)
+            .open(partial)
             .map_err(failed)?;
         let written = neon_file(&self.neon, &self.snapshot, &self.label, file, dropped)
             .and_then(|file: File| file.sync_all().map_err(failed))
             .and_then(|()| {
-                name_new(&partial, &self.to)?;
+                name_new(partial, &self.to)?;
                 sync_parent(&self.to)
             });
-        drop(fs::remove_file(&partial));
+        drop(fs::remove_file(partial));
         written
     }
 }
@@ -547,11 +544,6 @@ fn name_new(partial: &Path, to: &Path) -> Result<()> {
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-fn partial(to: &Path) -> Result<PathBuf> {
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    Ok(to.with_file_name(format!(".{name}-{}.partial", random_id()?)))
 }
 
 fn sync_parent(path: &Path) -> Result<()> {

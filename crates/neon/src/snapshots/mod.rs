@@ -21,6 +21,7 @@ pub(crate) mod needs;
 mod offered;
 pub(crate) mod open;
 mod parent;
+mod partial;
 mod plain_backup;
 mod ranges;
 pub(crate) mod redo;

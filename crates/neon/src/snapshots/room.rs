@@ -92,6 +92,8 @@ pub(crate) struct Place {
     pub(crate) bytes: u64,
     /// Bytes that are there now, and will not be.
     pub(crate) present: u64,
+    /// What is left free beside them.
+    pub(crate) spare: u64,
 }
 
 impl Place {
@@ -101,13 +103,13 @@ impl Place {
             path: path.into(),
             bytes,
             present: 0,
+            spare: 0,
         }
     }
 }
 
-/// An error when files do not fit where they are to go. What is on one file system counts together; `spare` is left free on
-/// each.
-pub(crate) fn require(places: &[Place], spare: u64) -> Result<()> {
+/// An error when files do not fit where they are to go. What is on one file system counts together.
+pub(crate) fn require(places: &[Place]) -> Result<()> {
     let mut disks: BTreeMap<u64, (Disk, Place)> = BTreeMap::new();
     for place in places {
         // As above.
@@ -119,11 +121,15 @@ pub(crate) fn require(places: &[Place], spare: u64) -> Result<()> {
             .and_modify(|(_, sum)| {
                 sum.bytes = sum.bytes.saturating_add(place.bytes);
                 sum.present = sum.present.saturating_add(place.present);
+                sum.spare = sum.spare.max(place.spare);
             })
             .or_insert_with(|| (disk, place.clone()));
     }
     for (disk, sum) in disks.values() {
-        let needed = sum.bytes.saturating_sub(sum.present).saturating_add(spare);
+        let needed = sum
+            .bytes
+            .saturating_sub(sum.present)
+            .saturating_add(sum.spare);
         if disk.free < needed {
             return Err(Error::new(
                 ErrorKind::Environment,
@@ -162,11 +168,15 @@ mod tests {
     fn a_disk_without_room_is_refused_before_anything_is_written() {
         let there = std::env::temp_dir();
         let missing = there.join("not/there/yet");
-        require(&[Place::new(&missing, 1)], 0).unwrap();
-        let error = require(&[Place::new(&missing, u64::MAX)], 0).unwrap_err();
+        require(&[Place::new(&missing, 1)]).unwrap();
+        let error = require(&[Place::new(&missing, u64::MAX)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Environment);
         assert!(error.hint().is_some());
-        require(&[Place::new(&there, 1)], u64::MAX).unwrap_err();
+        let tight = Place {
+            spare: u64::MAX,
+            ..Place::new(&there, 1)
+        };
+        require(&[tight]).unwrap_err();
     }
 
     #[test]
@@ -175,12 +185,12 @@ mod tests {
         let free = Disk::of(&there).unwrap().free;
         let most = free / 4 * 3;
         let place = |name: &str| Place::new(there.join(name), most);
-        require(&[place("a")], 0).unwrap();
-        require(&[place("a"), place("b")], 0).unwrap_err();
+        require(&[place("a")]).unwrap();
+        require(&[place("a"), place("b")]).unwrap_err();
         let replaced = Place {
             present: most,
             ..place("b")
         };
-        require(&[place("a"), replaced], 0).unwrap();
+        require(&[place("a"), replaced]).unwrap();
     }
 }

@@ -156,7 +156,7 @@ impl Instances<'_> {
                 .compare(&record, &instance, &snapshot, plan.choice)
                 .await?;
             let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
-            room::require(&self.places(&record, &instance, &directory, wanted), SPARE)?;
+            room::require(&self.places(&record, &instance, &directory, wanted))?;
             let kept = self
                 .0
                 .home()
@@ -433,6 +433,8 @@ impl Instances<'_> {
                 path: place(space),
                 bytes,
                 present,
+                // The server writes log and temporary files here.
+                spare: if space.is_none() { SPARE } else { 0 },
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! New instances.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use neon_pagestore::LineageId;
 use neon_pgctl::{CreateOptions, Installation, Instance, PgMajor};
@@ -12,6 +12,7 @@ use crate::instances::{Instances, Pg, PgRecord, Stage, elsewhere};
 use crate::name::Name;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
+use crate::snapshots::room::{self, Place};
 use crate::storages::LOCAL;
 
 /// What a new instance shall be like.
@@ -32,6 +33,9 @@ pub struct CreatePg {
     pub no_start: bool,
 }
 
+/// Bytes that a new cluster has of any major version: files of about 24 MiB, and a segment of log.
+const LEAST_ROOM: u64 = 48 << 20;
+
 impl Instances<'_> {
     /// Makes an instance and starts it, unless told not to.
     ///
@@ -50,6 +54,9 @@ impl Instances<'_> {
         self.can_listen(wanted)?;
         let installation = self.0.installation(wanted.major).await?;
         let user = self.0.os_user()?;
+        let home = self.0.home().path().join("pg");
+        let place = wanted.pgdata.as_deref().and_then(Path::parent);
+        room::require(&[Place::new(place.unwrap_or(&home), LEAST_ROOM)])?;
         let (name, _lock) = Box::pin(self.claim(wanted, storage, &installation)).await?;
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         operation.detail("id", self.known(&name)?.id);

@@ -16,7 +16,9 @@ use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
 };
-use neon_snapshot_format::{Compression, Owner, ParallelSink, Sink, Source};
+use neon_snapshot_format::{
+    Chunk, Compression, End, Entry, Owner, ParallelSink, Sink, Source,
+};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +29,9 @@ use crate::snapshots::partial::Partial;
 use crate::snapshots::room::{self, Place};
 use crate::snapshots::watch::{Meter, Wanting, Watched, WatchedInOrder};
 use crate::snapshots::{Found, Snapshots};
+
+/// What to call what has no name.
+const STREAM: &str = "the stream";
 
 /// How a snapshot looks outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -203,7 +208,7 @@ impl Snapshots<'_> {
             };
             match how.format {
                 ExportFormat::Neon => {
-                    let mut to = neon_file(&neon, &snapshot, &label, to, &dropped)?;
+                    let mut to = neon_file(&neon, &snapshot, &label, (to, STREAM), &dropped)?;
                     to.flush().map_err(|error| {
                         Error::new(ErrorKind::Failed, "the stream", "cannot be written")
                             .caused_by(error)
@@ -212,7 +217,7 @@ impl Snapshots<'_> {
                 _ => {
                     let mut writer = BaseBackupWriter::in_stream(to, options);
                     let mut writer = own.before_in_order(&mut writer);
-                    send(&neon, &snapshot, &label, &mut writer, &dropped)
+                    send(&neon, &snapshot, &label, (&mut writer, STREAM), &dropped)
                 }
             }
         })
@@ -412,7 +417,10 @@ impl Job {
                     &self.neon,
                     &self.snapshot,
                     &self.label,
-                    &mut self.own.before_in_order(&mut writer),
+                    (
+                        &mut self.own.before_in_order(&mut writer),
+                        &self.to.display().to_string(),
+                    ),
                     dropped,
                 )
             })
@@ -436,6 +444,8 @@ impl Job {
             .write(true)
             .open(partial)
             .map_err(failed)?;
+        let target = self.to.display().to_string();
+        let file = (file, target.as_str());
         let written = neon_file(&self.neon, &self.snapshot, &self.label, file, dropped)
             .and_then(|file: File| file.sync_all().map_err(failed))
             .and_then(|()| {
@@ -488,7 +498,7 @@ fn neon_file<W: Write + Send>(
     neon: &Neon,
     snapshot: &Snapshot,
     label: &str,
-    to: W,
+    (to, target): (W, &str),
     dropped: &Arc<AtomicBool>,
 ) -> Result<W> {
     let mut id = [0; 16];
@@ -498,7 +508,7 @@ fn neon_file<W: Write + Send>(
     let fail = |error| Error::format("the file", error);
     let writer = NeonWriter::new(to, PackOptions::new(PackId(id))).map_err(fail)?;
     let mut writer = writer.threads(neon.options().threads);
-    send(neon, snapshot, label, &mut writer, dropped)?;
+    send(neon, snapshot, label, (&mut writer, target), dropped)?;
     writer
         .into_inner()
         .ok_or_else(|| Error::new(ErrorKind::Failed, "the file", "was not finished"))
@@ -508,17 +518,53 @@ fn send(
     neon: &Neon,
     snapshot: &Snapshot,
     label: &str,
-    to: &mut dyn Sink,
+    (to, target): (&mut dyn Sink, &str),
     dropped: &Arc<AtomicBool>,
 ) -> Result<()> {
     let mut source =
         SnapshotSource::new(snapshot).map_err(|error| Error::repository(label, error))?;
     let total = snapshot.facts().cost.bytes;
     let meter = Meter::of(neon, label, Arc::clone(dropped), total);
-    let mut sink = WatchedInOrder::new(to, meter);
-    source
-        .send(&mut sink)
-        .map_err(|error| Error::format(label, error))
+    let mut to = Blamed {
+        sink: to,
+        failed: false,
+    };
+    let mut sink = WatchedInOrder::new(&mut to, meter);
+    let sent = source.send(&mut sink);
+    sent.map_err(|error| match to.failed {
+        true => Error::unwritten(target, error),
+        false => Error::format(label, error),
+    })
+}
+
+/// Knows whether it was the place where a copy goes that failed, and not what is copied.
+struct Blamed<'a> {
+    sink: &'a mut dyn Sink,
+    failed: bool,
+}
+
+impl Blamed<'_> {
+    fn blame<T, E>(&mut self, done: std::result::Result<T, E>) -> std::result::Result<T, E> {
+        self.failed |= done.is_err();
+        done
+    }
+}
+
+impl Sink for Blamed<'_> {
+    fn entry(&mut self, entry: &Entry) -> neon_snapshot_format::Result<()> {
+        let done = self.sink.entry(entry);
+        self.blame(done)
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> neon_snapshot_format::Result<()> {
+        let done = self.sink.chunk(chunk);
+        self.blame(done)
+    }
+
+    fn end(&mut self, end: &End) -> neon_snapshot_format::Result<()> {
+        let done = self.sink.end(end);
+        self.blame(done)
+    }
 }
 
 /// Gives a file its name, unless somebody put another there meanwhile.

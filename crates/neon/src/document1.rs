@@ -29,6 +29,7 @@ use crate::operation::seconds;
 use crate::record;
 use crate::snapshots::{
     CreateSnapshot, ExportFormat, ExportOptions, Exported, Remote, TakenSnapshot, Transferred,
+    require_free,
 };
 
 use dest::Dest;
@@ -326,9 +327,15 @@ impl SnapshotFirst<'_> {
                 .hinted("export pgdata and basebackup to a folder of this machine"));
             }
         };
+        if let Some(path) = &to {
+            require_free(path, format)?;
+        }
         let taken = Box::pin(self.push()).await?;
         let id = taken.id.to_string();
-        let found = neon.snapshots().find(&id, Some(&saved.storage)).await?;
+        let mut found = neon.snapshots().find(&id, Some(&saved.storage)).await?;
+        if let Some(name) = &taken.name {
+            found.asked = name.to_string();
+        }
         let (mut exported, mut pushed) = (None, None);
         match to {
             Some(path) => {

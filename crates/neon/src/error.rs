@@ -101,6 +101,45 @@ fn below(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
     ErrorKind::Failed
 }
 
+/// What to do about what lies below an error: what the system says of a file first, then what a storage says of itself.
+fn remedy(error: &Error) -> Option<&'static str> {
+    use neon_storage::ErrorKind as Storage;
+    let mut storage = None;
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            match io.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    return Some("free some space there, or choose another place");
+                }
+                std::io::ErrorKind::ReadOnlyFilesystem => {
+                    return Some("choose another place, or have it mounted to be written");
+                }
+                std::io::ErrorKind::PermissionDenied => {
+                    return Some("run as somebody who may, or choose another place");
+                }
+                _ => {}
+            }
+        }
+        if let Some(error) = cause.downcast_ref::<neon_storage::Error>() {
+            storage = storage.or(Some(error.kind()));
+        }
+        source = cause.source();
+    }
+    match storage? {
+        Storage::Unavailable => {
+            Some("see whether its address is right and can be reached from here, then try again")
+        }
+        Storage::Unauthenticated => {
+            Some("give credentials by the environment or a profile, or other ones")
+        }
+        Storage::Denied => {
+            Some("its credentials do not allow this: have them allow it, or give other ones")
+        }
+        _ => None,
+    }
+}
+
 /// The result of this crate's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -142,7 +181,9 @@ impl Error {
             | std::io::ErrorKind::QuotaExceeded => ErrorKind::Environment,
             _ => ErrorKind::Failed,
         };
-        Self::new(kind, path.display().to_string(), doing).caused_by(error)
+        Self::new(kind, path.display().to_string(), doing)
+            .caused_by(error)
+            .remedied()
     }
 
     /// What running PostgreSQL for `subject` came to.
@@ -198,7 +239,7 @@ impl Error {
     /// What a storage answered.
     pub(crate) fn storage(subject: impl Into<String>, error: neon_storage::Error) -> Self {
         let (kind, reason) = of_storage(&error);
-        Self::new(kind, subject, reason).caused_by(error)
+        Self::new(kind, subject, reason).caused_by(error).remedied()
     }
 
     /// What a repository answered.
@@ -245,7 +286,7 @@ impl Error {
         let whole = Self::new(kind, subject, reason).caused_by(error);
         match hint {
             Some(hint) => whole.hinted(hint),
-            None => whole,
+            None => whole.remedied(),
         }
     }
 
@@ -284,7 +325,27 @@ impl Error {
             Format::Unsupported => ErrorKind::Invalid,
             _ => below(&error),
         };
-        Self::new(kind, subject, "could not be copied").caused_by(error)
+        Self::new(kind, subject, "could not be copied")
+            .caused_by(error)
+            .remedied()
+    }
+
+    /// What writing a form of a snapshot to its place came to.
+    pub(crate) fn unwritten(
+        subject: impl Into<String>,
+        error: neon_snapshot_format::Error,
+    ) -> Self {
+        let mut whole = Self::format(subject, error);
+        whole.0.reason = Cow::Borrowed("could not be written");
+        whole
+    }
+
+    /// With what to do about what lies below, if nobody said more.
+    fn remedied(mut self) -> Self {
+        if self.0.hint.is_none() {
+            self.0.hint = remedy(&self).map(Cow::Borrowed);
+        }
+        self
     }
 
     /// What went wrong.

@@ -38,6 +38,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
             "is no record of ours",
         )
         .caused_by(error)
+        .hinted("neon doctor says what can be done about it")
     })?;
     Ok(Some(record))
 }
@@ -84,6 +85,18 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
 
 /// The records of a folder by the name of their file, without its ending, in order.
 pub(crate) fn list<T: DeserializeOwned>(folder: &Path) -> Result<Vec<(String, T)>> {
+    let (records, unreadable) = list_readable(folder)?;
+    match unreadable.into_iter().next() {
+        Some(error) => Err(error),
+        None => Ok(records),
+    }
+}
+
+/// Records with their names, and why others cannot be read.
+pub(crate) type Readable<T> = (Vec<(String, T)>, Vec<Error>);
+
+/// As [`list`], also if some cannot be read.
+pub(crate) fn list_readable<T: DeserializeOwned>(folder: &Path) -> Result<Readable<T>> {
     let failed = |error| Error::io(folder, "cannot be listed", error);
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
@@ -95,14 +108,16 @@ pub(crate) fn list<T: DeserializeOwned>(folder: &Path) -> Result<Vec<(String, T)
         );
     }
     names.sort_unstable();
-    let mut records = Vec::with_capacity(names.len());
+    let (mut records, mut unreadable) = (Vec::with_capacity(names.len()), Vec::new());
     for name in names {
-        // One that goes while we read was removed by somebody else.
-        if let Some(record) = read(&folder.join(format!("{name}.json")))? {
-            records.push((name, record));
+        match read(&folder.join(format!("{name}.json"))) {
+            Ok(Some(record)) => records.push((name, record)),
+            // One that goes while we read was removed by somebody else.
+            Ok(None) => {}
+            Err(error) => unreadable.push(error),
         }
     }
-    Ok(records)
+    Ok((records, unreadable))
 }
 
 /// Appends a line to a log. Durable when it returns.

@@ -8,12 +8,12 @@ use neon_pagestore::crypt::KeySource;
 use neon_pagestore::read::{DiskCache, FrameReaderOptions, MapReader, Snapshot};
 use neon_pagestore::{CommitId, OpenOptions, Repository};
 use neon_snapshot_format::pack::Codec;
-use neon_storage::{Locator, Storage};
+use neon_storage::{Key, Locator, Storage, StorageExt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::record;
-use crate::storages::{StorageOptions, StorageRecord, StorageType, Storages, anchored};
+use crate::storages::{ABOUT, StorageOptions, StorageRecord, StorageType, Storages, anchored};
 
 /// Bytes of maps that are kept in memory.
 const MAPS: u64 = 64 << 20;
@@ -134,7 +134,12 @@ impl Storages<'_> {
     pub async fn existing_repository(&self, name: &Name) -> Result<Option<StorageRepository>> {
         let record = self.get(name)?;
         let storage = self.open(name).await?;
-        let options = self.open_options(name, &record)?;
+        let options = match self.open_options(name, &record) {
+            Ok(options) => options,
+            // Nobody needs the key of what is not there yet.
+            Err(_) if record.repository.is_none() && !is_there(&storage).await => return Ok(None),
+            Err(error) => return Err(error),
+        };
         match Repository::open(storage, options).await {
             Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => {
                 match record.repository {
@@ -300,6 +305,14 @@ async fn disk_cache(home: &Path, folder: PathBuf) -> Result<DiskCache> {
             Error::new(ErrorKind::Failed, subject.clone(), "could not be opened").caused_by(error)
         })?
         .map_err(|error| Error::repository(subject, error))
+}
+
+/// Whether a storage has a repository. If it does not say, it may.
+async fn is_there(storage: &Arc<dyn Storage>) -> bool {
+    match Key::new(ABOUT) {
+        Ok(about) => !matches!(storage.exists(&about).await, Ok(false)),
+        Err(_) => true,
+    }
 }
 
 /// Makes a repository where there is none. Of two first snapshots at once, one makes it.

@@ -12,6 +12,7 @@ use neon_storage::{Key, Locator, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
@@ -19,7 +20,7 @@ use crate::record::{self, Lock};
 use crate::repositories::{self, codec, duration};
 
 /// What every repository has; whether it is there does not matter, that the question is answered does.
-const ABOUT: &str = "neon.json";
+pub(crate) const ABOUT: &str = "neon.json";
 
 /// The storage that every home has.
 pub const LOCAL: &str = "local";
@@ -323,6 +324,12 @@ impl Storages<'_> {
         };
         let operation = self.0.begin_operation("storage attach", name.as_str())?;
         operation.end(record::create(&self.record(name.as_str()), &record))?;
+        if chosen.encrypted && chosen.key_file.is_none() && self.0.options().passphrase.is_none() {
+            self.0.tell(Event::Warning(format!(
+                "storage {name} will be encrypted, and no passphrase was given now: whatever uses it needs NEON_PASSPHRASE; \
+                 nothing can be read without it, by nobody"
+            )));
+        }
         Ok(record)
     }
 

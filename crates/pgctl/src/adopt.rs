@@ -10,10 +10,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::identity;
 use crate::installation::Installation;
 use crate::instance::{self, Instance};
+use crate::last_options;
 use crate::os_user::OsUser;
 use crate::pid_file::PidFile;
 use crate::process;
 use crate::settings::files::FileSettings;
+
+/// The port of a server that nobody gave one.
+const DEFAULT_PORT: u16 = 5432;
 
 /// Who starts and stops a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct Adopted {
     pub socket_dir: Option<PathBuf>,
     /// Where `pg_wal` lies if it is a link.
     pub wal_dir: Option<PathBuf>,
+    /// The port it has although neither its files nor the options of its start say so: of its environment, as it runs now.
+    pub other_port: Option<u16>,
     /// Its tablespaces outside the data directory.
     pub tablespaces: Vec<TablespaceLink>,
     /// Who starts and stops it.
@@ -133,7 +139,7 @@ impl Adopted {
         let pid = file.as_ref().map(|file| file.pid);
         let command_line = pid
             .and_then(process::command_line)
-            .or_else(|| last_command_line(&data_dir))
+            .or_else(|| last_options::command_line(&data_dir))
             .unwrap_or_default();
         let debian = DebianCluster::of(&data_dir, major, &options.etc);
         let config_file = find_config_file(&data_dir, options, &command_line, debian.as_ref());
@@ -151,12 +157,15 @@ impl Adopted {
         };
         let configured_port = || match settings.value("port") {
             Some(port) => port.parse().ok(),
-            None => Some(5432),
+            None => Some(DEFAULT_PORT),
         };
-        let configured_socket = || {
-            let list = settings.value("unix_socket_directories")?;
-            list.split(',').next().map(|dir| PathBuf::from(dir.trim()))
+        let wanted_port = match last_options::setting(&command_line, "port") {
+            Some(port) => port.parse().ok(),
+            None => configured_port(),
         };
+        let other_port = file.as_ref().and_then(|file| file.port);
+        let configured_socket =
+            || first_folder(settings.value("unix_socket_directories")?.to_owned());
         let managed_by = match (pid.and_then(manager_of), debian) {
             (Some(manager), _) => manager,
             (None, Some(debian)) => ManagedBy::DebianCluster { name: debian.name },
@@ -174,10 +183,13 @@ impl Adopted {
             hba_file,
             bin_dir,
             pid,
-            port: file.as_ref().map_or_else(configured_port, |file| file.port),
+            port: file.as_ref().map_or(wanted_port, |file| file.port),
+            other_port: other_port.filter(|port| Some(*port) != wanted_port),
             socket_dir: match &file {
                 Some(file) => file.socket_dir.clone(),
-                None => configured_socket(),
+                None => last_options::setting(&command_line, "unix_socket_directories")
+                    .and_then(first_folder)
+                    .or_else(configured_socket),
             },
             wal_dir: fs::read_link(data_dir.join("pg_wal")).ok(),
             tablespaces: instance::tablespace_links(&data_dir)?
@@ -262,15 +274,10 @@ fn config_argument(command_line: &[String]) -> Option<&str> {
     })
 }
 
-/// The command line of the last start, from `postmaster.opts`: the program, then arguments in double quotes.
-fn last_command_line(data_dir: &Path) -> Option<Vec<String>> {
-    let text = fs::read_to_string(data_dir.join("postmaster.opts")).ok()?;
-    let text = text.trim_end_matches('\n');
-    let (program, arguments) = text.split_once(" \"").unwrap_or((text, ""));
-    let mut all = vec![program.to_owned()];
-    let arguments = arguments.strip_suffix('"').unwrap_or(arguments);
-    all.extend(arguments.split("\" \"").map(str::to_owned));
-    Some(all)
+/// The first of a list of folders.
+fn first_folder(list: String) -> Option<PathBuf> {
+    let first = list.split(',').next()?.trim();
+    (!first.is_empty()).then(|| PathBuf::from(first))
 }
 
 /// A cluster in the layout of Debian's packages: `<etc>/<major>/<name>/postgresql.conf` names the data

@@ -403,8 +403,12 @@ async fn run_initdb(
     if finished.status.success() {
         return Ok(());
     }
-    let lines: Vec<String> = finished
-        .lines()
+    Err(why_not(finished.lines(), finished.status.to_string()))
+}
+
+/// What `initdb` said that it could not do, and what the server that it runs said. `status` if both were silent.
+fn why_not(said: Vec<String>, status: String) -> Error {
+    let lines: Vec<String> = said
         .into_iter()
         .filter(|line| {
             [
@@ -442,14 +446,16 @@ async fn run_initdb(
     } else {
         ErrorKind::ServerEnded
     };
-    let reason = lines
-        .iter()
-        .find_map(|line| line.split_once("error: "))
-        .map_or_else(
-            || finished.status.to_string(),
-            |(_, reason)| reason.to_owned(),
-        );
-    Err(Error::new(kind, "initdb", reason).with_log(lines))
+    let of = |word: &str| lines.iter().find_map(|line| line.split_once(word));
+    let reason = ["error: ", "FATAL: ", "PANIC: ", "ERROR: "]
+        .into_iter()
+        .find_map(of);
+    let reason = reason.map_or(status, |(_, reason)| reason.trim().to_owned());
+    let error = Error::new(kind, "initdb", reason).with_log(lines);
+    match kind {
+        ErrorKind::DiskFull => error.with_hint("free some space there, or choose another disk"),
+        _ => error,
+    }
 }
 
 fn initdb_arguments(
@@ -577,4 +583,35 @@ pub(crate) fn append(path: &Path, text: &str) -> Result<()> {
 pub(crate) fn pass_line(user: &str, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
     format!("*:*:*:{}:{}\n", escape(user), escape(password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(said: &str) -> Error {
+        why_not(
+            said.lines().map(str::to_owned).collect(),
+            "exit status: 1".to_owned(),
+        )
+    }
+
+    #[test]
+    fn what_kept_a_cluster_from_being_made_is_told_whoever_said_it() {
+        let full = of("creating configuration files ... ok\n\
+             running bootstrap script ... 2026-01-01 00:00:00.000 UTC [1] FATAL:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device\n\
+             child process exited with exit code 1\n\
+             initdb: removing contents of data directory \"/data\"");
+        assert_eq!(full.kind(), ErrorKind::DiskFull);
+        let text = full.to_string();
+        assert!(text.contains("could not write to file"), "{text}");
+        assert!(
+            full.hint()
+                .is_some_and(|hint| hint.contains("free some space"))
+        );
+        let own = of("initdb: error: could not create directory \"/x\": Permission denied");
+        assert_eq!(own.kind(), ErrorKind::Permissions);
+        assert!(own.to_string().contains("could not create directory"));
+        assert!(of("").to_string().contains("exit status: 1"));
+    }
 }

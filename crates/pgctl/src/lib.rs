@@ -16,6 +16,7 @@ pub mod facts;
 mod identity;
 mod installation;
 mod instance;
+mod last_options;
 mod launch;
 mod logs;
 mod os_user;
@@ -47,7 +48,7 @@ pub use logs::{LogCursor, LogFiles};
 pub use neon_pg_layout::PgMajor;
 pub use os_user::OsUser;
 pub use ping::Answer;
-pub use port::PortChoice;
+pub use port::{PortChoice, port_is_free};
 pub use quarantine::{Change, QuarantineOptions, Why};
 pub use quiet::Quiet;
 pub use recovery::{

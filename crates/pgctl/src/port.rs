@@ -38,6 +38,12 @@ pub(crate) const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
+/// Whether a server could listen on this port of both loopback addresses now.
+#[must_use]
+pub fn port_is_free(port: u16) -> bool {
+    is_free(port, &LOOPBACK)
+}
+
 /// Whether a server could listen on this port of all these addresses now. An address that the machine
 /// does not have (IPv6 may be off) does not count.
 pub(crate) fn is_free(port: u16, addresses: &[IpAddr]) -> bool {

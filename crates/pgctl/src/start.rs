@@ -12,6 +12,7 @@ use crate::command::POLL;
 use crate::diagnosis::{self, LogMark};
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
+use crate::last_options;
 use crate::launch::{Launch, Launched};
 use crate::pid_file::{PidFile, PidFileStatus};
 use crate::ping::{Address, Answer, ping};
@@ -29,6 +30,7 @@ pub struct StartOptions {
     pub(crate) settings: Vec<(String, String)>,
     pub(crate) environment: Variables,
     pub(crate) isolation: Isolation,
+    pub(crate) last_options: bool,
 }
 
 /// Variables of a server. Their values may be secrets.
@@ -68,6 +70,7 @@ impl StartOptions {
             settings: Vec::new(),
             environment: Variables::default(),
             isolation: Isolation::Inherited,
+            last_options: false,
         }
     }
 
@@ -99,6 +102,13 @@ impl StartOptions {
     /// Starts with the configuration as it is, also what [is a copy](Instance::with_quarantine).
     pub fn as_is(mut self) -> Self {
         self.isolation = Isolation::AsIs;
+        self
+    }
+
+    /// With the options of its last start, which `postmaster.opts` has, as `pg_ctl restart` does: for a server that somebody
+    /// else started with more than its files say. The folder of its socket and its configuration file are the instance's.
+    pub fn with_last_options(mut self) -> Self {
+        self.last_options = true;
         self
     }
 
@@ -178,9 +188,23 @@ impl Instance {
         {
             check_port(port)?;
         }
+        let last = match options.last_options {
+            true => last_options::command_line(&self.data_dir).unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let mut last = last_options::settings(&last);
+        last.retain(|(name, _)| match name.as_str() {
+            "config_file" | "data_directory" | "unix_socket_directories" => false,
+            // It is in the file that is ours.
+            "port" => own.is_none(),
+            _ => true,
+        });
         let mut attempt = 0;
         loop {
-            let mut arguments = Vec::new();
+            let mut arguments: Vec<OsString> = Vec::new();
+            for (name, value) in &last {
+                arguments.extend(["-c".into(), format!("{name}={value}").into()]);
+            }
             if own.is_none() {
                 let dir = self.socket_dir.display();
                 arguments.extend(["-c".into(), format!("unix_socket_directories={dir}").into()]);

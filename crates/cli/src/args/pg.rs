@@ -32,6 +32,7 @@ pub(crate) enum Pg {
     /// Starts a server, or a replica of it
     #[command(after_help = examples!(
         "pg start pgdata1" => "on the port it had before",
+        "pg start pgdata1 --port 5440" => "on another one from now on",
         "pg start --replica pgdata1" => "a new server that follows pgdata1",
     ))]
     Start(Start),
@@ -103,6 +104,9 @@ pub(crate) struct Start {
     /// Make a replica of it and start that
     #[arg(long)]
     pub(crate) replica: bool,
+    /// On this port from now on [default: the one it had]
+    #[arg(long, conflicts_with = "replica", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug, Args)]

@@ -35,7 +35,10 @@ pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
             started(&pg.record.name, scene).await.map(Then::from)
         }
         Pg::Start(wanted) => {
-            instances.start(&wanted.name).await?;
+            match wanted.port {
+                Some(port) => instances.start_on(&wanted.name, port).await?,
+                None => instances.start(&wanted.name).await?,
+            };
             started(&wanted.name, scene).await.map(Then::from)
         }
         Pg::Restart(one) => {
@@ -146,7 +149,13 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
         ]);
         rows.push(Value::Object(data(&pg, Some(used))));
     }
-    Ok(Answer::list(&table, "instances", rows))
+    let mut answer = Answer::list(&table, "instances", rows);
+    for error in scene.neon.pg().unreadable()? {
+        answer.exit = 7;
+        let hint = error.hint().unwrap_or_default().to_owned();
+        scene.warn(&format!("{}; {hint}", Failure::from(error)));
+    }
+    Ok(answer)
 }
 
 /// What an instance is, and the space that it and its snapshots use, by storage.
@@ -186,6 +195,9 @@ async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
         pg.record.storage,
         bytes(used),
     );
+    if let Some(of) = &pg.record.replica {
+        text.push_str(&format!("  replica of: {}\n", of.name));
+    }
     let mut whole = data(&pg, Some(used));
     let mut spaces = Vec::new();
     let mut all = 0_u64;
@@ -345,6 +357,7 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let name = &wanted.name;
     let pg = instances.get(name).await?;
     let used = used(&folder(scene, &pg.record));
+    let replicas = instances.replicas_of(&pg.record)?;
     let mut plan;
     if pg.record.adopted.is_some() {
         plan = format!(
@@ -354,6 +367,13 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
         plan = format!("pg {name} will be destroyed: {} of data", bytes(used));
         if let Some(endpoint) = pg.endpoint() {
             plan.push_str(&format!(", and its server on {endpoint} stopped"));
+        }
+        if !replicas.is_empty() {
+            let names: Vec<&str> = replicas.iter().map(Name::as_str).collect();
+            plan.push_str(&format!(
+                ". Nothing will come to its replicas any more, which stay as they are then: {}",
+                names.join(", ")
+            ));
         }
     }
     plan.push_str(". Its snapshots stay.");
@@ -370,6 +390,8 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
         }
         plan = "Ok".to_owned();
     }
+    let replicas = replicas.into_iter().map(|name| Value::from(name.as_str()));
+    whole.insert("replicas".to_owned(), replicas.collect());
     whole.insert("destroyed".to_owned(), Value::Bool(done));
     Ok(Answer::of(plan, Value::Object(whole)))
 }

@@ -219,12 +219,10 @@ impl Neon {
             .iter()
             .flat_map(|folder| self.readable(folder).1)
         {
+            let (subject, why) = (path.display().to_string(), with_causes(&error));
+            let why = why.strip_prefix(&format!("{subject}: ")).unwrap_or(&why);
             findings
-                .error(
-                    "record-damaged",
-                    path.display().to_string(),
-                    with_causes(&error),
-                )
+                .error("record-damaged", subject, why.to_owned())
                 .hinted(
                     "put back a copy of it, or move it away: what it is about is then unknown here",
                 );

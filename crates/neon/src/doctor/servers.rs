@@ -27,6 +27,7 @@ impl Neon {
     pub(super) async fn examine_servers(&self, findings: &mut Findings) {
         let records = self.readable_instances();
         ports(&records, findings);
+        self.orphans(&records, findings);
         for record in records {
             self.shared(&record, findings);
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
@@ -59,6 +60,32 @@ impl Neon {
                 .hinted(format!(
                     "neon pg stop {name} at once, then neon pg destroy {name}, which leaves that folder alone; \
                      check {other} with neon snapshot create and neon snapshot verify"
+                ));
+        }
+    }
+
+    /// Replicas whose primary is no instance any more.
+    fn orphans(&self, records: &[PgRecord], findings: &mut Findings) {
+        for record in records {
+            let Some(of) = &record.replica else { continue };
+            // One whose record cannot be read is told of elsewhere.
+            let unread = || {
+                let named = records.iter().any(|known| known.name == of.name);
+                !named && self.pg().record(&of.name).exists()
+            };
+            if records.iter().any(|known| known.id == of.id) || unread() {
+                continue;
+            }
+            let name = &record.name;
+            findings
+                .warning(
+                    "replica-orphaned",
+                    format!("pg {name}"),
+                    format!("is a replica of {}, which was destroyed: nothing comes to it any more", of.name),
+                )
+                .hinted(format!(
+                    "neon undo brings {} back if it is in the trash; else neon pg destroy {name}, whose data neon snapshot create {name}@TAG keeps",
+                    of.name
                 ));
         }
     }
@@ -140,15 +167,16 @@ impl Neon {
     }
 
     async fn ask(&self, instance: &Instance, subject: &str, findings: &mut Findings) {
-        for (query, code) in [
+        let queries = [
             (SLOTS, "slot-left"),
             (SESSIONS, "session-left"),
             (ENCODINGS, "encoding"),
-        ] {
-            let values = match column(instance, query).await {
-                Ok(values) => values,
-                Err(error) => return findings.failed("server-silent", subject, &error),
-            };
+        ];
+        let answers = match columns(instance, queries.map(|(query, _)| query)).await {
+            Ok(answers) => answers,
+            Err(error) => return findings.failed("server-silent", subject, &error),
+        };
+        for ((_, code), values) in queries.into_iter().zip(answers) {
             for value in values {
                 match code {
                     "slot-left" => findings
@@ -216,19 +244,30 @@ impl Neon {
     }
 }
 
-/// The first column of what a server answers.
-async fn column(instance: &Instance, query: &str) -> Result<Vec<String>> {
+/// The first column of each answer of a server, asked in one session: of two, the second could still see the first.
+async fn columns<const N: usize>(
+    instance: &Instance,
+    queries: [&str; N],
+) -> Result<Vec<Vec<String>>> {
     let subject = || instance.data_dir().display().to_string();
     let client = instance.connect("postgres").await;
     let mut client = client.map_err(|error| crate::Error::server(subject(), error))?;
-    let asked = client.simple_query(query).await;
+    let mut answers = Vec::new();
+    for query in queries {
+        match client.simple_query(query).await {
+            Ok(sets) => {
+                let rows = sets.first().map_or(&[][..], |set| set.rows());
+                let values = rows.iter().filter_map(|row| row.get(0).map(str::to_owned));
+                answers.push(values.collect());
+            }
+            Err(error) => {
+                client.close().await;
+                return Err(crate::Error::wire(subject(), error));
+            }
+        }
+    }
     client.close().await;
-    let asked = asked.map_err(|error| crate::Error::wire(subject(), error))?;
-    let rows = asked.first().map_or(&[][..], |set| set.rows());
-    Ok(rows
-        .iter()
-        .filter_map(|row| row.get(0).map(str::to_owned))
-        .collect())
+    Ok(answers)
 }
 
 /// Instances that were given the same port.
@@ -249,7 +288,7 @@ fn ports(records: &[PgRecord], findings: &mut Findings) {
                     names.join(", ")
                 ),
             )
-            .hinted("create one of them again from a snapshot of it, with another --port");
+            .hinted("neon pg start PGDATA --port N gives one of them another, once it is stopped");
     }
 }
 

@@ -136,9 +136,11 @@ impl Instances<'_> {
             let mut record = PgRecord {
                 stage: Stage::Ready,
                 major: found.major.to_string(),
+                port: found.pid.and(found.port),
                 adopted: Some(AdoptedPlace {
                     data_dir: found.data_dir.clone(),
                     config_file: found.config_file.clone(),
+                    port: found.other_port,
                     socket_dir: found.socket_dir.clone(),
                     pass_file: wanted.pass_file.clone(),
                     superuser: wanted.superuser.clone(),

@@ -13,6 +13,7 @@ use crate::instances::{Instances, Pg, PgRecord, Stage, elsewhere};
 use crate::name::Name;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
+use crate::snapshots::room::{self, Place};
 use crate::storages::LOCAL;
 
 /// What a new instance shall be like.
@@ -33,23 +34,30 @@ pub struct CreatePg {
     pub no_start: bool,
 }
 
+/// Bytes that a new cluster has of any major version: files of about 24 MiB, and a segment of log.
+const LEAST_ROOM: u64 = 48 << 20;
+
 impl Instances<'_> {
     /// Makes an instance and starts it, unless told not to.
     ///
     /// Dropped: what is half made is taken back by the next verb on its name.
     ///
     /// # Errors
-    /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage;
-    /// [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it, and when the place that
-    /// was chosen for it cannot be used.
+    /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage; [`Busy`](ErrorKind::Busy) when its port
+    /// belongs to somebody else; [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it,
+    /// and when the place that was chosen for it cannot be used.
     pub async fn create(&self, wanted: &CreatePg) -> Result<Pg> {
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
         };
         self.0.storages().get(&storage)?;
+        self.can_listen(wanted)?;
         let installation = self.0.installation(wanted.major).await?;
         let user = self.0.os_user()?;
+        let home = self.0.home().path().join("pg");
+        let place = wanted.pgdata.as_deref().and_then(Path::parent);
+        room::require(&[Place::new(place.unwrap_or(&home), LEAST_ROOM)])?;
         let (name, _lock) = Box::pin(self.claim(wanted, storage, &installation)).await?;
         let mut operation = self.0.begin_operation("pg create", name.as_str())?;
         operation.detail("id", self.known(&name)?.id);
@@ -79,7 +87,7 @@ impl Instances<'_> {
         .await;
         operation.end(created)?;
         if !wanted.no_start {
-            self.start_locked(&name).await?;
+            self.first_start(&name).await?;
         }
         self.get(&name).await
     }

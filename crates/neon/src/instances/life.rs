@@ -3,6 +3,7 @@
 use neon_pgctl::{PortChoice, StartOptions, Started, StopMode, StopOptions};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::instances::ports::runs_already;
 use crate::instances::{Instances, Stage};
 use crate::name::Name;
 use crate::record;
@@ -52,7 +53,15 @@ impl Instances<'_> {
             },
         };
         let operation = self.0.begin_operation("pg start", name.as_str())?;
-        let started = instance.start(&StartOptions::new().with_port(port)).await;
+        let mut options = StartOptions::new().with_port(port);
+        if let Some(place) = &record.adopted {
+            // As whoever started it did.
+            options = options.with_last_options();
+            if let Some(port) = place.port {
+                options = options.with_variable("PGPORT", port.to_string());
+            }
+        }
+        let started = instance.start(&options).await;
         if let Err(error) = &started
             && error.kind() == neon_pgctl::ErrorKind::AlreadyRunning
             && record.adopted.is_none()
@@ -65,7 +74,16 @@ impl Instances<'_> {
                 record.port = status.ok().and_then(|status| status.port).or(record.port);
             })?;
         }
-        let started = started.map_err(|error| Error::server(format!("pg {name}"), error));
+        let started = match started {
+            Err(error) if error.kind() == neon_pgctl::ErrorKind::AlreadyRunning => {
+                let status = instance.status().await.ok();
+                let port = status.and_then(|status| status.port);
+                Err(runs_already(name, port)
+                    .caused_by(error)
+                    .hinted(format!("neon pg restart {name} starts it anew")))
+            }
+            started => started.map_err(|error| Error::server(format!("pg {name}"), error)),
+        };
         let started = started.and_then(|started| {
             self.update(name, |record| {
                 record.wanted = true;

@@ -15,6 +15,7 @@ mod heads;
 mod isolate;
 mod life;
 mod missing;
+mod ports;
 mod record;
 mod replica;
 pub(crate) mod restore;
@@ -107,12 +108,14 @@ impl Instances<'_> {
     }
 
     /// All instances as they are now, by name. Runs no program and opens no storage. One that cannot be looked at is in
-    /// the list without a status, and why is told.
+    /// the list without a status, and why is told. One whose record cannot be read is not in the list: see
+    /// [`unreadable`](Self::unreadable).
     ///
     /// # Errors
-    /// When the records cannot be read.
+    /// When the records cannot be listed.
     pub async fn list(&self) -> Result<Vec<Pg>> {
-        let looks = self.records()?.into_iter().map(async |record| {
+        let (records, _) = records::list_readable::<PgRecord>(&self.0.home().instances())?;
+        let looks = records.into_iter().map(async |(_, record)| {
             let looked = self.look(record.clone()).await;
             looked.unwrap_or_else(|error| {
                 self.0.tell(Event::Warning(with_causes(&error)));
@@ -123,6 +126,14 @@ impl Instances<'_> {
             })
         });
         Ok(futures_util::future::join_all(looks).await)
+    }
+
+    /// Why the records of instances cannot be read that are in no list.
+    ///
+    /// # Errors
+    /// When the records cannot be listed.
+    pub fn unreadable(&self) -> Result<Vec<Error>> {
+        Ok(records::list_readable::<PgRecord>(&self.0.home().instances())?.1)
     }
 
     /// One instance as it is now.

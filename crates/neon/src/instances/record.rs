@@ -131,6 +131,9 @@ pub struct AdoptedPlace {
     /// Its configuration file, where that is not in the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<PathBuf>,
+    /// The port it had, where neither its files nor the options of its start said so: that of its environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// The folder of its socket, as it is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_dir: Option<PathBuf>,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::{CreatePg, Instances, Pg, Stage};
+use crate::instances::{CreatePg, Instances, Pg, PgRecord, Stage};
 use crate::name::Name;
 use crate::record;
 
@@ -110,8 +110,21 @@ impl Instances<'_> {
         }
         .await;
         operation.end(made)?;
-        self.start_locked(&name).await?;
+        self.first_start(&name).await?;
         self.get(&name).await
+    }
+
+    /// The replicas of an instance, by name, whether or not they run.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn replicas_of(&self, record: &PgRecord) -> Result<Vec<Name>> {
+        let records = self.records()?.into_iter();
+        let ours = records.filter(|other| {
+            let of = other.replica.as_ref();
+            other.stage == Stage::Ready && of.is_some_and(|of| of.id == record.id)
+        });
+        Ok(ours.map(|other| other.name).collect())
     }
 
     /// The first number that no replica of this primary has, and no other instance's name.

@@ -89,6 +89,7 @@ impl Instances<'_> {
             None => LOCAL.parse()?,
         };
         self.0.storages().get(&storage)?;
+        self.can_listen(wanted)?;
         let snapshot = from.open().await?;
         let installation = self
             .can_run(from, &snapshot, wanted.major, how.force)
@@ -190,7 +191,7 @@ impl Instances<'_> {
         }
         operation.end(created)?;
         if !wanted.no_start {
-            self.start_locked(&name).await?;
+            self.first_start(&name).await?;
         }
         drop(lock);
         self.get(&name).await

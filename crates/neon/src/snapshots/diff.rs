@@ -34,13 +34,15 @@ pub struct SnapshotDiff {
     /// Why something better did not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
-    /// Pages that differ, or that only one of the two has.
+    /// Pages of relations that differ, or that only one of the two has.
     pub pages: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Bytes in the pages of other files that differ. Unknown, and 0, where the log tells.
+    pub other_bytes: u64,
     /// Relations, the one with the most bytes first.
     pub relations: Vec<RelationDiff>,
-    /// Files that are no relation's, by path. Unknown where the log tells.
+    /// Files that are no relation's, segments of the log among them, by path. Unknown where the log tells.
     pub files: Vec<OtherDiff>,
 }
 
@@ -154,15 +156,14 @@ impl Snapshots<'_> {
         let named = [files(&second), files(&first)];
         let (relations, files) = gathered.finish(&named).await?;
         let sum = |each: fn(&RelationDiff) -> u64| relations.iter().map(each).sum::<u64>();
-        let other_bytes: u64 = files.iter().map(|file| file.bytes).sum();
         Ok(SnapshotDiff {
             before: before.to_owned(),
             after: after.to_owned(),
             by,
             because,
-            pages: sum(|relation| relation.pages)
-                .saturating_add(other_bytes.div_ceil(page_size.into())),
-            bytes: sum(|relation| relation.bytes).saturating_add(other_bytes),
+            pages: sum(|relation| relation.pages),
+            bytes: sum(|relation| relation.bytes),
+            other_bytes: files.iter().map(|file| file.bytes).sum(),
             relations,
             files,
         })

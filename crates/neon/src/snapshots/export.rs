@@ -16,16 +16,20 @@ use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
 };
-use neon_snapshot_format::{Compression, Owner, Sink, Source};
+use neon_snapshot_format::{Chunk, Compression, End, Entry, Owner, ParallelSink, Sink, Source};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::neon::Neon;
+use crate::snapshots::for_others::ForOthers;
 use crate::snapshots::partial::Partial;
 use crate::snapshots::room::{self, Place};
 use crate::snapshots::watch::{Meter, Wanting, Watched, WatchedInOrder};
 use crate::snapshots::{Found, Snapshots};
+
+/// What to call what has no name.
+const STREAM: &str = "the stream";
 
 /// How a snapshot looks outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -144,9 +148,11 @@ impl Snapshots<'_> {
             to.display()
         )));
         let (id, size) = (from.id, snapshot.facts().cost.bytes);
+        let own = ForOthers::of(&snapshot, &from.subject()).await?;
         let job = Job {
             neon: self.0.clone(),
             snapshot,
+            own,
             label: from.repository.label(),
             to: to.clone(),
             how: how.clone(),
@@ -190,6 +196,7 @@ impl Snapshots<'_> {
             _ => {}
         }
         let size = snapshot.facts().cost.bytes;
+        let own = ForOthers::of(&snapshot, &from.subject()).await?;
         let (how, neon) = (how.clone(), self.0.clone());
         let (format, label) = (how.format, from.repository.label());
         self.beside(move |dropped| {
@@ -199,7 +206,7 @@ impl Snapshots<'_> {
             };
             match how.format {
                 ExportFormat::Neon => {
-                    let mut to = neon_file(&neon, &snapshot, &label, to, &dropped)?;
+                    let mut to = neon_file(&neon, &snapshot, &label, (to, STREAM), &dropped)?;
                     to.flush().map_err(|error| {
                         Error::new(ErrorKind::Failed, "the stream", "cannot be written")
                             .caused_by(error)
@@ -207,7 +214,8 @@ impl Snapshots<'_> {
                 }
                 _ => {
                     let mut writer = BaseBackupWriter::in_stream(to, options);
-                    send(&neon, &snapshot, &label, &mut writer, &dropped)
+                    let mut writer = own.before_in_order(&mut writer);
+                    send(&neon, &snapshot, &label, (&mut writer, STREAM), &dropped)
                 }
             }
         })
@@ -322,7 +330,8 @@ async fn require_room(
     room::require(&places)
 }
 
-fn require_free(to: &Path, format: ExportFormat) -> Result<()> {
+/// That nothing is where this is to be exported to.
+pub(crate) fn require_free(to: &Path, format: ExportFormat) -> Result<()> {
     let facts = match fs::symlink_metadata(to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(to, "cannot be examined", error)),
@@ -356,6 +365,7 @@ async fn has_tablespaces(snapshot: &Snapshot) -> Result<bool> {
 struct Job {
     neon: Neon,
     snapshot: Snapshot,
+    own: ForOthers,
     label: String,
     to: PathBuf,
     how: ExportOptions,
@@ -379,7 +389,8 @@ impl Job {
         let spaces_were_there = tablespaces.is_some_and(there);
         // Until it has the directory for itself, nothing in it is ours to remove.
         let writer = writer(&self.to, tablespaces, self.owner)?;
-        let written = fill(&writer, &self.neon, &self.snapshot, &self.label, dropped);
+        let sink = self.own.before(&writer);
+        let written = fill(&sink, &self.neon, &self.snapshot, &self.label, dropped);
         if written.is_err() {
             drop(writer);
             clear(&self.to, was_there);
@@ -404,7 +415,10 @@ impl Job {
                     &self.neon,
                     &self.snapshot,
                     &self.label,
-                    &mut writer,
+                    (
+                        &mut self.own.before_in_order(&mut writer),
+                        &self.to.display().to_string(),
+                    ),
                     dropped,
                 )
             })
@@ -428,6 +442,8 @@ impl Job {
             .write(true)
             .open(partial)
             .map_err(failed)?;
+        let target = self.to.display().to_string();
+        let file = (file, target.as_str());
         let written = neon_file(&self.neon, &self.snapshot, &self.label, file, dropped)
             .and_then(|file: File| file.sync_all().map_err(failed))
             .and_then(|()| {
@@ -454,7 +470,7 @@ fn writer(to: &Path, tablespaces: Option<&Path>, owner: Option<Owner>) -> Result
 }
 
 fn fill(
-    writer: &DirectoryWriter,
+    writer: &dyn ParallelSink,
     neon: &Neon,
     snapshot: &Snapshot,
     label: &str,
@@ -480,7 +496,7 @@ fn neon_file<W: Write + Send>(
     neon: &Neon,
     snapshot: &Snapshot,
     label: &str,
-    to: W,
+    (to, target): (W, &str),
     dropped: &Arc<AtomicBool>,
 ) -> Result<W> {
     let mut id = [0; 16];
@@ -490,7 +506,7 @@ fn neon_file<W: Write + Send>(
     let fail = |error| Error::format("the file", error);
     let writer = NeonWriter::new(to, PackOptions::new(PackId(id))).map_err(fail)?;
     let mut writer = writer.threads(neon.options().threads);
-    send(neon, snapshot, label, &mut writer, dropped)?;
+    send(neon, snapshot, label, (&mut writer, target), dropped)?;
     writer
         .into_inner()
         .ok_or_else(|| Error::new(ErrorKind::Failed, "the file", "was not finished"))
@@ -500,17 +516,53 @@ fn send(
     neon: &Neon,
     snapshot: &Snapshot,
     label: &str,
-    to: &mut dyn Sink,
+    (to, target): (&mut dyn Sink, &str),
     dropped: &Arc<AtomicBool>,
 ) -> Result<()> {
     let mut source =
         SnapshotSource::new(snapshot).map_err(|error| Error::repository(label, error))?;
     let total = snapshot.facts().cost.bytes;
     let meter = Meter::of(neon, label, Arc::clone(dropped), total);
-    let mut sink = WatchedInOrder::new(to, meter);
-    source
-        .send(&mut sink)
-        .map_err(|error| Error::format(label, error))
+    let mut to = Blamed {
+        sink: to,
+        failed: false,
+    };
+    let mut sink = WatchedInOrder::new(&mut to, meter);
+    let sent = source.send(&mut sink);
+    sent.map_err(|error| match to.failed {
+        true => Error::unwritten(target, error),
+        false => Error::format(label, error),
+    })
+}
+
+/// Knows whether it was the place where a copy goes that failed, and not what is copied.
+struct Blamed<'a> {
+    sink: &'a mut dyn Sink,
+    failed: bool,
+}
+
+impl Blamed<'_> {
+    fn blame<T, E>(&mut self, done: std::result::Result<T, E>) -> std::result::Result<T, E> {
+        self.failed |= done.is_err();
+        done
+    }
+}
+
+impl Sink for Blamed<'_> {
+    fn entry(&mut self, entry: &Entry) -> neon_snapshot_format::Result<()> {
+        let done = self.sink.entry(entry);
+        self.blame(done)
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> neon_snapshot_format::Result<()> {
+        let done = self.sink.chunk(chunk);
+        self.blame(done)
+    }
+
+    fn end(&mut self, end: &End) -> neon_snapshot_format::Result<()> {
+        let done = self.sink.end(end);
+        self.blame(done)
+    }
 }
 
 /// Gives a file its name, unless somebody put another there meanwhile.

@@ -1,15 +1,19 @@
-//! Instances straight from what is outside: imported under a name that nobody gave, and destroyed afterwards.
+//! Instances straight from what is outside: imported into a repository of their own, which is removed afterwards. What was
+//! imported is in no storage: nothing of it stays until a collection, and no listing shows it.
 //!
-//! A note in `state/import` says which snapshot belongs to a command that is at work; what a killed one left is
-//! destroyed by the next, or by the doctor.
+//! The repository is `state/import/<id>`, with a note and a lock beside it; what a killed command left is removed by the
+//! next import, or by the doctor.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neon_pagestore::SnapshotName;
+use neon_storage::Locator;
 use serde::{Deserialize, Serialize};
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::random_id;
@@ -23,11 +27,10 @@ use crate::storages::LOCAL;
 /// What names of such snapshots begin with.
 pub(crate) const TEMPORARY: &str = "temporary-";
 
-/// What is under way.
+/// That an import is under way, or was when its command was killed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
-    storage: Name,
-    snapshot: String,
+    source: String,
 }
 
 /// An instance that was made from a snapshot, from wherever that was.
@@ -38,16 +41,16 @@ pub struct CreatedFrom {
     pub pg: Pg,
     /// The snapshot, if it was in a repository.
     pub snapshot: Option<Found>,
-    /// What was imported for it; that snapshot is destroyed again.
+    /// What was imported for it; that snapshot is gone again.
     pub imported: Option<Imported>,
 }
 
 impl Snapshots<'_> {
     /// Makes an instance from a snapshot that a person wrote in whatever way: see [`locate`](Self::locate). What is outside
-    /// of all repositories is imported into the instance's storage under a name of its own, and that snapshot is
-    /// destroyed when the instance is there, and also when it could not be made.
+    /// of all repositories is imported into a repository of its own below the home, which is removed when the instance is
+    /// there, and also when it could not be made.
     ///
-    /// Dropped: what is half made is taken back by the next verb on its name, the imported snapshot by the next such call.
+    /// Dropped: what is half made is taken back by the next verb on its name, what was imported by the next import.
     ///
     /// # Errors
     /// As [`locate`](Self::locate), [`import`](Self::import), and
@@ -86,39 +89,41 @@ impl Snapshots<'_> {
                     .hinted("choose another name, or destroy it first"),
             );
         }
-        self.0.pg().can_be_made(wanted)?;
-        self.sweep_temporary().await;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
         };
+        // Before anything comes, however long that takes.
+        self.0.storages().get(&storage)?;
+        self.0.pg().can_listen(wanted)?;
         let id = random_id()?;
         let note = Note {
-            storage: storage.clone(),
-            snapshot: format!("{TEMPORARY}{id}"),
+            source: source.to_string(),
         };
-        let places = Places::of(self.0, &id)?;
+        self.sweep_temporary().await;
+        record::folder(&folder(self.0), 0o700)?;
+        let places = Places::of(self.0, &id);
         let lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
         record::create(&places.note, &note)?;
-        let mut import = ImportSnapshot::new(source);
-        let name = SnapshotName::to_give(&note.snapshot);
-        import.name = Some(name.map_err(|error| Error::repository("a name of ours", error))?);
-        import.storage = Some(storage);
+        let name = SnapshotName::to_give(&format!("{TEMPORARY}{id}"));
+        let name = name.map_err(|error| Error::repository("a name of ours", error))?;
+        let import = ImportSnapshot::new(source);
         self.0
             .tell(Event::Step("Downloading snapshot...".to_owned()));
         let made = Box::pin(async {
-            let imported = self.import(&import).await?;
+            let place = Locator::path_of(&places.folder);
+            let repository = self.0.storages().repository_made_at(&place).await?;
+            let imported = self.import_into(&import, repository, storage, name).await?;
             let pg = Box::pin(self.0.pg().create_from(wanted, &imported.found, how)).await;
             Ok((pg?, imported))
         })
         .await;
         self.0
             .tell(Event::Step("Destroying snapshot...".to_owned()));
-        match self.destroy_temporary(&note).await {
-            Ok(()) => places.remove(),
-            Err(error) => self.0.tell(Event::Warning(format!(
-                "{error}; it is destroyed by the next such command"
-            ))),
+        if let Err(error) = places.remove().await {
+            self.0.tell(Event::Warning(format!(
+                "{error}; it is removed by the next import"
+            )));
         }
         drop(lock);
         let (pg, imported) = made?;
@@ -129,73 +134,43 @@ impl Snapshots<'_> {
         })
     }
 
-    async fn destroy_temporary(&self, note: &Note) -> Result<()> {
-        let subject = format!("snapshot {}", note.snapshot);
-        let failed = |error| Error::repository(&*subject, error);
-        let storages = self.0.storages();
-        let Some(found) = storages.existing_repository(&note.storage).await? else {
-            return Ok(());
-        };
-        let name = SnapshotName::to_give(&note.snapshot).map_err(failed)?;
-        match found.repository.resolve_name(&name).await {
-            Ok(id) => found.repository.destroy(id).await.map_err(failed),
-            Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed(error)),
-        }
-    }
-
-    /// Destroys what commands left that were killed.
+    /// Removes what commands left that were killed. What cannot be removed now waits for the next.
     pub(crate) async fn sweep_temporary(&self) {
         for left in self.left_imports() {
             if let Err(error) = self.end_import(&left).await {
                 self.0.tell(Event::Warning(format!(
-                    "{}, and is not destroyed yet: {error}",
+                    "{}, and is not removed yet: {error}",
                     left.what()
                 )));
             }
         }
     }
 
-    /// What commands left that were killed.
+    /// What commands left that were killed: the repository, its note, its lock, or what there is of them.
     pub(crate) fn left_imports(&self) -> Vec<LeftImport> {
-        let folder = self.0.home().path().join(FOLDER);
-        let mut left = Vec::new();
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let note = entry.path();
-            let ending = note.extension().and_then(|ending| ending.to_str());
-            let lock = note.with_extension("lock");
-            let other = match ending {
-                // One that says nothing speaks of nothing.
-                Some("json") => record::read::<Note>(&note).unwrap_or_default(),
-                // Its note went, or never came.
-                Some("lock") if !note.with_extension("json").exists() => None,
-                _ => continue,
-            };
-            // Somebody is at it.
-            if lock.exists() && !record::is_free(&lock) {
-                continue;
-            }
-            left.push(LeftImport {
-                places: Places {
-                    note: note.with_extension("json"),
-                    lock,
-                },
-                note: other,
+        let mut ids = BTreeSet::new();
+        for entry in fs::read_dir(folder(self.0)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().map(|name| {
+                let id = name.strip_suffix(".json");
+                id.or_else(|| name.strip_suffix(".lock")).unwrap_or(name)
             });
+            ids.extend(id.map(str::to_owned));
         }
-        left
+        let each = ids.into_iter().map(|id| LeftImport {
+            places: Places::of(self.0, &id),
+        });
+        // Somebody is at the others.
+        each.filter(|left| !left.places.lock.exists() || record::is_free(&left.places.lock))
+            .collect()
     }
 
-    /// Destroys what one of them left; nothing when somebody is at it.
+    /// Removes what one of them left; nothing when somebody is at it.
     pub(crate) async fn end_import(&self, left: &LeftImport) -> Result<()> {
         let Some(_lock) = Lock::free(&left.places.lock) else {
             return Ok(());
         };
-        if let Some(note) = &left.note {
-            self.destroy_temporary(note).await?;
-        }
-        left.places.remove();
-        Ok(())
+        left.places.remove().await
     }
 }
 
@@ -203,7 +178,6 @@ impl Snapshots<'_> {
 #[derive(Debug)]
 pub(crate) struct LeftImport {
     places: Places,
-    note: Option<Note>,
 }
 
 impl LeftImport {
@@ -214,42 +188,45 @@ impl LeftImport {
 
     /// What it is.
     pub(crate) fn what(&self) -> String {
-        match &self.note {
-            Some(Note { storage, snapshot }) => format!(
-                "snapshot {snapshot} in storage {storage}, or a part of it, was imported for an instance by a command that was killed"
-            ),
-            None => "was left by an import that was killed".to_owned(),
+        match record::read::<Note>(&self.places.note) {
+            Ok(Some(Note { source })) => {
+                format!("{source} was imported for an instance by a command that was killed")
+            }
+            _ => "was left by an import that was killed".to_owned(),
         }
     }
 }
 
-/// Where notes are, in a home.
-const FOLDER: &str = "state/import";
-
-fn folder(neon: &Neon) -> Result<PathBuf> {
-    let folder = neon.home().path().join(FOLDER);
-    record::folder(&folder, 0o700)?;
-    Ok(folder)
+fn folder(neon: &Neon) -> PathBuf {
+    neon.home().path().join("state/import")
 }
 
 #[derive(Debug)]
 struct Places {
+    folder: PathBuf,
     note: PathBuf,
     lock: PathBuf,
 }
 
 impl Places {
-    fn of(neon: &Neon, id: &str) -> Result<Self> {
-        let folder = folder(neon)?;
-        Ok(Self {
+    fn of(neon: &Neon, id: &str) -> Self {
+        let folder = folder(neon);
+        Self {
+            folder: folder.join(id),
             note: folder.join(format!("{id}.json")),
             lock: folder.join(format!("{id}.lock")),
-        })
+        }
     }
 
-    /// A note that stays is found to speak of nothing by the next.
-    fn remove(&self) {
-        drop(record::remove(&self.note));
+    /// The repository first: as long as it is there, its note says so.
+    async fn remove(&self) -> Result<()> {
+        let (folder, note) = (self.folder.clone(), self.note.clone());
+        beside(move || {
+            record::remove_tree(&folder)?;
+            record::remove(&note)
+        })
+        .await?;
         drop(fs::remove_file(&self.lock));
+        Ok(())
     }
 }

@@ -119,7 +119,8 @@ impl Snapshots<'_> {
         operation.end(imported)
     }
 
-    async fn import_into(
+    /// As [`import`](Self::import), into a repository, without a word in the log.
+    pub(crate) async fn import_into(
         &self,
         wanted: &ImportSnapshot,
         repository: StorageRepository,

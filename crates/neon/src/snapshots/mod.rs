@@ -9,6 +9,7 @@ mod current;
 mod destroy;
 mod diff;
 mod export;
+mod for_others;
 mod implicit;
 mod import;
 mod imported;
@@ -47,6 +48,7 @@ pub use create::{CreateSnapshot, TakenSnapshot};
 pub use current::CurrentState;
 pub use destroy::DestroySnapshot;
 pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
+pub(crate) use export::require_free;
 pub use export::{ExportFormat, ExportOptions, Exported};
 pub use implicit::CreatedFrom;
 pub(crate) use implicit::{LeftImport, TEMPORARY};
@@ -176,10 +178,7 @@ impl Snapshots<'_> {
                 }
                 Ok(found)
             }
-            (0, _) | (_, None) => Err(match trouble.into_iter().next() {
-                Some((_, error)) => error,
-                None => nowhere(text, "is in no attached storage".to_owned()),
-            }),
+            (0, _) | (_, None) => Err(unasked(text, trouble)),
             (_, Some(last)) => {
                 hits.push(last);
                 let labels: Vec<String> = hits.iter().map(|hit| hit.repository.label()).collect();
@@ -295,6 +294,28 @@ enum Looked {
     Mute(Error),
     /// No name, or the beginning of several ids.
     Unclear(Error),
+}
+
+/// No storage that could be asked has it. Those that could not be asked for want of a key are named, and no more than that: who
+/// has no key does not look there. Any other trouble is the error, as what is looked for may be behind it.
+fn unasked(text: &str, trouble: Vec<(Name, Error)>) -> Error {
+    let is_locked = |error: &Error| {
+        error.kind() == ErrorKind::Environment && error.reason().starts_with("is encrypted")
+    };
+    if trouble.is_empty() {
+        return nowhere(text, "is in no attached storage".to_owned());
+    }
+    let names: Vec<String> = trouble
+        .iter()
+        .map(|(name, _)| format!("{name}: no passphrase"))
+        .collect();
+    match trouble.into_iter().find(|(_, error)| !is_locked(error)) {
+        Some((_, error)) => error,
+        None => nowhere(
+            text,
+            format!("is in no storage that can be asked ({})", names.join(", ")),
+        ),
+    }
 }
 
 fn nowhere(text: &str, place: String) -> Error {

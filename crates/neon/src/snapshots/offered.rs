@@ -26,6 +26,7 @@ use neon_snapshot_format::{EntryKind, SnapshotKind, SnapshotPath};
 use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::snapshots::for_others::ForOthers;
 use archive::{Archive, Known, LABEL, LOG, MAP, Sum, Sums, Target, Whole, lock};
 
 /// Pieces that wait between the repository and the client.
@@ -35,6 +36,7 @@ const CONTROL: &str = "global/pg_control";
 /// See the module.
 pub(crate) struct Offered {
     snapshot: Snapshot,
+    own: ForOthers,
     facts: SourceFacts,
     ranges: Vec<TimelineRange>,
     label: Option<Bytes>,
@@ -132,6 +134,7 @@ impl Offered {
                 size: Some(facts.cost.bytes.div_ceil(1024)),
             },
             snapshot: snapshot.clone(),
+            own: ForOthers::of(snapshot, subject).await?,
             ranges,
             label,
             sums: Sums::default(),
@@ -186,6 +189,7 @@ impl Offered {
     /// Sends entries in a thread beside the runtime.
     fn send(&self, of: Option<u32>, request: &BackupRequest, to: Target) {
         let (snapshot, sums) = (self.snapshot.clone(), Arc::clone(&self.sums));
+        let own = self.own.clone();
         let (label, whole) = (self.label.clone(), Arc::clone(&self.whole));
         let (spaces, map) = (self.facts.tablespaces.clone(), request.tablespace_map);
         tokio::task::spawn_blocking(move || {
@@ -194,6 +198,7 @@ impl Offered {
                 whole,
                 spaces,
                 map,
+                own,
             };
             Archive::new(of, to, known).write(&snapshot, label.as_deref());
         });

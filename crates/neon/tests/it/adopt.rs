@@ -347,3 +347,67 @@ async fn the_distributions_own_cluster_is_adopted_copied_while_it_runs_and_start
         "{stop:?}"
     );
 }
+
+/// A server that its owner started with more than its files say.
+async fn comes_back_as_it_was(options: &str, environment: Option<u16>, port: u16) {
+    let major = PgMajor::V15;
+    let cluster = Cluster::builder(major).init();
+    let folder = cluster.scratch_dir().join("their sockets");
+    OsUser::current().create_dir(&folder);
+    let conf = cluster.data_dir().join("postgresql.conf");
+    let text = fs::read_to_string(&conf).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("port = "));
+    fs::write(&conf, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let mut pg_ctl = Installation::of(major).command("pg_ctl");
+    if let Some(port) = environment {
+        pg_ctl.env("PGPORT", port.to_string());
+    }
+    let log = cluster.scratch_dir().join("their.log");
+    let started = pg_ctl
+        .args(["-w", "start", "-D"])
+        .arg(cluster.data_dir())
+        .arg("-l")
+        .arg(&log)
+        .arg("-o")
+        .arg(format!("{options} -k '{}'", folder.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    let log = fs::read_to_string(&log).unwrap_or_default();
+    assert!(started.success(), "{log}");
+    let home = Fixture::of(major);
+    let mut wanted = AdoptPg::new(cluster.data_dir());
+    wanted.name = Some(name("theirs"));
+    wanted.superuser = Some("postgres".to_owned());
+    let pg = home.neon.pg();
+    let adopted = pg.adopt(&wanted).await.unwrap();
+    assert_eq!((adopted.port, adopted.runs), (Some(port), true));
+    for _ in 0..2 {
+        pg.stop(&name("theirs")).await.unwrap();
+        let again = pg.start(&name("theirs")).await.unwrap();
+        assert_eq!(again.port, port);
+        assert_eq!(again.socket_dir.as_deref(), Some(folder.as_path()));
+        assert_eq!(sql(&home.neon, "theirs", "show work_mem").await, "7MB");
+        pg.restart(&name("theirs")).await.unwrap();
+    }
+    pg.stop(&name("theirs")).await.unwrap();
+}
+
+/// A port that nobody has now.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn an_adopted_server_comes_back_with_the_options_that_it_was_started_with() {
+    let port = free_port();
+    comes_back_as_it_was(&format!("-p {port} -c work_mem=7MB"), None, port).await;
+}
+
+#[tokio::test]
+async fn an_adopted_server_comes_back_on_the_port_of_its_environment() {
+    let port = free_port();
+    comes_back_as_it_was("--work-mem=7MB", Some(port), port).await;
+}

@@ -44,6 +44,15 @@ async fn a_home_in_use_is_well() {
     home.neon.pg().create(&home.create()).await.unwrap();
     let report = examined(&home.neon).await;
     assert_eq!(told(&report), Vec::<&DoctorFinding>::new());
+    // Its own sessions are none that somebody left.
+    for _ in 0..12 {
+        let report = examined(&home.neon).await;
+        let left = report
+            .findings
+            .iter()
+            .find(|one| one.code == "session-left");
+        assert_eq!(left, None);
+    }
     // As data it has what programs decide on.
     let text = serde_json::to_value(&report).unwrap();
     assert!(text["findings"].is_array() && text["fixed"].is_array());
@@ -561,4 +570,40 @@ async fn in_a_namespace() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_record_hides_no_other_instance() {
+    let home = Fixture::of(PgMajor::V15);
+    let pg = home.neon.pg();
+    pg.create(&home.stopped("good")).await.unwrap();
+    pg.create(&home.stopped("bad")).await.unwrap();
+    let record = home.scratch.path().join("home/state/pg/bad.json");
+    fs::write(&record, "garbage").unwrap();
+    let listed = pg.list().await.unwrap();
+    let names: Vec<&str> = listed.iter().map(|pg| pg.record.name.as_str()).collect();
+    assert_eq!(names, ["good"]);
+    let unreadable = pg.unreadable().unwrap();
+    let error = unreadable.first().unwrap();
+    assert!(error.subject().ends_with("bad.json"), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("neon doctor"))
+    );
+    // What the doctor says of it names it once.
+    let report = examined(&home.neon).await;
+    let told = report
+        .findings
+        .iter()
+        .map(|one| format!("{}: {}", one.subject, one.message));
+    let told = told
+        .filter(|text| text.contains("bad.json"))
+        .collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].matches("bad.json").count(), 1, "{told:?}");
+    assert_eq!(
+        crate::support::refused(pg.get(&name("bad")).await),
+        neon_pg::ErrorKind::Damaged
+    );
 }

@@ -241,10 +241,13 @@ async fn a_cluster_is_exported_once_in_every_format_to_somewhere_else() {
     ] {
         let exported = first.export(&to(named), format).await.unwrap();
         assert_eq!(exported.exported.unwrap().format, format);
+        // What cannot be written takes no snapshot either.
+        let before = snapshots(&home.neon).await;
         assert_eq!(
             refused(first.export(&to(named), format).await),
             ErrorKind::Exists
         );
+        assert_eq!(snapshots(&home.neon).await, before);
         let imported = import(&home, &to(named), named).await.unwrap();
         assert_eq!(imported.kind, "online");
     }
@@ -308,6 +311,22 @@ async fn instances_are_made_straight_from_servers_files_and_addresses() {
     assert!(made.snapshot.is_none() && made.imported.unwrap().format == "server");
     assert!(made.pg.endpoint().is_some());
     assert_eq!(snapshots(&neon).await, 0);
+    // Nothing was stored that only a collection would free, and no other operation than the creation is remembered.
+    assert!(
+        !home
+            .scratch
+            .path()
+            .join("home/store/local/neon.json")
+            .exists()
+    );
+    let state = home.scratch.path().join("home/state/import");
+    assert_eq!(fs::read_dir(state).unwrap().count(), 0);
+    let verbs = neon.operations().unwrap();
+    let verbs: Vec<&str> = verbs
+        .iter()
+        .map(|operation| operation.verb.as_str())
+        .collect();
+    assert!(!verbs.contains(&"snapshot import"), "{verbs:?}");
     let steps: Vec<String> = told
         .lock()
         .unwrap()
@@ -387,14 +406,12 @@ async fn what_was_imported_for_an_instance_goes_also_when_that_fails_or_is_kille
     assert_eq!(snapshots(&home.neon).await, 0);
     assert_eq!(fs::read_to_string(in_the_way.join("file")).unwrap(), "mine");
 
-    // A command that was killed left its snapshot and its note.
-    import(&home, &from, "temporary-0123456789abcdef")
-        .await
-        .unwrap();
+    // A command that was killed left its repository and its note.
     let folder = home.scratch.path().join("home/state/import");
+    fs::create_dir_all(folder.join("0123456789abcdef/packs")).unwrap();
     fs::write(
         folder.join("0123456789abcdef.json"),
-        r#"{"storage": "local", "snapshot": "temporary-0123456789abcdef"}"#,
+        r#"{"source": "/somewhere"}"#,
     )
     .unwrap();
     let made = snapshots_of
@@ -413,15 +430,10 @@ async fn what_was_imported_for_an_instance_goes_also_when_that_fails_or_is_kille
         ErrorKind::Exists
     );
     // Or the doctor does it.
-    import(&home, &from, "temporary-fedcba9876543210")
-        .await
-        .unwrap();
     let folder = home.scratch.path().join("home/state/import");
-    fs::write(
-        folder.join("fedcba9876543210.json"),
-        r#"{"storage": "local", "snapshot": "temporary-fedcba9876543210"}"#,
-    )
-    .unwrap();
+    fs::create_dir_all(folder.join("fedcba9876543210/packs")).unwrap();
+    let note = r#"{"source": "/somewhere"}"#;
+    fs::write(folder.join("fedcba9876543210.json"), note).unwrap();
     fs::write(folder.join("0000000000000000.lock"), "").unwrap();
     let mut options = neon_pg::DoctorOptions::default();
     let report = home.neon.doctor(&options).await.unwrap();
@@ -430,7 +442,6 @@ async fn what_was_imported_for_an_instance_goes_also_when_that_fails_or_is_kille
         .iter()
         .filter(|one| one.code == "import-left");
     assert_eq!(left.filter(|one| one.fixable).count(), 2, "{report:?}");
-    assert_eq!(snapshots(&home.neon).await, 1);
     options.fix = true;
     let report = home.neon.doctor(&options).await.unwrap();
     assert!(report.findings.iter().all(|one| one.code != "import-left"));

@@ -14,6 +14,7 @@ mod moving;
 mod offers;
 mod pinned;
 mod places;
+mod ports;
 mod redo;
 mod remotes;
 mod restored;

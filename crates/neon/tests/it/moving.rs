@@ -3,16 +3,16 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use neon_pg::{
     Compression, ErrorKind, ExportFormat, ExportOptions, Found, ImportSnapshot, ImportSource,
-    Imported, PgMajor, SnapshotName,
+    Imported, PgMajor, RestoreChoice, SnapshotName,
 };
 use neon_testkit::workload::Workload;
-use neon_testkit::{Cluster, StopMode};
+use neon_testkit::{Cluster, Installation, OsUser, StopMode};
 
-use crate::support::{Fixture, name, refused};
+use crate::support::{Fixture, end_server, name, refused, take};
 
 /// A stopped cluster with a tablespace and something in it.
 pub(crate) fn source(major: PgMajor) -> Cluster {
@@ -586,4 +586,113 @@ async fn a_snapshot_goes_through_a_pipe() {
         .export_stream(&from, Vec::new(), &options)
         .await;
     assert_eq!(refused(refusal), ErrorKind::Invalid);
+}
+
+/// What of its own home an instance's settings name.
+const OF_THE_HOME: [&str; 4] = [
+    "\nport",
+    "\nunix_socket_directories",
+    "\nlogging_collector",
+    "\nlog_directory",
+];
+
+fn names_the_home(settings: &str) -> Vec<&'static str> {
+    let settings = format!("\n{settings}");
+    let named = OF_THE_HOME.into_iter();
+    named.filter(|what| settings.contains(what)).collect()
+}
+
+#[tokio::test]
+async fn what_is_exported_of_an_instance_starts_beside_it_and_anywhere() {
+    let home = Fixture::new();
+    let mut create = home.create();
+    create.name = Some(name("origin"));
+    home.neon.pg().create(&create).await.unwrap();
+    let snapshot = take(&home.neon, "origin", "one").await;
+    let snapshots = home.neon.snapshots();
+
+    // A data directory in a folder that its server may not write, while the origin runs.
+    let closed = home.scratch.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let copy = closed.join("copy");
+    let as_directory = ExportOptions::new(ExportFormat::PgData);
+    snapshots
+        .export(&snapshot, &copy, &as_directory)
+        .await
+        .unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
+    let settings = fs::read_to_string(copy.join("neon.conf")).unwrap();
+    assert_eq!(names_the_home(&settings), Vec::<&str>::new(), "{settings}");
+    assert!(settings.contains("listen_addresses"), "{settings}");
+    verify_backup(&target(PgMajor::V15), &copy);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let sockets = home.scratch.path().join("sockets");
+    OsUser::current().create_dir(&sockets);
+    let mut pg_ctl = Installation::of(PgMajor::V15).command("pg_ctl");
+    let started = pg_ctl
+        .args(["-w", "start", "-l", "/dev/null", "-D"])
+        .arg(&copy)
+        .arg("-o")
+        .arg(format!("-p {port} -k '{}'", sockets.display()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    let mut pg_ctl = Installation::of(PgMajor::V15).command("pg_ctl");
+    let stopped = pg_ctl
+        .args(["-w", "stop", "-m", "fast", "-D"])
+        .arg(&copy)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    end_server(&copy);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(started.unwrap().success() && stopped.unwrap().success());
+
+    // Archives.
+    let archives = home.scratch.path().join("archives");
+    let as_archives = ExportOptions::new(ExportFormat::BaseBackup);
+    snapshots
+        .export(&snapshot, &archives, &as_archives)
+        .await
+        .unwrap();
+    let tar = Command::new("tar")
+        .args(["-xOf"])
+        .arg(archives.join("base.tar"))
+        .arg("neon.conf")
+        .output()
+        .unwrap();
+    let settings = String::from_utf8(tar.stdout).unwrap();
+    assert!(settings.contains("listen_addresses"), "{settings}");
+    assert_eq!(names_the_home(&settings), Vec::<&str>::new());
+
+    // One file is the snapshot itself, and an instance made from any of them has settings of its own.
+    let file = home.scratch.path().join("one.neon");
+    let as_file = ExportOptions::new(ExportFormat::Neon);
+    snapshots.export(&snapshot, &file, &as_file).await.unwrap();
+    for (number, source) in [&copy, &archives, &file].into_iter().enumerate() {
+        let named = format!("copy{number}");
+        let mut create = home.create();
+        create.name = Some(name(&named));
+        let made = snapshots
+            .create_pg(
+                &create,
+                source.to_str().unwrap(),
+                None,
+                &RestoreChoice::default(),
+            )
+            .await
+            .unwrap();
+        assert!(made.pg.endpoint().is_some());
+        let data = home
+            .scratch
+            .path()
+            .join("home/pg")
+            .join(&named)
+            .join("data");
+        let settings = fs::read_to_string(data.join("neon.conf")).unwrap();
+        assert_eq!(names_the_home(&settings), OF_THE_HOME, "{settings}");
+        home.neon.pg().stop(&name(&named)).await.unwrap();
+    }
 }

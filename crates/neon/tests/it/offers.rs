@@ -299,6 +299,29 @@ async fn a_page_that_lies_is_found_by_a_server_and_a_byte_that_flipped_by_its_di
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stock_program_takes_of_an_instance_names_nothing_of_its_home() {
+    let home = Fixture::new();
+    let pg = home.neon.pg();
+    let mut create = home.create();
+    create.name = Some(crate::support::name("origin"));
+    pg.create(&create).await.unwrap();
+    snapshot_of(&home.neon, "origin", "one").await;
+    let copy = target(PgMajor::V15);
+    let arguments = ["-D", &text(&copy.data_dir()), "-X", "fetch"].map(str::to_owned);
+    let (good, said) = take(&home, "origin@one", &copy, &arguments, None).await;
+    assert!(good, "{said}");
+    copy.run_tool("pg_verifybackup", [text(&copy.data_dir())]);
+    let settings = std::fs::read_to_string(copy.data_dir().join("neon.conf")).unwrap();
+    assert!(settings.contains("listen_addresses"), "{settings}");
+    for of_the_home in ["port", "unix_socket_directories", "log_directory"] {
+        assert!(
+            !settings.contains(&format!("\n{of_the_home}")),
+            "{settings}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relation_whose_file_is_missing_is_found_also_where_only_rows_are_read() {
     let home = Fixture::of(PgMajor::V13);
     let mut cluster = Cluster::builder(PgMajor::V13).start();

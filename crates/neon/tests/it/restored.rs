@@ -197,7 +197,40 @@ async fn a_replica_follows(major: PgMajor) {
     assert_eq!(refused(refused_plan), ErrorKind::Invalid);
     let second = pg.start_replica(&name("pgdata1")).await.unwrap();
     assert_eq!(second.role_in_list().as_deref(), Some("replica-2"));
+    let record = &primary.record;
+    assert_eq!(
+        pg.replicas_of(record).unwrap(),
+        [name("pgdata1-r1"), name("pgdata1-r2")]
+    );
     pg.destroy(&name("pgdata1-r2")).await.unwrap();
+    // One that is away counts, too.
+    pg.stop(&name("pgdata1-r1")).await.unwrap();
+    let plan = pg.plan_checkout(&name("pgdata1"), &snap, choice).await;
+    assert_eq!(plan.unwrap().replicas, ["pgdata1-r1"]);
+    pg.stop(&name("pgdata1")).await.unwrap();
+    let plan = pg.plan_checkout(&name("pgdata1"), &snap, choice).await;
+    assert_eq!(plan.unwrap().replicas, ["pgdata1-r1"]);
+    let orphans = async || {
+        let report = home.neon.doctor(&neon_pg::DoctorOptions::default()).await;
+        let findings = report.unwrap().findings.into_iter();
+        let orphans = findings.filter(|one| one.code == "replica-orphaned");
+        orphans.map(|one| one.subject).collect::<Vec<_>>()
+    };
+    assert!(orphans().await.is_empty());
+    let id = pg.destroy(&name("pgdata1")).await.unwrap();
+    assert_eq!(orphans().await, ["pg pgdata1-r1"]);
+    pg.undo_destroy(&id).await.unwrap();
+    assert!(orphans().await.is_empty());
+    if !pg
+        .get(&name("pgdata1"))
+        .await
+        .unwrap()
+        .status
+        .unwrap()
+        .is_up()
+    {
+        pg.start(&name("pgdata1")).await.unwrap();
+    }
     pg.destroy(&name("pgdata1-r1")).await.unwrap();
     let slots = "select count(*) from pg_replication_slots";
     assert_eq!(sql(&home.neon, "pgdata1", slots).await, "0");

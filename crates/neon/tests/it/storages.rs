@@ -224,3 +224,46 @@ async fn a_name_never_means_another_snapshot_because_a_storage_is_away() {
     );
     assert_eq!(found.unwrap().id, told);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_encrypted_storage_without_its_passphrase_is_told_of_and_in_nobodys_way() {
+    let home = Fixture::new();
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    let neon = home.with(|options| {
+        options.events = neon_pg::EventSink::new(move |event| heard.lock().unwrap().push(event));
+    });
+    let place = home.scratch.path().join("tank");
+    let locator = Locator::path_of(&place);
+    let chosen = BTreeMap::from([("encryption".to_owned(), "on".to_owned())]);
+    let tank = name("tank");
+    neon.storages()
+        .attach(&tank, &locator, chosen)
+        .await
+        .unwrap();
+    let warned = told.lock().unwrap().iter().any(
+        |event| matches!(event, neon_pg::Event::Warning(text) if text.contains("NEON_PASSPHRASE")),
+    );
+    assert!(warned);
+    // Nothing is in it yet, so nothing is amiss.
+    let (_, failed) = neon.snapshots().list(None).await.unwrap();
+    assert_eq!(failed.len(), 0, "{failed:?}");
+    let missing = neon.snapshots().find("nothing", None).await;
+    assert_eq!(refused(missing), ErrorKind::NotFound);
+    // Somebody who has the passphrase stores something.
+    let theirs = home.with(|options| {
+        options.passphrase = Some("of theirs".into());
+    });
+    let mut create = home.stopped("one");
+    create.storage = Some(tank.clone());
+    theirs.pg().create(&create).await.unwrap();
+    take(&theirs, "one", "a").await;
+    let (_, failed) = neon.snapshots().list(None).await.unwrap();
+    assert_eq!(failed.len(), 1);
+    let error = neon.snapshots().find("nothing", None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    assert!(error.to_string().contains("tank: no passphrase"), "{error}");
+    // A name of an instance that has its snapshots there may be there.
+    let error = neon.snapshots().find("one@b", None).await;
+    assert_eq!(refused(error), ErrorKind::Environment);
+}

@@ -49,11 +49,23 @@ pub(super) async fn diff(wanted: &Diff, scene: &Scene<'_>) -> Outcome<Answer> {
     }
     let mut text = table.to_string();
     text.push_str(&format!(
-        "{} pages, {} differ, told by {}",
+        "{} pages of relations differ, {}",
         diff.pages,
         bytes(diff.bytes),
-        diff.by
     ));
+    if !diff.files.is_empty() {
+        text.push_str(&format!(
+            "; in {} other files {}{}",
+            diff.files.len(),
+            bytes(diff.other_bytes),
+            if wanted.files {
+                ""
+            } else {
+                " (--files lists them)"
+            },
+        ));
+    }
+    text.push_str(&format!(", told by {}", diff.by));
     if let Some(because) = &diff.because {
         text.push_str(&format!(" ({because})"));
     }

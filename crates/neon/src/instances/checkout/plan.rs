@@ -199,6 +199,13 @@ impl Instances<'_> {
                 plan.rewrite = Some(compared.bytes);
             }
         }
+        // Also those that are not connected now, or of a primary that does not run.
+        for replica in self.replicas_of(&record)? {
+            if !plan.replicas.iter().any(|known| known == replica.as_str()) {
+                plan.replicas.push(replica.to_string());
+            }
+        }
+        plan.replicas.sort_unstable();
         Ok(plan)
     }
 }

@@ -15,6 +15,8 @@ use neon_snapshot_format::{
 };
 use tokio::sync::mpsc;
 
+use crate::snapshots::for_others::ForOthers;
+
 const BLOCK: usize = 512;
 pub(super) const LABEL: &str = "backup_label";
 pub(super) const MAP: &str = "tablespace_map";
@@ -63,6 +65,7 @@ pub(super) struct Known {
     pub(super) spaces: Vec<SourceTablespace>,
     /// Links of tablespaces go into a file.
     pub(super) map: bool,
+    pub(super) own: ForOthers,
 }
 
 /// See the module.
@@ -88,10 +91,11 @@ impl Archive {
 
     /// Writes all that belongs into it. Blocks.
     pub(super) fn write(mut self, snapshot: &Snapshot, label: Option<&[u8]>) {
+        let own = self.known.own.clone();
         let sent = self.first(label).and_then(|()| {
             SnapshotSource::new(snapshot)
                 .map_err(|error| failed("snapshot", error))?
-                .send(&mut self)
+                .send(&mut own.before_in_order(&mut self))
         });
         if let Err(error) = sent
             && let Target::Client(pieces) = &self.to

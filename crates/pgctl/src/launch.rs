@@ -20,7 +20,9 @@ use rustix::process::Signal;
 use crate::command::{self, POLL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::installation::Installation;
+use crate::instance::Instance;
 use crate::os_user::OsUser;
+use crate::pid_file::PidFile;
 use crate::process::{self, Process};
 
 /// `sh` gives a background process ignored INT and QUIT until it installs its own handlers; TERM ends it
@@ -45,6 +47,31 @@ status=$?
 if [ -n "$scrap" ] && [ -z "$word" ]; then rm -rf -- "$scrap"; fi
 exit $status
 "#;
+
+/// What the guardian is called in the table of processes.
+const NAME: &str = "neon-guardian";
+
+impl Instance {
+    /// Whether its server is one of a start that has not come to its end, or of a scoped one: it ends with the process that
+    /// began it, which may have died a moment ago.
+    ///
+    /// False where the system has no `/proc`.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        let Ok(Some(file)) = PidFile::read(&self.data_dir) else {
+            return false;
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", file.pid)).unwrap_or_default();
+        // The name before them may have anything in it.
+        let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+        let Some(parent) = fields.and_then(|fields| fields.split(' ').nth(1)) else {
+            return false;
+        };
+        let line = std::fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|word| word == NAME.as_bytes())
+    }
+}
 
 /// A server that we started and that ends when this is dropped, unless it is [left](Self::leave).
 #[derive(Debug)]
@@ -79,7 +106,7 @@ impl Launched {
         let mut command = command::clean("/bin/sh".as_ref(), launch.user, library_path);
         command
             .envs(launch.environment.iter().map(|(name, value)| (name, value)))
-            .args(["-c", GUARDIAN, "neon-guardian"])
+            .args(["-c", GUARDIAN, NAME])
             .arg(launch.log)
             .arg(launch.scrap.as_deref().unwrap_or(Path::new("")))
             .arg(program)

@@ -51,6 +51,7 @@ impl Instances<'_> {
                     .collect(),
             },
         };
+        self.nobody_gives_up(&instance).await;
         let operation = self.0.begin_operation("pg start", name.as_str())?;
         let started = instance.start(&StartOptions::new().with_port(port)).await;
         if let Err(error) = &started

@@ -50,6 +50,9 @@ async fn acting_as_a_command() {
             let how = RestoreChoice::default();
             neon.pg().create_from(&create, &found, &how).await.unwrap();
         }
+        "start" => {
+            neon.pg().start(&name("pgdata1")).await.unwrap();
+        }
         other => panic!("{other}"),
     }
 }
@@ -348,4 +351,27 @@ async fn a_checkout_whose_snapshot_is_gone_ends_at_the_state_before() {
         "5001"
     );
     neon.pg().stop(&name("pgdata1")).await.unwrap();
+}
+
+/// A server that is up and will not be: its start was given up with the command that began it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_start_was_killed_is_not_taken_for_one_that_runs() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    let pg = home.neon.pg();
+    let pgdata1 = name("pgdata1");
+    for after in (100..900).step_by(100) {
+        pg.stop(&pgdata1).await.unwrap();
+        killed(&place, "start", "", Some(Duration::from_millis(after)));
+        // Just now it may be up.
+        match home.again().pg().start(&pgdata1).await {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{after}: {error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let role = pg.get(&pgdata1).await.unwrap().role();
+        assert_eq!(role, Some("primary"), "{after}");
+    }
+    pg.stop(&pgdata1).await.unwrap();
+    none_but(&place, 0);
 }

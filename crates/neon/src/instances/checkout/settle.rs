@@ -158,6 +158,7 @@ impl Instances<'_> {
     /// Starts the server that ran before, and forgets the checkout, whatever becomes of it.
     pub(crate) async fn start_after(&self, name: &Name) -> Result<()> {
         let instance = self.instance(name).await?;
+        self.nobody_gives_up(&instance).await;
         let status = instance.status().await;
         let up = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
         let started = if up.is_up() {
@@ -193,6 +194,7 @@ impl Instances<'_> {
             return Ok(());
         }
         let instance = self.instance(name).await?;
+        self.nobody_gives_up(&instance).await;
         let status = instance.status().await;
         let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
         if !status.is_up() {

@@ -25,12 +25,14 @@ use crate::os_user::OsUser;
 use crate::pid_file::PidFile;
 use crate::process::{self, Process};
 
+/// Nobody may be there any more to be told the number: that must not end the guardian before it has ended the server.
 /// `sh` gives a background process ignored INT and QUIT until it installs its own handlers; TERM ends it
 /// also before. The server takes the second signal as the more urgent one.
 const GUARDIAN: &str = r#"
 log=$1; scrap=$2; shift 2
 "$@" </dev/null >>"$log" 2>&1 &
 pid=$!
+trap '' PIPE
 echo "$pid"
 exec >/dev/null
 word=
@@ -212,5 +214,27 @@ impl Drop for Launched {
         if self.server.is_some() || self.word.is_some() {
             self.end(false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As when the process that began a start is killed before it has read the number of the server.
+    #[test]
+    fn a_guardian_that_nobody_hears_ends_its_server() {
+        use std::os::unix::process::ExitStatusExt;
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let guardian = std::process::Command::new("/bin/sh")
+            .args(["-c", GUARDIAN, NAME, "/dev/null", "", "sleep", "1000"])
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        // The status is that of what it guarded, which it waited for.
+        assert_eq!((guardian.signal(), guardian.code()), (None, Some(128 + 15)));
     }
 }

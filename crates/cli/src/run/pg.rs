@@ -339,7 +339,13 @@ fn plan_in_words(plan: &CheckoutPlan) -> String {
 async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let instances = scene.neon.pg();
     let name = &wanted.name;
-    let pg = instances.get(name).await?;
+    // A listing has it also when nothing can be said of its server.
+    let mut all = instances.list().await?;
+    all.retain(|pg| pg.record.name == *name);
+    let pg = match all.pop() {
+        Some(pg) => pg,
+        None => instances.get(name).await?,
+    };
     let used = used(&folder(scene, &pg.record));
     let mut plan;
     if pg.record.adopted.is_some() {
@@ -357,7 +363,7 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let done = !wanted.consent.dry_run;
     if done {
         confirm("pg destroy", &plan, wanted.consent.yes).await?;
-        instances.destroy(name).await?;
+        instances.destroy_this(name, &pg.record.id).await?;
         plan = "Ok".to_owned();
     }
     whole.insert("destroyed".to_owned(), Value::Bool(done));

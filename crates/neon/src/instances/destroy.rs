@@ -23,9 +23,25 @@ impl Instances<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn destroy(&self, name: &Name) -> Result<String> {
+        let id = self.known(name)?.id;
+        self.destroy_this(name, &id).await
+    }
+
+    /// As [`destroy`](Self::destroy), only the instance with this id, as somebody agreed to.
+    ///
+    /// # Errors
+    /// As [`destroy`](Self::destroy); [`Busy`](ErrorKind::Busy) when the name is another's by now.
+    pub async fn destroy_this(&self, name: &Name, id: &str) -> Result<String> {
         let record = self.known(name)?;
+        if record.id != id {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("pg {name}"),
+                "is another instance by now",
+            ));
+        }
         let mut operation = self.0.begin_relief("pg destroy", name.as_str())?;
-        let destroyed = Box::pin(self.destroy_of(name, None)).await;
+        let destroyed = Box::pin(self.destroy_of(name, Some(id))).await;
         operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
         operation.end(destroyed)
     }

@@ -353,6 +353,32 @@ async fn a_checkout_whose_snapshot_is_gone_ends_at_the_state_before() {
     neon.pg().stop(&name("pgdata1")).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_half_rolled_back_is_destroyed_and_comes_back_whole() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    killed(&place, "checkout", "checkout: rewritten", None);
+    let neon = home.again();
+    // Also when nothing of the snapshot can be had.
+    let store = place.join("store/local");
+    let aside = place.join("store/aside");
+    fs::rename(&store, &aside).unwrap();
+    neon.pg().destroy(&name("pgdata1")).await.unwrap();
+    assert!(neon.pg().records().unwrap().is_empty());
+    fs::remove_dir_all(&store).ok();
+    fs::rename(&aside, &store).unwrap();
+    // Which keeps no other instance from anything.
+    fs::write(place.join("state/pg/other.json"), "{").unwrap();
+    let undone = neon.undo().await.unwrap();
+    assert_eq!(undone.operation.verb, "pg destroy");
+    let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+    assert_eq!((pg.role(), &pg.record.checkout), (Some("primary"), &None));
+    let count = sql(&neon, "pgdata1", "select count(*) from t").await;
+    assert_eq!(count, "5000");
+    neon.pg().stop(&name("pgdata1")).await.unwrap();
+    none_but(&place, 0);
+}
+
 /// A server that is up and will not be: its start was given up with the command that began it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_start_was_killed_is_not_taken_for_one_that_runs() {

@@ -34,6 +34,9 @@ pub struct UnderWay {
     pub(crate) head_storage: Option<Name>,
     /// Whether the server is to run afterwards.
     pub(crate) start: bool,
+    /// Whether it was told to stop: it may do so though it is up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) stopping: bool,
     pub(crate) choice: CheckoutChoice,
     /// What the control file was at each step of ours. With another one, a server of somebody else ran meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -66,6 +69,9 @@ impl Instances<'_> {
         match under_way.phase {
             Phase::Saving => {
                 self.say_end(name, under_way, Outcome::Failed);
+                if under_way.stopping {
+                    self.stop_locked(name, false).await?;
+                }
                 self.take_back_with(name, under_way, start).await?;
             }
             Phase::Changing => {

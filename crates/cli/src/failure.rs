@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::args::{Format, NAME};
+use crate::asking;
 
 /// What a panic ends with.
 const BUG: u8 = 255;
@@ -227,6 +228,7 @@ pub(crate) fn guarded(run: impl FnOnce() -> u8 + std::panic::UnwindSafe) -> u8 {
 /// Ends the process with this code, at once: threads that still work are ended as by a kill, which everything
 /// they do is made for.
 pub(crate) fn exit(code: u8) -> ExitCode {
+    asking::show();
     let code = if PANICKED.load(Ordering::SeqCst) {
         BUG
     } else {

@@ -1,12 +1,13 @@
 //! Opening the home: where it is was decided, whether it can be one is found out here.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use neon_pg::{AskPassword, Context, EventSink, Neon, Options, OsUser, Secret, first_closed};
 
 use crate::args::PREFIX;
+use crate::asking;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -33,43 +34,11 @@ fn options(
     options.connections = surroundings.for_connections();
     options.ask_password = std::io::stdin()
         .is_terminal()
-        .then(|| AskPassword::new(ask_password));
+        .then(|| AskPassword::new(asking::password));
     options.passphrase = passphrase(surroundings)?;
     let progress = Arc::clone(progress);
     options.events = EventSink::new(move |event| progress.show(event));
     Ok(options)
-}
-
-/// Asks on the terminal, which does not show what is typed.
-fn ask_password(whose: &str) -> Option<Secret> {
-    let hidden = Hidden::new();
-    let mut err = std::io::stderr().lock();
-    write!(err, "Password for {whose}: ")
-        .and_then(|()| err.flush())
-        .ok()?;
-    let mut line = String::new();
-    let read = std::io::stdin().lock().read_line(&mut line);
-    drop(hidden);
-    let _unread = writeln!(err);
-    let line = line.trim_end_matches(['\n', '\r']);
-    (read.is_ok() && !line.is_empty()).then(|| Secret::new(line))
-}
-
-/// As long as it lives the terminal shows nothing of what is typed.
-struct Hidden;
-
-impl Hidden {
-    fn new() -> Self {
-        // `stty` of POSIX spares a crate for one flag. Where it is missing the password shows.
-        let _shown = std::process::Command::new("stty").arg("-echo").status();
-        Self
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        let _shown = std::process::Command::new("stty").arg("echo").status();
-    }
 }
 
 /// From the environment, or the file that it names.

@@ -1,7 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod args;
-mod confirm;
+mod asking;
+mod complete;
 mod failure;
 mod home;
 mod progress;
@@ -15,7 +16,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     failure::report_panics();
-    let code = match args::parse(std::env::args_os()) {
+    let output = surroundings::output();
+    let code = match args::parse(std::env::args_os(), output.as_deref()) {
         Ok(arguments) => run::command(arguments),
         Err(shown) => shown,
     };

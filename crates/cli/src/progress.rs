@@ -70,6 +70,16 @@ impl Progress {
         }
     }
 
+    /// Says what will be done to somebody who is asked whether to go on.
+    pub(crate) fn plan(&self, text: &str) {
+        self.finish();
+        if self.format == Format::Table {
+            say(text);
+        } else {
+            say(&json!({ "event": "note", "text": text }).to_string());
+        }
+    }
+
     /// Nothing more comes: a bar that stands is ended.
     pub(crate) fn finish(&self) {
         if let Ok(mut bar) = self.bar.lock() {

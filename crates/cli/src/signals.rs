@@ -1,7 +1,8 @@
 //! SIGINT and SIGTERM.
 //!
 //! The first asks the library to stop, which it does at the next step, taking back what it began. The second, or ten
-//! seconds without an end, drops what runs: by contract the next command settles what that leaves.
+//! seconds without an end, drops what runs, as does the first while somebody is asked something: by contract the next
+//! command settles what that leaves.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::failure::{Failure, INTERRUPTED, Outcome, TERMINATED, say};
+use crate::asking;
+use crate::failure::{Failure, INTERRUPTED, Outcome, TERMINATED};
+use crate::progress::Progress;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs this until it ends or signals end it.
 pub(crate) async fn until_stopped<T>(
     cancel: Arc<AtomicBool>,
+    progress: &Progress,
     work: impl Future<Output = Outcome<T>>,
 ) -> Outcome<T> {
     let listen = |kind| signal(kind).map_err(|error| Failure::io("signals", &error));
@@ -29,7 +33,10 @@ pub(crate) async fn until_stopped<T>(
         _ = terminations.recv() => TERMINATED,
     };
     cancel.store(true, Ordering::SeqCst);
-    say("Stopping. Once more to stop at once.");
+    if asking::is_asked() {
+        return Err(Failure::stopped(code));
+    }
+    progress.plan("Stopping. Once more to stop at once.");
     tokio::select! {
         outcome = &mut work => match outcome {
             // It was done before it could be stopped.

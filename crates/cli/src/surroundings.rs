@@ -1,10 +1,17 @@
-//! The environment, read once. Nothing else of this program, and nothing below it, reads it.
+//! The environment. Nothing else of this program, and nothing below it, reads it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use neon_pg::{Surroundings as Connections, Variables};
+
+use crate::args::PREFIX;
+
+/// The format of results that it asks for: known before arguments are, which may be wrong.
+pub(crate) fn output() -> Option<OsString> {
+    std::env::var_os(format!("{PREFIX}OUTPUT"))
+}
 
 /// What the environment says.
 #[derive(Debug)]

@@ -257,7 +257,17 @@ impl SnapshotFirst<'_> {
         let (day, time) = stamp.split_at_checked(8).unwrap_or((&stamp, ""));
         let tag = format!("{day}-{time}");
         let name = self.free_tag(&saved.pg, &saved.storage, &tag).await?;
-        Box::pin(self.0.snapshots().create(&CreateSnapshot::new(name))).await
+        let taken = Box::pin(self.0.snapshots().create(&CreateSnapshot::new(name))).await?;
+        let told = self
+            .tell_of_rivals(&self.0.pg().record_of(&saved.pg)?)
+            .await;
+        if let Err(error) = told {
+            // It is there; what else is in the storage can be told another time.
+            self.0.tell(Event::Note(format!(
+                "the storage was not looked through ({error})"
+            )));
+        }
+        Ok(taken)
     }
 
     /// Stops the cluster and takes a snapshot of how it was left: when this returns, everything that was committed is
@@ -277,7 +287,7 @@ impl SnapshotFirst<'_> {
     /// remembered.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself, and for formats that no storage takes; as
+    /// [`Invalid`](ErrorKind::Invalid) for `storage_dest` itself and places in it, and for formats that no storage takes; as
     /// [`push`](Self::push), [`export`](crate::Snapshots::export) and the [push](crate::Snapshots::push) of a snapshot.
     pub async fn export(&self, snapshot_path: &str, format: ExportFormat) -> Result<ExportedFirst> {
         let saved = self.required()?;
@@ -285,11 +295,11 @@ impl SnapshotFirst<'_> {
         let place = Locator::parse(snapshot_path)
             .map_err(|error| Error::storage("snapshot_path", error))?;
         let dest = neon.storages().get(&saved.storage)?;
-        if dest::is_same(&dest, &place)? {
+        if dest::holds(&dest, &place)? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("snapshot_path {place}"),
-                "is where snapshots go anyway",
+                "is where snapshots go anyway, or in it",
             )
             .hinted("leave it to neon, or choose another place"));
         }

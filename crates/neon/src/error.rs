@@ -167,8 +167,30 @@ impl Error {
             | Server::OutOfMemory => ErrorKind::Environment,
             _ => ErrorKind::Failed,
         };
+        let reason = match error.kind() {
+            Server::NoInstallation => "was not found",
+            Server::BadInstallation
+            | Server::MissingTool
+            | Server::MissingLibrary
+            | Server::Unsupported => "cannot be used",
+            Server::NotACluster => "is no cluster",
+            Server::WrongMajor
+            | Server::WrongOwner
+            | Server::Permissions
+            | Server::NoOsUser
+            | Server::SocketPath
+            | Server::OutOfMemory => "cannot be run here",
+            Server::Invalid | Server::BadSetting => "does not take a setting",
+            Server::Exists => "is there already",
+            Server::AlreadyRunning => "runs already",
+            Server::NotRunning => "does not run",
+            Server::PortInUse => "cannot have its port",
+            Server::DiskFull => "has no room",
+            Server::Corrupt => "is damaged",
+            _ => "its server failed",
+        };
         let hint = error.hint().map(|hint| Cow::from(hint.to_owned()));
-        let mut whole = Self::new(kind, subject, "its server failed").caused_by(error);
+        let mut whole = Self::new(kind, subject, reason).caused_by(error);
         whole.0.hint = hint;
         whole
     }

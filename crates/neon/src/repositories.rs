@@ -67,18 +67,64 @@ impl Storages<'_> {
         let options = self.open_options(name, &record)?;
         let repository = match Repository::open(Arc::clone(&storage), options.clone()).await {
             Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => {
-                match Repository::init(Arc::clone(&storage), options.clone()).await {
-                    // Two first snapshots at once: one of them makes it.
-                    Err(error) if error.kind() == neon_pagestore::ErrorKind::Exists => {
-                        Repository::open(storage, options).await
-                    }
-                    made => made,
+                if record.repository.is_some() {
+                    return Err(missing(name, &record));
                 }
+                made(&storage, &options).await
             }
             opened => opened,
         };
         let repository = repository.map_err(|error| locked(name, error))?;
+        self.is_known(name, &record, &repository).await?;
         self.opened(Some(name), &record, repository).await
+    }
+
+    /// Takes what is in a storage now for its repository, and makes an empty one if there is none: for a storage whose
+    /// repository is lost for good, or was replaced.
+    ///
+    /// # Errors
+    /// As [`repository`](Self::repository). The storage is known as before then.
+    pub async fn accept(&self, name: &Name) -> Result<StorageRepository> {
+        let record = self.get(name)?;
+        let operation = self.0.begin_operation("storage init", name.as_str())?;
+        let accepted = async {
+            let storage = self.open_anyway(name, &record).await?;
+            let options = self.open_options(name, &record)?;
+            let repository = match Repository::open(Arc::clone(&storage), options.clone()).await {
+                Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => {
+                    made(&storage, &options).await
+                }
+                opened => opened,
+            };
+            let repository = repository.map_err(|error| locked(name, error))?;
+            self.remember_repository(name, repository.id()).await?;
+            self.opened(Some(name), &record, repository).await
+        };
+        operation.end(accepted.await)
+    }
+
+    /// Refuses a repository that is not the one which this storage had; remembers the first.
+    async fn is_known(
+        &self,
+        name: &Name,
+        record: &StorageRecord,
+        repository: &Repository,
+    ) -> Result<()> {
+        match record.repository {
+            Some(id) if id == repository.id() => Ok(()),
+            Some(id) => Err(Error::new(
+                ErrorKind::Environment,
+                format!("storage {name}"),
+                format!(
+                    "has another repository than before: {}, not {id}",
+                    repository.id()
+                ),
+            )
+            .hinted(format!(
+                "mount the disk, or bring the bucket back, that was here; `neon storage init {name}` takes what is here now"
+            ))),
+            None => self.remember_repository(name, repository.id()).await,
+        }
     }
 
     /// The repository in a storage; nothing if there is none yet.
@@ -90,9 +136,17 @@ impl Storages<'_> {
         let storage = self.open(name).await?;
         let options = self.open_options(name, &record)?;
         match Repository::open(storage, options).await {
-            Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => {
+                match record.repository {
+                    Some(_) => Err(missing(name, &record)),
+                    None => Ok(None),
+                }
+            }
             Err(error) => Err(locked(name, error)),
-            Ok(repository) => self.opened(Some(name), &record, repository).await.map(Some),
+            Ok(repository) => {
+                self.is_known(name, &record, &repository).await?;
+                self.opened(Some(name), &record, repository).await.map(Some)
+            }
         }
     }
 
@@ -246,6 +300,31 @@ async fn disk_cache(home: &Path, folder: PathBuf) -> Result<DiskCache> {
             Error::new(ErrorKind::Failed, subject.clone(), "could not be opened").caused_by(error)
         })?
         .map_err(|error| Error::repository(subject, error))
+}
+
+/// Makes a repository where there is none. Of two first snapshots at once, one makes it.
+async fn made(
+    storage: &Arc<dyn Storage>,
+    options: &OpenOptions,
+) -> std::result::Result<Repository, neon_pagestore::Error> {
+    match Repository::init(Arc::clone(storage), options.clone()).await {
+        Err(error) if error.kind() == neon_pagestore::ErrorKind::Exists => {
+            Repository::open(Arc::clone(storage), options.clone()).await
+        }
+        made => made,
+    }
+}
+
+/// A storage had a repository, and what is at its place now has none.
+pub(crate) fn missing(name: &Name, record: &StorageRecord) -> Error {
+    Error::new(
+        ErrorKind::Environment,
+        format!("storage {name}"),
+        format!("its repository is not at {} any more", record.locator),
+    )
+    .hinted(format!(
+        "mount the disk, or bring the bucket back, that it is on; if it is lost for good, `neon storage init {name}` makes an empty one"
+    ))
 }
 
 fn locked(name: &Name, error: neon_pagestore::Error) -> Error {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use neon_pagestore::RepositoryId;
 use neon_snapshot_format::pack::Codec;
 use neon_storage::{Key, Locator, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
-use crate::repositories::{codec, duration};
+use crate::repositories::{self, codec, duration};
 
 /// What every repository has; whether it is there does not matter, that the question is answered does.
 const ABOUT: &str = "neon.json";
@@ -85,6 +86,10 @@ pub struct StorageRecord {
     pub options: BTreeMap<String, String>,
     /// When it was attached, in seconds since 1970.
     pub attached: u64,
+    /// The repository in it, once one was seen or made there. Another one, or none, is then never taken for it: what is
+    /// there is the folder that a disk is mounted on, another disk, or another bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<RepositoryId>,
 }
 
 impl FromStr for StorageType {
@@ -112,6 +117,7 @@ impl StorageRecord {
             locator: locator.to_string(),
             options: BTreeMap::new(),
             attached: 0,
+            repository: None,
         }
     }
 }
@@ -129,6 +135,9 @@ pub(crate) struct StorageOptions {
 
 /// With less, every writer would count as gone.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
+/// The same for storages that other machines reach: each home has its own grace, and one that was told none says every ten
+/// minutes that it is at work. With less than twice that its writers would count as gone to a collection of ours.
+const LEAST_SHARED_GRACE: Duration = Duration::from_secs(20 * 60);
 
 /// What an option of S3 is called here, and what its locator takes.
 const S3_OPTIONS: [&str; 4] = ["endpoint", "region", "path-style", "profile"];
@@ -164,10 +173,17 @@ impl StorageOptions {
                     chosen.key_file = Some(path);
                 }
                 "grace" => {
-                    let grace = duration(value).filter(|grace| *grace >= LEAST_GRACE);
-                    chosen.grace = Some(
-                        grace.ok_or_else(|| refuse("a time of a second or more, such as 1h"))?,
-                    );
+                    let (least, expected) = match kind {
+                        StorageType::Native => {
+                            (LEAST_GRACE, "a time of a second or more, such as 1h")
+                        }
+                        _ => (
+                            LEAST_SHARED_GRACE,
+                            "a time of 20 minutes or more, such as 1h: with less, writers on other machines would count as gone",
+                        ),
+                    };
+                    let grace = duration(value).filter(|grace| *grace >= least);
+                    chosen.grace = Some(grace.ok_or_else(|| refuse(expected))?);
                 }
                 _ => {
                     let s3 = S3_OPTIONS.iter().find(|known| *known == name);
@@ -251,6 +267,7 @@ impl Storages<'_> {
             locator: place.display().to_string(),
             options: BTreeMap::new(),
             attached: seconds(self.0.now()),
+            repository: None,
         };
         match record::create(&path, &local) {
             Err(error) if error.kind() == ErrorKind::Exists => Ok(()),
@@ -302,6 +319,7 @@ impl Storages<'_> {
             locator: locator.to_string(),
             options,
             attached: seconds(self.0.now()),
+            repository: None,
         };
         let operation = self.0.begin_operation("storage attach", name.as_str())?;
         operation.end(record::create(&self.record(name.as_str()), &record))?;
@@ -429,8 +447,37 @@ impl Storages<'_> {
         let record = self.get(name)?;
         let locator = Locator::parse(&record.locator)
             .map_err(|error| Error::storage(format!("storage {name}"), error))?;
+        // What is looked for is not made.
+        if record.repository.is_some() && locator.file_path().is_some_and(|path| !path.is_dir()) {
+            return Err(repositories::missing(name, &record));
+        }
+        self.open_anyway(name, &record).await
+    }
+
+    /// Opens a storage, and makes the folder of one that is a folder.
+    pub(crate) async fn open_anyway(
+        &self,
+        name: &Name,
+        record: &StorageRecord,
+    ) -> Result<Arc<dyn Storage>> {
+        let locator = Locator::parse(&record.locator)
+            .map_err(|error| Error::storage(format!("storage {name}"), error))?;
         let chosen = StorageOptions::of(record.kind, &record.options)?;
         self.open_at(name, &chosen.apply(name, &locator)?).await
+    }
+
+    /// Remembers which repository is in a storage, or that it is this one from now on. One that was detached meanwhile
+    /// stays so. Durable when it returns.
+    pub(crate) async fn remember_repository(&self, name: &Name, id: RepositoryId) -> Result<()> {
+        let _lock = self.lock(name).await?;
+        let Some(mut record) = record::read::<StorageRecord>(&self.record(name.as_str()))? else {
+            return Ok(());
+        };
+        if record.repository == Some(id) {
+            return Ok(());
+        }
+        record.repository = Some(id);
+        record::replace(&self.record(name.as_str()), &record)
     }
 
     /// The storage and the key of one object at an address, such as a `.neon` file.

@@ -20,6 +20,8 @@ use crate::repository::Repository;
 
 /// How often the race for a name is run again before it counts as busy.
 const ROUNDS: usize = 32;
+/// How many generations in a row are asked for that are not there, where nothing can be listed.
+const MOST_ASKED: u32 = 8;
 
 /// What a claim says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,9 @@ impl Repository {
     /// Reads all that is stored about a name.
     pub(crate) async fn claims(&self, name: &SnapshotName) -> Result<Claims> {
         let hash = self.name_hash(name);
+        if !self.lists() {
+            return self.claims_unlisted(name, hash).await;
+        }
         let prefix = keys::claims_of(hash);
         let listing = self.shared.storage.list(ListOptions::prefix(&prefix));
         let objects: Vec<_> = listing
@@ -103,6 +108,27 @@ impl Repository {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
+        }
+        Ok(claims)
+    }
+
+    /// As [`claims`](Self::claims), where nothing can be listed: generations are asked for one by one. A name that was given
+    /// anew more often than [`MOST_ASKED`] times since its earlier generations were collected is not found so.
+    async fn claims_unlisted(&self, name: &SnapshotName, hash: keys::NameHash) -> Result<Claims> {
+        let mut claims = Claims::default();
+        let (mut generation, mut missed) = (0_u32, 0_u32);
+        while missed < MOST_ASKED {
+            let key = keys::claim(hash, generation)?;
+            match self.get_json::<ClaimBody>(&key, ObjectKind::Claim).await {
+                Ok((_, body)) if body.name == *name => {
+                    claims.generations.push((generation, body.commit));
+                    missed = 0;
+                }
+                Ok(_) => return Err(Error::damaged(key.as_str(), "claims another name")),
+                Err(error) if error.kind() == ErrorKind::NotFound => missed += 1,
+                Err(error) => return Err(error),
+            }
+            generation = generation.saturating_add(1);
         }
         Ok(claims)
     }

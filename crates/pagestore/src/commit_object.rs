@@ -84,6 +84,26 @@ pub(crate) struct Standing {
     pub(crate) commit: Commit,
 }
 
+/// What looking at objects of one commit found.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// These stand.
+    pub(crate) standing: Vec<Standing>,
+    /// These cannot be read, and have no tombstone: they may stand. Of one snapshot all say the same, so another one that
+    /// stands does in their place.
+    pub(crate) unread: Vec<(CommitObject, Error)>,
+}
+
+impl Looked {
+    /// An error unless it is sure that no other object stands.
+    fn none(self) -> Result<()> {
+        match self.unread.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Repository {
     /// Reads a commit.
     ///
@@ -92,12 +112,12 @@ impl Repository {
     /// [`Object::decode`](crate::Object::decode).
     pub async fn read_commit(&self, id: CommitId) -> Result<(WriterId, Commit)> {
         let error = match self.read_commit_object(CommitObject::first(id)).await {
-            Err(error) if error.kind() != ErrorKind::Storage => error,
+            Err(error) if error.is_of_object() => error,
             found => return found,
         };
         for object in self.brought_again(id).await? {
             match self.read_commit_object(object).await {
-                Err(error) if error.kind() != ErrorKind::Storage => {}
+                Err(error) if error.is_of_object() => {}
                 found => return found,
             }
         }
@@ -139,6 +159,9 @@ impl Repository {
 
     /// The objects of a commit beside the first.
     pub(crate) async fn brought_again(&self, id: CommitId) -> Result<Vec<CommitObject>> {
+        if !self.lists() {
+            return Ok(Vec::new());
+        }
         self.commit_objects_below(&format!("{SNAPSHOTS}{id}-"))
             .await
     }
@@ -159,9 +182,15 @@ impl Repository {
     }
 
     /// An object of this snapshot that stands; none when it is no snapshot (any more).
+    ///
+    /// # Errors
+    /// When none that can be read stands, and of another it cannot be said.
     pub(crate) async fn standing(&self, id: CommitId) -> Result<Option<Standing>> {
         let first = CommitObject::first(id);
-        match self.read_commit_object(first).await {
+        if !self.lists() {
+            return self.standing_unlisted(first).await;
+        }
+        let unread = match self.read_commit_object(first).await {
             Ok((author, commit)) => {
                 // A collection that went by between the two looks has left neither commit nor tombstone.
                 if !self.tombstones().await?.bury(first, author)
@@ -174,17 +203,46 @@ impl Repository {
                         commit,
                     }));
                 }
+                None
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) if error.is_of_object() => Some(error),
             Err(error) => return Err(error),
-        }
+        };
         let again = self.brought_again(id).await?;
-        Ok(self.all_standing(&again).await?.pop())
+        let mut looked = self.look_at(&again).await?;
+        match (looked.standing.pop(), unread) {
+            (Some(standing), _) => Ok(Some(standing)),
+            (None, Some(error)) if !self.tombstones().await?.commits.contains_key(&first) => {
+                Err(error)
+            }
+            (None, _) => looked.none().map(|()| None),
+        }
     }
 
-    /// Which of these objects stand.
-    pub(crate) async fn all_standing(&self, objects: &[CommitObject]) -> Result<Vec<Standing>> {
+    /// Whether an object stands, where nothing can be listed: by the keys of what would take it away.
+    async fn standing_unlisted(&self, object: CommitObject) -> Result<Option<Standing>> {
+        let (author, commit) = match self.read_commit_object(object).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        for key in [keys::tombstone(object)?, keys::condemnation(author)?] {
+            let there = self.shared.storage.exists(&key).await;
+            if there.map_err(|error| Error::storage(key.as_str(), error))? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Standing {
+            object,
+            author,
+            commit,
+        }))
+    }
+
+    /// Which of these objects stand, and which cannot be read.
+    pub(crate) async fn look_at(&self, objects: &[CommitObject]) -> Result<Looked> {
         let mut found = Vec::with_capacity(objects.len());
+        let mut unread = Vec::new();
         for object in objects {
             match self.read_commit_object(*object).await {
                 Ok((author, commit)) => found.push(Standing {
@@ -193,12 +251,14 @@ impl Repository {
                     commit,
                 }),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.is_of_object() => unread.push((*object, error)),
                 Err(error) => return Err(error),
             }
         }
-        if !found.is_empty() {
+        if !found.is_empty() || !unread.is_empty() {
             let tombstones = self.tombstones().await?;
             found.retain(|standing| !tombstones.bury(standing.object, standing.author));
+            unread.retain(|(object, _)| !tombstones.commits.contains_key(object));
         }
         // A collection that went by between the two looks has left neither commit nor tombstone.
         let mut standing = Vec::with_capacity(found.len());
@@ -207,24 +267,32 @@ impl Repository {
                 standing.push(one);
             }
         }
-        Ok(standing)
+        Ok(Looked { standing, unread })
     }
 
-    /// An error unless this is a snapshot: a commit of it stands. The objects that do.
-    pub(crate) async fn require_alive(&self, id: CommitId) -> Result<Vec<Standing>> {
+    /// An error unless this is a snapshot: an object of it stands, and can be read.
+    pub(crate) async fn require_alive(&self, id: CommitId) -> Result<Looked> {
         let objects = self.commit_objects_of(id).await?;
-        let standing = self.all_standing(&objects).await?;
-        match (standing.is_empty(), objects.is_empty()) {
-            (false, _) => Ok(standing),
+        let looked = self.look_at(&objects).await?;
+        match (looked.standing.is_empty(), objects.is_empty()) {
+            (false, _) => Ok(looked),
             (true, true) => Err(gone(id, "there is no such snapshot")),
-            (true, false) => Err(gone(id, "was destroyed")),
+            (true, false) => Err(looked
+                .none()
+                .err()
+                .unwrap_or_else(|| gone(id, "was destroyed"))),
         }
     }
 
     /// An error unless this is a snapshot that no collection has announced. To be called after the flag was put that
     /// keeps it: a pin or a lease.
     pub(crate) async fn require_kept(&self, id: CommitId) -> Result<Standing> {
-        let standing = self.require_alive(id).await?;
+        if !self.lists() {
+            // Nobody can keep it from here: what is gone meanwhile is missed when it is read.
+            let standing = self.standing(id).await?;
+            return standing.ok_or_else(|| gone(id, "there is no such snapshot"));
+        }
+        let standing = self.require_alive(id).await?.standing;
         let doomed = self.doomed().await?;
         let mut reason = "is being collected";
         for standing in standing {

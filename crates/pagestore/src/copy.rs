@@ -5,7 +5,9 @@
 //! sealed are sealed on the way, with the key that the map has for their pack. What is there is not sent again, also
 //! after a copy that did not come to its end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId};
 
@@ -46,6 +48,19 @@ pub struct Copied {
     pub bytes: u64,
 }
 
+/// How far a copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CopyProgress {
+    /// Bytes of packs that were sent.
+    pub done: u64,
+    /// Bytes of packs that are sent in all; what was there already is not among them.
+    pub total: u64,
+}
+
+/// Takes how far a copy is; an error ends it.
+type Watch = Arc<dyn Fn(CopyProgress) -> Result<()> + Send + Sync>;
+
 /// The frames of one pack that a snapshot needs, by number.
 type Needed = BTreeMap<PackId, BTreeMap<u64, FrameRef>>;
 
@@ -60,19 +75,33 @@ impl Repository {
     /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot; [`Busy`](ErrorKind::Busy) when the other
     /// repository is just getting rid of it; what reading and writing return.
     pub async fn copy_to(&self, other: &Self, id: CommitId) -> Result<Copied> {
+        self.copy_to_watched(other, id, |_| Ok(())).await
+    }
+
+    /// As [`copy_to`](Self::copy_to), and says how far it is: first, before anything is sent, how much that will be, then
+    /// after every piece of some MiB. The copy fails with an error that `watch` returns.
+    ///
+    /// # Errors
+    /// As [`copy_to`](Self::copy_to), and those of `watch`.
+    pub async fn copy_to_watched(
+        &self,
+        other: &Self,
+        id: CommitId,
+        watch: impl Fn(CopyProgress) -> Result<()> + Send + Sync + 'static,
+    ) -> Result<Copied> {
         // Our side keeps it meanwhile, where we may say so.
         let lease = match self.may_write() {
             true => Some(self.lease(&[id]).await?),
             false => None,
         };
-        let result = self.copy_protected(other, id).await;
+        let result = self.copy_protected(other, id, Arc::new(watch)).await;
         if let Some(lease) = lease {
             lease.release().await;
         }
         result
     }
 
-    async fn copy_protected(&self, other: &Self, id: CommitId) -> Result<Copied> {
+    async fn copy_protected(&self, other: &Self, id: CommitId, watch: Watch) -> Result<Copied> {
         let standing = self.require_kept(id).await?;
         let commit = standing.commit;
         let (_, body) = self.commit_body(standing.object).await?;
@@ -86,6 +115,11 @@ impl Repository {
             reader,
             filling: None,
             moves: BTreeMap::new(),
+            sent: Arc::new(Sent {
+                watch,
+                done: AtomicU64::new(0),
+                total: AtomicU64::new(0),
+            }),
             copied: Copied {
                 id,
                 names: Vec::new(),
@@ -95,7 +129,7 @@ impl Repository {
                 bytes: 0,
             },
         };
-        let copied = match copy.packs(&needed).await {
+        let copied = match copy.packs(needed).await {
             Ok(()) => copy.copied,
             Err(error) => {
                 // The lease lapses by itself: until then what was brought is kept for who tries again.
@@ -151,36 +185,110 @@ struct Copy<'a> {
     reader: FrameReader,
     filling: Option<NewPack>,
     moves: BTreeMap<PackId, Vec<MovedFrame>>,
+    sent: Arc<Sent>,
     copied: Copied,
 }
 
+/// What was sent.
+struct Sent {
+    watch: Watch,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Sent {
+    /// So much more.
+    fn add(&self, bytes: u64) -> Result<()> {
+        self.tell(
+            self.done
+                .fetch_add(bytes, Ordering::Relaxed)
+                .saturating_add(bytes),
+        )
+    }
+
+    /// So much in all.
+    fn tell(&self, done: u64) -> Result<()> {
+        self.done.store(done, Ordering::Relaxed);
+        let total = self.total.load(Ordering::Relaxed);
+        (self.watch)(CopyProgress {
+            done: done.min(total),
+            total,
+        })
+    }
+}
+
+/// What of a pack is to be sent.
+enum Sending {
+    Whole { size: u64 },
+    Frames(Vec<FrameRef>),
+}
+
+impl Sending {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Whole { size } => *size,
+            Self::Frames(frames) => stored(frames),
+        }
+    }
+}
+
+fn stored(frames: &[FrameRef]) -> u64 {
+    let lengths = frames.iter().map(|frame| u64::from(frame.stored_length));
+    lengths.fold(0, u64::saturating_add)
+}
+
 impl Copy<'_> {
-    async fn packs(&mut self, needed: &Needed) -> Result<()> {
+    async fn packs(&mut self, needed: Needed) -> Result<()> {
+        let plan = self.plan(needed).await?;
+        let total = plan.iter().map(|(_, sending)| sending.bytes());
+        self.sent
+            .total
+            .store(total.fold(0, u64::saturating_add), Ordering::Relaxed);
+        self.sent.tell(0)?;
+        for (id, sending) in plan {
+            match sending {
+                Sending::Whole { size } => self.whole(id, size).await?,
+                Sending::Frames(frames) => self.frames(id, &frames).await?,
+            }
+        }
+        self.flush().await
+    }
+
+    /// What is to be sent, pack by pack.
+    async fn plan(&mut self, needed: Needed) -> Result<Vec<(PackId, Sending)>> {
         let ids: Vec<PackId> = needed.keys().copied().collect();
         let brought = self.writing.bring(&ids).await?;
         let there: HashSet<PackId> = brought.there.iter().copied().collect();
         let absent: HashSet<PackId> = brought.absent.iter().copied().collect();
         self.copied.packs_there = there.len() as u64;
-        let sizes = list_packs(self.from).await?;
-        for (id, frames) in needed.iter().filter(|(id, _)| !there.contains(id)) {
-            let missing = self.not_moved_there(*id, frames).await?;
+        // Of packs that nobody lists it is not known how long they are: their frames travel alone.
+        let sizes = match self.from.lists() {
+            true => list_packs(self.from).await?,
+            false => HashMap::new(),
+        };
+        let mut plan = Vec::new();
+        for (id, frames) in needed {
+            if there.contains(&id) {
+                continue;
+            }
+            let missing = self.not_moved_there(id, &frames).await?;
             if missing.is_empty() {
                 self.copied.packs_there = self.copied.packs_there.saturating_add(1);
                 continue;
             }
-            let stored: u64 = missing
-                .iter()
-                .map(|frame| u64::from(frame.stored_length))
-                .sum();
+            let stored = stored(&missing);
             let wrap = self.to.is_encrypted() && frames.values().any(|frame| !frame.sealed);
-            match sizes.get(id) {
-                Some(size) if absent.contains(id) && !wrap && stored.saturating_mul(2) >= *size => {
-                    self.whole(*id, *size).await?;
+            let sending = match sizes.get(&id) {
+                Some(size)
+                    if absent.contains(&id) && !wrap && stored.saturating_mul(2) >= *size =>
+                {
+                    Sending::Whole { size: *size }
                 }
-                _ => self.frames(*id, &missing).await?,
-            }
+                _ => Sending::Frames(missing),
+            };
+            plan.push((id, sending));
         }
-        self.flush().await
+        Ok(plan)
     }
 
     /// The frames of a pack that are not in another pack there, one that stays.
@@ -209,13 +317,18 @@ impl Copy<'_> {
     /// A pack as it is, each of its frames checked on the way.
     async fn whole(&mut self, id: PackId, size: u64) -> Result<()> {
         let file = self.from.pack_file(id, size).await?;
-        let (body, failed) = self.from.pack_body(file, size);
+        let before = self.sent.done.load(Ordering::Relaxed);
+        let sent = Arc::clone(&self.sent);
+        // Read once more after a failure, it is told once.
+        let passed = move |end: u64| sent.tell(before.saturating_add(end));
+        let (body, failed) = self.from.pack_body(file, size, Arc::new(passed));
         match create_from(&**self.to.storage(), &keys::pack(id)?, body).await {
             Ok(_) => {}
             // Somebody else copies the same.
             Err(error) if error.kind() == ErrorKind::Exists => {}
             Err(error) => return Err(failed.take().unwrap_or(error)),
         }
+        self.sent.tell(before.saturating_add(size))?;
         self.copied.packs_whole = self.copied.packs_whole.saturating_add(1);
         self.copied.bytes = self.copied.bytes.saturating_add(size);
         Ok(())
@@ -228,6 +341,7 @@ impl Copy<'_> {
             for (frame, stored) in self.reader.stored(some).await? {
                 self.frame(id, &frame, &stored)?;
             }
+            self.sent.add(stored(some))?;
             if self
                 .filling
                 .as_ref()

@@ -77,6 +77,14 @@ impl Error {
         self
     }
 
+    /// Whether it says something of one object, not of the storage as a whole: another object may do in its place.
+    pub(crate) fn is_of_object(&self) -> bool {
+        !matches!(
+            self.kind(),
+            ErrorKind::Storage | ErrorKind::Io | ErrorKind::Cancelled
+        )
+    }
+
     pub(crate) fn malformed(
         subject: impl Into<String>,
         reason: impl Into<Cow<'static, str>>,

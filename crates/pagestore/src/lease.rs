@@ -110,7 +110,7 @@ impl Repository {
         let listing = self.shared.storage.list(ListOptions::prefix(LEASES));
         listing
             .map_err(|error| Error::storage(LEASES, error))
-            .and_then(|object| async move { writer_of(&object.key) })
+            .try_filter_map(|object| async move { Ok(writer_of(&object.key)) })
             .try_collect()
             .await
     }
@@ -124,10 +124,10 @@ impl Repository {
             .await
             .map_err(|error| Error::storage(LEASES, error))?
         {
-            found
-                .entry(writer_of(&object.key)?)
-                .or_default()
-                .push((object.key, object.modified));
+            if let Some(writer) = writer_of(&object.key) {
+                let beats = found.entry(writer).or_default();
+                beats.push((object.key, object.modified));
+            }
         }
         let leases: Vec<_> = stream::iter(found)
             .map(|(writer, beats)| self.read_lease(writer, beats))
@@ -160,13 +160,11 @@ impl Repository {
     }
 }
 
-fn writer_of(key: &Key) -> Result<WriterId> {
-    key.as_str()
-        .strip_prefix(LEASES)
-        .and_then(|rest| rest.split_once('/'))
-        .ok_or_else(|| Error::malformed(key.as_str(), "is not where leases are"))?
-        .0
-        .parse()
+/// Whose heartbeat lies there. What is there under another name is not ours, and hurts nobody; a check names it.
+fn writer_of(key: &Key) -> Option<WriterId> {
+    let (writer, beat) = key.as_str().strip_prefix(LEASES)?.split_once('/')?;
+    let numbered = beat.len() == 8 && u32::from_str_radix(beat, 16).is_ok();
+    numbered.then(|| writer.parse().ok())?
 }
 
 impl Inner {

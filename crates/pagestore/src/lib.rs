@@ -27,7 +27,7 @@ mod moves;
 mod name;
 mod object;
 mod pack_file;
-mod page_rules;
+mod page_checks;
 mod pin;
 pub mod read;
 mod repository;
@@ -41,7 +41,7 @@ pub use catalog::Summary;
 pub use check::{Checked, Finding};
 pub use claim::NameOutcome;
 pub use commit::Commit;
-pub use copy::Copied;
+pub use copy::{Copied, CopyProgress};
 pub use error::{Error, ErrorKind, Result};
 pub use facts::{
     BadPage, ClusterFacts, Cost, Facts, LogFacts, LogPlace, LogRange, Needs, Noted, TimelineStep,

@@ -103,7 +103,7 @@ impl Repository {
                         passing.insert(entry.commit_object(), Arc::new(entry));
                     }
                     Ok(None) => {}
-                    Err(error) if fails_all(&error) => return Err(error),
+                    Err(error) if !error.is_of_object() => return Err(error),
                     Err(error) => unreadable.push(Listed::unreadable(id, &error)),
                 }
             }
@@ -164,7 +164,7 @@ impl Repository {
                 own.next_back().map(|(generation, _)| *generation)
             };
             let mut claims = match self.claims(name).await {
-                Err(error) if !fails_all(&error) => {
+                Err(error) if error.is_of_object() => {
                     settled = false;
                     continue;
                 }
@@ -196,14 +196,6 @@ impl Repository {
         };
         Ok(Some((entry, settled)))
     }
-}
-
-/// Whether an error says nothing of one object alone.
-fn fails_all(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Storage | ErrorKind::Io | ErrorKind::Cancelled
-    )
 }
 
 impl Listed {

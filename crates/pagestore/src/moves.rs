@@ -23,6 +23,8 @@ use crate::repository::Repository;
 
 const ENTRY: usize = 24;
 const WRAPPED: u32 = 1;
+/// Of so many moved frames it is remembered where they are: 24 MB.
+const REMEMBERED: usize = 1 << 20;
 
 /// A frame of the old pack, in the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -216,12 +218,37 @@ impl MoveCache {
             since,
             pieces: Arc::clone(&pieces),
         };
-        lock().insert(old, known);
+        let mut all = lock();
+        let held: usize = all.values().map(Known::frames).sum();
+        if held.saturating_add(known.frames()) > REMEMBERED {
+            all.clear();
+        }
+        all.insert(old, known);
         Ok(pieces)
     }
 }
 
+impl Known {
+    /// How many moved frames it holds; one for what is nowhere.
+    fn frames(&self) -> usize {
+        let frames = self.pieces.iter().map(|piece| piece.frames.len());
+        frames.sum::<usize>().saturating_add(1)
+    }
+}
+
 impl Moved for MoveCache {
+    fn is_known(&self, pack: PackId) -> bool {
+        let fresh = self.repository.shared.options.grace / 4;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get(&pack);
+        known.is_some_and(|known| !known.pieces.is_empty() && known.since.elapsed() < fresh)
+    }
+
+    fn forget(&self, pack: PackId) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&pack);
+    }
+
     fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
         Box::pin(async move {
             let pieces = self.pieces(frame.pack.id).await?;

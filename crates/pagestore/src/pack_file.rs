@@ -165,19 +165,27 @@ fn pieces(records: &[FrameRecord], size: u64) -> Vec<(Range<u64>, Range<usize>)>
 }
 
 impl Repository {
-    /// The whole of a pack, read in pieces of some MiB; every frame is checked before it passes.
-    pub(crate) fn pack_body(&self, file: PackFile, size: u64) -> (Body, Failed) {
+    /// The whole of a pack, read in pieces of some MiB; every frame is checked before it passes. `passed` is told where
+    /// each piece ends.
+    pub(crate) fn pack_body(
+        &self,
+        file: PackFile,
+        size: u64,
+        passed: Arc<dyn Fn(u64) -> Result<()> + Send + Sync>,
+    ) -> (Body, Failed) {
         let (failed, file) = (Failed::default(), Arc::new(file));
         let (repository, note) = (self.clone(), failed.clone());
         let make = move || {
             let (repository, file, note) = (repository.clone(), Arc::clone(&file), note.clone());
+            let passed = Arc::clone(&passed);
             let pieces = stream::iter(pieces(&file.records, size));
             pieces
                 .then(move |(range, frames)| {
                     let (repository, file) = (repository.clone(), Arc::clone(&file));
-                    let note = note.clone();
+                    let (note, passed, end) = (note.clone(), Arc::clone(&passed), range.end);
                     async move {
                         let piece = repository.checked_piece(&file, range, frames).await;
+                        let piece = piece.and_then(|piece| passed(end).map(|()| piece));
                         piece.map_err(|error| note.note(error))
                     }
                 })

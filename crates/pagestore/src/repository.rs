@@ -326,6 +326,11 @@ impl Repository {
         create(&*self.shared.storage, key, bytes).await
     }
 
+    /// Whether its storage lists objects. Behind plain HTTP only those are found whose keys are known.
+    pub(crate) fn lists(&self) -> bool {
+        self.shared.storage.capabilities().list
+    }
+
     /// Whether this program may write here: the storage takes it, and no addition forbids it.
     pub(crate) fn may_write(&self) -> bool {
         self.shared.storage.capabilities().write && self.require_writable().is_ok()

@@ -19,6 +19,12 @@ impl Repository {
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for `CURRENT`, which is no snapshot, for what
     /// is neither a name nor an id, and for digits that several ids begin with.
     pub async fn resolve(&self, text: &str) -> Result<CommitId> {
+        if !self.lists()
+            && let Ok(id) = text.parse::<CommitId>()
+            && self.standing(id).await?.is_some()
+        {
+            return Ok(id);
+        }
         let by_name = match text.parse::<SnapshotName>() {
             Ok(name) => match self.resolve_name(&name).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => Err(error),
@@ -31,7 +37,7 @@ impl Repository {
             && text
                 .bytes()
                 .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if !digits {
+        if !digits || !self.lists() {
             return by_name;
         }
         match self.resolve_digits(text).await? {

@@ -248,7 +248,7 @@ impl Writing {
         // A key that is on a list may be deleted by who is asleep, for however long. And looked at although only one can
         // create it: some storages say so of themselves and are wrong.
         let doomed = self.repository.doomed().await?.commits.contains(&first);
-        if !doomed && self.repository.commit_author(first).await?.is_none() {
+        if !doomed && self.is_free(first).await? {
             match self.put_commit(first, &object).await {
                 Err(error) if error.kind() == ErrorKind::Exists => {}
                 put => return put,
@@ -257,8 +257,11 @@ impl Writing {
         // The same snapshot was brought here before. Where its writer may yet be condemned, or it is going away, ours is
         // stored beside it.
         for object in self.repository.commit_objects_of(id).await? {
-            let Some(author) = self.repository.commit_author(object).await? else {
-                continue;
+            let author = match self.repository.read_commit_object(object).await {
+                Ok((author, _)) => author,
+                // Gone; or damaged, which keeps nobody from storing it anew.
+                Err(error) if error.is_of_object() => continue,
+                Err(error) => return Err(error),
             };
             if self.is_settled(author).await? {
                 self.require_awake().await?;
@@ -269,6 +272,15 @@ impl Writing {
         }
         self.put_commit(CommitObject::again(id, self.writer()), &object)
             .await
+    }
+
+    /// Whether nothing is stored there; what cannot be read is something.
+    async fn is_free(&self, object: CommitObject) -> Result<bool> {
+        match self.repository.commit_author(object).await {
+            Ok(author) => Ok(author.is_none()),
+            Err(error) if error.is_of_object() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Creates the commit. After that, either no suspicion was there when we looked, and every collection that suspects
@@ -344,7 +356,7 @@ impl Writing {
         let subject = || format!("snapshot {id}");
         // After the lease: a collection that does not see it has announced before we look.
         let objects = self.repository.commit_objects_of(id).await?;
-        let stands = !self.repository.all_standing(&objects).await?.is_empty();
+        let stands = !self.repository.look_at(&objects).await?.standing.is_empty();
         let tombstones = self.repository.tombstones().await?;
         let destroyed = |object: &&CommitObject| tombstones.commits.contains_key(object);
         if stands || !objects.iter().any(|object| destroyed(&object)) {
@@ -378,6 +390,9 @@ impl Writing {
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     refused.get_or_insert_with(|| gone(id, "was collected"));
+                }
+                Err(error) if error.is_of_object() => {
+                    refused.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
             }

@@ -8,6 +8,7 @@
     reason = "test support: a broken environment or a failing server is a failed test, told by panicking"
 )]
 
+mod backup;
 mod builder;
 mod client;
 mod cluster;
@@ -15,15 +16,20 @@ mod copy;
 pub mod crash;
 pub mod forge;
 mod installation;
+mod judge;
 pub mod mask;
 mod os_user;
 mod processes;
 #[cfg(feature = "s3")]
 pub mod s3;
 mod scratch;
+pub mod sshd;
 mod template;
+mod trees;
+pub mod web;
 pub mod workload;
 
+pub use backup::{Backup, StoppedBackup};
 pub use builder::ClusterBuilder;
 pub use client::{Client, Session, SqlError};
 pub use cluster::{Cluster, StopMode};
@@ -32,3 +38,4 @@ pub use installation::Installation;
 pub use neon_pg_layout::PgMajor;
 pub use os_user::OsUser;
 pub use scratch::Scratch;
+pub use trees::{Tree, assert_cold_copy, cold_copy_may_lack, own_all, tree};

@@ -5,12 +5,12 @@ pub(crate) mod pg;
 pub(crate) mod snapshot;
 pub(crate) mod storage;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::failure::say;
+use crate::failure::{Failure, say};
 
 /// The name of the program, once, as a literal for texts.
 macro_rules! program {
@@ -149,15 +149,28 @@ pub(crate) enum Verb {
     /// Settings, and where each comes from
     #[command(subcommand, arg_required_else_help = true)]
     Config(Config),
-    /// Prints the completions for a shell
+    /// Prints what makes a shell complete commands, and names of instances, snapshots and storages
     #[command(after_help = examples!(
         "completions bash > /etc/bash_completion.d/neon" => "for everybody who uses bash",
+        "completions zsh > ~/.zfunc/_neon" => "for yourself with zsh, where fpath has ~/.zfunc",
         "completions fish > ~/.config/fish/completions/neon.fish" => "for yourself with fish",
     ))]
     Completions {
         /// The shell
         #[arg(value_enum)]
         shell: Shell,
+    },
+    /// What could stand where somebody pressed the tabulator: completions ask it
+    #[command(hide = true, after_help = examples!("complete bash 2 -- neon pg cr" => "create"))]
+    Complete {
+        /// The shell that asks
+        #[arg(value_enum)]
+        shell: Shell,
+        /// Which word is to be completed, from 0
+        index: usize,
+        /// The line so far, with the program
+        #[arg(last = true)]
+        words: Vec<OsString>,
     },
     /// Writes the manual pages into a folder
     #[command(after_help = examples!("man /usr/local/share/man/man1" => "one page for each command"))]
@@ -236,17 +249,60 @@ pub(crate) fn grammar() -> clap::Command {
     Arguments::command()
 }
 
-/// Reads the arguments. The error is the exit code after help, the version or what is wrong with them was shown.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, u8> {
-    Arguments::try_parse_from(arguments).map_err(|error| {
-        // On the result stream for help, on the error stream else; that nobody reads it changes nothing.
-        if let Err(unread) = error.print()
+/// Reads the arguments. The error is the exit code after help, the version or what is wrong with them was shown; to
+/// programs, as everything that goes wrong is.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    output: Option<&OsStr>,
+) -> Result<Arguments, u8> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    Arguments::try_parse_from(&arguments).map_err(|error| {
+        let code = u8::try_from(error.exit_code()).unwrap_or(2);
+        if error.use_stderr()
+            && let Some(format) = for_programs(&arguments, output)
+        {
+            let text = error.render().to_string();
+            usage(&text).show(format, false);
+        } else if let Err(unread) = error.print()
+            // On the result stream for help, on the error stream else; that nobody reads it changes nothing.
             && unread.kind() != std::io::ErrorKind::BrokenPipe
         {
             say(&format!("error: {unread}"));
         }
-        u8::try_from(error.exit_code()).unwrap_or(2)
+        code
     })
+}
+
+/// The format for programs, if arguments that cannot be understood ask for one, or else the environment.
+fn for_programs(arguments: &[OsString], output: Option<&OsStr>) -> Option<Format> {
+    let words = arguments.iter().map_while(|word| word.to_str());
+    let mut words = words.take_while(|word| *word != "--");
+    let mut asked = output.and_then(OsStr::to_str);
+    while let Some(word) = words.next() {
+        let joined = word.strip_prefix("--output=");
+        let joined = joined.or_else(|| word.strip_prefix("-o").filter(|rest| !rest.is_empty()));
+        if let Some(value) = joined {
+            asked = Some(value.trim_start_matches('='));
+        } else if word == "--output" || word == "-o" {
+            asked = words.next();
+        }
+    }
+    let format = <Format as ValueEnum>::from_str(asked?, true).ok()?;
+    (format != Format::Table).then_some(format)
+}
+
+/// What is wrong with arguments: the first paragraph says what, the next may say what was meant, the last how it is used.
+fn usage(text: &str) -> Failure {
+    let mut paragraphs = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let what = paragraphs.next().unwrap_or_default();
+    let failure = Failure::usage(what.trim_start_matches("error: "));
+    let hint = paragraphs.find(|next| next.starts_with("tip: ") || next.starts_with("Usage: "));
+    match hint {
+        Some(hint) => failure.hinted(hint.trim_start_matches("tip: ")),
+        None => failure,
+    }
 }
 
 #[cfg(test)]

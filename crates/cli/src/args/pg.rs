@@ -114,7 +114,7 @@ pub(crate) struct Create {
     /// Where its snapshots go [default: local]
     #[arg(short, long)]
     pub(crate) storage: Option<Name>,
-    /// The major version [default: the newest that is installed]
+    /// The major version [default: the newest that is installed, or that of the snapshot]
     #[arg(long, value_name = "MAJOR")]
     pub(crate) pg_version: Option<PgMajor>,
     /// Make it of a snapshot: a name, an id, a .neon file, a base backup, basebackup://USER@HOST:PORT/, an address

@@ -33,12 +33,18 @@ pub(crate) enum Storage {
         "storage check tank --data" => "also every byte of every page",
     ))]
     Check(Check),
-    /// Collects what no snapshot of a storage needs any more
+    /// Collects what no snapshot of a storage needs any more: a first run announces it, one after the grace deletes it
     #[command(after_help = examples!(
         "storage gc tank --dry-run" => "what would be freed",
         "storage gc tank --yes" => "announces what goes, and deletes what was announced a grace ago",
     ))]
     Gc(Gc),
+    /// Takes what is at a storage's place now for its repository, or makes an empty one there
+    #[command(long_about = "Takes what is at a storage's place now for its repository, or makes an empty one there.\n\nA storage keeps to the repository that was first seen in it, so that a disk that is not mounted, or another disk at its place, is told and not written to. Where that repository is lost for good, or was replaced, this says so.", after_help = examples!(
+        "storage init tank" => "after the disk of tank was replaced",
+        "storage init tank --yes" => "in scripts",
+    ))]
+    Init(Detach),
     /// Forgets a storage; what is in it stays
     #[command(after_help = examples!(
         "storage detach tank" => "asks first",
@@ -121,7 +127,8 @@ pub(crate) struct Attach {
     /// Where it is, as a URL
     #[arg(long, conflicts_with = "locator")]
     pub(crate) url: Option<String>,
-    /// compression=zstd:1..22|lz4|none, encryption=on, key-file=PATH, grace=TIME; may be repeated
+    /// compression=zstd:1..22|lz4|none, encryption=on, key-file=PATH, grace=TIME; of s3 also endpoint=URL, region=NAME,
+    /// path-style=on, profile=NAME; may be repeated
     #[arg(short = 'c', long = "option", value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) options: Vec<(String, String)>,
 }

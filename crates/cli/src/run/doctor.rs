@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Scene;
 use crate::args::Doctor;
-use crate::confirm::confirm;
+use crate::asking::confirm;
 use crate::failure::Outcome;
 use crate::render::Answer;
 
@@ -37,7 +37,7 @@ pub(crate) async fn run(wanted: &Doctor, scene: &Scene<'_>) -> Outcome<Answer> {
         if wanted.dry_run {
             text.push_str(&plan);
         } else {
-            confirm("doctor --fix", &plan, wanted.yes).await?;
+            confirm(scene, "doctor --fix", &plan, wanted.yes).await?;
             options.fix = true;
             options.agreed = Some(report.fixable().cloned().collect());
             report = scene.neon.doctor(&options).await?;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use neon_pg::{ErrorKind, InitOptions};
 use serde_json::{Value, json};
 
-use super::snapshot::{data, form, taken_in_words};
-use super::{Scene, absolute_place, psql};
+use super::snapshot::{form, taken_in_words};
+use super::{Scene, absolute_place, data, psql};
 use crate::args::first::{Export, Init, Start};
 use crate::failure::{Failure, Outcome};
 use crate::render::{Answer, age};

@@ -1,25 +1,12 @@
-//! Completions and manual pages.
+//! Manual pages.
 
 use std::path::Path;
 
-use clap_complete::aot;
 use serde_json::json;
 
-use crate::args::{NAME, Shell, grammar};
+use crate::args::grammar;
 use crate::failure::{Failure, Outcome};
-use crate::render::{Answer, write};
-
-pub(crate) fn completions(shell: Shell) -> Outcome<u8> {
-    let mut grammar = grammar();
-    let mut text = Vec::new();
-    match shell {
-        Shell::Bash => aot::generate(aot::Shell::Bash, &mut grammar, NAME, &mut text),
-        Shell::Zsh => aot::generate(aot::Shell::Zsh, &mut grammar, NAME, &mut text),
-        Shell::Fish => aot::generate(aot::Shell::Fish, &mut grammar, NAME, &mut text),
-    }
-    write(&text)?;
-    Ok(0)
-}
+use crate::render::Answer;
 
 /// A page for the program and for each verb.
 pub(crate) fn pages(folder: &Path) -> Outcome<Answer> {
@@ -49,7 +36,7 @@ fn page(command: &clap::Command, folder: &Path, pages: &mut Vec<String>) -> std:
     pages.push(name);
     for verb in command
         .get_subcommands()
-        .filter(|verb| verb.get_name() != "help")
+        .filter(|verb| verb.get_name() != "help" && !verb.is_hide_set())
     {
         page(verb, folder, pages)?;
     }

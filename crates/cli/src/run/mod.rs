@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use neon_pg::Neon;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::{Arguments, Format, Verb};
@@ -26,7 +27,7 @@ use crate::progress::Progress;
 use crate::render::Answer;
 use crate::settings::Settings;
 use crate::surroundings::Surroundings;
-use crate::{home, signals};
+use crate::{complete, home, signals};
 
 /// What is left to do when a verb is done.
 pub(crate) enum Then {
@@ -61,6 +62,11 @@ impl Scene<'_> {
         self.progress.show(neon_pg::Event::Note(text.to_owned()));
     }
 
+    /// What will be done, for who is asked: also when nothing else is to be said.
+    pub(crate) fn plan(&self, text: &str) {
+        self.progress.plan(text);
+    }
+
     /// A step of our own.
     pub(crate) fn step(&self, text: &str) {
         self.progress.show(neon_pg::Event::Step(text.to_owned()));
@@ -90,7 +96,12 @@ fn told(failure: &Failure, format: Format, surroundings: &Surroundings) -> u8 {
 
 fn run(arguments: Arguments, settings: &Settings, surroundings: &Surroundings) -> Outcome<u8> {
     let then = match arguments.verb {
-        Verb::Completions { shell } => return manual::completions(shell),
+        Verb::Completions { shell } => return complete::script(shell),
+        Verb::Complete {
+            shell,
+            index,
+            words,
+        } => return complete::words(shell, index, words, surroundings),
         Verb::Man { folder } => manual::pages(&folder)?.into(),
         Verb::Config(verb) => config::run(&verb, settings).into(),
         verb => in_home(verb, arguments.global.quiet, settings, surroundings)?,
@@ -145,12 +156,13 @@ fn in_home(
             Verb::Export(wanted) => first::export(wanted, &scene).await.map(Then::from),
             Verb::Undo(wanted) => op::undo(&wanted, &scene).await.map(Then::from),
             Verb::Op(verb) => op::run(&verb, &scene).map(Then::from),
-            Verb::Config(_) | Verb::Completions { .. } | Verb::Man { .. } => {
-                Err(Failure::usage("needs no home"))
-            }
+            Verb::Config(_)
+            | Verb::Completions { .. }
+            | Verb::Complete { .. }
+            | Verb::Man { .. } => Err(Failure::usage("needs no home")),
         }
     };
-    let outcome = runtime.block_on(signals::until_stopped(cancel, work));
+    let outcome = runtime.block_on(signals::until_stopped(cancel, &progress, work));
     progress.finish();
     // Threads that still read or write when a command was stopped are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -182,6 +194,12 @@ fn absolute_place(text: &str) -> Outcome<String> {
         .to_str()
         .ok_or_else(|| Failure::usage(format!("{text} is no text")))?;
     Ok(shown.to_owned())
+}
+
+/// As JSON, as the library says it.
+fn data(value: &impl Serialize) -> Outcome<Value> {
+    serde_json::to_value(value)
+        .map_err(|error| Failure::usage("the result is no JSON").because(error.to_string()))
 }
 
 /// Adds to an object whether something was done.

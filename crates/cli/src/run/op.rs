@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Scene, now};
 use crate::args::{Op, Undo};
-use crate::confirm::confirm;
+use crate::asking::confirm;
 use crate::failure::Outcome;
 use crate::render::{Align, Answer, Table, age};
 
@@ -62,7 +62,7 @@ pub(crate) async fn undo(wanted: &Undo, scene: &Scene<'_>) -> Outcome<Answer> {
             json!({ "operation": shown(&operation), "what": null, "undone": false }),
         ));
     }
-    confirm("undo", &plan, wanted.consent.yes).await?;
+    confirm(scene, "undo", &plan, wanted.consent.yes).await?;
     let undone = scene.neon.undo_of(&operation.id).await?;
     Ok(Answer::of(
         undone.what.clone(),

@@ -10,10 +10,9 @@ use neon_pg::{
 };
 use serde_json::{Map, Value, json};
 
-use super::snapshot::data as as_data;
-use super::{Scene, Then, mark, now, psql};
+use super::{Scene, Then, data as as_data, mark, now, psql};
 use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
-use crate::confirm::confirm;
+use crate::asking::confirm;
 use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
 
@@ -159,7 +158,10 @@ async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
         let Ok(summary) = &one.listed.summary else {
             continue;
         };
-        if summary.instance.as_deref() != Some(pg.record.id.as_str()) {
+        // One that was restored or rolled back from elsewhere has another id, and still goes by its name.
+        let own = summary.instance.as_deref() == Some(pg.record.id.as_str());
+        let mut names = one.listed.names.iter();
+        if !own && !names.any(|given| given.instance() == Some(name.as_str())) {
             continue;
         }
         let name = one
@@ -283,7 +285,7 @@ async fn checkout(wanted: Checkout, scene: &Scene<'_>) -> Outcome<Answer> {
         mark(&mut whole, "checked_out", false);
         return Ok(Answer::of(text, whole));
     }
-    confirm("pg checkout", &text, wanted.consent.yes).await?;
+    confirm(scene, "pg checkout", &text, wanted.consent.yes).await?;
     let done = instances.checkout(&plan).await?;
     let mut whole = as_data(&done)?;
     mark(&mut whole, "checked_out", true);
@@ -362,7 +364,7 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let mut whole = data(&pg, Some(used));
     let done = !wanted.consent.dry_run;
     if done {
-        confirm("pg destroy", &plan, wanted.consent.yes).await?;
+        confirm(scene, "pg destroy", &plan, wanted.consent.yes).await?;
         instances.destroy_this(name, &pg.record.id).await?;
         plan = "Ok".to_owned();
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use neon_pg::{CollectStorage, ListedStorage, Storages};
 
-use super::snapshot::{checked_in_words, data};
-use super::{Scene, absolute, mark, now};
+use super::snapshot::checked_in_words;
+use super::{Scene, absolute, data, mark, now};
 use crate::args::storage::{Attach, Check, Gc, Storage};
-use crate::confirm::confirm;
+use crate::asking::confirm;
 use crate::failure::Outcome;
 use crate::render::{Align, Answer, Table, age, bytes};
 
@@ -68,6 +68,30 @@ pub(crate) async fn run(verb: Storage, scene: &Scene<'_>) -> Outcome<Answer> {
         }
         Storage::Check(wanted) => check(&wanted, scene).await,
         Storage::Gc(wanted) => gc(wanted, scene).await,
+        Storage::Init(wanted) => {
+            let record = storages.get(&wanted.name)?;
+            let plan = format!(
+                "storage {} will have what is at {} now for its repository, or an empty one",
+                wanted.name, record.locator
+            );
+            let mut now = record.repository;
+            let done = !wanted.consent.dry_run;
+            let mut text = plan.clone();
+            if done {
+                confirm(scene, "storage init", &plan, wanted.consent.yes).await?;
+                let repository = storages.accept(&wanted.name).await?.repository;
+                text = format!("Storage {}: repository {}", wanted.name, repository.id());
+                now = Some(repository.id());
+            }
+            let mut whole = serde_json::json!({
+                "name": wanted.name,
+                "path": record.locator,
+                "before": record.repository,
+                "repository": now,
+            });
+            mark(&mut whole, "accepted", done);
+            Ok(Answer::of(&text, whole))
+        }
         Storage::Detach(wanted) => {
             let record = storages.get(&wanted.name)?;
             let plan = format!(
@@ -83,7 +107,7 @@ pub(crate) async fn run(verb: Storage, scene: &Scene<'_>) -> Outcome<Answer> {
             });
             let done = !wanted.consent.dry_run;
             if done {
-                confirm("storage detach", &plan, wanted.consent.yes).await?;
+                confirm(scene, "storage detach", &plan, wanted.consent.yes).await?;
                 storages.detach(&wanted.name).await?;
             }
             mark(&mut whole, "detached", done);
@@ -148,7 +172,7 @@ async fn gc(wanted: Gc, scene: &Scene<'_>) -> Outcome<Answer> {
         mark(&mut whole, "collected", false);
         return Ok(Answer::of(text, whole));
     }
-    confirm("storage gc", &text, wanted.consent.yes).await?;
+    confirm(scene, "storage gc", &text, wanted.consent.yes).await?;
     let done = storages.gc(&plan).await?;
     let mut text = format!(
         "storage {}: {} freed, {} repacked, {} packs announced",

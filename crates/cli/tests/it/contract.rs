@@ -72,24 +72,8 @@ fn on_a_terminal_it_is_asked() {
     let home = Home::new();
     home.ok(&["pg", "create", "one", "--no-start"]);
     let on_terminal = |answer: &str| -> Ran {
-        let inner = home.command(&["pg", "destroy", "one"]);
-        // `script` gives it a terminal of its own.
-        let mut command = Command::new("script");
-        command.args([
-            "-qec",
-            &format!("{} pg destroy one", inner.get_program().to_string_lossy()),
-            "/dev/null",
-        ]);
-        command.env_clear().env("TERM", "xterm");
-        command.envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+        let mut child = home
+            .on_terminal(&format!("{} pg destroy one", Home::program()))
             .spawn()
             .unwrap();
         std::io::Write::write_all(child.stdin.as_mut().unwrap(), answer.as_bytes()).unwrap();
@@ -112,6 +96,96 @@ fn on_a_terminal_it_is_asked() {
     let yes = on_terminal("y\n");
     assert_eq!(yes.code, 0, "{yes:?}");
     home.fails(3, &["pg", "show", "one"]);
+}
+
+/// What a terminal shows when Ctrl-C is the answer to a question.
+fn interrupted_at(home: &Home, script: &str, question: &str) -> String {
+    let mut child = home.on_terminal(script).spawn().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut shown = String::new();
+    let mut byte = [0];
+    while !shown.ends_with(question) {
+        let read = screen.read(&mut byte).unwrap();
+        assert_eq!(read, 1, "{shown}");
+        shown.push(char::from(byte[0]));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::io::Write::write_all(&mut keys, b"\x03").unwrap();
+    let mut rest = Vec::new();
+    screen.read_to_end(&mut rest).unwrap();
+    drop(keys);
+    child.wait().unwrap();
+    shown + &String::from_utf8_lossy(&rest)
+}
+
+#[test]
+fn an_interrupt_is_an_answer_and_the_terminal_shows_again_what_is_typed() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one"]);
+    let neon = Home::program();
+    // The shell goes on, to tell.
+    let asked = format!("trap : INT; {neon} pg destroy one; echo code=$?");
+    let shown = interrupted_at(&home, &asked, "Go on? [y/N] ");
+    assert!(shown.contains("code=130"), "{shown}");
+    let url = home.ok(&["pg", "url", "one"]);
+    let (_, place) = url.trim_end().split_once('@').unwrap();
+    let place = place.split('/').next().unwrap();
+    let from = format!("basebackup://postgres@{place}/");
+    let asked =
+        format!("trap : INT; {neon} snapshot import --from {from} two; echo code=$?; stty -a");
+    let shown = interrupted_at(&home, &asked, &format!("Password for postgres@{place}: "));
+    assert!(shown.contains("code=130"), "{shown}");
+    assert!(shown.contains(" echo "), "{shown}");
+    home.fails(3, &["snapshot", "show", "two"]);
+}
+
+#[test]
+fn what_goes_wrong_is_data_if_that_is_asked_for() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    let lines = |said: &Ran| -> Vec<Value> {
+        let lines = said.err.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
+            .collect()
+    };
+    // Also of arguments that nobody understands.
+    for arguments in [
+        &["-o", "json", "pg", "crate"][..],
+        &["pg", "show", "--output=ndjson", "no/name"],
+        &["-ojson", "snapshot", "export", "one@a"],
+    ] {
+        let said = home.run(arguments);
+        assert_eq!((said.code, said.out.as_str()), (2, ""), "{said:?}");
+        let said = lines(&said);
+        let error = &said.last().unwrap()["error"];
+        assert_eq!(
+            (&error["code"], &error["exit"]),
+            (&Value::from("invalid"), &Value::from(2))
+        );
+        assert!(!error["message"].as_str().unwrap().contains("error:"));
+        documented(&said[0]);
+    }
+    let by_environment = ran(home.command(&["pg", "crate"]).env("NEON_OUTPUT", "json"));
+    let hint = &lines(&by_environment)[0]["error"]["hint"];
+    assert!(hint.as_str().unwrap().contains("'create'"), "{hint}");
+    let plain = home.run(&["-o", "table", "pg", "crate"]);
+    assert!(plain.err.starts_with("error: "), "{plain:?}");
+    // What would be lost, and that nobody was there to ask.
+    let asked = home.run(&["-o", "json", "pg", "destroy", "one"]);
+    assert_eq!(asked.code, 2);
+    let said = lines(&asked);
+    assert_eq!(said[0]["event"], "note");
+    assert_eq!(said[1]["error"]["code"], "needs-confirmation");
+    // A storage that cannot be listed.
+    let tank = home.scratch().join("tank");
+    home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
+    home.ok(&["snapshot", "create", "one@a", "-s", "tank"]);
+    std::fs::write(tank.join("neon.json"), "{").unwrap();
+    let listed = home.run(&["-o", "json", "snapshot", "list"]);
+    assert_eq!(listed.code, 7, "{listed:?}");
+    assert_eq!(lines(&listed)[0]["event"], "warning");
 }
 
 #[test]

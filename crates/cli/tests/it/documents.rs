@@ -99,6 +99,10 @@ fn the_first_document() {
         "--snapshot_format=pgdata",
     ]);
     documented(&exported);
+    // Not into the repository itself, wherever in it.
+    let inside = format!("{dest}/packs/copy");
+    let said = home.fails(2, &["export", "--snapshot_path", &inside]);
+    assert!(said.contains("is where snapshots go anyway"), "{said}");
     assert!(home.scratch().join("copy/PG_VERSION").exists());
     documented(&home.json(&["stop"]));
     // The home is gone; the storage is the only survivor.
@@ -111,6 +115,10 @@ fn the_first_document() {
         "{said:#?}"
     );
     assert_eq!(home.sql("main", "select answer from t"), "42");
+    // It is another instance by its id, and has the snapshots that go by its name.
+    let shown = home.json(&["pg", "show", "main"]);
+    let snapshots = shown["spaces"][0]["snapshots"].as_array().unwrap();
+    assert_eq!(snapshots[0]["name"], "main@init", "{shown:#}");
     // A directory that is there is used as it is, and nothing of the export was remembered.
     home.ok(&["pg", "stop", "main"]);
     assert_eq!(home.json(&["start"])["restored"], Value::Null);

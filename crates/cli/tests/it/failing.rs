@@ -1,11 +1,12 @@
-//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
+//! What is wrong around a command: a full disk, a missing PostgreSQL, a damaged snapshot, another command at the same
+//! thing. Each ends with its exit code, a cause and a hint, and leaves nothing.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use neon_testkit::{Installation, PgMajor};
+use neon_testkit::{Installation, OsUser, PgMajor};
 use serde_json::Value;
 
 use crate::interrupted::content;
@@ -105,28 +106,28 @@ fn a_repair_shows_what_it_would_do_and_asks_first() {
 
 /// Runs these commands in a home on a small file system of its own; each line of the answer is an exit code.
 fn on_a_small_disk(home: &Home, size: &str, commands: &[&str]) -> (Vec<i32>, String) {
+    on_a_small_disk_with(home, size, commands, &[])
+}
+
+fn on_a_small_disk_with(
+    home: &Home,
+    size: &str,
+    commands: &[&str],
+    environment: &[(&str, &str)],
+) -> (Vec<i32>, String) {
     let disk = home.scratch().join("disk");
     fs::create_dir(&disk).unwrap();
-    let inner = home.command::<&str>(&[]);
-    let program = inner.get_program().to_str().unwrap();
     let mut script = format!(
         "mount -t tmpfs -o size={size},mode=0755 none {0} && chmod 0755 {0} || exit 99\n",
         disk.display()
     );
     for command in commands {
-        script.push_str(&format!("{program} {command}; echo $?\n"));
+        script.push_str(&format!("{} {command}; echo $?\n", Home::program()));
     }
-    let mut command = Command::new("unshare");
+    let mut command = home.apart(&script);
     command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        )
         .env("NEON_HOME", disk.join("home"))
-        .stdin(Stdio::null());
+        .envs(environment.iter().copied());
     let ran = ran(&mut command);
     assert_ne!(ran.code, 99, "{ran:#?}");
     let codes = ran
@@ -160,6 +161,107 @@ fn a_restore_that_does_not_fit_is_refused_before_anything_is_copied() {
 }
 
 #[test]
+fn what_comes_from_outside_and_does_not_fit_is_refused_before_anything_is_copied() {
+    let outside = Home::new();
+    outside.ok(&["pg", "create", "one", "--no-start"]);
+    outside.ok(&["snapshot", "create", "one@a"]);
+    let place = |name: &str| outside.scratch().join(name).to_str().unwrap().to_owned();
+    let (file, folder) = (place("one.neon"), place("tars"));
+    outside.ok(&["snapshot", "export", "one@a", "--to", &file]);
+    outside.ok(&[
+        "snapshot",
+        "export",
+        "one@a",
+        "--format",
+        "basebackup",
+        "--to",
+        &folder,
+    ]);
+    let plain = place("plain");
+    outside.ok(&[
+        "snapshot", "export", "one@a", "--format", "pgdata", "--to", &plain,
+    ]);
+    let created = outside.json(&["pg", "start", "one"]);
+    let (port, url) = (created["port"].clone(), created["url"].clone());
+    let port = port.as_u64().or_else(|| {
+        let url = url.as_str()?;
+        url.rsplit(':').next()?.split('/').next()?.parse().ok()
+    });
+    let password = outside.ok(&["pg", "url", "one"]);
+    let password = password.split([':', '@']).nth(2).unwrap();
+    let store = place("home/store/local");
+    let home = Home::new();
+    let import = |from: &str| format!("-q snapshot import --from {from} x");
+    let commands = [
+        import(&file),
+        import(&folder),
+        import(&plain),
+        import(&format!(
+            "basebackup://postgres@localhost:{}/",
+            port.unwrap()
+        )),
+        format!("-q snapshot pull --from {store} one@a"),
+        format!("-q pg create two --snapshot {file}"),
+        "-q snapshot list".to_owned(),
+        "-q doctor > /dev/null".to_owned(),
+    ];
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    let (codes, said) = on_a_small_disk_with(&home, "18m", &commands, &[("PGPASSWORD", password)]);
+    assert_eq!(codes[..7], [6, 6, 6, 6, 6, 6, 0], "{said}");
+    let refusals = said.matches("storage local: has 1").count();
+    assert_eq!(refusals, 6, "{said}");
+    assert_eq!(said.matches("hint: make room").count(), 6, "{said}");
+    outside.ok(&["pg", "stop", "one"]);
+}
+
+#[test]
+fn going_back_asks_the_disks_of_tablespaces_for_room() {
+    let home = Home::new();
+    let small = home.scratch().join("small");
+    fs::create_dir(&small).unwrap();
+    let psql = Installation::of(PgMajor::V15)
+        .with_client("psql")
+        .tool("psql")
+        .unwrap();
+    let inner = home.command::<&str>(&[]);
+    let neon = inner.get_program().to_str().unwrap();
+    let sql = |text: &str| format!("{neon} pg psql one -- -XAtq -v ON_ERROR_STOP=1 -c \"{text}\"");
+    let script = format!(
+        "mount -t tmpfs -o size=48m none {small} && mkdir {small}/space && chown {user} {small}/space || exit 99
+         trap '{neon} -q pg destroy one --yes > /dev/null 2>&1' EXIT
+         set -e
+         {neon} -q pg create one > /dev/null
+         {space}
+         {table}
+         {neon} -q snapshot create one@a > /dev/null
+         {empty}
+         head -c 40M /dev/zero > {small}/full
+         set +e
+         {neon} -q pg checkout one@a --yes; echo $?
+         {one}
+         {neon} -q doctor > /dev/null; echo $?
+         rm {small}/full
+         {neon} -q pg checkout one@a --yes > /dev/null; echo $?
+         {one}
+         {neon} -q pg destroy one --yes > /dev/null; echo $?\n",
+        small = small.display(),
+        user = OsUser::current().name(),
+        space = sql(&format!("create tablespace small location '{}/space'", small.display())),
+        table = sql("create table t tablespace small as select repeat('x', 1000) v from generate_series(1, 20000)"),
+        empty = sql("truncate t"),
+        one = sql("select count(*) from t"),
+    );
+    let path = format!("{}:/usr/bin:/bin", psql.parent().unwrap().display());
+    let ran = ran(home.apart(&script).env("PATH", path));
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let lines: Vec<&str> = ran.out.lines().collect();
+    // It is as it was, and runs again.
+    assert_eq!(lines, ["6", "0", "0", "0", "20000", "0"], "{ran:#?}");
+    assert!(ran.err.contains("has room for"), "{ran:#?}");
+    assert!(ran.err.contains("hint: free some space"), "{ran:#?}");
+}
+
+#[test]
 fn a_disk_that_fills_up_under_a_creation_leaves_nothing() {
     let home = Home::new();
     let (codes, said) = on_a_small_disk(
@@ -182,27 +284,27 @@ fn a_snapshot_into_a_full_storage_fails_and_the_next_one_works() {
     let tank = home.scratch().join("tank");
     fs::create_dir(&tank).unwrap();
     home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
-    let inner = home.command(&["snapshot", "create", "one@a", "-s", "tank"]);
-    let program = inner.get_program().to_str().unwrap();
-    let script = format!(
-        "mount -t tmpfs -o size=1m none {} && exec {program} snapshot create one@a -s tank",
-        tank.display()
-    );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-    let full = ran(&mut command);
+    let full = ran(&mut home.apart(&format!(
+        "mount -t tmpfs -o size=1m none {} && exec {} snapshot create one@a -s tank",
+        tank.display(),
+        Home::program()
+    )));
     told(
         &full,
         6,
         &["storage tank: has 0 MiB free", "hint: make room"],
     );
+    // What was begun there went with its disk.
+    told(
+        &home.run(&["snapshot", "create", "one@a", "-s", "tank"]),
+        6,
+        &[
+            "is not at",
+            "hint: mount the disk",
+            "neon storage init tank",
+        ],
+    );
+    home.ok(&["storage", "init", "tank", "--yes"]);
     home.ok(&["snapshot", "create", "one@a", "-s", "tank"]);
     content(&home, "after a full storage");
 }
@@ -214,23 +316,11 @@ fn postgresql_that_went_away_is_named_with_what_brings_it_back() {
     let programs = Installation::of(PgMajor::V13).bin_dir();
     // Where nobody sees the programs any more.
     let without = |arguments: &str| {
-        let inner = home.command::<&str>(&[]);
-        let script = format!(
+        ran(&mut home.apart(&format!(
             "mount -t tmpfs none {} && exec {} {arguments}",
             programs.display(),
-            inner.get_program().to_str().unwrap()
-        );
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", &script])
-            .env_clear()
-            .envs(
-                inner
-                    .get_envs()
-                    .filter_map(|(key, value)| Some((key, value?))),
-            )
-            .stdin(Stdio::null());
-        ran(&mut command)
+            Home::program()
+        )))
     };
     told(&without("pg start one"), 6, &["13", "hint: "]);
     // What needs no programs goes on.

@@ -77,33 +77,6 @@ fn the_version_needs_no_home_and_nothing_else() {
 }
 
 #[test]
-fn completions_know_every_verb() {
-    let bash = ran(neon().args(["completions", "bash"]));
-    assert_eq!(bash.code, 0);
-    for verb in verbs() {
-        for word in verb {
-            assert!(bash.out.contains(&word), "{word}");
-        }
-    }
-    // A shell reads it.
-    let home = Home::new();
-    let file = home.scratch().join("neon.bash");
-    std::fs::write(&file, &bash.out).unwrap();
-    let script = format!(
-        "source {}; COMP_WORDS=(neon pg cre); COMP_CWORD=2; _neon neon cre pg; echo ${{COMPREPLY[@]}}",
-        file.display()
-    );
-    let answer = ran(std::process::Command::new("bash").args(["-c", &script]));
-    assert_eq!(answer.out.trim(), "create", "{answer:?}");
-    for shell in ["zsh", "fish"] {
-        let text = ran(neon().args(["completions", shell]));
-        assert_eq!(text.code, 0);
-        assert!(text.out.contains("destroy"), "{shell}");
-    }
-    assert_eq!(ran(neon().args(["completions", "tcsh"])).code, 2);
-}
-
-#[test]
 fn there_is_a_manual_page_for_every_verb() {
     let home = Home::new();
     let folder = home.scratch().join("man");
@@ -118,4 +91,5 @@ fn there_is_a_manual_page_for_every_verb() {
             "{name:?}"
         );
     }
+    assert!(!folder.join("neon-complete.1").exists());
 }

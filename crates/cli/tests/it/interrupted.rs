@@ -1,42 +1,87 @@
 //! Commands that are stopped (SIGINT) or killed (SIGKILL) at random moments: the next command finishes or takes back
 //! what they did, the doctor is content, and no process, folder, mount or slot is left.
 //!
-//! `NEON_INTERRUPTS` is how often each verb is hit; 50 is the long form.
+//! `NEON_INTERRUPTS` and `NEON_KILLS` are how often each verb is hit by either, once each if they are not set; 50
+//! interrupts are the long form.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::Home;
+use crate::support::{Home, Ran, ran};
 
-/// A verb: what is done before it is hit, the verb itself, and the next command with the codes that it may end with.
+/// A verb: what is there before all, what is done before each time, the verb itself, and the next command with the codes
+/// that it may end with.
 struct Verb {
+    prepare: fn(&Home),
     before: fn(&Home, &str),
-    hit: fn(&str) -> Vec<String>,
-    next: fn(&str) -> Vec<String>,
+    hit: fn(&Home, &str) -> String,
+    next: fn(&Home, &str) -> String,
     may: &'static [i32],
     after: fn(&Home, &str),
 }
 
-fn words(text: &str) -> Vec<String> {
-    text.split(' ').map(str::to_owned).collect()
-}
-
-fn nothing(_: &Home, _: &str) {}
+/// A verb that needs nothing but the instance `one` and its snapshot `one@a`, and is run once more afterwards.
+const PLAIN: Verb = Verb {
+    prepare: |_| {},
+    before: |_, _| {},
+    hit: |_, _| String::new(),
+    next: |_, _| String::new(),
+    may: &[0, 4],
+    after: |_, _| {},
+};
 
 /// Takes an instance away if it is there.
-fn away(home: &Home, tag: &str) {
-    let ran = home.run(&["pg", "destroy", tag, "--yes"]);
+fn away(home: &Home, name: &str) {
+    let ran = home.run(&["pg", "destroy", name, "--yes"]);
     assert!([0, 3].contains(&ran.code), "{ran:?}");
 }
 
-fn rounds() -> u64 {
-    std::env::var("NEON_INTERRUPTS").map_or(2, |text| text.parse().unwrap())
+/// A path that is nobody's yet.
+fn place(home: &Home, name: &str) -> String {
+    home.scratch().join(name).to_str().unwrap().to_owned()
+}
+
+/// Attaches a folder.
+fn attach(home: &Home, name: &str, options: &[&str]) {
+    let place = place(home, name);
+    let mut arguments = vec!["storage", "attach", "-n", name, &place];
+    arguments.extend(options);
+    home.ok(&arguments);
+}
+
+/// The server of `one`, as somebody else would reach it.
+fn server(home: &Home) -> String {
+    let uri = home.ok(&["pg", "url", "one"]);
+    let (_, place) = uri.trim_end().split_once('@').unwrap();
+    format!(
+        "basebackup://postgres@{}/",
+        place.split('/').next().unwrap()
+    )
+}
+
+/// The command with these arguments; who wants a password of `one` has it.
+fn command(home: &Home, line: &str) -> Command {
+    let mut command = home.command(&line.split(' ').collect::<Vec<_>>());
+    command.env("PGPASSFILE", home.path().join("pg/one/pgpass"));
+    command
+}
+
+fn run(home: &Home, line: &str) -> Ran {
+    ran(&mut command(home, line))
+}
+
+/// Which signals a verb is hit by, one after the other.
+fn signals() -> Vec<Signal> {
+    let count = |name| std::env::var(name).map_or(1, |text| text.parse().unwrap());
+    let mut all = vec![Signal::INT; count("NEON_INTERRUPTS")];
+    all.extend(vec![Signal::KILL; count("NEON_KILLS")]);
+    all
 }
 
 /// A number that nobody chose, below `below`.
@@ -95,7 +140,7 @@ fn servers(home: &Home) -> BTreeSet<String> {
         .collect()
 }
 
-fn hit_at_random(signal: Signal, verb: &Verb) {
+fn hit_at_random(verb: &Verb) {
     let home = Home::new();
     home.ok(&["pg", "create", "one"]);
     home.sql(
@@ -103,22 +148,22 @@ fn hit_at_random(signal: Signal, verb: &Verb) {
         "create table t as select i from generate_series(1, 5000) i",
     );
     home.ok(&["snapshot", "create", "one@a"]);
-    let tank = home.scratch().join("tank");
-    home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
+    (verb.prepare)(&home);
     // How long it takes when nobody disturbs it.
     (verb.before)(&home, "whole");
+    let line = (verb.hit)(&home, "whole");
     let begun = Instant::now();
-    home.ok(&(verb.hit)("whole"));
+    let undisturbed = run(&home, &line);
     let whole = u64::try_from(begun.elapsed().as_millis()).unwrap();
+    assert_eq!(undisturbed.code, 0, "{line}: {undisturbed:?}");
     (verb.after)(&home, "whole");
-    for round in 0..rounds() {
+    for (round, signal) in signals().into_iter().enumerate() {
         let tag = format!("r{round}");
         (verb.before)(&home, &tag);
         let after = Duration::from_millis(random(whole));
-        let arguments = (verb.hit)(&tag);
-        let why = format!("{signal:?} after {after:?} of {whole} ms at {arguments:?}");
-        let mut child = home
-            .command(&arguments)
+        let line = (verb.hit)(&home, &tag);
+        let why = format!("{signal:?} after {after:?} of {whole} ms at {line}");
+        let mut child = command(&home, &line)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -140,15 +185,18 @@ fn hit_at_random(signal: Signal, verb: &Verb) {
                 "{why}: {status}"
             );
         }
-        let next = home.run(&(verb.next)(&tag));
+        let mut line = (verb.next)(&home, &tag);
+        if line.is_empty() {
+            line = (verb.hit)(&home, &tag);
+        }
+        let next = run(&home, &line);
         assert!(verb.may.contains(&next.code), "{why}: {next:?}");
         (verb.after)(&home, &tag);
         let started = home.run(&["pg", "start", "one"]);
         assert!([0, 4].contains(&started.code), "{why}: {started:?}");
         content(&home, &why);
         assert_eq!(home.sql("one", "select count(*) from t"), "5000", "{why}");
-        let slots = home.sql("one", "select count(*) from pg_replication_slots");
-        assert_eq!(slots, "0", "{why}");
+        no_slot(&home, &why);
         assert_eq!(
             servers(&home),
             BTreeSet::from(["pg/one/data".to_owned()]),
@@ -161,95 +209,338 @@ fn hit_at_random(signal: Signal, verb: &Verb) {
     assert_eq!(servers(&home), BTreeSet::new());
 }
 
+/// Nothing holds back the log of `one`, at the latest when its server has seen that who did is gone.
+fn no_slot(home: &Home, why: &str) {
+    let begun = Instant::now();
+    while home.sql("one", "select count(*) from pg_replication_slots") != "0" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{why}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 const SNAPSHOT: Verb = Verb {
-    before: nothing,
-    hit: |tag| words(&format!("snapshot create one@{tag}")),
-    next: |tag| words(&format!("snapshot create one@{tag}")),
-    may: &[0, 4],
-    after: nothing,
+    hit: |_, tag| format!("snapshot create one@{tag}"),
+    ..PLAIN
+};
+
+const SNAPSHOT_DESTROY: Verb = Verb {
+    before: |home, tag| {
+        home.ok(&["snapshot", "create", &format!("one@{tag}")]);
+    },
+    hit: |_, tag| format!("snapshot destroy one@{tag} --yes"),
+    may: &[0, 3],
+    ..PLAIN
+};
+
+const DIFF: Verb = Verb {
+    hit: |_, _| "snapshot diff one@a one@CURRENT".to_owned(),
+    may: &[0],
+    ..PLAIN
+};
+
+const IMPORT: Verb = Verb {
+    hit: |home, tag| format!("snapshot import --from {} i-{tag}", server(home)),
+    after: |home, tag| {
+        home.ok(&["snapshot", "destroy", &format!("i-{tag}"), "--yes"]);
+    },
+    ..PLAIN
+};
+
+const EXPORT: Verb = Verb {
+    hit: |home, tag| {
+        let to = place(home, &format!("{tag}.neon"));
+        format!("snapshot export one@a --to {to}")
+    },
+    after: |home, tag| {
+        let name = format!("whole-{tag}");
+        let from = place(home, &format!("{tag}.neon"));
+        home.ok(&["snapshot", "import", "--from", &from, &name]);
+        home.ok(&["snapshot", "destroy", &name, "--yes"]);
+        let left: Vec<_> = fs::read_dir(home.scratch())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".partial"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    },
+    ..PLAIN
+};
+
+/// A directory that was not finished is in the way of the next, and cannot be taken for one that was.
+const EXPORT_DIRECTORY: Verb = Verb {
+    hit: |home, tag| {
+        let to = place(home, &format!("copy-{tag}"));
+        format!("snapshot export one@a --to {to} --format pgdata")
+    },
+    after: |home, tag| {
+        let to = home.scratch().join(format!("copy-{tag}"));
+        if to.join("global/pg_control").exists() {
+            let to = to.to_str().unwrap();
+            home.ok(&["snapshot", "import", "--from", to, tag]);
+            home.ok(&["snapshot", "destroy", tag, "--yes"]);
+        }
+    },
+    ..PLAIN
+};
+
+const PUSH: Verb = Verb {
+    prepare: |home| attach(home, "tank", &[]),
+    before: |home, tag| {
+        home.ok(&["snapshot", "create", &format!("one@{tag}")]);
+    },
+    hit: |_, tag| format!("snapshot push one@{tag} --to tank"),
+    ..PLAIN
+};
+
+const PULL: Verb = Verb {
+    prepare: |home| attach(home, "tank", &[]),
+    before: |home, tag| {
+        home.ok(&["snapshot", "create", &format!("one@{tag}"), "-s", "tank"]);
+    },
+    hit: |_, tag| format!("snapshot pull one@{tag} --from tank"),
+    after: |home, tag| {
+        home.ok(&["snapshot", "check", &format!("one@{tag}"), "-s", "local"]);
+    },
+    ..PLAIN
+};
+
+const VERIFY: Verb = Verb {
+    hit: |_, _| "snapshot verify one@a".to_owned(),
+    may: &[0],
+    ..PLAIN
+};
+
+/// The second run, which deletes what the first has announced.
+const GC: Verb = Verb {
+    prepare: |home| {
+        attach(home, "pool", &["-c", "grace=1s"]);
+        home.ok(&["snapshot", "create", "one@kept", "-s", "pool"]);
+    },
+    before: |home, tag| {
+        let name = format!("one@{tag}");
+        home.ok(&["snapshot", "create", &name, "-s", "pool", "--no-parent"]);
+        home.ok(&["snapshot", "destroy", &name, "-s", "pool", "--yes"]);
+        home.ok(&["storage", "gc", "pool", "--yes"]);
+        std::thread::sleep(Duration::from_millis(1500));
+    },
+    hit: |_, _| "storage gc pool --yes".to_owned(),
+    may: &[0],
+    after: |home, _| {
+        home.ok(&["storage", "check", "pool", "--data"]);
+    },
+    ..PLAIN
+};
+
+const ATTACH: Verb = Verb {
+    hit: |home, tag| format!("storage attach -n {tag} {}", place(home, tag)),
+    after: |home, tag| {
+        home.ok(&["storage", "detach", tag, "--yes"]);
+    },
+    ..PLAIN
 };
 
 const CREATE: Verb = Verb {
-    before: nothing,
-    hit: |tag| words(&format!("pg create {tag}")),
-    next: |tag| words(&format!("pg start {tag}")),
+    hit: |_, tag| format!("pg create {tag}"),
+    next: |_, tag| format!("pg start {tag}"),
     may: &[0, 3, 4],
     after: away,
+    ..PLAIN
 };
 
 const RESTORE: Verb = Verb {
-    before: nothing,
-    hit: |tag| words(&format!("pg create {tag} --snapshot one@a")),
-    next: |tag| words(&format!("pg start {tag}")),
+    hit: |_, tag| format!("pg create {tag} --snapshot one@a"),
+    next: |_, tag| format!("pg start {tag}"),
     may: &[0, 3, 4],
     after: away,
+    ..PLAIN
 };
 
-const CHECKOUT: Verb = Verb {
-    before: nothing,
-    hit: |_| words("pg checkout one@a --yes"),
-    next: |_| words("pg start one"),
-    may: &[0, 4],
-    after: nothing,
+/// With a snapshot that nobody sees, and that does not stay.
+const COPY: Verb = Verb {
+    hit: |home, tag| format!("pg create {tag} --snapshot {}", server(home)),
+    after: |home, tag| {
+        away(home, tag);
+        let left = home.ok(&["snapshot", "list"]);
+        assert!(!left.contains("temporary-"), "{left}");
+    },
+    ..PLAIN
+};
+
+const REPLICA: Verb = Verb {
+    hit: |_, _| "pg start --replica one".to_owned(),
+    next: |_, _| "pg start one-r1".to_owned(),
+    may: &[0, 3, 4],
+    after: |home, _| away(home, "one-r1"),
+    ..PLAIN
+};
+
+const ADOPT: Verb = Verb {
+    prepare: |home| {
+        let mut theirs = home.command(&["pg", "create", "theirs", "--no-start"]);
+        let made = ran(theirs.env("NEON_HOME", home.scratch().join("elsewhere")));
+        assert_eq!(made.code, 0, "{made:?}");
+    },
+    hit: |home, _| {
+        let theirs = place(home, "elsewhere/pg/theirs");
+        format!("pg adopt {theirs}/data -n adopted --pass-file {theirs}/pgpass")
+    },
+    after: |home, _| {
+        home.ok(&["pg", "destroy", "adopted", "--yes"]);
+        let theirs = home.scratch().join("elsewhere/pg/theirs/data");
+        assert!(theirs.join("global/pg_control").exists());
+    },
+    ..PLAIN
+};
+
+const START: Verb = Verb {
+    before: |home, _| {
+        home.ok(&["pg", "stop", "one"]);
+    },
+    hit: |_, _| "pg start one".to_owned(),
+    ..PLAIN
+};
+
+const STOP: Verb = Verb {
+    hit: |_, _| "pg stop one".to_owned(),
+    next: |_, _| "pg start one".to_owned(),
+    ..PLAIN
 };
 
 const RESTART: Verb = Verb {
-    before: nothing,
-    hit: |_| words("pg restart one"),
-    next: |_| words("pg start one"),
-    may: &[0, 4],
-    after: nothing,
+    hit: |_, _| "pg restart one".to_owned(),
+    next: |_, _| "pg start one".to_owned(),
+    ..PLAIN
+};
+
+const CHECKOUT: Verb = Verb {
+    hit: |_, _| "pg checkout one@a --yes".to_owned(),
+    next: |_, _| "pg start one".to_owned(),
+    ..PLAIN
 };
 
 const DESTROY: Verb = Verb {
     before: |home, tag| {
         home.ok(&["pg", "create", tag]);
     },
-    hit: |tag| words(&format!("pg destroy {tag} --yes")),
-    next: |tag| words(&format!("pg destroy {tag} --yes")),
+    hit: |_, tag| format!("pg destroy {tag} --yes"),
     may: &[0, 3],
-    after: nothing,
+    ..PLAIN
 };
 
-const PUSH: Verb = Verb {
+const UNDO_DESTROY: Verb = Verb {
     before: |home, tag| {
-        home.ok(&["snapshot", "create", &format!("one@{tag}")]);
+        home.ok(&["pg", "create", tag, "--no-start"]);
+        home.ok(&["pg", "destroy", tag, "--yes"]);
     },
-    hit: |tag| words(&format!("snapshot push one@{tag} --to tank")),
-    next: |tag| words(&format!("snapshot push one@{tag} --to tank")),
-    may: &[0, 4],
-    after: nothing,
+    hit: |_, _| "undo --yes".to_owned(),
+    next: |_, tag| format!("pg start {tag}"),
+    may: &[0, 3, 4],
+    after: away,
+    ..PLAIN
 };
 
-const VERIFY: Verb = Verb {
-    before: nothing,
-    hit: |_| words("snapshot verify one@a"),
-    next: |_| words("snapshot verify one@a"),
+const UNDO_CHECKOUT: Verb = Verb {
+    before: |home, _| {
+        home.ok(&["pg", "checkout", "one@a", "--yes"]);
+    },
+    hit: |_, _| "undo --yes".to_owned(),
+    next: |_, _| "pg start one".to_owned(),
+    ..PLAIN
+};
+
+/// Makes the cluster of the first document.
+fn init(home: &Home) -> String {
+    let to = place(home, "dest");
+    format!("init --name doc --storage-dest {to}")
+}
+
+/// Makes it, and leaves it in its storage only.
+fn only_survivor(home: &Home) {
+    assert_eq!(run(home, &init(home)).code, 0);
+    away(home, "doc");
+}
+
+const INIT: Verb = Verb {
+    hit: |home, _| init(home),
+    after: |home, _| {
+        // Whatever `init` said: now there is a cluster, and its storage has it.
+        home.ok(&["start"]);
+        assert_eq!(home.sql("doc", "select 1"), "1");
+        home.ok(&["stop"]);
+        away(home, "doc");
+    },
+    ..PLAIN
+};
+
+const START_FROM_STORAGE: Verb = Verb {
+    prepare: only_survivor,
+    hit: |_, _| "start".to_owned(),
+    after: |home, _| {
+        assert_eq!(home.sql("doc", "select 1"), "1");
+        away(home, "doc");
+    },
+    ..PLAIN
+};
+
+const STOP_INTO_STORAGE: Verb = Verb {
+    prepare: only_survivor,
+    before: |home, _| {
+        let started = home.run(&["start"]);
+        assert!([0, 4].contains(&started.code), "{started:?}");
+    },
+    hit: |_, _| "stop".to_owned(),
     may: &[0],
-    after: nothing,
+    after: |home, _| {
+        home.ok(&["storage", "check", "dest"]);
+    },
+    ..PLAIN
+};
+
+const EXPORT_FROM_STORAGE: Verb = Verb {
+    prepare: |home| assert_eq!(run(home, &init(home)).code, 0),
+    hit: |home, tag| {
+        let to = place(home, &format!("{tag}.neon"));
+        format!("export --snapshot-path {to}")
+    },
+    after: EXPORT.after,
+    ..PLAIN
 };
 
 macro_rules! hits {
-    ($($verb:ident => $interrupted:ident, $killed:ident;)+) => {$(
+    ($($verb:ident => $name:ident;)+) => {$(
         #[test]
-        fn $interrupted() {
-            hit_at_random(Signal::INT, &$verb);
-        }
-
-        #[test]
-        fn $killed() {
-            hit_at_random(Signal::KILL, &$verb);
+        fn $name() {
+            hit_at_random(&$verb);
         }
     )+};
 }
 
 hits! {
-    SNAPSHOT => an_interrupted_snapshot_leaves_nothing, a_killed_snapshot_leaves_nothing;
-    CREATE => an_interrupted_creation_leaves_nothing, a_killed_creation_leaves_nothing;
-    RESTORE => an_interrupted_restore_leaves_nothing, a_killed_restore_leaves_nothing;
-    CHECKOUT => an_interrupted_checkout_is_finished_or_taken_back, a_killed_checkout_is_finished_or_taken_back;
-    RESTART => an_interrupted_restart_leaves_nothing, a_killed_restart_leaves_nothing;
-    DESTROY => an_interrupted_destroy_leaves_nothing, a_killed_destroy_leaves_nothing;
-    PUSH => an_interrupted_push_leaves_nothing, a_killed_push_leaves_nothing;
-    VERIFY => an_interrupted_verification_leaves_nothing, a_killed_verification_leaves_nothing;
+    SNAPSHOT => a_snapshot_that_is_hit_leaves_nothing;
+    SNAPSHOT_DESTROY => a_snapshot_that_is_hit_as_it_goes_is_there_or_not;
+    DIFF => a_diff_that_is_hit_leaves_nothing;
+    IMPORT => an_import_that_is_hit_leaves_nothing;
+    EXPORT => an_export_that_is_hit_leaves_nothing;
+    EXPORT_DIRECTORY => an_exported_directory_is_whole_or_none;
+    PUSH => a_push_that_is_hit_leaves_nothing;
+    PULL => a_pull_that_is_hit_leaves_nothing;
+    VERIFY => a_verification_that_is_hit_leaves_nothing;
+    GC => a_collection_that_is_hit_takes_nothing_that_is_needed;
+    ATTACH => an_attachment_that_is_hit_is_there_or_not;
+    CREATE => a_creation_that_is_hit_leaves_nothing;
+    RESTORE => a_restore_that_is_hit_leaves_nothing;
+    COPY => a_copy_of_a_server_that_is_hit_leaves_nothing;
+    REPLICA => a_replica_that_is_hit_leaves_nothing;
+    ADOPT => an_adoption_that_is_hit_is_there_or_not;
+    START => a_start_that_is_hit_is_finished;
+    STOP => a_stop_that_is_hit_is_finished;
+    RESTART => a_restart_that_is_hit_leaves_nothing;
+    CHECKOUT => a_checkout_that_is_hit_is_finished_or_taken_back;
+    DESTROY => a_destroy_that_is_hit_leaves_nothing;
+    UNDO_DESTROY => an_undone_destroy_that_is_hit_leaves_nothing;
+    UNDO_CHECKOUT => an_undone_checkout_that_is_hit_is_finished_or_taken_back;
+    INIT => an_init_that_is_hit_is_done_by_the_next;
+    START_FROM_STORAGE => a_restoring_start_that_is_hit_is_done_by_the_next;
+    STOP_INTO_STORAGE => a_stop_with_a_snapshot_that_is_hit_is_done_by_the_next;
+    EXPORT_FROM_STORAGE => an_export_of_the_present_that_is_hit_leaves_nothing;
 }

@@ -8,14 +8,18 @@
 
 #[cfg(feature = "s3")]
 mod buckets;
+mod completions;
 mod contract;
 mod documents;
+mod drivers;
 mod failing;
 mod flow;
 mod help;
 mod instances;
 mod interrupted;
 mod readme;
+#[cfg(all(feature = "http", feature = "s3", feature = "ssh"))]
+mod remotes;
 mod settings;
 mod storages;
 mod support;

@@ -64,6 +64,46 @@ impl Home {
         command
     }
 
+    /// The command's program.
+    pub(crate) fn program() -> &'static str {
+        env!("CARGO_BIN_EXE_neon")
+    }
+
+    /// Another program, in the environment that the command has.
+    pub(crate) fn other(&self, program: &str) -> Command {
+        let ours = self.command::<&str>(&[]);
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .envs(
+                ours.get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            )
+            .current_dir("/")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// A shell whose mounts nobody else sees.
+    pub(crate) fn apart(&self, script: &str) -> Command {
+        let mut command = self.other("unshare");
+        command.args(["--mount", "sh", "-c", script]);
+        command
+    }
+
+    /// A script of the shell on a terminal of its own. What is said there is its output.
+    pub(crate) fn on_terminal(&self, script: &str) -> Command {
+        let mut command = self.other("script");
+        command
+            .args(["-qec", script, "/dev/null"])
+            .env("TERM", "xterm")
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
     pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Ran {
         ran(&mut self.command(arguments))
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
+use neon_pagestore::OpenOptions;
 use neon_storage::{Key, ListOptions, Locator, Storage};
 
 use super::{DoctorOptions, Findings};
@@ -157,9 +158,7 @@ impl Neon {
                 .await
                 .map_err(failed)?;
         }
-        let grace = chosen
-            .grace
-            .unwrap_or(neon_pagestore::OpenOptions::new().grace);
+        let grace = chosen.grace.unwrap_or(OpenOptions::new().grace);
         let now = self.now();
         let lapsed = beats
             .values()

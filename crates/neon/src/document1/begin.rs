@@ -268,7 +268,7 @@ impl SnapshotFirst<'_> {
             && let Some(repository) = self.0.storages().repository_at(&place).await?
         {
             require_own(path, format)?;
-            let (found, _) = newest::of_any(repository).await?;
+            let (found, _) = newest::of_any(self.0, repository).await?;
             return Ok(Beginning::Elsewhere(found));
         }
         match snapshots.locate(path, None).await? {

@@ -102,6 +102,22 @@ pub(super) fn is_same(record: &StorageRecord, place: &Locator) -> Result<bool> {
     })
 }
 
+/// Whether a place is where a storage is, or in it.
+pub(super) fn holds(record: &StorageRecord, place: &Locator) -> Result<bool> {
+    let known =
+        Locator::parse(&record.locator).map_err(|error| Error::storage("a storage", error))?;
+    let (Some(known), Some(place)) = (known.file_path(), place.file_path()) else {
+        let (known, place) = (known.to_string(), place.to_string());
+        let rest = place.strip_prefix(known.trim_end_matches('/'));
+        return Ok(rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    };
+    // What is to be written there is not there yet, and neither may be what is above it.
+    let place = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
+    let there = place.ancestors().find(|path| path.exists());
+    let known = resolved(known);
+    Ok(place.starts_with(&known) || there.is_some_and(|there| resolved(there).starts_with(&known)))
+}
+
 fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path)
         .or_else(|_| std::path::absolute(path))

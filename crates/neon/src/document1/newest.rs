@@ -75,11 +75,41 @@ impl SnapshotFirst<'_> {
                 }
                 known
             }
-            None if own.is_empty() => only_cluster(&all, &label)?,
-            None => only_cluster(&own, &label)?,
+            None if own.is_empty() => only_cluster(self.0, &all, &label)?,
+            None => only_cluster(self.0, &own, &label)?,
         };
         tell_of_checkouts(self.0, &listed, &chosen);
         Ok(found(repository, &chosen))
+    }
+
+    /// Says so when another instance of this name, made of the same cluster, has put snapshots into the storage since
+    /// this one is there: two homes then keep theirs side by side.
+    pub(super) async fn tell_of_rivals(&self, record: &PgRecord) -> Result<()> {
+        let Some(repository) = self
+            .0
+            .storages()
+            .existing_repository(&record.storage)
+            .await?
+        else {
+            return Ok(());
+        };
+        let listed = repository.repository.list().await;
+        let listed = listed.map_err(|error| Error::repository(repository.label(), error))?;
+        let began = i64::try_from(record.created).unwrap_or(i64::MAX);
+        let rival = newest(named(&listed).into_iter().filter(|one| {
+            one.name.instance() == Some(record.name.as_str())
+                && one.summary.instance.as_ref() != Some(&record.id)
+                && one.summary.taken > began
+        }));
+        if let Some(rival) = rival {
+            self.0.tell(Event::Warning(format!(
+                "another home puts snapshots of its {} into {}, too ({}): from both together, neon start will not restore either by itself",
+                record.name,
+                repository.label(),
+                rival.name
+            )));
+        }
+        Ok(())
     }
 
     /// Says so when a storage has snapshots of this name already, which are those of another instance than this one.
@@ -111,9 +141,9 @@ impl SnapshotFirst<'_> {
 }
 
 /// The newest snapshot of a repository, which must be one cluster's.
-pub(super) async fn of_any(repository: StorageRepository) -> Result<(Found, i64)> {
+pub(super) async fn of_any(neon: &Neon, repository: StorageRepository) -> Result<(Found, i64)> {
     let listed = readable(&repository).await?;
-    let chosen = only_cluster(&named(&listed), &repository.label())?;
+    let chosen = only_cluster(neon, &named(&listed), &repository.label())?;
     Ok(found(repository, &chosen))
 }
 
@@ -194,77 +224,95 @@ fn after(other: &Named<'_>, chosen: &Named<'_>) -> bool {
     other.listed.id != chosen.listed.id && other.order() > chosen.order()
 }
 
-/// The newest, if all are of one cluster and one instance name, and no two instances went on from it side by side.
-fn only_cluster<'a>(candidates: &[Named<'a>], label: &str) -> Result<Named<'a>> {
-    let mut clusters: BTreeMap<_, Named<'a>> = BTreeMap::new();
+/// The snapshots of one instance: its first and its newest.
+struct Span<'a> {
+    first: Named<'a>,
+    newest: Named<'a>,
+}
+
+/// The newest, if all are of one cluster and one instance name, and of instances that followed one another: what was
+/// restored has an id of its own, and while two of one history live side by side nobody knows which of them is meant.
+fn only_cluster<'a>(neon: &Neon, candidates: &[Named<'a>], label: &str) -> Result<Named<'a>> {
+    let mut clusters: BTreeMap<_, BTreeMap<_, Span<'a>>> = BTreeMap::new();
     for one in candidates {
         let of = (one.summary.system.as_str(), one.name.instance());
-        let known = clusters.entry(of).or_insert(*one);
-        if after(one, known) {
-            *known = *one;
+        let span = clusters
+            .entry(of)
+            .or_default()
+            .entry(one.summary.instance.as_deref())
+            .or_insert(Span {
+                first: *one,
+                newest: *one,
+            });
+        if after(one, &span.newest) {
+            span.newest = *one;
+        }
+        if after(&span.first, one) {
+            span.first = *one;
         }
     }
-    let mut newest = clusters.values();
-    match (newest.next(), newest.next()) {
-        (Some(only), None) => {
-            one_after_the_other(candidates, label)?;
-            Ok(*only)
+    let hint = "restore one by name: neon pg create --snapshot";
+    let mut each = clusters.values();
+    let spans = match (each.next(), each.next()) {
+        (Some(only), None) => only,
+        (None, _) => {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                label,
+                "has no snapshots to start from",
+            ));
         }
-        (None, _) => Err(Error::new(
-            ErrorKind::NotFound,
-            label,
-            "has no snapshots to start from",
-        )),
         (Some(_), Some(_)) => {
-            let names: Vec<_> = clusters
-                .values()
-                .map(|one| format!("{} (cluster {})", one.name, one.summary.system))
+            let spans = clusters.values().flat_map(BTreeMap::values);
+            let names: Vec<_> = spans
+                .map(|span| {
+                    let newest = &span.newest;
+                    format!("{} (cluster {})", newest.name, newest.summary.system)
+                })
                 .collect();
-            Err(Error::new(
+            return Err(Error::new(
                 ErrorKind::Invalid,
                 label,
                 format!("has snapshots of several instances: {}", names.join(", ")),
             )
-            .hinted("restore one by name: neon pg create --snapshot"))
+            .hinted(hint));
         }
+    };
+    let mut spans: Vec<_> = spans.values().collect();
+    spans.sort_by_key(|span| span.newest.order());
+    let beside = spans
+        .windows(2)
+        .any(|pair| matches!(pair, [one, next] if after(&one.newest, &next.first)));
+    let names: Vec<_> = spans
+        .iter()
+        .map(|span| span.newest.name.to_string())
+        .collect();
+    if beside {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            label,
+            format!(
+                "has snapshots of instances that lived side by side, made of one another; their newest are {}",
+                names.join(", ")
+            ),
+        )
+        .hinted(hint));
     }
-}
-
-/// Refuses snapshots of two instances that went on at the same time: a copy that is played with and the one that counts. One
-/// that took over from another has all of its snapshots after those of the other.
-fn one_after_the_other(candidates: &[Named<'_>], label: &str) -> Result<()> {
-    let mut spans: BTreeMap<&str, (Named<'_>, Named<'_>)> = BTreeMap::new();
-    for one in candidates {
-        let Some(instance) = one.summary.instance.as_deref() else {
-            continue;
-        };
-        let (first, last) = spans.entry(instance).or_insert((*one, *one));
-        if one.order() < first.order() {
-            *first = *one;
+    match spans.as_slice() {
+        [.., before, last] => {
+            neon.tell(Event::Warning(format!(
+                "{} is of an instance that was made of another's snapshots; the newest of that one is {}",
+                last.newest.name, before.newest.name
+            )));
+            Ok(last.newest)
         }
-        if one.order() > last.order() {
-            *last = *one;
-        }
+        [only] => Ok(only.newest),
+        [] => Err(Error::new(
+            ErrorKind::NotFound,
+            label,
+            "has no snapshots to start from",
+        )),
     }
-    let mut spans: Vec<_> = spans.into_values().collect();
-    spans.sort_by_key(|(first, _)| first.order());
-    for pair in spans.windows(2) {
-        let [(_, before), (first, last)] = pair else {
-            continue;
-        };
-        if before.order() >= first.order() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                label,
-                format!(
-                    "has snapshots of two instances that went on side by side: the newest are {} and {}",
-                    before.name, last.name
-                ),
-            )
-            .hinted("choose one: neon pg create --snapshot"));
-        }
-    }
-    Ok(())
 }
 
 /// Nobody but the lost home knows which state a checkout went back to.

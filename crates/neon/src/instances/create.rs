@@ -72,6 +72,7 @@ impl Instances<'_> {
             if record.pgdata.is_some() {
                 self.place(&record, user.as_ref())?;
             }
+            self.go_on_making(&name).await?;
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
@@ -80,6 +81,16 @@ impl Instances<'_> {
             self.start_locked(&name).await?;
         }
         self.get(&name).await
+    }
+
+    /// An error when somebody asked to stop: what is there of an instance that is being made is taken back then. Its lock
+    /// is held.
+    pub(super) async fn go_on_making(&self, name: &Name) -> Result<()> {
+        let stopped = self.0.go_on();
+        if stopped.is_err() {
+            Box::pin(self.settle(name)).await?;
+        }
+        stopped
     }
 
     /// Judges the place that was chosen for an instance, before anything is made.

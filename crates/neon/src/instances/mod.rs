@@ -20,6 +20,7 @@ mod replica;
 pub(crate) mod restore;
 mod runs_here;
 mod shared_places;
+mod trash;
 mod trees;
 mod unlogged;
 mod used;
@@ -47,6 +48,7 @@ pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
+pub use trash::TrashedPg;
 
 /// What instances are made in by `neon-pgctl`, each locked by who makes it.
 pub(crate) const CREATION: &str = ".neon-new-";

@@ -96,6 +96,7 @@ impl Instances<'_> {
                 record::remove(&self.record(&name))?;
                 return Err(Error::server(format!("pg {name}"), error));
             }
+            self.go_on_making(&name).await?;
             self.update(&name, |record| {
                 record.stage = Stage::Ready;
                 record.lineage = of.record.lineage;

@@ -32,6 +32,7 @@ use crate::instances::{Base, CreatePg, Instances, Pg, PgRecord, Stage, runs_here
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::record::{self, Lock};
+use crate::snapshots::room::{self, Place};
 use crate::snapshots::{Found, redo};
 use crate::storages::LOCAL;
 
@@ -50,7 +51,7 @@ pub struct RestoreChoice {
 }
 
 /// Room that is left for what a server writes while it starts.
-const SPARE: u64 = 64 << 20;
+pub(super) const SPARE: u64 = 64 << 20;
 /// More damaged pages than this are not told one by one.
 const MOST_TOLD: usize = 10;
 
@@ -316,19 +317,10 @@ pub(crate) fn has_room(place: &Path, facts: &Facts) -> Result<()> {
 }
 
 pub(super) fn room_for(place: &Path, bytes: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(place)
-        .map_err(|error| Error::io(place, "cannot be asked for its room", error))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let needed = bytes.saturating_add(SPARE);
-    if free >= needed {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Environment,
-        place.display().to_string(),
-        format!("has room for {free} bytes; the snapshot needs {needed}"),
-    )
-    .hinted("free some space, or use a home on a larger disk"))
+    room::require(&[Place {
+        spare: SPARE,
+        ..Place::new(place, bytes)
+    }])
 }
 
 /// A snapshot on its way into a folder of its own: `data`, `log`, `run`, and `tablespaces` if it has any.

@@ -73,7 +73,7 @@ impl Instances<'_> {
 }
 
 /// Bytes on disk below a folder. What goes while we look, or may not be looked at, counts nothing.
-fn walk(folder: &Path) -> u64 {
+pub(super) fn walk(folder: &Path) -> u64 {
     let mut sum = 0_u64;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

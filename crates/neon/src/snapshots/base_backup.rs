@@ -4,8 +4,8 @@
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
-use neon_pagestore::{Facts, SnapshotName};
-use neon_pg_layout::{ManifestItem, ManifestReader, TimelineRange};
+use neon_pagestore::Facts;
+use neon_pg_layout::{BlockSize, ManifestItem, ManifestReader, TimelineRange};
 use neon_pgwire::{
     BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ErrorKind as Wire, ManifestOption,
     Params, Replication, SlotName,
@@ -18,15 +18,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::random_id;
 use crate::operation::seconds;
-use crate::repositories::StorageRepository;
 use crate::snapshots::Snapshots;
-use crate::snapshots::bring::{Bringing, Brought, bring};
+use crate::snapshots::bring::{Arrival, Bringing, Brought, bring};
 use crate::snapshots::imported::{Stopped, facts};
+use crate::snapshots::inspection::Inspection;
+use crate::snapshots::judge::Shape;
 
 /// Pieces that wait between the connection and the writer. A server sends pieces of 32 KiB or so.
 const WAITING: usize = 64;
-/// Every server that is not built otherwise.
-const PAGE: u32 = 8192;
 
 /// One archive, or the manifest, as the bytes of it come.
 struct Incoming {
@@ -108,17 +107,16 @@ impl Snapshots<'_> {
     pub(crate) async fn import_server(
         &self,
         params: &Params,
-        subject: &str,
-        repository: &StorageRepository,
-        name: &SnapshotName,
-        allow_bad_pages: bool,
+        arrival: Arrival<'_>,
     ) -> Result<Brought> {
+        let subject = arrival.subject;
         let failed = |error| Error::wire(subject, error);
         let mut client = self.connect(params, subject).await?;
         client.major().map_err(failed)?;
         self.keep_log(&mut client, subject).await?;
+        let shape = shape(&mut client).await.map_err(failed)?;
         let mut options = BaseBackupOptions::default();
-        options.label = format!("neon import {name}");
+        options.label = format!("neon import {}", arrival.name);
         options.checkpoint = Checkpoint::Fast;
         options.wal = true;
         options.wait = false;
@@ -158,10 +156,13 @@ impl Snapshots<'_> {
             stop,
             taken,
             total,
+            shape,
         };
-        let writing = bring(self.0, repository, subject, name, PAGE, move |bringing| {
-            read.send(bringing)
-        });
+        let arrival = Arrival {
+            page_size: u32::try_from(shape.page_size.bytes()).unwrap_or_default(),
+            ..arrival
+        };
+        let writing = bring(self.0, arrival, move |bringing| read.send(bringing));
         let receiving = async {
             let mut senders = senders.into_iter();
             let mut to: Option<mpsc::Sender<Piece>> = None;
@@ -184,21 +185,14 @@ impl Snapshots<'_> {
             finish(to.take()).await;
             let (end, client) = backup.finish().map_err(failed)?;
             client.close().await;
-            if let Some(suspect) = end.suspect.as_ref().filter(|_| !allow_bad_pages) {
-                return Err(Error::new(
-                    ErrorKind::Damaged,
-                    subject,
-                    format!("has damaged pages: {}", suspect.message()),
-                )
-                .hinted("allow bad pages to take it all the same"));
-            }
             // The commit waits for this.
-            let end = Stopped {
+            let stop = Stopped {
                 at: end.stop,
                 timeline: end.timeline,
             };
+            let suspect = end.suspect.map(|suspect| suspect.message().to_owned());
             // A writer that failed waits for nothing, and says why itself.
-            let _nobody = stopped.send(end);
+            let _nobody = stopped.send((stop, suspect));
             Ok(Some(()))
         };
         let (written, received) = futures_util::future::join(writing, receiving).await;
@@ -229,6 +223,47 @@ impl Snapshots<'_> {
     }
 }
 
+/// What a server says of its pages, as far as it does.
+async fn shape(client: &mut Client) -> neon_pgwire::Result<Shape> {
+    let mut known = Shape::default();
+    let mut said = async |name: &str| match client.show(name).await {
+        Ok(value) => Ok(Some(value)),
+        // One that is no PostgreSQL itself need not know.
+        Err(error) if error.sqlstate().is_some() => Ok(None),
+        Err(error) => Err(error),
+    };
+    let size = said("block_size").await?.and_then(|size| size.parse().ok());
+    if let Some(size) = size.and_then(|size: u64| BlockSize::new(size).ok()) {
+        known.page_size = size;
+    }
+    let segment = said("segment_size").await?;
+    let blocks = segment.and_then(|text| bytes(&text)?.checked_div(known.page_size.bytes() as u64));
+    if let Some(blocks) = blocks.and_then(|blocks| u32::try_from(blocks).ok()) {
+        known.segment_blocks = blocks;
+    }
+    known.checksums = said("data_checksums").await?.and_then(|text| match &*text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    });
+    Ok(known)
+}
+
+/// A size as the server writes it.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let factor = match unit {
+        "B" | "" => 1,
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "TB" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
 async fn finish(to: Option<mpsc::Sender<Piece>>) {
     if let Some(to) = to {
         // Whoever does not take it has failed, and says so.
@@ -240,15 +275,17 @@ async fn finish(to: Option<mpsc::Sender<Piece>>) {
 struct Reading {
     archives: Vec<(ArchiveKind, Incoming)>,
     manifest: Incoming,
-    stop: oneshot::Receiver<Stopped>,
+    /// Where it ends, and what the server itself found damaged.
+    stop: oneshot::Receiver<(Stopped, Option<String>)>,
     taken: Option<i64>,
     total: u64,
+    shape: Shape,
 }
 
 impl Reading {
     fn send(self, bringing: &Bringing<'_>) -> Result<Facts> {
         let broken = |reason: &'static str| Error::new(ErrorKind::Failed, bringing.subject, reason);
-        let sink = bringing.sink(self.total).summing();
+        let sink = bringing.sink(self.total)?.summing().judging(self.shape);
         let mut ranges = Vec::new();
         let archives = self
             .archives
@@ -264,7 +301,7 @@ impl Reading {
             .map_err(|error| bringing.format(error))?;
         // Nothing of it is a snapshot before the manifest agrees and the server said where the backup ends.
         check(bringing, &sink, self.manifest, &mut ranges)?;
-        let stopped = self
+        let (stopped, suspect) = self
             .stop
             .blocking_recv()
             .map_err(|_| broken("did not say where the backup ends"))?;
@@ -272,14 +309,23 @@ impl Reading {
             wal: ranges,
             ..End::default()
         };
-        facts(bringing.subject, &sink, &end, Some(stopped), self.taken)
+        let facts = facts(bringing, &sink, &end, Some(stopped), self.taken)?;
+        if let Some(suspect) = suspect.filter(|_| facts.bad_pages.is_empty()) {
+            let reason = format!("has damaged pages: {suspect}");
+            if !bringing.allow_bad_pages {
+                return Err(Error::new(ErrorKind::Damaged, bringing.subject, reason)
+                    .hinted("allow bad pages to take it all the same"));
+            }
+            bringing.tell(Event::Warning(format!("{} {reason}.", bringing.subject)));
+        }
+        Ok(facts)
     }
 }
 
 /// Holds every file that came against a manifest that comes after them.
 pub(crate) fn check(
     bringing: &Bringing<'_>,
-    came: &crate::snapshots::watched::Watched<'_>,
+    came: &Inspection<'_>,
     mut manifest: impl Read,
     ranges: &mut Vec<TimelineRange>,
 ) -> Result<()> {

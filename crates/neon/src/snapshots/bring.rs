@@ -6,34 +6,53 @@ use std::sync::atomic::AtomicBool;
 
 use neon_pagestore::write::{SnapshotOptions, SnapshotWriter, WriteReport};
 use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
-use neon_snapshot_format::ParallelSink;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
-use crate::snapshots::watch::Wanting;
-use crate::snapshots::watched::Watched;
+use crate::snapshots::inspection::Inspection;
+use crate::snapshots::room;
+use crate::snapshots::watch::{Meter, Wanting, Watched};
 
 /// What a feed works with.
 pub(crate) struct Bringing<'a> {
-    pub(crate) neon: &'a Neon,
-    pub(crate) writer: &'a SnapshotWriter,
-    pub(crate) dropped: Arc<AtomicBool>,
+    neon: &'a Neon,
+    writer: &'a SnapshotWriter,
+    to: &'a StorageRepository,
+    dropped: Arc<AtomicBool>,
     pub(crate) subject: &'a str,
+    /// Damaged pages are noted instead of refused.
+    pub(crate) allow_bad_pages: bool,
 }
 
 impl<'a> Bringing<'a> {
-    /// The sink to send everything to.
-    pub(crate) fn sink(&self, total: u64) -> Watched<'a> {
-        let sink: &dyn ParallelSink = self.writer;
-        Watched::new(
-            sink,
-            self.neon,
-            Arc::clone(&self.dropped),
-            self.subject,
-            total,
-        )
+    /// The sink to send everything to, once it is known that there is room for so many bytes. 0 if nobody knows how many
+    /// will come.
+    pub(crate) fn sink(&self, total: u64) -> Result<Inspection<'a>> {
+        self.require_room(total)?;
+        Ok(Inspection::new(self.watched(total)))
+    }
+
+    /// As [`sink`](Self::sink), of a source that announces all its files before it sends any. It has about as many bytes.
+    pub(crate) fn announced_sink(&self, about: u64) -> Result<Inspection<'a>> {
+        self.require_room(about)?;
+        Ok(Inspection::new(self.watched(0).expecting()))
+    }
+
+    /// That what comes fits: at least this many bytes.
+    pub(crate) fn require_room(&self, bytes: u64) -> Result<()> {
+        room::check(self.neon, self.to, bytes)
+    }
+
+    fn watched(&self, total: u64) -> Watched<'a> {
+        let dropped = Arc::clone(&self.dropped);
+        let meter = Meter::of(self.neon, self.subject, dropped, total);
+        Watched::new(self.writer, Arc::new(meter))
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        self.neon.tell(event);
     }
 
     /// What a copy of files came to.
@@ -50,22 +69,38 @@ pub(crate) struct Brought {
     pub(crate) report: WriteReport,
 }
 
-/// Writes what `feed` sends, and commits it under this name with the facts that it returns.
+/// What comes, and as what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrival<'a> {
+    pub(crate) to: &'a StorageRepository,
+    /// Where it comes from, in messages.
+    pub(crate) subject: &'a str,
+    pub(crate) name: &'a SnapshotName,
+    /// Bytes of a page.
+    pub(crate) page_size: u32,
+    pub(crate) allow_bad_pages: bool,
+}
+
+/// Writes what `feed` sends, and commits it with the facts that it returns.
 ///
 /// Dropped: the thread stops soon, and what it wrote is garbage.
 pub(crate) async fn bring(
     neon: &Neon,
-    to: &StorageRepository,
-    subject: &str,
-    name: &SnapshotName,
-    page_size: u32,
+    arrival: Arrival<'_>,
     feed: impl FnOnce(&Bringing<'_>) -> Result<Facts> + Send + 'static,
 ) -> Result<Brought> {
+    let Arrival {
+        to,
+        subject,
+        name,
+        page_size,
+        allow_bad_pages,
+    } = arrival;
     let failed = |error| Error::repository(to.label(), error);
     let writing = to.repository.begin_writing().await.map_err(failed)?;
     let writer = writing.writer();
     let stop = Wanting::default();
-    let (home, repository, label) = (neon.clone(), to.repository.clone(), to.label());
+    let (home, target) = (neon.clone(), to.clone());
     let (dropped, told) = (stop.flag(), subject.to_owned());
     let options = SnapshotOptions {
         codec: to.codec,
@@ -74,13 +109,15 @@ pub(crate) async fn bring(
         ..SnapshotOptions::default()
     };
     let written = tokio::task::spawn_blocking(move || {
-        let failed = |error| Error::repository(label.clone(), error);
-        let sink = SnapshotWriter::new(&repository, writer, options).map_err(failed)?;
+        let failed = |error| Error::repository(target.label(), error);
+        let sink = SnapshotWriter::new(&target.repository, writer, options).map_err(failed)?;
         let bringing = Bringing {
             neon: &home,
             writer: &sink,
+            to: &target,
             dropped,
             subject: &told,
+            allow_bad_pages,
         };
         let facts = feed(&bringing)?;
         let stored = sink.complete().map_err(failed)?;

@@ -1,7 +1,7 @@
 //! Copying the pages of a cluster into a repository, and what comes after them: label, log, the map.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use neon_pagestore::changes::LogEnd;
 use neon_pagestore::read::Snapshot;
@@ -35,7 +35,7 @@ pub(super) struct Job {
     pub(super) taken: i64,
     pub(super) name: SnapshotName,
     pub(super) found: ServerFacts,
-    pub(super) meter: Meter,
+    pub(super) meter: Arc<Meter>,
 }
 
 /// Pages that are stored, of a snapshot that is not complete.
@@ -54,6 +54,10 @@ impl Job {
 
     fn subject(&self) -> String {
         format!("snapshot {}", self.name)
+    }
+
+    fn watched<'a>(&self, sink: &'a SnapshotWriter) -> Watched<'a> {
+        Watched::new(sink, Arc::clone(&self.meter)).expecting()
     }
 
     /// Copies the pages. Blocks.
@@ -155,10 +159,7 @@ impl Job {
         let copied = match &self.parent {
             None => {
                 room::check(&self.neon, &self.target, size_of(data))?;
-                let watched = Watched {
-                    sink: &sink,
-                    meter: &self.meter,
-                };
+                let watched = self.watched(&sink);
                 source.copy_parallel(&watched, threads)
             }
             Some(parent) => {
@@ -171,10 +172,7 @@ impl Job {
                     .map_err(of_target)?;
                 let select = ChangedSince::new(&told.set, Parent::of(parent)).map_err(of_target)?;
                 let select = Counted::of(&select);
-                let watched = Watched {
-                    sink: &sink,
-                    meter: &self.meter,
-                };
+                let watched = self.watched(&sink);
                 let copied = source.copy_selected(&select, &watched, threads);
                 if !told.is_scan() {
                     facts.cost.read_changed = select.changed();
@@ -227,10 +225,7 @@ impl Job {
             timeline: ended.history.timeline(),
             wal: StopWal::Directory(&pg_wal),
         });
-        let watched = Watched {
-            sink: &sink,
-            meter: &self.meter,
-        };
+        let watched = self.watched(&sink);
         let end = Sequential::new(&watched)
             .and_then(|mut rest| copied.finish(&mut rest, stop))
             .map_err(|error| self.failed(error))?;
@@ -391,13 +386,18 @@ pub(super) async fn carry_bad_pages(
 
 /// Bytes of all files below a data directory and in its tablespaces, about.
 pub(crate) fn size_of(data: &std::path::Path) -> u64 {
+    let (spaces, log) = (data.join("pg_tblspc"), data.join("pg_wal"));
     let mut folders = vec![data.to_owned()];
     let mut bytes = 0_u64;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            // Links lead to tablespaces and to the log.
-            let Ok(facts) = std::fs::metadata(&path) else {
+            // Links lead to tablespaces and to the log; any other may lead around in circles.
+            let facts = match folder == spaces || path == log {
+                true => std::fs::metadata(&path),
+                false => std::fs::symlink_metadata(&path),
+            };
+            let Ok(facts) = facts else {
                 continue;
             };
             if facts.is_dir() {

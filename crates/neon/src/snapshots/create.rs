@@ -313,7 +313,7 @@ async fn prepare(
         taken: i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX),
         name: wanted.name.clone(),
         found,
-        meter: Meter::new(neon, subject.clone(), go_on),
+        meter: Arc::new(Meter::new(neon, subject.clone(), go_on)),
     });
     let writer = writing.get()?.writer();
     let copying = Arc::clone(&job);

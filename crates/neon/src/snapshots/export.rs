@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -22,10 +21,10 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::home::random_id;
 use crate::neon::Neon;
-use crate::snapshots::watch::Wanting;
-use crate::snapshots::watched::{Stopping, Watched};
+use crate::snapshots::partial::Partial;
+use crate::snapshots::room::{self, Place};
+use crate::snapshots::watch::{Meter, Wanting, Watched, WatchedInOrder};
 use crate::snapshots::{Found, Snapshots};
 
 /// How a snapshot looks outside.
@@ -120,7 +119,7 @@ impl Snapshots<'_> {
     ///
     /// Dropped, stopped or failed: nothing is at the path that could be taken for it. What was written is removed, unless
     /// the process itself ended: then a data directory lacks `pg_control`, and anything else lies under another name that
-    /// ends in `.partial`.
+    /// ends in `.partial`, until the next export to that path removes it.
     ///
     /// # Errors
     /// [`Exists`](ErrorKind::Exists) when something is there; [`Environment`](ErrorKind::Environment) without the room or
@@ -131,7 +130,11 @@ impl Snapshots<'_> {
             .map_err(|error| Error::io(to, "cannot be made absolute", error))?;
         let snapshot = from.open().await?;
         require_free(&to, how.format)?;
-        self.require_room(&snapshot, &to, how)?;
+        let tablespaces = tablespaces(&snapshot, &to, how).await?;
+        if let Some(tablespaces) = &tablespaces {
+            require_free(tablespaces, how.format)?;
+        }
+        require_room(&snapshot, &to, tablespaces.as_deref(), how, &from.subject()).await?;
         let mut operation = self.0.begin_operation("snapshot export", &from.asked)?;
         operation.detail("id", from.id.to_string());
         operation.detail("to", to.display().to_string());
@@ -141,14 +144,6 @@ impl Snapshots<'_> {
             to.display()
         )));
         let (id, size) = (from.id, snapshot.facts().cost.bytes);
-        let tablespaces = has_tablespaces(&snapshot).await?.then(|| {
-            let beside = || PathBuf::from(format!("{}.tablespaces", to.display()));
-            how.tablespaces.clone().unwrap_or_else(beside)
-        });
-        let tablespaces = tablespaces.filter(|_| how.format == ExportFormat::PgData);
-        if let Some(tablespaces) = &tablespaces {
-            require_free(tablespaces, how.format)?;
-        }
         let job = Job {
             neon: self.0.clone(),
             snapshot,
@@ -255,35 +250,76 @@ impl Snapshots<'_> {
             gid: user.gid(),
         }))
     }
-
-    /// Refuses before anything is written. How large a compressed file will be nobody knows; there a disk that fills is
-    /// an error when it happens.
-    fn require_room(&self, snapshot: &Snapshot, to: &Path, how: &ExportOptions) -> Result<()> {
-        let known = how.format == ExportFormat::PgData
-            || (how.format == ExportFormat::BaseBackup && how.compression == Compression::None);
-        if !known {
-            return Ok(());
-        }
-        require_room(to, snapshot.facts().cost.bytes)
-    }
 }
 
-/// That the file system of a path that need not be there has room for this many bytes.
-pub(crate) fn require_room(to: &Path, wanted: u64) -> Result<()> {
-    let there = to.ancestors().find(|path| path.exists());
-    let Some(stat) = there.and_then(|path| rustix::fs::statvfs(path).ok()) else {
-        return Ok(());
-    };
-    let room = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if room < wanted {
-        return Err(Error::new(
-            ErrorKind::Environment,
-            to.display().to_string(),
-            format!("has no room: {wanted} bytes are needed, {room} are free"),
-        )
-        .hinted("free some space, or choose another disk"));
+/// Where the tablespaces of an exported data directory are put, if it has any.
+async fn tablespaces(
+    snapshot: &Snapshot,
+    to: &Path,
+    how: &ExportOptions,
+) -> Result<Option<PathBuf>> {
+    if how.format != ExportFormat::PgData {
+        return match &how.tablespaces {
+            None => Ok(None),
+            Some(place) => Err(Error::new(
+                ErrorKind::Invalid,
+                place.display().to_string(),
+                format!(
+                    "is a place for tablespaces, and {} has them inside",
+                    how.format.name()
+                ),
+            )),
+        };
     }
-    Ok(())
+    if !has_tablespaces(snapshot).await? {
+        return Ok(None);
+    }
+    Ok(Some(match &how.tablespaces {
+        Some(place) => place.clone(),
+        None => beside(to)?,
+    }))
+}
+
+/// `PATH.tablespaces`, also for a path that ends with a slash.
+fn beside(to: &Path) -> Result<PathBuf> {
+    let Some(name) = to.file_name() else {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            to.display().to_string(),
+            "is no path of a folder to make",
+        ));
+    };
+    let mut name = name.to_owned();
+    name.push(".tablespaces");
+    Ok(to.with_file_name(name))
+}
+
+/// Refuses before anything is written. How large a compressed file will be nobody knows; there a disk that fills is
+/// an error when it happens.
+async fn require_room(
+    snapshot: &Snapshot,
+    to: &Path,
+    tablespaces: Option<&Path>,
+    how: &ExportOptions,
+    subject: &str,
+) -> Result<()> {
+    let known = how.format == ExportFormat::PgData
+        || (how.format == ExportFormat::BaseBackup && how.compression == Compression::None);
+    if !known {
+        return Ok(());
+    }
+    let Some(tablespaces) = tablespaces else {
+        return room::require(&[Place::new(to, snapshot.facts().cost.bytes)]);
+    };
+    let places: Vec<Place> = room::by_tablespace(snapshot, subject)
+        .await?
+        .into_iter()
+        .map(|(space, bytes)| match space {
+            None => Place::new(to, bytes),
+            Some(_) => Place::new(tablespaces, bytes),
+        })
+        .collect();
+    room::require(&places)
 }
 
 fn require_free(to: &Path, format: ExportFormat) -> Result<()> {
@@ -355,16 +391,15 @@ impl Job {
     }
 
     fn archives(&self, dropped: &Arc<AtomicBool>) -> Result<()> {
-        let partial = partial(&self.to)?;
+        let partial = Partial::folder(&self.to)?;
+        let partial = partial.path();
         let options = TarOptions {
             compression: self.how.compression,
             ..TarOptions::default()
         };
-        let written = BaseBackupWriter::in_directory(&partial, options)
+        let written = BaseBackupWriter::in_directory(partial, options)
             .map_err(|error| Error::format(self.to.display().to_string(), error))
             .and_then(|mut writer| {
-                fs::set_permissions(&partial, fs::Permissions::from_mode(0o700))
-                    .map_err(|error| Error::io(&partial, "cannot get its mode", error))?;
                 send(
                     &self.neon,
                     &self.snapshot,
@@ -375,32 +410,31 @@ impl Job {
             })
             .and_then(|()| {
                 // An empty folder that is there gives way.
-                fs::rename(&partial, &self.to)
+                fs::rename(partial, &self.to)
                     .map_err(|error| Error::io(&self.to, "cannot get its name", error))?;
                 sync_parent(&self.to)
             });
         if written.is_err() {
-            clear(&partial, false);
+            clear(partial, false);
         }
         written
     }
 
     fn file(&self, dropped: &Arc<AtomicBool>) -> Result<()> {
-        let partial = partial(&self.to)?;
+        let partial = Partial::file(&self.to)?;
+        let partial = partial.path();
         let failed = |error| Error::io(&self.to, "cannot be written", error);
         let file = OpenOptions::new()
             .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&partial)
+            .open(partial)
             .map_err(failed)?;
         let written = neon_file(&self.neon, &self.snapshot, &self.label, file, dropped)
             .and_then(|file: File| file.sync_all().map_err(failed))
             .and_then(|()| {
-                name_new(&partial, &self.to)?;
+                name_new(partial, &self.to)?;
                 sync_parent(&self.to)
             });
-        drop(fs::remove_file(&partial));
+        drop(fs::remove_file(partial));
         written
     }
 }
@@ -429,7 +463,8 @@ fn fill(
     let mut options = RestoreOptions::default();
     options.threads = neon.options().threads;
     let total = snapshot.facts().cost.bytes;
-    let sink = Watched::new(writer, neon, Arc::clone(dropped), label, total);
+    let meter = Meter::of(neon, label, Arc::clone(dropped), total);
+    let sink = Watched::new(writer, Arc::new(meter));
     let restored =
         restore(snapshot, &sink, &options).map_err(|error| Error::repository(label, error))?;
     for bad in &restored.bad_pages {
@@ -471,7 +506,8 @@ fn send(
     let mut source =
         SnapshotSource::new(snapshot).map_err(|error| Error::repository(label, error))?;
     let total = snapshot.facts().cost.bytes;
-    let mut sink = Stopping::new(to, neon, Arc::clone(dropped), label, total);
+    let meter = Meter::of(neon, label, Arc::clone(dropped), total);
+    let mut sink = WatchedInOrder::new(to, meter);
     source
         .send(&mut sink)
         .map_err(|error| Error::format(label, error))
@@ -500,11 +536,6 @@ fn name_new(partial: &Path, to: &Path) -> Result<()> {
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-fn partial(to: &Path) -> Result<PathBuf> {
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    Ok(to.with_file_name(format!(".{name}-{}.partial", random_id()?)))
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
@@ -536,11 +567,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_without_room_is_refused_before_anything_is_written() {
-        let there = std::env::temp_dir();
-        require_room(&there.join("not/there/yet"), 1).unwrap();
-        let error = require_room(&there, u64::MAX).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Environment);
-        assert!(error.hint().is_some());
+    fn tablespaces_go_beside_the_directory_however_its_path_is_written() {
+        for to in ["/x/copy", "/x/copy/", "/x/copy/."] {
+            let place = beside(Path::new(to)).unwrap();
+            assert_eq!(place, Path::new("/x/copy.tablespaces"), "{to}");
+        }
+        beside(Path::new("/")).unwrap_err();
     }
 }

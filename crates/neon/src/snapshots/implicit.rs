@@ -145,10 +145,14 @@ impl Snapshots<'_> {
     }
 
     /// Destroys what commands left that were killed.
-    async fn sweep_temporary(&self) {
+    pub(crate) async fn sweep_temporary(&self) {
         for left in self.left_imports() {
-            // What cannot be destroyed now is tried again by the next.
-            drop(self.end_import(&left).await);
+            if let Err(error) = self.end_import(&left).await {
+                self.0.tell(Event::Warning(format!(
+                    "{}, and is not destroyed yet: {error}",
+                    left.what()
+                )));
+            }
         }
     }
 

@@ -19,17 +19,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::repositories::StorageRepository;
 use crate::snapshots::base_backup::check;
-use crate::snapshots::bring::{Bringing, Brought, bring};
+use crate::snapshots::bring::{Arrival, Bringing, Brought, bring};
+use crate::snapshots::copying::size_of;
 use crate::snapshots::imported::facts;
+use crate::snapshots::judge::Shape;
 use crate::snapshots::location::{ImportSource, is_repository};
 use crate::snapshots::log_end::Position;
 use crate::snapshots::plain_backup::PlainBackup;
 use crate::snapshots::ranges::StoredRange;
 use crate::snapshots::{Found, Snapshots};
 use crate::storages::LOCAL;
-
-/// Bytes of a page of every server that was not built otherwise.
-const PAGE: u32 = 8192;
 
 /// What to import, and as what.
 #[derive(Debug, Clone)]
@@ -105,6 +104,7 @@ impl Snapshots<'_> {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
         };
+        self.sweep_temporary().await;
         let repository = self.0.storages().repository(&storage).await?;
         let name = self.free_name(wanted, &repository).await?;
         let mut operation = self
@@ -127,25 +127,23 @@ impl Snapshots<'_> {
         name: SnapshotName,
     ) -> Result<Imported> {
         let begun = Instant::now();
+        let subject = wanted.source.to_string();
+        let arrival = Arrival {
+            to: &repository,
+            subject: &subject,
+            name: &name,
+            page_size: page_size(Shape::default()),
+            allow_bad_pages: wanted.allow_bad_pages,
+        };
         let (brought, format) = match &wanted.source {
-            ImportSource::Server(params) => {
-                let subject = wanted.source.to_string();
-                let allow = wanted.allow_bad_pages;
-                let brought = self.import_server(params, &subject, &repository, &name, allow);
-                (brought.await?, "server")
-            }
-            ImportSource::Path(path) => {
-                self.import_path(path, &repository, &name, wanted.allow_bad_pages)
-                    .await?
-            }
+            ImportSource::Server(params) => (self.import_server(params, arrival).await?, "server"),
+            ImportSource::Path(path) => self.import_path(path, arrival).await?,
             ImportSource::Object(locator) => {
                 let (storage, key) = self.0.storages().object_at(locator).await?;
-                let subject = locator.to_string();
                 let range = StoredRange::open(storage, key)
                     .await
                     .map_err(|error| Error::storage(&*subject, error))?;
-                let brought = self.import_neon(range, &subject, &repository, &name);
-                (brought.await?, "neon file")
+                (self.import_neon(range, arrival).await?, "neon file")
             }
         };
         let Brought { id, facts, report } = brought;
@@ -220,9 +218,7 @@ impl Snapshots<'_> {
     async fn import_path(
         &self,
         path: &Path,
-        repository: &StorageRepository,
-        name: &SnapshotName,
-        allow_bad_pages: bool,
+        arrival: Arrival<'_>,
     ) -> Result<(Brought, &'static str)> {
         let path = std::path::absolute(path)
             .map_err(|error| Error::io(path, "cannot be made absolute", error))?;
@@ -235,21 +231,33 @@ impl Snapshots<'_> {
             })?
             .map_err(|error| Error::format(&*subject, error))?;
         let threads = self.0.options().threads;
-        let bring = |page, feed: Feed| bring(self.0, repository, &subject, name, page, feed);
+        let arrival = Arrival {
+            subject: &subject,
+            ..arrival
+        };
+        let bring = |shape, feed: Feed| {
+            let page_size = page_size(shape);
+            bring(
+                self.0,
+                Arrival {
+                    page_size,
+                    ..arrival
+                },
+                feed,
+            )
+        };
         let refuse = |reason: String, hint: &'static str| {
             Err(Error::new(ErrorKind::Invalid, &*subject, reason).hinted(hint))
         };
         match found {
             Detected::DataDirectory { state, .. } => {
-                let page = page_size(&path, &subject)?;
+                let shape = shape(&path, &subject)?;
                 require_stopped(&path, &subject, state)?;
                 let quiet = Quiet::hold(&path, Duration::from_secs(60)).await;
                 let quiet = quiet.map_err(|error| Error::server(&*subject, error))?;
                 let brought = bring(
-                    page,
-                    Box::new(move |bringing| {
-                        data_directory(bringing, &path, state, allow_bad_pages, threads)
-                    }),
+                    shape,
+                    Box::new(move |bringing| data_directory(bringing, &path, state, threads)),
                 );
                 let brought = brought.await?;
                 let still = quiet.check();
@@ -263,13 +271,14 @@ impl Snapshots<'_> {
                 "combine it with those it builds on first (pg_combinebackup)",
             ),
             Detected::PlainBackup { .. } => {
-                let page = page_size(&path, &subject)?;
+                let shape = shape(&path, &subject)?;
                 let brought = bring(
-                    page,
+                    shape,
                     Box::new(move |bringing| {
                         let mut source =
                             PlainBackup::open(&path).map_err(|error| bringing.format(error))?;
-                        in_order(bringing, &mut source)
+                        let total = source.size();
+                        in_order(bringing, &mut source, shape, total)
                     }),
                 );
                 Ok((brought.await?, "base backup"))
@@ -278,23 +287,26 @@ impl Snapshots<'_> {
                 let feed: Feed = Box::new(move |bringing| {
                     let mut source =
                         BaseBackup::in_directory(&path).map_err(|error| bringing.format(error))?;
-                    in_order(bringing, &mut source)
+                    let total = size_of_archives(bringing, &path)?;
+                    in_order(bringing, &mut source, Shape::default(), total)
                 });
-                Ok((bring(PAGE, feed).await?, "base backup"))
+                Ok((bring(Shape::default(), feed).await?, "base backup"))
             }
             Detected::Tar { .. } => {
                 let feed: Feed = Box::new(move |bringing| {
                     let file = fs::File::open(&path)
                         .map_err(|error| Error::io(&path, "cannot be opened", error))?;
-                    in_order(bringing, &mut BaseBackup::in_stream(file))
+                    // However it is compressed: no less comes out of it.
+                    bringing.require_room(file.metadata().map_or(0, |facts| facts.len()))?;
+                    let mut source = BaseBackup::in_stream(file);
+                    in_order(bringing, &mut source, Shape::default(), 0)
                 });
-                Ok((bring(PAGE, feed).await?, "base backup"))
+                Ok((bring(Shape::default(), feed).await?, "base backup"))
             }
             Detected::Neon => {
                 let file = fs::File::open(&path)
                     .map_err(|error| Error::io(&path, "cannot be opened", error))?;
-                let brought = self.import_neon(file, &subject, repository, name).await?;
-                Ok((brought, "neon file"))
+                Ok((self.import_neon(file, arrival).await?, "neon file"))
             }
             _ if is_repository(&path) => refuse(
                 "is a repository of snapshots".to_owned(),
@@ -311,12 +323,10 @@ impl Snapshots<'_> {
     async fn import_neon(
         &self,
         reader: impl ReadRange + 'static,
-        subject: &str,
-        repository: &StorageRepository,
-        name: &SnapshotName,
+        arrival: Arrival<'_>,
     ) -> Result<Brought> {
         let threads = self.0.options().threads;
-        bring(self.0, repository, subject, name, PAGE, move |bringing| {
+        bring(self.0, arrival, move |bringing| {
             neon_file(bringing, reader, threads)
         })
         .await
@@ -325,9 +335,14 @@ impl Snapshots<'_> {
 
 type Feed = Box<dyn FnOnce(&Bringing<'_>) -> Result<Facts> + Send>;
 
-/// A source that is read once, in order.
-fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<Facts> {
-    let sink = bringing.sink(0).summing();
+/// A source that is read once, in order; `total` bytes, or 0 if nobody knows.
+fn in_order(
+    bringing: &Bringing<'_>,
+    source: &mut dyn Source,
+    shape: Shape,
+    total: u64,
+) -> Result<Facts> {
+    let sink = bringing.sink(total)?.summing().judging(shape);
     let mut order = Remembered {
         sink: Sequential::new(&sink).map_err(|error| bringing.format(error))?,
         end: End::default(),
@@ -339,7 +354,25 @@ fn in_order(bringing: &Bringing<'_>, source: &mut dyn Source) -> Result<Facts> {
     if let Some(manifest) = sink.kept(b"backup_manifest") {
         check(bringing, &sink, manifest.as_slice(), &mut Vec::new())?;
     }
-    facts(bringing.subject, &sink, &end, None, None)
+    facts(bringing, &sink, &end, None, None)
+}
+
+/// Bytes that come out of the archives in a folder, about, once it is known that there is room for them. 0 if nobody knows:
+/// then no less comes than they are long.
+fn size_of_archives(bringing: &Bringing<'_>, folder: &Path) -> Result<u64> {
+    let failed = |error| Error::io(folder, "cannot be listed", error);
+    let (mut total, mut packed) = (0_u64, false);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let Some((_, ending)) = name.to_str().and_then(|name| name.split_once(".tar")) else {
+            continue;
+        };
+        packed |= !ending.is_empty();
+        total = total.saturating_add(entry.metadata().map_err(failed)?.len());
+    }
+    bringing.require_room(total)?;
+    Ok(if packed { 0 } else { total })
 }
 
 /// Keeps what the source said at the end.
@@ -374,18 +407,17 @@ fn neon_file(bringing: &Bringing<'_>, reader: impl ReadRange, threads: usize) ->
         let sizes = entries.iter().map(neon_snapshot_format::Entry::size);
         total = sizes.fold(total, u64::saturating_add);
     }
-    let sink = bringing.sink(total);
+    let sink = bringing.sink(total)?.judging(Shape::default());
     file.send_parallel(&sink, threads)
         .map_err(|error| bringing.format(error))?;
     let end = file.snapshot().clone();
-    facts(bringing.subject, &sink, &end, None, None)
+    facts(bringing, &sink, &end, None, None)
 }
 
 fn data_directory(
     bringing: &Bringing<'_>,
     path: &Path,
     state: ClusterState,
-    allow_bad_pages: bool,
     threads: usize,
 ) -> Result<Facts> {
     let fail = |error| bringing.format(error);
@@ -394,9 +426,10 @@ fn data_directory(
         ClusterState::ShutDownInRecovery => PgData::recovery(path),
         _ => PgData::crashed(path),
     };
-    let source = source.map_err(fail)?.allow_bad_pages(allow_bad_pages);
+    // It judges its pages itself, and names them.
+    let source = source.map_err(fail)?.allow_bad_pages(true);
     let control = source.control().clone();
-    let sink = bringing.sink(0);
+    let sink = bringing.announced_sink(size_of(path))?;
     let copied = source.copy_parallel(&sink, threads).map_err(fail)?;
     let mut rest = Sequential::new(&sink).map_err(fail)?;
     let mut end = copied.finish(&mut rest, None).map_err(fail)?;
@@ -417,7 +450,7 @@ fn data_directory(
             })?;
         }
     }
-    let mut facts = facts(bringing.subject, &sink, &end, None, None)?;
+    let mut facts = facts(bringing, &sink, &end, None, None)?;
     let failed = |error| Error::repository(bringing.subject, error);
     // With these the next snapshot of an instance made from it need not read everything.
     let known = LogEnd {
@@ -433,13 +466,19 @@ fn data_directory(
     Ok(facts)
 }
 
-fn page_size(path: &Path, subject: &str) -> Result<u32> {
+fn page_size(shape: Shape) -> u32 {
+    // 32 KiB at most.
+    u32::try_from(shape.page_size.bytes()).unwrap_or_default()
+}
+
+/// What a directory says of its pages.
+fn shape(path: &Path, subject: &str) -> Result<Shape> {
     let place = path.join("global/pg_control");
     let bytes = fs::read(&place).map_err(|error| Error::io(&place, "cannot be read", error))?;
     let control = ControlFile::decode(&bytes).map_err(|error| {
         Error::new(ErrorKind::Damaged, subject, "has a control file of no use").caused_by(error)
     })?;
-    Ok(u32::try_from(control.build.block_size.bytes()).unwrap_or(PAGE))
+    Ok(Shape::of(&control))
 }
 
 /// The directory of a running server changes while it is read.

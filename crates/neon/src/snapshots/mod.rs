@@ -12,23 +12,25 @@ mod export;
 mod implicit;
 mod import;
 mod imported;
+mod inspection;
+mod judge;
 mod location;
 mod log_end;
 pub(crate) mod needs;
 mod offered;
 pub(crate) mod open;
 mod parent;
+mod partial;
 mod plain_backup;
 mod ranges;
 pub(crate) mod redo;
-mod room;
+pub(crate) mod room;
 mod serve;
 mod show;
 mod sources;
 mod transfer;
 mod verify;
 mod watch;
-mod watched;
 
 use std::sync::Arc;
 
@@ -36,6 +38,7 @@ use neon_pagestore::read::Snapshot;
 use neon_pagestore::{CommitId, Listed, SnapshotName};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
@@ -103,50 +106,108 @@ impl Snapshots<'_> {
     /// in the storage of the instance that the name mentions, then in `local`, then in all others by name.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) when no storage has it; [`Invalid`](ErrorKind::Invalid) for `CURRENT`. A storage
-    /// that cannot be asked is an error only if no other has it.
+    /// [`NotFound`](ErrorKind::NotFound) when no storage has it; [`Invalid`](ErrorKind::Invalid) for `CURRENT`, and when
+    /// storages that are neither the instance's own nor `local` have the name for different snapshots. The instance's own
+    /// storage must answer: a name never means what another storage calls so because this one is away. Another storage
+    /// that cannot be asked is an error only if none has it, and told otherwise.
     pub async fn find(&self, text: &str, storage: Option<&Name>) -> Result<Found> {
-        let mut trouble = None;
-        for name in self.storages_to_ask(text, storage)? {
-            let repository = match self.0.storages().existing_repository(&name).await {
-                Ok(Some(repository)) => repository,
-                Ok(None) => continue,
-                Err(error) if storage.is_some() => return Err(error),
-                Err(error) => {
-                    trouble.get_or_insert(error);
-                    continue;
-                }
+        if let Some(storage) = storage {
+            self.0.storages().get(storage)?;
+            return match self.look_in(storage, text).await? {
+                Looked::Here(found) => Ok(found),
+                Looked::Nothing => Err(nowhere(text, format!("is not in storage {storage}"))),
+                Looked::Mute(error) | Looked::Unclear(error) => Err(error),
             };
-            match repository.repository.resolve(text).await {
-                Ok(id) => {
-                    return Ok(Found {
-                        id,
-                        asked: text.to_owned(),
-                        repository: Arc::new(repository),
+        }
+        let own = self.own_storage(text);
+        let local: Name = crate::storages::LOCAL.parse()?;
+        let mut trouble = Vec::new();
+        for name in own.iter().chain(
+            [&local]
+                .into_iter()
+                .filter(|local| own.as_ref() != Some(*local)),
+        ) {
+            match self.look_in(name, text).await {
+                Ok(Looked::Here(found)) => return Ok(found),
+                Ok(Looked::Nothing | Looked::Mute(_)) => {}
+                Ok(Looked::Unclear(error)) => return Err(error),
+                Err(error) if Some(name) == own.as_ref() => {
+                    return Err(match error.hint() {
+                        Some(_) => error,
+                        None => error.hinted("`--storage` names another storage to look in"),
                     });
                 }
-                Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => {}
-                Err(error) => {
-                    let named_so = error.kind() != neon_pagestore::ErrorKind::Invalid;
-                    let error = Error::repository(format!("snapshot {text}"), error);
-                    if storage.is_some() || !named_so {
-                        return Err(error);
-                    }
-                    // One that lists nothing, as behind HTTP, has snapshots for those who know their ids.
-                    if error.kind() != ErrorKind::Invalid {
-                        trouble.get_or_insert(error);
-                    }
+                Err(error) => trouble.push((name.clone(), error)),
+            }
+        }
+        let mut hits: Vec<Found> = Vec::new();
+        for (name, _) in self.0.storages().list()? {
+            if name == local || Some(&name) == own.as_ref() {
+                continue;
+            }
+            match self.look_in(&name, text).await {
+                Ok(Looked::Here(found)) if hits.iter().all(|hit| hit.id != found.id) => {
+                    hits.push(found);
+                }
+                Ok(Looked::Unclear(error)) => return Err(error),
+                Ok(_) => {}
+                Err(error) => trouble.push((name, error)),
+            }
+        }
+        match (hits.len(), hits.pop()) {
+            (1, Some(found)) => {
+                for (name, error) in trouble {
+                    self.0.tell(Event::Warning(format!(
+                        "{text} was not looked for in storage {name} ({error})"
+                    )));
+                }
+                Ok(found)
+            }
+            (0, _) | (_, None) => Err(match trouble.into_iter().next() {
+                Some((_, error)) => error,
+                None => nowhere(text, "is in no attached storage".to_owned()),
+            }),
+            (_, Some(last)) => {
+                hits.push(last);
+                let labels: Vec<String> = hits.iter().map(|hit| hit.repository.label()).collect();
+                Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("snapshot {text}"),
+                    format!("is another one in each of {}", labels.join(", ")),
+                )
+                .hinted("choose one with `--storage`, or name it by its id"))
+            }
+        }
+    }
+
+    async fn look_in(&self, storage: &Name, text: &str) -> Result<Looked> {
+        let Some(repository) = self.0.storages().existing_repository(storage).await? else {
+            return Ok(Looked::Nothing);
+        };
+        match repository.repository.resolve(text).await {
+            Ok(id) => Ok(Looked::Here(Found {
+                id,
+                asked: text.to_owned(),
+                repository: Arc::new(repository),
+            })),
+            Err(error) => {
+                let kind = error.kind();
+                let error = Error::repository(format!("snapshot {text}"), error);
+                match (kind, error.kind()) {
+                    (neon_pagestore::ErrorKind::NotFound, _) => Ok(Looked::Nothing),
+                    (neon_pagestore::ErrorKind::Invalid, _) => Ok(Looked::Unclear(error)),
+                    (_, ErrorKind::Invalid) => Ok(Looked::Mute(error)),
+                    _ => Err(error),
                 }
             }
         }
-        Err(trouble.unwrap_or_else(|| {
-            let place = match storage {
-                Some(storage) => format!("is not in storage {storage}"),
-                None => "is in no attached storage".to_owned(),
-            };
-            Error::new(ErrorKind::NotFound, format!("snapshot {text}"), place)
-                .hinted("see `neon snapshot list`")
-        }))
+    }
+
+    /// The storage of the instance that a name mentions, if there is one of that name here.
+    fn own_storage(&self, text: &str) -> Option<Name> {
+        let name = text.parse::<SnapshotName>().ok()?;
+        let instance = name.instance()?.parse::<Name>().ok()?;
+        Some(self.0.pg().record_of(&instance).ok()?.storage)
     }
 
     /// As [`find`](Self::find), in a repository that is open.
@@ -165,28 +226,6 @@ impl Snapshots<'_> {
             asked: text.to_owned(),
             repository: Arc::new(repository),
         })
-    }
-
-    fn storages_to_ask(&self, text: &str, storage: Option<&Name>) -> Result<Vec<Name>> {
-        if let Some(storage) = storage {
-            self.0.storages().get(storage)?;
-            return Ok(vec![storage.clone()]);
-        }
-        let own = text
-            .parse::<SnapshotName>()
-            .ok()
-            .and_then(|name| name.instance()?.parse::<Name>().ok())
-            .and_then(|instance| self.0.pg().record_of(&instance).ok())
-            .map(|record| record.storage);
-        let mut order: Vec<Name> = own.into_iter().collect();
-        order.push(crate::storages::LOCAL.parse()?);
-        for (name, _) in self.0.storages().list()? {
-            if !order.contains(&name) {
-                order.push(name);
-            }
-        }
-        order.dedup();
-        Ok(order)
     }
 
     /// All snapshots of a storage, or of all storages, oldest first within each. What could not be listed comes with the
@@ -233,4 +272,19 @@ impl Snapshots<'_> {
         }
         Ok((all, failed))
     }
+}
+
+/// What a storage says to a name.
+enum Looked {
+    Here(Found),
+    Nothing,
+    /// It lists nothing, as behind HTTP: it has snapshots for those who know their ids.
+    Mute(Error),
+    /// No name, or the beginning of several ids.
+    Unclear(Error),
+}
+
+fn nowhere(text: &str, place: String) -> Error {
+    Error::new(ErrorKind::NotFound, format!("snapshot {text}"), place)
+        .hinted("see `neon snapshot list`")
 }

@@ -1,57 +1,36 @@
 //! A snapshot as a source of base backups: archives and log out of its repository, a manifest with the sums of what was
 //! sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod archive;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use neon_pagestore::Facts;
-use neon_pagestore::read::{Snapshot, SnapshotSource};
+use neon_pagestore::read::Snapshot;
 use neon_pg_layout::wal::{WalFormat, end_of_log};
 use neon_pg_layout::{
-    BackupLabel, ChecksumAlgorithm, ControlFile, FileChecksum, FileHasher, Lsn, ManifestFile,
-    ManifestWriter, PgMajor, SegmentName, TablespaceMap, TimelineId, TimelineRange, WalFileName,
-    WalSegmentSize, gmt,
+    BackupLabel, ControlFile, Lsn, ManifestFile, ManifestWriter, PgMajor, SegmentName,
+    TablespaceMap, TimelineId, TimelineRange, WalFileName, WalSegmentSize, gmt,
 };
 use neon_pgwire::{
     BackupRequest, BackupSource, ByteStream, SourceFacts, SourceTablespace, WalPiece,
 };
-use neon_snapshot_format::{
-    Chunk, ChunkData, End, Entry, EntryKind, Error as FormatError, ErrorKind as FormatErrorKind,
-    Sink, SnapshotKind, SnapshotPath, Source,
-};
+use neon_snapshot_format::{EntryKind, SnapshotKind, SnapshotPath};
 use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
+use archive::{Archive, Known, LABEL, LOG, MAP, Sum, Sums, Target, Whole, lock};
 
-const BLOCK: usize = 512;
-/// What fits the name field with its end, as PostgreSQL counts.
-const LONGEST: usize = 99;
 /// Pieces that wait between the repository and the client.
 const WAITING: usize = 8;
 const CONTROL: &str = "global/pg_control";
-const LABEL: &str = "backup_label";
-const MAP: &str = "tablespace_map";
-const MANIFEST: &str = "backup_manifest";
-/// What the server adds when the client asks for log.
-const LOG: &str = "pg_wal/";
-
-/// What is known of a file that was sent.
-#[derive(Debug, Clone)]
-struct Sum {
-    size: u64,
-    modified: i64,
-    sum: Option<FileChecksum>,
-}
-
-type Sums = Arc<Mutex<BTreeMap<Vec<u8>, Sum>>>;
-/// Archives that went out whole, so that the sums of all files in them are known.
-type Whole = Arc<Mutex<BTreeSet<Option<u32>>>>;
 
 /// See the module.
 pub(crate) struct Offered {
@@ -71,10 +50,6 @@ impl fmt::Debug for Offered {
             .field("snapshot", &self.snapshot.id())
             .finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn path(text: &str) -> Result<SnapshotPath> {
@@ -214,36 +189,15 @@ impl Offered {
         let (label, whole) = (self.label.clone(), Arc::clone(&self.whole));
         let (spaces, map) = (self.facts.tablespaces.clone(), request.tablespace_map);
         tokio::task::spawn_blocking(move || {
-            let mut archive = Archive {
-                of,
-                to,
+            let known = Known {
                 sums,
                 whole,
                 spaces,
                 map,
-                current: None,
-                spare: Vec::new(),
             };
-            let sent = archive.first(label.as_deref()).and_then(|()| {
-                SnapshotSource::new(&snapshot)
-                    .map_err(|error| failed("snapshot", error))?
-                    .send(&mut archive)
-            });
-            if let Err(error) = sent
-                && let Target::Client(pieces) = &archive.to
-            {
-                // One that went away needs no word.
-                let _gone = pieces.blocking_send(Err(io::Error::other(error)));
-            }
+            Archive::new(of, to, known).write(&snapshot, label.as_deref());
         });
     }
-}
-
-fn failed(
-    subject: &str,
-    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> FormatError {
-    FormatError::new(FormatErrorKind::Io, subject, "cannot be sent").caused_by(error)
 }
 
 /// Where the log of a snapshot ends that does not say it: of a stopped cluster from elsewhere.
@@ -456,296 +410,4 @@ fn manifest(
     };
     ranges.reverse();
     writer.finish(&ranges)
-}
-
-enum Target {
-    Client(mpsc::Sender<io::Result<Bytes>>),
-    /// Only sums are wanted; told when all are known.
-    Nobody(Option<tokio::sync::oneshot::Sender<()>>),
-}
-
-struct Current {
-    path: Vec<u8>,
-    hasher: Option<FileHasher>,
-    sends: bool,
-    size: u64,
-    modified: i64,
-}
-
-/// Writes one archive: members of POSIX ustar, as PostgreSQL makes them.
-struct Archive {
-    /// Which tablespace; none for the data directory.
-    of: Option<u32>,
-    to: Target,
-    sums: Sums,
-    whole: Whole,
-    spaces: Vec<SourceTablespace>,
-    /// Links of tablespaces go into a file.
-    map: bool,
-    current: Option<Current>,
-    spare: Vec<u8>,
-}
-
-impl Archive {
-    fn put(&mut self, bytes: &[u8]) -> neon_snapshot_format::Result<()> {
-        self.spare.extend_from_slice(bytes);
-        if self.spare.len() >= 64 << 10 {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> neon_snapshot_format::Result<()> {
-        let bytes = Bytes::from(std::mem::take(&mut self.spare));
-        match &self.to {
-            Target::Client(pieces) if !bytes.is_empty() => pieces
-                .blocking_send(Ok(bytes))
-                .map_err(|_| failed("archive", "nobody takes it any more")),
-            _ => Ok(()),
-        }
-    }
-
-    fn header(
-        &mut self,
-        entry: &Entry,
-        name: &[u8],
-        link: &[u8],
-    ) -> neon_snapshot_format::Result<()> {
-        if matches!(self.to, Target::Nobody(_)) {
-            return Ok(());
-        }
-        let header = header(entry, name, link)?;
-        self.put(&header)
-    }
-
-    /// The label, and the map where it stands for links, before all else.
-    fn first(&mut self, label: Option<&[u8]>) -> neon_snapshot_format::Result<()> {
-        if self.of.is_some() {
-            return Ok(());
-        }
-        if let Some(label) = label {
-            self.small(LABEL, label)?;
-        }
-        let spaces: Vec<_> = self
-            .spaces
-            .iter()
-            .map(|space| (space.oid, space.location.clone().into_bytes()))
-            .collect();
-        if self.map && !spaces.is_empty() {
-            let map = TablespaceMap { entries: spaces };
-            self.small(MAP, &map.to_bytes())?;
-        }
-        Ok(())
-    }
-
-    fn small(&mut self, name: &str, content: &[u8]) -> neon_snapshot_format::Result<()> {
-        let entry = Entry {
-            path: SnapshotPath::new(name)?,
-            kind: EntryKind::File {
-                size: content.len() as u64,
-            },
-            mode: 0o600,
-            owner: None,
-            modified: 0,
-        };
-        self.begin(&entry, name.as_bytes(), true)?;
-        self.data(ChunkData::Bytes(content))?;
-        self.close()
-    }
-
-    fn begin(
-        &mut self,
-        entry: &Entry,
-        name: &[u8],
-        sends: bool,
-    ) -> neon_snapshot_format::Result<()> {
-        let path = entry.path.as_bytes().to_vec();
-        let known = lock(&self.sums).contains_key(&path);
-        if sends {
-            self.header(entry, name, b"")?;
-        }
-        self.current = Some(Current {
-            path,
-            hasher: (!known).then(|| FileHasher::new(ChecksumAlgorithm::Crc32c)),
-            sends,
-            size: entry.size(),
-            modified: entry.modified,
-        });
-        Ok(())
-    }
-
-    fn data(&mut self, data: ChunkData<'_>) -> neon_snapshot_format::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let mut left = match data {
-            ChunkData::Bytes(bytes) => return self.bytes(bytes),
-            ChunkData::Zeros(count) => count,
-        };
-        while left > 0 {
-            let length = usize::try_from(left)
-                .unwrap_or(ZEROS.len())
-                .min(ZEROS.len());
-            self.bytes(ZEROS.get(..length).unwrap_or(&ZEROS))?;
-            left = left.saturating_sub(length as u64);
-        }
-        Ok(())
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) -> neon_snapshot_format::Result<()> {
-        let Some(current) = &mut self.current else {
-            return Ok(());
-        };
-        if let Some(hasher) = &mut current.hasher {
-            hasher.update(bytes);
-        }
-        match current.sends && matches!(self.to, Target::Client(_)) {
-            true => self.put(bytes),
-            false => Ok(()),
-        }
-    }
-
-    fn close(&mut self) -> neon_snapshot_format::Result<()> {
-        let Some(current) = self.current.take() else {
-            return Ok(());
-        };
-        if let Some(hasher) = current.hasher {
-            let sum = Sum {
-                size: current.size,
-                modified: current.modified,
-                sum: hasher.finish(),
-            };
-            lock(&self.sums).insert(current.path, sum);
-        }
-        if current.sends && matches!(self.to, Target::Client(_)) {
-            let over = usize::try_from(current.size % BLOCK as u64).unwrap_or(0);
-            if over > 0 {
-                let padding = [0; BLOCK];
-                self.put(padding.get(over..).unwrap_or_default())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The name that a path has in this archive; none if it is not in it.
-    fn name<'p>(&self, path: &'p SnapshotPath) -> Option<&'p [u8]> {
-        let space = path
-            .tablespace()
-            .filter(|(oid, _)| self.spaces.iter().any(|space| space.oid == *oid));
-        match (space, self.of) {
-            (Some((oid, inside)), Some(of)) => (oid == of && !inside.is_empty()).then_some(inside),
-            (Some((_, inside)), None) => inside.is_empty().then_some(path.as_bytes()),
-            (None, Some(_)) => None,
-            (None, None) => Some(path.as_bytes()),
-        }
-    }
-}
-
-/// Files that are sent in another way: the label and the map first, the log by the server, and a manifest is made anew.
-fn apart(path: &SnapshotPath) -> bool {
-    let Some(text) = path.as_str() else {
-        return false;
-    };
-    [LABEL, MAP, MANIFEST].contains(&text) || text.starts_with(LOG)
-}
-
-impl Sink for Archive {
-    fn entry(&mut self, entry: &Entry) -> neon_snapshot_format::Result<()> {
-        self.close()?;
-        // A manifest is of all archives, and the sums of all are wanted.
-        let Some(name) = self.name(&entry.path) else {
-            if entry.is_file() && matches!(self.to, Target::Nobody(_)) {
-                return self.begin(entry, b"", false);
-            }
-            return Ok(());
-        };
-        match &entry.kind {
-            EntryKind::Directory if entry.path.is_root() => Ok(()),
-            EntryKind::Directory => {
-                let name = [name, b"/"].concat();
-                self.header(entry, &name, b"")
-            }
-            EntryKind::Tablespace { oid, .. } => {
-                let space = self.spaces.iter().find(|space| space.oid == *oid);
-                match space.filter(|_| !self.map) {
-                    Some(space) => {
-                        let (name, link) = (name.to_vec(), space.location.clone());
-                        self.header(entry, &name, link.as_bytes())
-                    }
-                    None => Ok(()),
-                }
-            }
-            _ if apart(&entry.path) => Ok(()),
-            _ => {
-                let name = name.to_vec();
-                self.begin(entry, &name, true)
-            }
-        }
-    }
-
-    fn chunk(&mut self, chunk: &Chunk<'_>) -> neon_snapshot_format::Result<()> {
-        self.data(chunk.data)
-    }
-
-    fn end(&mut self, _: &End) -> neon_snapshot_format::Result<()> {
-        self.close()?;
-        self.flush()?;
-        match &mut self.to {
-            Target::Client(_) => {
-                lock(&self.whole).insert(self.of);
-            }
-            // Who asked may be gone.
-            Target::Nobody(done) => drop(done.take().map(|done| done.send(()))),
-        }
-        Ok(())
-    }
-}
-
-fn header(entry: &Entry, name: &[u8], link: &[u8]) -> neon_snapshot_format::Result<[u8; BLOCK]> {
-    if name.len() > LONGEST || link.len() > LONGEST {
-        return Err(FormatError::new(
-            FormatErrorKind::Limit,
-            entry.path.to_string(),
-            "has a name that is too long for base backups (99 bytes)",
-        ));
-    }
-    let kind = match (&entry.kind, link.is_empty()) {
-        (_, false) => b'2',
-        (EntryKind::File { .. }, _) => b'0',
-        _ => b'5',
-    };
-    let modified = u64::try_from(entry.modified).unwrap_or(0);
-    let octal = |width: usize, value: u64| format!("{value:0width$o}\0").into_bytes();
-    // Sizes from 8 GiB on do not fit; PostgreSQL's segments end before, and its large ones use base 256 as here.
-    let size = match entry.size() {
-        size if size < 1 << 33 => octal(11, size),
-        size => {
-            let mut wide = vec![0x80, 0, 0, 0];
-            wide.extend_from_slice(&size.to_be_bytes());
-            wide
-        }
-    };
-    let mut block = [0; BLOCK];
-    let fields: [(usize, &[u8]); 12] = [
-        (0, name),
-        (100, &octal(7, u64::from(entry.mode & 0o777))),
-        (108, &octal(7, 0)),
-        (116, &octal(7, 0)),
-        (124, &size),
-        (136, &octal(11, modified)),
-        (148, b"        "),
-        (156, &[kind]),
-        (157, link),
-        (257, b"ustar\x0000"),
-        (265, b"postgres"),
-        (297, b"postgres"),
-    ];
-    for (at, bytes) in fields {
-        if let Some(field) = block.get_mut(at..at.saturating_add(bytes.len())) {
-            field.copy_from_slice(bytes);
-        }
-    }
-    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
-    if let Some(field) = block.get_mut(148..156) {
-        field.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    }
-    Ok(block)
 }

@@ -1,19 +1,21 @@
 //! Snapshots between repositories: pushed and pulled, with the same id on both sides.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use neon_pagestore::{CommitId, Copied, SnapshotName};
+use neon_pagestore::{CommitId, Copied, CopyProgress, SnapshotName};
 use neon_storage::Locator;
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::name::Name;
+use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 use crate::snapshots::bring::named;
 use crate::snapshots::location::{is_repository, locator};
-use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Snapshots};
+use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Snapshots, room};
 use crate::storages::LOCAL;
 
 /// A place to push to or to pull from.
@@ -200,10 +202,19 @@ impl Snapshots<'_> {
         }
         self.0
             .tell(Event::Step(format!("Copying {subject} to {label}.")));
-        let copied = self
-            .stopping(source.repository.copy_to(&to.repository, from.id))
-            .await?;
-        let copied = copied.map_err(|error| Error::repository(label.clone(), error))?;
+        let refused = Arc::new(Mutex::new(None));
+        let watch = watch(self.0, &to, subject.clone(), &refused);
+        let copying = source
+            .repository
+            .copy_to_watched(&to.repository, from.id, watch);
+        let copied = self.stopping(copying).await?;
+        let copied = copied.map_err(|error| {
+            let refused = refused
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            refused.unwrap_or_else(|| Error::repository(label.clone(), error))
+        })?;
         let Copied { names, .. } = &copied;
         named(self.0, &to.repository, names, copied.id, &subject, false).await?;
         Ok(Transferred {
@@ -219,7 +230,7 @@ impl Snapshots<'_> {
             found: Some(Found {
                 id: copied.id,
                 asked: from.asked.clone(),
-                repository: std::sync::Arc::new(to),
+                repository: Arc::new(to),
             }),
         })
     }
@@ -234,5 +245,41 @@ impl Snapshots<'_> {
                 Err(_) => self.0.go_on()?,
             }
         }
+    }
+}
+
+/// Tells how far a copy is. Before anything is sent: whether there is room for it; why not is left in `refused`.
+fn watch(
+    neon: &Neon,
+    to: &StorageRepository,
+    subject: String,
+    refused: &Arc<Mutex<Option<Error>>>,
+) -> impl Fn(CopyProgress) -> neon_pagestore::Result<()> + Send + Sync + 'static {
+    let (neon, to, refused) = (neon.clone(), to.clone(), Arc::clone(refused));
+    move |progress| {
+        if progress.total == 0 {
+            return Ok(());
+        }
+        if progress.done == 0
+            && let Err(error) = room::check_stored(&neon, &to, progress.total)
+        {
+            *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            let limit = neon_pagestore::ErrorKind::Limit;
+            return Err(neon_pagestore::Error::new(limit, &*subject, "does not fit"));
+        }
+        if neon.go_on().is_err() {
+            let cancelled = neon_pagestore::ErrorKind::Cancelled;
+            return Err(neon_pagestore::Error::new(
+                cancelled,
+                &*subject,
+                "was stopped",
+            ));
+        }
+        neon.tell(Event::Progress {
+            subject: subject.clone(),
+            done: progress.done,
+            total: progress.total,
+        });
+        Ok(())
     }
 }

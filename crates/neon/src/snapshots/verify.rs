@@ -68,8 +68,25 @@ pub struct VerifiedServer {
     pub rows: u64,
     /// What was not looked at, and why.
     pub left_out: Vec<String>,
+    /// Tables that could not be read, and why, where that says nothing of what is stored: nobody knows of them.
+    pub unread: Vec<String>,
     /// What is wrong; empty when all is well.
     pub findings: Vec<Finding>,
+}
+
+/// Errors of a read that speak of what is stored: wrong data, a file that is missing or too short, a catalogue that does
+/// not fit. A file outside of the cluster, as of an extension that is not installed, is none of it.
+fn speaks_of_what_is_stored(error: &neon_pgwire::Error) -> bool {
+    let outside = error.server().is_some_and(|said| {
+        let message = said.message();
+        message.starts_with("could not access file")
+            || message.starts_with("could not load library")
+    });
+    match error.sqlstate() {
+        Some("58P01") => !outside,
+        Some("58030" | "XX000" | "XX001" | "XX002") => true,
+        _ => false,
+    }
 }
 
 impl Verified {
@@ -327,6 +344,14 @@ impl Looker<'_> {
                 ));
             }
         };
+        if said.trim().is_empty() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            looked.findings.push(Finding {
+                object: "pg_amcheck".to_owned(),
+                problem: errors.trim().to_owned(),
+                snapshots: Vec::new(),
+            });
+        }
         let mut lines = said.lines();
         while let Some(line) = lines.next() {
             let problem = lines.next().unwrap_or_default();
@@ -350,7 +375,7 @@ impl Looker<'_> {
             .simple_query(
                 "select n.nspname, c.relname, c.relkind from pg_catalog.pg_class c \
                  join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-                 where c.relkind in ('r', 'm', 'S', 'f') and c.relpersistence <> 't' order by 1, 2",
+                 where c.relkind in ('r', 'm', 'S', 'f') and c.relpersistence <> 't' and c.relispopulated order by 1, 2",
             )
             .await
             .map_err(|error| self.wire(error))?;
@@ -380,8 +405,7 @@ impl Looker<'_> {
                     looked.rows = looked.rows.saturating_add(rows.unwrap_or(0));
                     looked.tables = looked.tables.saturating_add(1);
                 }
-                // XX001 and XX002: what is stored is wrong. Anything else is no word about the bytes.
-                Err(error) if matches!(error.sqlstate(), Some("XX001" | "XX002")) => {
+                Err(error) if speaks_of_what_is_stored(&error) => {
                     looked.findings.push(Finding {
                         object: format!("table {table} in database {database}"),
                         problem: error
@@ -392,7 +416,7 @@ impl Looker<'_> {
                 }
                 Err(error) if error.server().is_some() => {
                     let said = error.server().map(|said| said.message().to_owned());
-                    looked.left_out.push(format!(
+                    looked.unread.push(format!(
                         "{database}: table {table}: {}",
                         said.unwrap_or_default()
                     ));

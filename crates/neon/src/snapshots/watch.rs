@@ -3,14 +3,14 @@
 //! A thread that copies is not ended with the future that waits for it. It asks after every chunk whether somebody still
 //! wants what it does.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use neon_pagestore::write::SnapshotWriter;
 use neon_snapshot_format::pgdata::Select;
 use neon_snapshot_format::{
-    Change, Chunk, End, Entry, Error, ErrorKind, ExtentSink, ParallelSink, Result, Wanted,
+    Change, Chunk, End, Entry, Error, ErrorKind, ExtentSink, ParallelSink, Result, Sink, Wanted,
 };
 
 use crate::events::{Event, EventSink};
@@ -94,6 +94,13 @@ impl Meter {
         }
     }
 
+    /// Of a copy of this many bytes.
+    pub(crate) fn of(neon: &Neon, subject: &str, dropped: Arc<AtomicBool>, total: u64) -> Self {
+        let meter = Self::new(neon, subject.to_owned(), GoOn::unless(neon, dropped));
+        meter.expect(total);
+        meter
+    }
+
     /// As many bytes more will come.
     pub(crate) fn expect(&self, bytes: u64) {
         self.total.fetch_add(bytes, Ordering::Relaxed);
@@ -129,20 +136,50 @@ impl Meter {
     }
 }
 
-/// A writer of a snapshot under watch.
-#[derive(Debug)]
+/// A sink under watch, of whatever sends to it from several threads.
+#[derive(Clone)]
 pub(crate) struct Watched<'a> {
-    pub(crate) sink: &'a SnapshotWriter,
-    pub(crate) meter: &'a Meter,
+    sink: &'a dyn ParallelSink,
+    pub(crate) meter: Arc<Meter>,
+    /// What is announced is added to what is expected.
+    expecting: bool,
+}
+
+impl<'a> Watched<'a> {
+    /// Passes on to `sink`. How much will come, the meter knows, or nobody.
+    pub(crate) fn new(sink: &'a dyn ParallelSink, meter: Arc<Meter>) -> Self {
+        Self {
+            sink,
+            meter,
+            expecting: false,
+        }
+    }
+
+    /// The source announces every file before it sends any: that is what will come.
+    pub(crate) fn expecting(mut self) -> Self {
+        self.expecting = true;
+        self
+    }
+}
+
+impl fmt::Debug for Watched<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched")
+            .field("meter", &self.meter)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ParallelSink for Watched<'_> {
     fn entry(&self, entry: &Entry) -> Result<()> {
+        self.meter.go_on.check()?;
         self.sink.entry(entry)
     }
 
     fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
-        self.meter.expect(bytes_of(entry, wanted));
+        if self.expecting {
+            self.meter.expect(bytes_of(entry, wanted));
+        }
         self.meter.go_on.check()?;
         self.sink.file(entry, wanted)
     }
@@ -154,7 +191,7 @@ impl ParallelSink for Watched<'_> {
     fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
         Ok(Box::new(WatchedWorker {
             worker: self.sink.worker()?,
-            meter: self.meter,
+            meter: &self.meter,
         }))
     }
 
@@ -186,6 +223,36 @@ impl ExtentSink for WatchedWorker<'_> {
 
     fn finish(&mut self) -> Result<()> {
         self.worker.finish()
+    }
+}
+
+/// A sink under watch, of what is sent in order.
+pub(crate) struct WatchedInOrder<'a> {
+    sink: &'a mut dyn Sink,
+    meter: Meter,
+}
+
+impl<'a> WatchedInOrder<'a> {
+    pub(crate) fn new(sink: &'a mut dyn Sink, meter: Meter) -> Self {
+        Self { sink, meter }
+    }
+}
+
+impl Sink for WatchedInOrder<'_> {
+    fn entry(&mut self, entry: &Entry) -> Result<()> {
+        self.meter.go_on.check()?;
+        self.sink.entry(entry)
+    }
+
+    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
+        self.sink.chunk(chunk)?;
+        self.meter.did(chunk.len())
+    }
+
+    fn end(&mut self, end: &End) -> Result<()> {
+        self.meter.go_on.check()?;
+        self.meter.tell_all();
+        self.sink.end(end)
     }
 }
 

@@ -5,11 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use neon_pg::{
-    AdoptPg, CheckoutChoice, CreateSnapshot, ErrorKind, Locator, PgMajor, RestoreChoice,
-};
+use neon_pg::{AdoptPg, CheckoutChoice, CreateSnapshot, ErrorKind, PgMajor, RestoreChoice};
 use neon_testkit::{Cluster, Installation, OsUser, Scratch};
 
+use crate::remotes::{attach_s3, credentials, s3};
 use crate::support::{Fixture, end_server, name, refused, sql};
 
 /// A cluster configured elsewhere than in its data directory, where only its own user gets in.
@@ -292,9 +291,11 @@ impl Drop for Debian {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_distributions_own_cluster_is_adopted_and_copied_while_it_runs() {
+async fn the_distributions_own_cluster_is_adopted_copied_while_it_runs_and_started_by_who_knows_the_bucket()
+ {
     let debian = Debian::new();
-    let home = Fixture::new();
+    let server = s3();
+    let home = Fixture::having(PgMajor::V15, |options| credentials(&server, options));
     let mut wanted = AdoptPg::new(&debian.data);
     wanted.etc = debian.scratch.path().join("etc");
     let adopted = home.neon.pg().adopt(&wanted).await.unwrap();
@@ -306,29 +307,21 @@ async fn the_distributions_own_cluster_is_adopted_and_copied_while_it_runs() {
         "create table t as select generate_series(1, 10000) i",
     )
     .await;
-    let taken = home
-        .neon
-        .snapshots()
-        .create(&snapshot("shop@one"))
-        .await
-        .unwrap();
-    assert_eq!(taken.kind, "online");
-    // In a second home that knows only the storage.
-    let second = Fixture::new();
-    let store = home.scratch.path().join("home/store/local");
-    let locator = Locator::parse(store.to_str().unwrap()).unwrap();
-    second
-        .neon
-        .storages()
-        .attach(&name("tank"), &locator, BTreeMap::new())
-        .await
-        .unwrap();
+    attach_s3(&home.neon, &server).await;
+    let mut wanted = snapshot("shop@one");
+    wanted.storage = Some(name("s3tank"));
+    let taken = home.neon.snapshots().create(&wanted).await.unwrap();
+    assert_eq!((taken.kind, taken.storage.as_str()), ("online", "s3tank"));
+    // A second home that knows only the bucket.
+    let second = Fixture::having(PgMajor::V15, |options| credentials(&server, options));
+    attach_s3(&second.neon, &server).await;
     let found = second
         .neon
         .snapshots()
         .find("shop@one", None)
         .await
         .unwrap();
+    assert_eq!(found.id, taken.id);
     let mut create = second.create();
     create.name = Some(name("copy"));
     let how = RestoreChoice::default();
@@ -340,6 +333,12 @@ async fn the_distributions_own_cluster_is_adopted_and_copied_while_it_runs() {
         .unwrap();
     assert_eq!(
         sql(&second.neon, "copy", "select count(*) from t").await,
+        "10000"
+    );
+    // What is written there stays there.
+    sql(&second.neon, "copy", "insert into t values (0)").await;
+    assert_eq!(
+        sql(&home.neon, "shop", "select count(*) from t").await,
         "10000"
     );
     let stop = home.neon.pg().stop(&name("shop")).await.unwrap_err();

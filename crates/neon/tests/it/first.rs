@@ -16,7 +16,7 @@ use crate::moving::{fill, found, holds_what_was_filled, import, source};
 use crate::remotes::{credentials, s3, s3_options};
 use crate::restored::listening;
 use crate::support::{Fixture, name, refused, run, sql};
-use crate::web::Web;
+use neon_testkit::web::Web;
 
 const DEST: &str = "s3://tank/prefix";
 
@@ -261,6 +261,24 @@ async fn a_cluster_is_exported_once_in_every_format_to_somewhere_else() {
     assert_eq!(refused(tars), ErrorKind::Invalid);
     let pushed = first.export(&elsewhere, ExportFormat::Neon).await.unwrap();
     assert!(pushed.pushed.unwrap().sent > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_exported_into_the_folder_of_the_storage() {
+    let home = Fixture::new();
+    let dest = home.scratch.path().join("dest");
+    let mut own = wanted(None);
+    own.storage_dest = Some(text(&dest));
+    let first = home.neon.snapshot_first();
+    first.init(&own).await.unwrap();
+    std::os::unix::fs::symlink(&dest, home.scratch.path().join("link")).unwrap();
+    for inside in ["dest", "dest/copy", "dest/not/there/yet", "link/copy"] {
+        let to = text(&home.scratch.path().join(inside));
+        let exported = first.export(&to, ExportFormat::PgData).await;
+        assert_eq!(refused(exported), ErrorKind::Invalid, "{inside}");
+    }
+    let beside = text(&home.scratch.path().join("dest2"));
+    first.export(&beside, ExportFormat::PgData).await.unwrap();
 }
 
 /// Every snapshot that anybody can see.
@@ -702,6 +720,46 @@ async fn the_newest_is_what_was_lived_in() {
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     assert!(error.hint().is_some_and(|hint| hint.contains("by name")));
     assert_eq!(home.neon.pg().record_of(&name("main")).unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_homes_that_live_on_side_by_side_nobody_chooses_one() {
+    let none = BTreeMap::new();
+    let server = Fixture::new();
+    let (dest, _) = kept_in_a_folder(&server).await;
+    let laptop = Fixture::new();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = std::sync::Arc::clone(&told);
+    let on_laptop = laptop.with(|options| {
+        options.events = neon_pg::EventSink::new(move |event| sink.lock().unwrap().push(event));
+    });
+    let start = async |neon: &Neon| neon.snapshot_first().start(Some(&dest), &none).await;
+    let warned = |of: &str| {
+        let told = told.lock().unwrap();
+        told.iter()
+            .any(|event| matches!(event, Event::Warning(text) if text.contains(of)))
+    };
+    start(&on_laptop).await.unwrap();
+    on_laptop.snapshot_first().stop().await.unwrap();
+    assert!(!warned("another home"));
+
+    // One after the other: the last one is meant, and whose it is is said.
+    let next = Fixture::new();
+    start(&next.neon).await.unwrap();
+    next.neon.pg().stop(&name("main")).await.unwrap();
+
+    // The first lives on.
+    start(&server.neon).await.unwrap();
+    let of_server = server.neon.snapshot_first().stop().await.unwrap();
+    start(&on_laptop).await.unwrap();
+    let of_laptop = on_laptop.snapshot_first().stop().await.unwrap();
+    assert!(warned("another home"));
+    let error = start(&Fixture::new().neon).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
+    for newest in [of_server, of_laptop] {
+        let newest = newest.name.unwrap().to_string();
+        assert!(error.to_string().contains(&newest), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests panic on failure")]
 
 mod adopt;
+mod arrivals;
 mod checkouts;
 mod details;
 mod doctor;
@@ -23,4 +24,3 @@ mod storages;
 mod support;
 mod taken;
 mod undone;
-mod web;

@@ -297,3 +297,27 @@ async fn a_page_that_lies_is_found_by_a_server_and_a_byte_that_flipped_by_its_di
         "{verified:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relation_whose_file_is_missing_is_found_also_where_only_rows_are_read() {
+    let home = Fixture::of(PgMajor::V13);
+    let mut cluster = Cluster::builder(PgMajor::V13).start();
+    cluster.psql("create table t as select generate_series(1, 1000) i");
+    cluster.psql("create view broken as select 1 / i from t; create materialized view m as select 1 i with no data");
+    let file = cluster.psql("select pg_relation_filepath('t')");
+    cluster.stop(StopMode::Fast);
+    let whole = text(&cluster.data_dir());
+    import(&home, &whole, "whole").await.unwrap();
+    std::fs::remove_file(cluster.data_dir().join(file)).unwrap();
+    import(&home, &whole, "lacks").await.unwrap();
+    let snapshots = home.neon.snapshots();
+    let whole = found(&home, "whole").await;
+    let verified = snapshots.verify(&whole, VerifyDepth::Server).await.unwrap();
+    verified.require_sound().unwrap();
+    assert_eq!(verified.server.unwrap().unread, [""; 0]);
+    let lacks = found(&home, "lacks").await;
+    let verified = snapshots.verify(&lacks, VerifyDepth::Server).await.unwrap();
+    let error = verified.require_sound().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.reason().contains("could not open file"), "{error:?}");
+}

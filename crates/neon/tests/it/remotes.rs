@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use neon_pg::{
-    ErrorKind, ExportFormat, ExportOptions, Locator, Neon, Options, PgMajor, Pulled, Remote,
+    ErrorKind, Event, ExportFormat, ExportOptions, Locator, Neon, Options, PgMajor, Pulled, Remote,
     StorageType, Storages,
 };
 use neon_storage::Variables;
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 
 use crate::moving::{boots, found, holds_what_was_filled, import, source};
+use crate::restored::listening;
 use crate::support::{Fixture, name, refused};
-use crate::web::Web;
+use neon_testkit::web::Web;
 
 const BUCKET: &str = "tank";
 
@@ -547,6 +548,13 @@ async fn types_places_and_options_must_agree() {
         let attached = storages.attach(&name("tank"), &place, options).await;
         assert_eq!(refused(attached), ErrorKind::Invalid, "{option}");
     }
+    // On a storage that other machines reach, it would end their writers.
+    for far in ["s3://bucket/x", "ssh://me@host/x"] {
+        let options = BTreeMap::from([("grace".to_owned(), "10m".to_owned())]);
+        let far = Locator::parse(far).unwrap();
+        let attached = storages.attach(&name("tank"), &far, options).await;
+        assert_eq!(refused(attached), ErrorKind::Invalid);
+    }
     let presigned = Locator::parse("http://127.0.0.1:9/x?X-Amz-Signature=abc").unwrap();
     let attached = storages
         .attach(&name("tank"), &presigned, BTreeMap::new())
@@ -556,15 +564,75 @@ async fn types_places_and_options_must_agree() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_far_a_push_and_a_pull_are_is_told_in_bytes() {
+    let home = Fixture::new();
+    let cluster = source(PgMajor::V15);
+    import(&home, &text(&cluster.data_dir()), "old")
+        .await
+        .unwrap();
+    let (neon, told) = listening(&home);
+    let tank = text(&home.scratch.path().join("tank"));
+    let tank = Remote::parse(&tank).unwrap();
+    let first = neon.snapshots().find("old", None).await.unwrap();
+    let pushed = neon.snapshots().push(&first, &tank).await.unwrap();
+    let progress = |told: &[Event]| -> Vec<(u64, u64)> {
+        let of_it = |event: &Event| match event {
+            Event::Progress {
+                subject,
+                done,
+                total,
+            } => {
+                assert_eq!(subject, "snapshot old");
+                Some((*done, *total))
+            }
+            _ => None,
+        };
+        told.iter().filter_map(of_it).collect()
+    };
+    let steps = progress(&told.lock().unwrap());
+    assert_eq!(steps.first(), Some(&(0, pushed.sent)));
+    assert_eq!(steps.last(), Some(&(pushed.sent, pushed.sent)));
+    assert!(steps.len() > 2, "{steps:?}");
+    assert!(steps.is_sorted(), "{steps:?}");
+    // Nothing is sent, nothing is told.
+    told.lock().unwrap().clear();
+    neon.snapshots().push(&first, &tank).await.unwrap();
+    assert_eq!(progress(&told.lock().unwrap()), []);
+
+    let other = Fixture::new();
+    let (neon, told) = listening(&other);
+    neon.snapshots().pull(&tank, "old", None).await.unwrap();
+    let steps = progress(&told.lock().unwrap());
+    assert_eq!(steps.last(), Some(&(pushed.sent, pushed.sent)));
+    // Somebody who asks to stop is heard.
+    let third = Fixture::new();
+    let stopping = third.with(|options| {
+        let cancel = std::sync::Arc::clone(&options.cancel);
+        options.events = neon_pg::EventSink::new(move |event| {
+            if matches!(event, Event::Progress { .. }) {
+                cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+    });
+    let pulled = stopping.snapshots().pull(&tank, "old", None).await;
+    assert_eq!(refused(pulled), ErrorKind::Cancelled);
+    assert!(
+        third
+            .neon
+            .snapshots()
+            .list(None)
+            .await
+            .unwrap()
+            .0
+            .is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_pushed_over_ssh_and_pulled_from_there() {
     use std::os::unix::fs::PermissionsExt;
     let home = Fixture::new();
-    // What `ssh -s sftp` starts on the far side.
-    let server = ["/usr/lib/openssh", "/usr/libexec/openssh", "/usr/libexec"]
-        .map(|folder| Path::new(folder).join("sftp-server"))
-        .into_iter()
-        .find(|path| path.exists())
-        .unwrap();
+    let server = neon_testkit::sshd::sftp_server();
     let program = home.scratch.path().join("ssh");
     std::fs::write(&program, format!("#!/bin/sh\nexec {}\n", server.display())).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();

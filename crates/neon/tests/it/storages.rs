@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
-use neon_pg::{ErrorKind, Neon, Options, StorageType};
-use neon_storage::Locator;
+use neon_pagestore::{OpenOptions, Repository};
+use neon_pg::{CreateSnapshot, ErrorKind, Neon, Options, StorageType};
+use neon_storage::{Locator, Native, NativeOptions};
 
-use crate::support::{Fixture, name, refused};
+use crate::support::{Fixture, name, refused, take};
 
 #[tokio::test]
 async fn a_local_storage_is_there_and_others_are_attached_and_detached() {
@@ -110,4 +112,115 @@ fn only_a_home_or_an_empty_folder_becomes_a_home() {
         refused(Neon::open(&empty, Options::new())),
         ErrorKind::Damaged
     );
+}
+
+#[tokio::test]
+async fn a_storage_whose_disk_is_not_there_is_told_and_not_made_anew() {
+    let home = Fixture::new();
+    let storages = home.neon.storages();
+    let place = home.scratch.path().join("tank");
+    let locator = Locator::parse(place.to_str().unwrap()).unwrap();
+    let tank = name("tank");
+    let attached = storages.attach(&tank, &locator, BTreeMap::new()).await;
+    attached.unwrap();
+    let mut used = home.stopped("one");
+    used.storage = Some(tank.clone());
+    home.neon.pg().create(&used).await.unwrap();
+    let found = take(&home.neon, "one", "a").await;
+    let id = storages.get(&tank).unwrap().repository;
+    assert_eq!(id, Some(found.repository.repository.id()));
+
+    let away = home.scratch.path().join("unmounted");
+    std::fs::rename(&place, &away).unwrap();
+    let refuses = async || {
+        let wanted = CreateSnapshot::new("one@b".parse().unwrap());
+        let taken = home.neon.snapshots().create(&wanted).await;
+        let error = taken.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Environment, "{error:?}");
+        assert!(
+            error.hint().unwrap().contains("mount the disk"),
+            "{error:?}"
+        );
+        assert_eq!(
+            refused(home.neon.snapshots().find("one@a", None).await),
+            ErrorKind::Environment
+        );
+        let (listed, problems) = home.neon.snapshots().list(None).await.unwrap();
+        assert_eq!((listed.len(), problems.len()), (0, 1));
+    };
+    refuses().await;
+    assert!(!place.exists());
+    // The folder that the disk was mounted on.
+    std::fs::create_dir(&place).unwrap();
+    refuses().await;
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+    // Another disk.
+    let other = Native::open(&place, NativeOptions::default()).unwrap();
+    let other = Repository::init(Arc::new(other), OpenOptions::new()).await;
+    let other = other.unwrap();
+    refuses().await;
+    let accepted = storages.accept(&tank).await.unwrap();
+    assert_eq!(accepted.repository.id(), other.id());
+    take(&home.neon, "one", "b").await;
+    assert_eq!(
+        refused(home.neon.snapshots().find("one@a", None).await),
+        ErrorKind::NotFound
+    );
+
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::rename(&away, &place).unwrap();
+    storages.accept(&tank).await.unwrap();
+    home.neon.snapshots().find("one@a", None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_never_means_another_snapshot_because_a_storage_is_away() {
+    let home = Fixture::new();
+    let (neon, storages) = (&home.neon, home.neon.storages());
+    let mut places = Vec::new();
+    for storage in ["tank", "usb", "web"] {
+        let place = home.scratch.path().join(storage);
+        let locator = Locator::parse(place.to_str().unwrap()).unwrap();
+        let storage = name(storage);
+        let attached = storages.attach(&storage, &locator, BTreeMap::new());
+        attached.await.unwrap();
+        places.push(place);
+    }
+    let mut one = home.stopped("one");
+    one.storage = Some(name("tank"));
+    neon.pg().create(&one).await.unwrap();
+    let mut ids = Vec::new();
+    for storage in [None, Some("usb"), Some("local")] {
+        let mut wanted = CreateSnapshot::new("one@a".parse().unwrap());
+        wanted.storage = storage.map(name);
+        ids.push(neon.snapshots().create(&wanted).await.unwrap().id);
+    }
+    let find = async |storage: Option<&str>| {
+        let storage = storage.map(name);
+        neon.snapshots().find("one@a", storage.as_ref()).await
+    };
+    assert_eq!(find(None).await.unwrap().id, ids[0]);
+    let away = home.scratch.path().join("away");
+    std::fs::rename(&places[0], &away).unwrap();
+    assert_eq!(refused(find(None).await), ErrorKind::Environment);
+    assert_eq!(find(Some("usb")).await.unwrap().id, ids[1]);
+    std::fs::rename(&away, &places[0]).unwrap();
+
+    // Nobody's own any more: the home's, and without one in it no guess.
+    neon.pg().destroy(&name("one")).await.unwrap();
+    assert_eq!(find(None).await.unwrap().id, ids[2]);
+    let (snapshots, local) = (neon.snapshots(), name("local"));
+    let plan = snapshots.plan_destroy("one@a", Some(&local));
+    snapshots.destroy(&plan.await.unwrap()).await.unwrap();
+    let error = find(None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
+    assert!(
+        error.to_string().contains("storage tank, storage usb"),
+        "{error}"
+    );
+    let (found, told) = (
+        neon.snapshots().find(&ids[1].to_string(), None).await,
+        ids[1],
+    );
+    assert_eq!(found.unwrap().id, told);
 }

@@ -42,7 +42,7 @@ impl ParentPage {
         Self::Digest(digest)
     }
 
-    /// Whether it has these bytes.
+    /// Whether it has these bytes. Of zeros it does not know how many there were.
     #[must_use]
     pub fn is(&self, bytes: &[u8]) -> bool {
         match self {
@@ -163,12 +163,17 @@ impl<'a> FileScan<'a> {
             )
         })?;
         self.size = self.size.saturating_add(bytes.len() as u64);
-        let there = self.parent.as_mut().and_then(|parent| parent.pages.next());
-        let same = match there.transpose()? {
-            Some(page) => {
-                self.shared = self.page;
-                page.is(bytes)
-            }
+        let at = u64::from(number).saturating_mul(self.page_size);
+        let same = match &mut self.parent {
+            Some(parent) => match parent.pages.next().transpose()? {
+                Some(page) => {
+                    self.shared = self.page;
+                    // The last page may have been shorter, or longer: also zeros are the same only where there are as many.
+                    let length = parent.size.saturating_sub(at).min(self.page_size);
+                    length == bytes.len() as u64 && page.is(bytes)
+                }
+                None => false,
+            },
             None => false,
         };
         if !same {

@@ -11,7 +11,7 @@ use crate::commit_object::CommitObject;
 use crate::doomed::{DoomedBody, DoomedList, Stage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::{CollectionPlan, Inventory, Marked, repack};
-use crate::id::CommitId;
+use crate::id::{CommitId, WriterId};
 use crate::keys;
 use crate::lease::Lease;
 use crate::repository::Repository;
@@ -253,10 +253,30 @@ impl Run<'_> {
                     .await?;
             }
         }
+        // Sent once more by who sleeps, the commit of a suspected writer would come alive when its tombstone is gone.
+        let working: BTreeSet<WriterId> = inventory
+            .commits
+            .iter()
+            .filter(|(object, _)| !dead.commits.contains(object))
+            .map(|(_, (author, _))| *author)
+            .collect();
+        let authors = dead
+            .commits
+            .iter()
+            .filter_map(|object| Some(inventory.commits.get(object)?.0));
+        let tombstones = &inventory.tombstones;
+        let doubtful = |author: &WriterId| {
+            tombstones.suspected.contains(author)
+                && !tombstones.condemned.contains(author)
+                && !working.contains(author)
+        };
+        for author in authors.filter(doubtful).collect::<BTreeSet<_>>() {
+            self.repository.condemn(author).await?;
+        }
         let tombstones = dead
             .commits
             .iter()
-            .filter(|object| inventory.tombstones.commits.contains_key(object));
+            .filter(|object| tombstones.commits.contains_key(object));
         self.delete_keys(tombstones.map(|object| keys::tombstone(*object)))
             .await
     }

@@ -78,6 +78,8 @@ pub(crate) fn arrange(
             }),
             [only, rest @ ..] if whole(part) && !rest.is_empty() => {
                 only.range = part.range.clone();
+                let frames = rest.iter().map(|run| run.plain);
+                only.plain = frames.fold(only.plain, u32::saturating_add);
                 runs.truncate(first + 1);
             }
             _ => {}

@@ -31,6 +31,8 @@ const FILE: u64 = 4096;
 /// Bytes of memory that the map of those files takes that are sorted by frame together: of 2.7 GiB where every
 /// page lies alone.
 const WINDOW: usize = 96 << 20;
+/// Files that are to come whole are brought whole up to this size: all their frames at once.
+const HELD: u64 = 16 << 20;
 /// Of them, what a wanted part of a file takes.
 const PART_HELD: usize = 128;
 
@@ -188,7 +190,7 @@ impl<'a> Queue<'a> {
             parts.extend(file);
         }
         arrange(&parts, self.snapshot.view().page_size, |part| {
-            is_held_whole(&part.file.path)
+            is_held_whole(&part.file.path) && part.range.end <= HELD
         })
     }
 
@@ -235,9 +237,10 @@ fn held_by(file: &MappedFile) -> usize {
     itself + file.extents.capacity() * size_of::<Extent>() + file.extents.len().max(1) * sorted
 }
 
-/// Files that those who write data directories hold until the end, and take in one part only.
+/// Files that those who write data directories hold until the end, and take in one part only. What is larger than they hold
+/// ([`HELD`]) comes in parts all the same: they refuse it whatever comes of it.
 pub(crate) fn is_held_whole(path: &SnapshotPath) -> bool {
-    [CONTROL, b"tablespace_map", b"backup_manifest"].contains(&path.as_bytes())
+    [CONTROL, b"tablespace_map"].contains(&path.as_bytes())
 }
 
 /// Most bytes of frames that were held at once.

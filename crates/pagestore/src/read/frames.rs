@@ -28,6 +28,17 @@ use crate::read::together::Together;
 pub trait Moved: Send + Sync + fmt::Debug {
     /// The place of a frame whose own pack is gone; none when nobody says that it was moved.
     fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>>;
+
+    /// Whether it is known without asking that a pack is gone and where its frames are: then the pack is not tried first.
+    fn is_known(&self, pack: PackId) -> bool {
+        let _ = pack;
+        false
+    }
+
+    /// What was known of a pack turned out to be old.
+    fn forget(&self, pack: PackId) {
+        let _ = pack;
+    }
 }
 
 /// Where the stored bytes of a frame begin by now.
@@ -411,8 +422,15 @@ impl Inner {
         let (Some(first), Ok(_permit)) = (frames.first(), permit) else {
             return Ok(Vec::new());
         };
+        let pack = first.pack.id;
+        if self.moved.is_known(pack) {
+            if let Some(received) = self.received_elsewhere(frames).await? {
+                return Ok(received);
+            }
+            self.moved.forget(pack);
+        }
         let places: Vec<Range<u64>> = frames.iter().map(range).collect();
-        match self.request(first.pack.id, &places).await {
+        match self.request(pack, &places).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             other => {
                 let received = |bytes| Received {
@@ -422,28 +440,48 @@ impl Inner {
                 return Ok(other?.into_iter().map(received).collect());
             }
         }
-        let mut all = Vec::with_capacity(frames.len());
-        for frame in frames {
+        let missing = || Error::damaged(subject(first), "its pack is not in the storage");
+        self.received_elsewhere(frames).await?.ok_or_else(missing)
+    }
+
+    /// The stored bytes of frames of one pack that is gone, from where they moved to; none when they are not all there.
+    async fn received_elsewhere(&self, frames: &[FrameRef]) -> Result<Option<Vec<Received>>> {
+        let mut places = Vec::with_capacity(frames.len());
+        for (index, frame) in frames.iter().enumerate() {
             let Some(place) = self.moved.find(frame).await? else {
-                return Err(Error::damaged(
-                    subject(frame),
-                    "its pack is not in the storage",
-                ));
+                return Ok(None);
             };
-            let end = place.offset.saturating_add(place.length.into());
-            let place_of = place.offset..end;
-            let stored = self.request(place.pack, std::slice::from_ref(&place_of));
-            for stored in stored.await? {
-                all.push(Received {
-                    bytes: match place.wrapped {
-                        true => unwrap(frame, &stored)?,
-                        false => stored,
-                    },
+            places.push((place, index, frame));
+        }
+        places.sort_by_key(|(place, ..)| (place.pack, place.offset));
+        let mut all: Vec<(usize, Received)> = Vec::with_capacity(frames.len());
+        for some in places.chunk_by(|(a, ..), (b, ..)| a.pack == b.pack) {
+            let range =
+                |place: &Place| place.offset..place.offset.saturating_add(place.length.into());
+            let ranges: Vec<_> = some.iter().map(|(place, ..)| range(place)).collect();
+            let Some((place, ..)) = some.first() else {
+                continue;
+            };
+            let stored = match self.request(place.pack, &ranges).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                stored => stored?,
+            };
+            for ((place, index, frame), stored) in some.iter().zip(stored) {
+                let bytes = match place.wrapped {
+                    true => unwrap(frame, &stored)?,
+                    false => stored,
+                };
+                let received = Received {
+                    bytes,
                     unwrapped: place.wrapped,
-                });
+                };
+                all.push((*index, received));
             }
         }
-        Ok(all)
+        all.sort_by_key(|(index, _)| *index);
+        Ok(Some(
+            all.into_iter().map(|(_, received)| received).collect(),
+        ))
     }
 
     /// Reads ranges of one pack: near ones in one piece.

@@ -8,11 +8,11 @@ use neon_snapshot_format::{BadPage, ExtentSink, ParallelSink, Wanted};
 use crate::bridge::Bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{FileKind, MappedFile, Walk};
+use crate::page_checks::PageChecks;
 use crate::read::feed::{Feed, Fetched, FilePart, Queue};
 use crate::read::layout::Layout;
 use crate::read::source::end_of;
 use crate::read::{FrameUse, Snapshot};
-use crate::restore::page_checks::PageChecks;
 use crate::restore::plan::RestorePlan;
 
 /// How a snapshot is restored.
@@ -221,7 +221,7 @@ impl Job<'_> {
             |frame, range| frames.get(frame, range),
             |chunk| {
                 if let Some(checks) = &checks {
-                    checks.judge(path, chunk, bad);
+                    checks.judge_chunk(path, chunk, bad);
                 }
                 worker.chunk(chunk).map_err(fail)
             },

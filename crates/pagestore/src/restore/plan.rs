@@ -230,7 +230,7 @@ impl RestorePlan {
 
     fn add(&mut self, path: SnapshotPath, size: u64, wanted: Wanted) {
         // These are held, or left out, as a whole.
-        let wanted = if is_held_whole(&path) {
+        let wanted = if is_held_whole(&path) || path.as_bytes() == b"backup_manifest" {
             Wanted::Whole
         } else {
             wanted

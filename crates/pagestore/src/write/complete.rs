@@ -71,7 +71,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The commit of it: what the caller knows, with what was found out while writing.
+    /// The commit of it: what the caller knows, with what was found out while writing. Damaged pages that the caller
+    /// names are added to those that the source named.
     ///
     /// # Errors
     /// [`Inconsistent`](ErrorKind::Inconsistent) when the cluster has pages of another size than the writer was
@@ -110,16 +111,20 @@ impl Stored {
                 reason: skipped.reason.to_owned(),
             })
             .collect();
-        facts.bad_pages = self
-            .end
+        // The caller may have found others.
+        let known = std::mem::take(&mut facts.bad_pages);
+        let said = self.end.bad_pages.iter().map(|bad| BadPage {
+            path: bad.path.to_string(),
+            block: bad.block,
+            reason: bad.reason.clone(),
+        });
+        facts.bad_pages = known.into_iter().chain(said).collect();
+        facts
             .bad_pages
-            .iter()
-            .map(|bad| BadPage {
-                path: bad.path.to_string(),
-                block: bad.block,
-                reason: bad.reason.clone(),
-            })
-            .collect();
+            .sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
+        facts
+            .bad_pages
+            .dedup_by(|a, b| (&a.path, a.block) == (&b.path, b.block));
         let report = &self.report;
         facts.cost.files = report.files;
         facts.cost.bytes = report.bytes;

@@ -1,14 +1,20 @@
 //! What is damaged is found and named.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use neon_pagestore::crypt::KeySource;
+use neon_pagestore::map::{At, Walk};
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, restore};
+use neon_pagestore::write::{SnapshotOptions, SnapshotWriter};
 use neon_pagestore::{CommitId, Repository};
-use neon_storage::{Key, StorageExt};
+use neon_snapshot_format::SnapshotKind;
+use neon_storage::{Key, Memory, Meter, Storage, StorageExt};
 
 use crate::clocked::Clocked;
-use crate::files::{Files, Kept, Selection, make, reader};
-use crate::support::{GRACE, init, open, options, read, write};
+use crate::files::{Files, Kept, Selection, make, noise, path, reader, send_all};
+use crate::support::{GRACE, empty_commit, init, open, options, read, write};
 
 /// A small repository in which everything occurs: moves, tombstones, pins, several snapshots, a catalogue.
 async fn busy(storage: &Clocked, repository: &Repository) {
@@ -288,4 +294,201 @@ async fn what_is_damaged_or_missing_is_named_with_the_snapshots_it_hurts() {
         storage.create(&key, whole).await.unwrap();
     }
     assert!(repository.check(true).await.unwrap().is_sound());
+}
+
+/// Content of a page that no other equals.
+fn page_of(seed: u64) -> Vec<u8> {
+    noise(8192, seed)
+}
+
+/// Changes a byte of a frame, as it is stored, and says which frame that is.
+async fn damage_frame(storage: &Clocked, snapshot: &Snapshot, name: &str, page: u32) -> String {
+    let mut walk = Walk::new(snapshot.view(), false);
+    let maps = snapshot.maps().clone();
+    while let Some(file) = maps.run(&mut walk).await.unwrap() {
+        let extents = file.extents.iter().filter(|_| file.path == path(name));
+        for extent in extents.filter(|extent| (extent.page..extent.end()).contains(&page)) {
+            let At::Frame { frame, .. } = &extent.at else {
+                continue;
+            };
+            let key = Repository::pack_key(frame.pack.id).unwrap();
+            let mut bytes = storage.read(&key).await.unwrap().to_vec();
+            bytes[usize::try_from(frame.offset).unwrap() + 5] ^= 1;
+            storage.overwrite(&key, bytes).await.unwrap();
+            return format!("frame {} of pack {}", frame.frame, frame.pack.id);
+        }
+    }
+    panic!("no page {page} of {name}");
+}
+
+#[tokio::test]
+async fn a_damaged_frame_says_nothing_of_pages_in_other_frames() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let files: Files = [("large".to_owned(), noise(48 * 8192, 3))].into();
+    let first = make(&repository, files.clone(), Selection::new(), None).await;
+    let maps = reader(&repository);
+    let first = Snapshot::open(&repository, first.unwrap().id, &maps)
+        .await
+        .unwrap();
+    let mut changed = files.clone();
+    changed.insert("small".to_owned(), page_of(9));
+    let second = make(&repository, changed, Selection::new(), Some(&first)).await;
+    let second = second.unwrap().id;
+    let frame = damage_frame(&storage, &first, "large", 3).await;
+    let repository = open(&storage).await;
+    let all = repository.check(true).await.unwrap();
+    let one = repository.check_snapshot(second, true).await.unwrap();
+    for checked in [&all, &one] {
+        assert!(!checked.is_sound());
+        for finding in &checked.findings {
+            assert_eq!(finding.object, frame, "{finding:?}");
+        }
+    }
+    for finding in &all.findings {
+        assert_eq!(
+            finding.snapshots,
+            [first.id(), second].into(),
+            "{finding:?}"
+        );
+    }
+}
+
+/// A snapshot of an online backup, made by whoever did not record where its log begins to be replayed.
+async fn backed_up(repository: &Repository, content: &[u8], log: (&str, &str)) -> CommitId {
+    let files: Files = [("base/5/20000".to_owned(), content.to_vec())].into();
+    let writing = repository.begin_writing().await.unwrap();
+    let (to, writer) = (repository.clone(), writing.writer());
+    let stored = tokio::task::spawn_blocking(move || {
+        let sink = SnapshotWriter::new(&to, writer, SnapshotOptions::default()).unwrap();
+        send_all(&sink, &files, &Selection::new());
+        sink.complete().unwrap()
+    });
+    let mut facts = empty_commit(&[]).facts;
+    facts.cluster.checksum_version = 1;
+    facts.log.start = Some(log.0.parse().unwrap());
+    facts.log.stop = Some(log.1.parse().unwrap());
+    let mut commit = stored.await.unwrap().commit(facts).unwrap();
+    commit.facts.kind = SnapshotKind::Online;
+    writing.commit(&commit).await.unwrap().id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_and_a_restore_judge_pages_alike() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    // A header that a server accepts, written last at 0/2000100, and a checksum that is another page's: torn.
+    let mut torn = page_of(1);
+    torn[..24].copy_from_slice(&[
+        0, 0, 0, 0, 0, 1, 0, 2, 7, 7, 0, 0, 40, 0, 0, 32, 0, 32, 4, 32, 0, 0, 0, 0,
+    ]);
+    let within = backed_up(&repository, &torn, ("0/2000000", "0/3000000")).await;
+    let before = backed_up(&repository, &torn, ("0/2000200", "0/3000000")).await;
+    for (id, sound) in [(within, true), (before, false)] {
+        let checked = repository.check_snapshot(id, true).await.unwrap();
+        assert_eq!(checked.is_sound(), sound, "{checked:?}");
+        let snapshot = Snapshot::open(&repository, id, &reader(&repository))
+            .await
+            .unwrap();
+        let restored = tokio::task::spawn_blocking(move || {
+            let (kept, options) = (Kept::default(), RestoreOptions::default());
+            restore(&snapshot, &kept, &options).unwrap()
+        });
+        assert_eq!(restored.await.unwrap().bad_pages.is_empty(), sound);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_page_is_named_for_each_snapshot_that_shows_it() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let content = page_of(1);
+    let first = backed_up(&repository, &content, ("0/2000000", "0/2000001")).await;
+    let parent = Snapshot::open(&repository, first, &reader(&repository))
+        .await
+        .unwrap();
+    let mut files: Files = [("base/5/20000".to_owned(), content)].into();
+    files.insert("small".to_owned(), page_of(9));
+    let made = make(&repository, files, Selection::new(), Some(&parent))
+        .await
+        .unwrap();
+    let checked = repository.check(true).await.unwrap();
+    let mut page = checked.findings.iter();
+    let page = page.find(|finding| finding.object == "page 0 of base/5/20000");
+    assert_eq!(page.unwrap().snapshots, [first, made.id].into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_frames_moved_is_checked_in_few_requests() {
+    let source = init(&Memory::new()).await;
+    let files: Files = [("large".to_owned(), noise(400 * 8192, 3))].into();
+    let made = make(&source, files, Selection::new(), None).await.unwrap();
+    let memory = Memory::new();
+    let key = || KeySource::passphrase("x").with_cost(64, 1);
+    let to: Arc<dyn Storage> = Arc::new(memory.clone());
+    let to = Repository::init(to, options().key(key())).await.unwrap();
+    // Plain frames are sealed on their way, so all of them are found by moves.
+    source.copy_to(&to, made.id).await.unwrap();
+    let requests = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&requests);
+    let metered = Meter::new(Arc::new(memory.clone()), move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let opened = Repository::open(Arc::new(metered), options().key(key()))
+        .await
+        .unwrap();
+    let count = async |read_data| {
+        let before = requests.load(Ordering::Relaxed);
+        let checked = opened.check_snapshot(made.id, read_data).await.unwrap();
+        assert!(checked.is_sound() && checked.frames >= 25, "{checked:?}");
+        requests.load(Ordering::Relaxed) - before
+    };
+    let packs = memory.list_all("packs/").await.unwrap().len() as u64;
+    let (without, with) = (count(false).await, count(true).await);
+    println!("{packs} packs: {without} requests, with data {with}");
+    assert!(
+        without < 40 + 8 * packs,
+        "{without} requests for {packs} packs"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_in_nobodys_way_and_a_check_names_it() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    let strays = [
+        "tombstones/x",
+        "tombstones/writer-x",
+        "tombstones/condemned-x",
+        "leases/x",
+        "leases/x/y",
+        "leases/0123456789abcdef/y",
+    ];
+    for stray in strays {
+        let key = Key::new(stray).unwrap();
+        storage
+            .create(&key, b"by an editor".to_vec())
+            .await
+            .unwrap();
+    }
+    let repository = open(&storage).await;
+    assert_eq!(repository.list().await.unwrap().len(), 1);
+    assert_eq!(repository.resolve("pg@1").await.unwrap(), first);
+    let second = write(&repository, Some(first), &[("b", 1)], &["pg@2"]).await;
+    let checked = repository.check(true).await.unwrap();
+    for stray in strays {
+        let named = checked
+            .findings
+            .iter()
+            .any(|finding| finding.object == stray);
+        assert!(named, "{stray}: {checked:?}");
+    }
+    repository.destroy(first).await.unwrap();
+    for _ in 0..3 {
+        repository.collect().await.unwrap();
+        storage.advance(GRACE * 2);
+    }
+    assert_eq!(repository.snapshot_ids().await.unwrap(), [second]);
+    assert_eq!(read(&repository, second).await.unwrap(), ["a", "b"]);
 }

@@ -1,16 +1,15 @@
 //! Real clusters: copied into a repository on a disk, restored, judged by the stock programs.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, RestorePlan, Restored, restore};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
 use neon_pagestore::{CommitId, Facts, OpenOptions, Repository};
-use neon_pg_layout::{Lsn, TimelineId};
+use neon_pg_layout::TimelineId;
+use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
     Bracket, DirectoryOptions, DirectoryWriter, ExistingDirectory, Flush, Ownership, PgData, Stop,
     StopWal, TablespacePlaces,
@@ -18,7 +17,7 @@ use neon_snapshot_format::pgdata::{
 use neon_snapshot_format::{Sequential, SnapshotKind, SnapshotPath};
 use neon_storage::{Native, NativeOptions};
 use neon_testkit::workload::Workload;
-use neon_testkit::{Cluster, PgMajor, Session, StopMode};
+use neon_testkit::{Backup, Cluster, PgMajor, StopMode, assert_cold_copy};
 
 use crate::files::reader;
 
@@ -82,79 +81,24 @@ pub(crate) fn copy_cold(data: PathBuf) -> impl FnOnce(&SnapshotWriter) -> Facts 
     }
 }
 
-/// A backup that is open on a running cluster.
-struct Backup {
-    session: Session,
-    modern: bool,
-    start: Lsn,
-}
-
-impl Backup {
-    fn begin(cluster: &Cluster) -> Self {
-        let modern = cluster.major() >= PgMajor::V15;
-        let mut session = cluster.session("postgres");
-        let start = session.run(if modern {
-            "select pg_backup_start('test', true)"
-        } else {
-            "select pg_start_backup('test', true, false)"
-        });
-        Self {
-            session,
-            modern,
-            start: start.parse().unwrap(),
-        }
-    }
-
-    fn bracket(&self, cluster: &Cluster) -> Bracket {
-        let session = Mutex::new(cluster.session("postgres"));
-        Bracket::new(self.start, move || {
-            let mut session = session.lock().unwrap();
-            Ok(session.run("select pg_current_wal_insert_lsn()").parse()?)
-        })
-    }
-
-    /// The position, the label and the tablespace map.
-    fn stop(mut self) -> (Lsn, Vec<u8>, Vec<u8>) {
-        let call = if self.modern {
-            "pg_backup_stop(false)"
-        } else {
-            "pg_stop_backup(false, false)"
-        };
-        let row = self.session.run(&format!(
-            "select lsn, encode(convert_to(labelfile, 'UTF8'), 'hex'), \
-             encode(convert_to(spcmapfile, 'UTF8'), 'hex') from {call}"
-        ));
-        let columns: Vec<&str> = row.split('|').collect();
-        let unhex = |text: &str| -> Vec<u8> {
-            let digits = text.as_bytes().chunks(2);
-            digits
-                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-                .collect()
-        };
-        (
-            columns[0].parse().unwrap(),
-            unhex(columns[1]),
-            unhex(columns[2]),
-        )
-    }
-}
-
 pub(crate) fn copy_online(
     cluster: &Cluster,
 ) -> impl FnOnce(&SnapshotWriter) -> Facts + Send + 'static {
     let backup = Backup::begin(cluster);
-    let source = PgData::online(&cluster.data_dir(), backup.bracket(cluster)).unwrap();
+    let position = Backup::positions(cluster);
+    let bracket = Bracket::new(backup.start, move || Ok(position()));
+    let source = PgData::online(&cluster.data_dir(), bracket).unwrap();
     let wal = cluster.data_dir().join("pg_wal");
     move |sink| {
         let mut facts = Facts::of_control(SnapshotKind::Online, 0, source.control());
         facts.log.start = Some(backup.start);
         let copied = source.copy_parallel(sink, 2).unwrap();
-        let (position, label, tablespace_map) = backup.stop();
-        facts.log.stop = Some(position);
+        let stopped = backup.stop();
+        facts.log.stop = Some(stopped.position);
         let stop = Stop {
-            label: &label,
-            tablespace_map: &tablespace_map,
-            position,
+            label: &stopped.label,
+            tablespace_map: &stopped.map,
+            position: stopped.position,
             timeline: TimelineId::FIRST,
             wal: StopWal::Directory(&wal),
         };
@@ -164,23 +108,10 @@ pub(crate) fn copy_online(
     }
 }
 
-/// A stopped cluster of this major whose data directory is missing, to be written.
-pub(crate) fn target(major: PgMajor) -> Cluster {
-    let cluster = Cluster::builder(major).init();
-    fs::remove_dir_all(cluster.data_dir()).unwrap();
-    // Tablespaces go below a folder that the server's user can enter.
-    neon_testkit::OsUser::current().create_dir(&tablespaces(&cluster));
-    cluster
-}
-
-pub(crate) fn tablespaces(target: &Cluster) -> PathBuf {
-    target.scratch_dir().join("restored-tablespaces")
-}
-
 pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Restored {
     let options = DirectoryOptions {
         ownership: Ownership::Recorded,
-        tablespaces: TablespacePlaces::Below(tablespaces(target)),
+        tablespaces: TablespacePlaces::Below(target.restored_tablespaces()),
         // One flush, which many tests beside each other can afford.
         flush: Flush::FileSystem,
         ..DirectoryOptions::default()
@@ -188,65 +119,6 @@ pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Resto
     let writer = DirectoryWriter::create(&target.data_dir(), options).unwrap();
     let snapshot = snapshot.clone();
     beside(move || restore(&snapshot, &writer, &RestoreOptions::default()).unwrap()).await
-}
-
-/// Every file and directory with mode and content, by path relative to the data directory; links of tablespaces
-/// are followed.
-pub(crate) fn tree(data: &Path) -> BTreeMap<String, (u32, Option<Vec<u8>>)> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(data.join(&folder)).unwrap() {
-            let path = folder.join(entry.unwrap().file_name());
-            let full = data.join(&path);
-            let facts = fs::metadata(&full).unwrap();
-            let name = path.to_str().unwrap().to_owned();
-            let mode = facts.permissions().mode() & 0o7777;
-            if facts.is_dir() {
-                found.insert(name, (mode, None));
-                folders.push(path);
-            } else if facts.is_file() {
-                found.insert(name, (mode, Some(fs::read(full).unwrap())));
-            }
-        }
-    }
-    found
-}
-
-/// What a cold copy may lack, written down apart from the code's own table.
-pub(crate) fn may_be_missing(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap();
-    let below = |directory: &str| path.starts_with(&format!("{directory}/"));
-    path == "postmaster.opts"
-        || name.starts_with("pg_internal.init")
-        || path.split('/').any(|part| part.starts_with("pgsql_tmp"))
-        || [
-            "pg_stat_tmp",
-            "pg_notify",
-            "pg_subtrans",
-            "pg_serial",
-            "pg_snapshots",
-            "pg_dynshmem",
-            "pg_replslot",
-        ]
-        .into_iter()
-        .any(below)
-        || below("pg_wal/summaries")
-        || (below("pg_wal") && name.len() == 24)
-        || (below("pg_wal/archive_status") && name.len() > 24)
-}
-
-fn assert_equal(source: &Path, copy: &Path) {
-    let (source, mut copy) = (tree(source), tree(copy));
-    copy.remove("backup_manifest")
-        .expect("a manifest is written");
-    for (path, facts) in &source {
-        match copy.remove(path) {
-            Some(copied) => assert!(copied == *facts, "{path} differs"),
-            None => assert!(may_be_missing(path), "{path} is missing"),
-        }
-    }
-    assert!(copy.is_empty(), "not in the source: {:?}", copy.keys());
 }
 
 /// Has `pg_amcheck` look at everything where it is here (15), and the server read every row elsewhere; then stops the
@@ -257,33 +129,14 @@ fn judge(mut cluster: Cluster) {
     for rollback in cluster.psql(waiting).lines() {
         cluster.psql(rollback);
     }
-    let contrib = "select count(*) from pg_available_extensions where name = 'amcheck'";
-    if cluster.psql(contrib) == "1" && cluster.installation().tool("pg_amcheck").is_some() {
-        let arguments = ["--all", "--install-missing", "--heapallindexed"];
-        cluster.run_tool("pg_amcheck", arguments);
-    } else {
-        let databases = cluster
-            .psql("select datname from pg_database where datallowconn and datconnlimit <> -2");
-        for database in databases.lines() {
-            // Temporary tables of sessions that are gone are in the catalogue, and their files in no copy.
-            let tables = "select format('%I.%I', nspname, relname) from pg_class c \
-                          join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'm') \
-                          and relpersistence <> 't'";
-            for table in cluster.psql_in(database, tables).lines() {
-                let read = format!("select count(*) from {table} t where t::text <> ''");
-                cluster.psql_in(database, &read);
-            }
-        }
-    }
-    cluster.stop(StopMode::Fast);
-    let data = PgData::cold(&cluster.data_dir()).unwrap();
-    if data.control().data_checksums && cluster.installation().tool("pg_checksums").is_some() {
-        let directory = cluster.data_dir();
-        cluster.run_tool(
-            "pg_checksums",
-            ["--check", "-D", directory.to_str().unwrap()],
-        );
-    }
+    cluster.check_running();
+    cluster.check_stopped();
+    let mut nothing = NeonWriter::new(std::io::sink(), PackOptions::new(PackId([0; 16]))).unwrap();
+    let copied = PgData::cold(&cluster.data_dir())
+        .unwrap()
+        .copy(&mut nothing);
+    let end = copied.unwrap().finish(&mut nothing, None).unwrap();
+    assert_eq!(end.bad_pages, []);
 }
 
 /// What a cluster under test is set to, and what what is written from it must be set to.
@@ -316,7 +169,7 @@ async fn a_cold_snapshot_comes_back(major: PgMajor) {
     let maps = reader(&repository);
     let first = snapshot(&repository, None, copy_cold(cluster.data_dir())).await;
     let first = Snapshot::open(&repository, first, &maps).await.unwrap();
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     let restored = restore_into(&first, &copy).await;
     assert_eq!(restored.bad_pages, []);
     assert!(
@@ -325,7 +178,7 @@ async fn a_cold_snapshot_comes_back(major: PgMajor) {
         restored.used.received,
         restored.live
     );
-    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    assert_cold_copy(&cluster.data_dir(), &copy.data_dir());
     prepare(&mut copy);
     copy.start();
     assert_eq!(copy.psql("select count(*) from scratch"), "1000");
@@ -344,9 +197,9 @@ async fn a_cold_snapshot_comes_back(major: PgMajor) {
     let copied = copy_cold(cluster.data_dir());
     let second = snapshot(&repository, Some(&first), copied).await;
     let second = Snapshot::open(&repository, second, &maps).await.unwrap();
-    let copy = target(major);
+    let copy = Cluster::without_data(major);
     restore_into(&second, &copy).await;
-    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    assert_cold_copy(&cluster.data_dir(), &copy.data_dir());
 }
 
 for_every_major!(a_cold_snapshot_comes_back:
@@ -389,7 +242,7 @@ async fn an_online_snapshot_under_load_starts(major: PgMajor) {
     }
     let maps = reader(&repository);
     let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     let restored = restore_into(&snapshot, &copy).await;
     assert_eq!(restored.bad_pages, []);
     prepare(&mut copy);
@@ -421,7 +274,7 @@ async fn turn_into(snapshot: &Snapshot, copy: &Cluster) -> RestorePlan {
     let snapshot = snapshot.clone();
     let writing = DirectoryOptions {
         ownership: Ownership::Recorded,
-        tablespaces: TablespacePlaces::Below(tablespaces(copy)),
+        tablespaces: TablespacePlaces::Below(copy.restored_tablespaces()),
         flush: Flush::FileSystem,
         ..DirectoryOptions::default()
     };
@@ -456,7 +309,7 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
     let maps = reader(&repository);
     let first = snapshot(&repository, None, copy_cold(cluster.data_dir())).await;
     let first = Snapshot::open(&repository, first, &maps).await.unwrap();
-    let mut copy = target(PgMajor::V15);
+    let mut copy = Cluster::without_data(PgMajor::V15);
     restore_into(&first, &copy).await;
 
     prepare(&mut copy);
@@ -490,7 +343,7 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
     assert_eq!(fs::read_to_string(&outside).unwrap(), "15\n");
     fs::remove_dir_all(kept.parent().unwrap()).unwrap();
     fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
-    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    assert_cold_copy(&cluster.data_dir(), &copy.data_dir());
 
     // Again: nothing differs but what always comes last.
     fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
@@ -512,7 +365,7 @@ async fn a_directory_that_went_on_is_turned_back_by_writing_what_differs() {
     let plan = turn_into(&second, &copy).await;
     assert!(plan.bytes < total / 2, "{} of {total} bytes", plan.bytes);
     fs::write(copy.data_dir().join("backup_manifest"), "").unwrap();
-    assert_equal(&cluster.data_dir(), &copy.data_dir());
+    assert_cold_copy(&cluster.data_dir(), &copy.data_dir());
     fs::remove_file(copy.data_dir().join("backup_manifest")).unwrap();
 
     // Stopped in the middle, it is no cluster for anybody.

@@ -7,12 +7,11 @@ use neon_pagestore::crypt::KeySource;
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::write::SnapshotOptions;
 use neon_pagestore::{CommitId, ErrorKind, NameOutcome, Repository};
-use neon_storage::{Fault, Faulty, Memory, Operation, StorageExt};
-
+use neon_storage::{Fault, Faulty, Memory, Meter, Operation, StorageExt};
 use neon_testkit::s3::{Conditions, S3Server, S3ServerOptions};
 
 use crate::clocked::Clocked;
-use crate::files::{Files, make_with, noise, reader, restored};
+use crate::files::{Files, Selection, make, make_with, noise, path, reader, restored};
 use crate::stopped::bucket;
 use crate::support::{GRACE, empty_commit, init, options, read, write};
 
@@ -240,4 +239,53 @@ async fn a_large_pack_travels_piece_by_piece_and_each_is_checked() {
             .unwrap()
             .is_empty()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_that_were_sealed_on_their_way_are_read_in_as_few_requests_as_others() {
+    let source_storage = Memory::new();
+    let source = init(&source_storage).await;
+    let files: Files = [("large".to_owned(), noise(600 * 8192, 3))].into();
+    let made = make(&source, files.clone(), Selection::new(), None)
+        .await
+        .unwrap();
+    let sealed = Memory::new();
+    let key = || KeySource::passphrase("x").with_cost(64, 1);
+    let to = Repository::init(Arc::new(sealed.clone()), options().key(key())).await;
+    source.copy_to(&to.unwrap(), made.id).await.unwrap();
+    let mut counted = Vec::new();
+    for (storage, options) in [
+        (&source_storage, options()),
+        (&sealed, options().key(key())),
+    ] {
+        let requests = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&requests);
+        let metered = Meter::new(Arc::new(storage.clone()), move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let taken = || requests.swap(0, Ordering::Relaxed);
+        let repository = Repository::open(Arc::new(metered), options).await.unwrap();
+        let snapshot = Snapshot::open(&repository, made.id, &reader(&repository))
+            .await
+            .unwrap();
+        // The first page of each pack asks where its frames are.
+        for page in (0..600).step_by(100) {
+            snapshot.read_page(&path("large"), page).await.unwrap();
+        }
+        taken();
+        for page in [50, 150, 450] {
+            let found = snapshot
+                .read_page(&path("large"), page)
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(found, files["large"][page as usize * 8192..][..8192]);
+            assert_eq!(taken(), 1, "page {page}");
+        }
+        let (found, _) = restored(&snapshot).await;
+        assert!(found == files);
+        counted.push(taken());
+    }
+    println!("requests of a restore: {counted:?}");
+    assert!(counted[1] <= 2 * counted[0], "{counted:?}");
 }

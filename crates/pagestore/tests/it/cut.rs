@@ -13,9 +13,9 @@ use neon_pagestore::{CommitId, OpenOptions, Repository};
 use neon_pg_layout::PgMajor;
 use neon_snapshot_format::pgdata::{DirectoryOptions, ExistingDirectory, Flush, Ownership};
 use neon_storage::{Native, NativeOptions};
-use neon_testkit::{Cluster, Scratch, StopMode};
+use neon_testkit::{Cluster, Scratch, StopMode, tree};
 
-use crate::clusters::{beside, copy_cold, repository, snapshot, tree};
+use crate::clusters::{beside, copy_cold, repository, snapshot};
 use crate::files::reader;
 use crate::stopped::steps;
 

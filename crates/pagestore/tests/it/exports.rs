@@ -14,9 +14,9 @@ use neon_snapshot_format::pack::{Codec, NeonFile, NeonWriter, PackId, PackOption
 use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, PgData};
 use neon_snapshot_format::{Sequential, SnapshotKind, Source};
 use neon_storage::Memory;
-use neon_testkit::{Cluster, Installation, OsUser, PgMajor, Scratch, StopMode};
+use neon_testkit::{Cluster, Installation, OsUser, PgMajor, Scratch, StopMode, own_all, tree};
 
-use crate::clusters::{beside, copy_online, prepare, repository, restore_into, target, tree};
+use crate::clusters::{beside, copy_online, prepare, repository, restore_into};
 use crate::files::{Files, Kept, noise, path, reader, send_all, sent};
 use crate::support::{empty_commit, init};
 
@@ -33,15 +33,6 @@ fn verify(data: &Path, major: PgMajor) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-fn own_all(path: &Path) {
-    OsUser::current().own(path);
-    if path.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            own_all(&entry.unwrap().path());
-        }
-    }
 }
 
 fn check(mut copy: Cluster) {
@@ -76,7 +67,7 @@ async fn exports_start_and_verify(major: PgMajor) {
         source.send(&mut writer).unwrap();
     })
     .await;
-    let others = target(major);
+    let others = Cluster::without_data(major);
     OsUser::current().create_dir(&others.data_dir());
     let status = Command::new("tar")
         .arg("-xpf")
@@ -96,7 +87,7 @@ async fn exports_start_and_verify(major: PgMajor) {
         cluster.scratch_dir().join("snapshot.neon"),
         snapshot.clone(),
     );
-    let unpacked = target(major);
+    let unpacked = Cluster::without_data(major);
     let into = unpacked.data_dir();
     beside(move || {
         let options = PackOptions {
@@ -119,7 +110,7 @@ async fn exports_start_and_verify(major: PgMajor) {
     })
     .await;
     verify(&unpacked.data_dir(), major);
-    let restored = target(major);
+    let restored = Cluster::without_data(major);
     let report = restore_into(&snapshot, &restored).await;
     assert_eq!(report.bad_pages, []);
     verify(&restored.data_dir(), major);
@@ -183,7 +174,7 @@ async fn a_damaged_page_of_a_cluster_is_in_the_commit_and_told_by_every_way_out(
         .await
         .unwrap();
 
-    let copy = target(PgMajor::V16);
+    let copy = Cluster::without_data(PgMajor::V16);
     let restored = restore_into(&snapshot, &copy).await;
     let [bad] = restored.bad_pages.as_slice() else {
         panic!("{:?}", restored.bad_pages);

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use neon_pagestore::{Repository, Result};
-use neon_storage::{ErrorKind, Fault, Faulty};
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::restore::{RestoreOptions, restore};
+use neon_pagestore::{CommitId, Repository, Result};
+use neon_storage::{ErrorKind, Fault, Faulty, Memory};
 
 use crate::clocked::Clocked;
+use crate::files::{Kept, Selection, make, reader, several, try_make};
 use crate::support::{GRACE, init, open, options, read, try_write, write};
 
 /// Runs something on a storage of which the n-th call fails, for every n, and checks the repository after each.
@@ -105,6 +108,71 @@ async fn destroying_undoing_pinning_and_listing_run_over_failing_calls() {
         let pin = repository.pin(id, "test").await?;
         repository.list().await?;
         repository.unpin(pin.id).await
+    })
+    .await;
+}
+
+/// Restores it to memory.
+async fn restored(repository: &Repository, id: CommitId) -> Result<crate::files::Files> {
+    let snapshot = Snapshot::open(repository, id, &reader(repository)).await?;
+    let work = move || {
+        let options = RestoreOptions {
+            check_pages: false,
+            ..RestoreOptions::default()
+        };
+        let kept = Kept::default();
+        restore(&snapshot, &kept, &options)?;
+        Ok(kept.into_files())
+    };
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// The writer that programs use: packs under way in several threads, and a map that is merged with the parent's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_writer_itself_and_a_restore_run_over_failing_calls() {
+    let prepare = async |storage: &Clocked| {
+        let repository = init(storage).await;
+        try_make(&repository, None, &several(1), &["pg@1"])
+            .await
+            .unwrap();
+    };
+    every_call_fails(prepare, async |repository| {
+        let parent = repository.resolve("pg@1").await?;
+        let made = try_make(&repository, Some(parent), &several(2), &["pg@2"]).await?;
+        assert!(restored(&repository, made.id).await? == several(2));
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_runs_over_failing_calls_of_either_side() {
+    let prepare = async |storage: &Clocked| drop(init(storage).await);
+    let source = init(&Memory::new()).await;
+    let made = make(&source, several(1), Selection::new(), None)
+        .await
+        .unwrap();
+    every_call_fails(prepare, async |repository| {
+        source.copy_to(&repository, made.id).await.map(drop)
+    })
+    .await;
+    // And from where calls fail.
+    let prepare = async |storage: &Clocked| {
+        let repository = init(storage).await;
+        try_make(&repository, None, &several(1), &["pg@1"])
+            .await
+            .unwrap();
+    };
+    every_call_fails(prepare, async |repository| {
+        let storage = Clocked::new();
+        let target = init(&storage).await;
+        let id = repository.resolve("pg@1").await?;
+        let copied = repository.copy_to(&target, id).await;
+        let checked = target.check(true).await.unwrap();
+        assert!(checked.is_sound(), "{:?}", checked.findings);
+        let there = target.snapshot_ids().await.unwrap();
+        assert!(copied.is_err() || there == [id]);
+        copied.map(drop)
     })
     .await;
 }

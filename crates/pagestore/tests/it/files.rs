@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{MapReader, Snapshot};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, Stored};
-use neon_pagestore::{CommitId, Repository};
+use neon_pagestore::{CommitId, Committed, Error, Repository, Writing};
+use neon_snapshot_format::pack::Codec;
 use neon_snapshot_format::{
     CHUNK_SIZE, Change, Chunk, ChunkData, End, Entry, EntryKind, ExtentSink, ParallelSink, Result,
     Sink, SnapshotKind, SnapshotPath, Wanted,
@@ -84,9 +85,16 @@ pub(crate) fn varied() -> Files {
 
 /// Sends part of a file.
 pub(crate) fn send(worker: &mut dyn ExtentSink, entry: &Entry, bytes: &[u8], range: Range<usize>) {
-    worker
-        .begin(entry, range.start as u64..range.end as u64)
-        .unwrap();
+    try_send(worker, entry, bytes, range).unwrap();
+}
+
+fn try_send(
+    worker: &mut dyn ExtentSink,
+    entry: &Entry,
+    bytes: &[u8],
+    range: Range<usize>,
+) -> Result<()> {
+    worker.begin(entry, range.start as u64..range.end as u64)?;
     let mut at = range.start;
     while at < range.end {
         let end = range.end.min((at / CHUNK_SIZE + 1) * CHUNK_SIZE);
@@ -97,10 +105,10 @@ pub(crate) fn send(worker: &mut dyn ExtentSink, entry: &Entry, bytes: &[u8], ran
             ChunkData::Bytes(piece)
         };
         let offset = at as u64;
-        worker.chunk(&Chunk { offset, data }).unwrap();
+        worker.chunk(&Chunk { offset, data })?;
         at = end;
     }
-    worker.commit().unwrap();
+    worker.commit()
 }
 
 /// What of each file is to be sent; all of it unless said.
@@ -108,19 +116,24 @@ pub(crate) type Selection = BTreeMap<String, Wanted>;
 
 /// Sends files to a sink from two threads.
 pub(crate) fn send_all(sink: &dyn ParallelSink, files: &Files, selection: &Selection) {
+    try_send_all(sink, files, selection).unwrap();
+}
+
+/// As [`send_all`], of a sink that may fail.
+fn try_send_all(sink: &dyn ParallelSink, files: &Files, selection: &Selection) -> Result<()> {
     for name in files.keys().filter(|name| name.ends_with('/')) {
         let mut root = entry(name, 0);
         if name == "/" {
             root.path = SnapshotPath::root();
         }
-        sink.entry(&root).unwrap();
+        sink.entry(&root)?;
     }
     let whole = Wanted::Whole;
     let mut parts = Vec::new();
     for (name, bytes) in files.iter().filter(|(name, _)| !name.ends_with('/')) {
         let entry = entry(name, bytes.len());
         let wanted = selection.get(name).unwrap_or(&whole);
-        sink.file(&entry, wanted).unwrap();
+        sink.file(&entry, wanted)?;
         match wanted {
             Wanted::Nothing => {}
             Wanted::Ranges(ranges) => {
@@ -140,26 +153,25 @@ pub(crate) fn send_all(sink: &dyn ParallelSink, files: &Files, selection: &Selec
         }
     }
     let next = Mutex::new(parts.into_iter());
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut worker = sink.worker().unwrap();
-                loop {
-                    let part = next.lock().unwrap().next();
-                    let Some((entry, bytes, range)) = part else {
-                        break;
-                    };
-                    send(&mut *worker, &entry, bytes, range);
-                }
-                worker.finish().unwrap();
-            });
+    let work = || {
+        let mut worker = sink.worker()?;
+        loop {
+            let part = next.lock().unwrap().next();
+            let Some((entry, bytes, range)) = part else {
+                return worker.finish();
+            };
+            try_send(&mut *worker, &entry, bytes, range)?;
         }
-    });
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work().and(other.join().unwrap())
+    })?;
     let end = End {
         kind: Some(SnapshotKind::Cold),
         ..End::default()
     };
-    sink.end(&end).unwrap();
+    sink.end(&end)
 }
 
 pub(crate) fn reader(repository: &Repository) -> MapReader {
@@ -200,6 +212,74 @@ pub(crate) async fn make(
     let commit = stored.commit(empty_commit(&[]).facts)?;
     let id = writing.commit(&commit).await?.id;
     Ok(Made { id, stored })
+}
+
+/// As a program takes a snapshot that may fail at any step: small packs, several of them under way at once. Every file is
+/// read; what the parent has is found to be the same.
+pub(crate) async fn try_make(
+    repository: &Repository,
+    parent: Option<CommitId>,
+    files: &Files,
+    names: &[&str],
+) -> neon_pagestore::Result<Committed> {
+    let writing = repository.begin_writing().await?;
+    let made = try_store(repository, &writing, parent, files).await;
+    let stored = match made {
+        Ok(stored) => stored,
+        Err(error) => {
+            writing.abandon().await;
+            return Err(error);
+        }
+    };
+    writing
+        .commit(&stored.commit(empty_commit(names).facts)?)
+        .await
+}
+
+async fn try_store(
+    repository: &Repository,
+    writing: &Writing,
+    parent: Option<CommitId>,
+    files: &Files,
+) -> neon_pagestore::Result<Stored> {
+    let parent = match parent {
+        None => None,
+        Some(id) => {
+            writing.protect(id).await?;
+            Some(Snapshot::open(repository, id, &reader(repository)).await?)
+        }
+    };
+    let (to, writer, files) = (repository.clone(), writing.writer(), files.clone());
+    let work = move || {
+        let options = SnapshotOptions {
+            pack_size: 100_000,
+            compare: true,
+            codec: Codec::Lz4,
+            ..SnapshotOptions::default()
+        };
+        let mut sink = SnapshotWriter::new(&to, writer, options)?.with_hints(Hints::Exact);
+        if let Some(parent) = &parent {
+            sink = sink.with_parent(Parent::of(parent));
+        }
+        try_send_all(&sink, &files, &Selection::new())
+            .map_err(|error| Error::format("snapshot", error))?;
+        sink.complete()
+    };
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Files of several pages, of two packs, that are no relations; those of another seed differ in the second.
+pub(crate) fn several(seed: u64) -> Files {
+    let mut files: Files = [
+        ("large/1", noise(150_000, 1)),
+        ("large/2", noise(100_000, 100 + seed)),
+        ("large/3", noise(100, 1000 + seed)),
+    ]
+    .into_iter()
+    .map(|(name, bytes)| (name.to_owned(), bytes))
+    .collect();
+    files.insert("large/".to_owned(), Vec::new());
+    files
 }
 
 /// As [`make`], from nothing and with other options.

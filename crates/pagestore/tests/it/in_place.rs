@@ -17,8 +17,7 @@ use neon_snapshot_format::pgdata::{
 use neon_testkit::{Cluster, Scratch, StopMode};
 
 use crate::clusters::{
-    beside, copy_cold, copy_online, prepare, repository, restore_into, snapshot, tablespaces,
-    target,
+    beside, copy_cold, copy_online, prepare, repository, restore_into, snapshot,
 };
 use crate::files::reader;
 
@@ -55,7 +54,7 @@ impl Scene {
         let maps = reader(&repository);
         let id = snapshot(&repository, None, copy_cold(source.data_dir())).await;
         let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
-        let copy = target(MAJOR);
+        let copy = Cluster::without_data(MAJOR);
         restore_into(&snapshot, &copy).await;
         Self {
             _place: place,
@@ -83,7 +82,7 @@ impl Scene {
 fn writing(copy: &Cluster) -> DirectoryOptions {
     DirectoryOptions {
         ownership: Ownership::Recorded,
-        tablespaces: TablespacePlaces::Below(tablespaces(copy)),
+        tablespaces: TablespacePlaces::Below(copy.restored_tablespaces()),
         flush: Flush::FileSystem,
         ..DirectoryOptions::default()
     }
@@ -291,7 +290,7 @@ async fn what_can_be_known_to_fail_fails_before_the_first_change() {
     let error = scene.turn().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
     assert!(scene.data(CONTROL).exists());
-    fs::remove_dir_all(tablespaces(&scene.copy).join("16400")).unwrap();
+    fs::remove_dir_all(scene.copy.restored_tablespaces().join("16400")).unwrap();
     scene.turn().await.unwrap();
     assert_eq!(fs::read(scene.table()).unwrap(), [7; 16384]);
 }
@@ -331,7 +330,7 @@ async fn an_interrupted_restore_of_an_online_snapshot_is_repeated_and_starts() {
     let snapshot = Snapshot::open(&repository, id, &reader(&repository))
         .await
         .unwrap();
-    let mut copy = target(MAJOR);
+    let mut copy = Cluster::without_data(MAJOR);
     restore_into(&snapshot, &copy).await;
     prepare(&mut copy);
     copy.start();

@@ -12,6 +12,7 @@ use neon_pagestore::{Commit, CommitId, ErrorKind, Repository};
 use neon_snapshot_format::pack::PackId;
 
 use crate::clocked::Clocked;
+use crate::files::{several, try_make};
 use crate::gated::{Gate, Gated, Trace, run};
 use crate::support::{GRACE, empty_commit, init, open, options, read, try_write, write};
 
@@ -30,6 +31,19 @@ fn writer(storage: Gated, parent: Option<CommitId>, name: &'static str) -> Actin
             let repository = reopen(storage).await?;
             let committed = try_write(&repository, parent, &[("new", 77)], &[name]).await?;
             Ok(Some(committed.id))
+        };
+        ("writer", work.await)
+    }
+    .boxed()
+}
+
+/// As [`writer`], with the writer that programs use.
+fn maker(storage: Gated, parent: Option<CommitId>, name: &'static str) -> Acting {
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            let made = try_make(&repository, parent, &several(2), &[name]).await?;
+            Ok(Some(made.id))
         };
         ("writer", work.await)
     }
@@ -298,6 +312,30 @@ async fn a_writer_a_destroyer_and_a_collector() {
         }
     };
     explore("writer", scene, 2).await;
+}
+
+#[tokio::test]
+async fn the_writer_itself_a_destroyer_and_a_collector() {
+    let scene = async || {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let parent = try_make(&repository, None, &several(1), &["pg@1"]).await;
+        let parent = parent.unwrap().id;
+        let gate = Gate::new(4);
+        let actors = vec![
+            maker(gate.storage(&storage, 0), Some(parent), "pg@2"),
+            destroyer(gate.storage(&storage, 1), parent),
+            collector(gate.storage(&storage, 2), 3),
+            clock(&gate, 3, &storage, 5),
+        ];
+        Scene {
+            storage,
+            gate,
+            actors,
+            kept: Vec::new(),
+        }
+    };
+    explore("the writer itself", scene, 2).await;
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod clusters;
 mod collection;
 mod copies;
 mod cut;
+mod damaged_commits;
 #[path = "../../../storage/tests/it/disks.rs"]
 #[allow(dead_code, unreachable_pub, reason = "of the storage's own tests")]
 mod disks;
@@ -23,6 +24,7 @@ mod encryption;
 mod exports;
 mod faults;
 mod files;
+mod garbage;
 mod gated;
 mod in_place;
 mod interleavings;

@@ -11,6 +11,7 @@ use neon_pagestore::{CommitId, Repository};
 use neon_storage::{Memory, Native, NativeOptions};
 
 use crate::disks::{Fate, Recorder, remains, write_image};
+use crate::files::{several, try_make};
 use crate::support::{GRACE, init, options, read, write};
 
 /// Something that was done to a snapshot, and at which steps of the disk.
@@ -73,6 +74,7 @@ async fn work(root: &Path, disk: &Recorder) -> History {
             there,
         });
     };
+    let mut parent = None;
     let files = [("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5)];
     let began = disk.len();
     let first = write(&repository, None, &files, &["pg@1"]).await;
@@ -94,6 +96,14 @@ async fn work(root: &Path, disk: &Recorder) -> History {
     let began = disk.len();
     source.copy_to(&repository, copied).await.unwrap();
     note(began, copied, true);
+    // By the writer that programs use: packs that are written piece by piece, two of them at once.
+    for seed in 1..3 {
+        let began = disk.len();
+        let made = try_make(&repository, parent, &several(seed), &["pg@4"]).await;
+        let id = made.unwrap().id;
+        note(began, id, true);
+        parent = Some(id);
+    }
     History { opened, done }
 }
 

@@ -12,7 +12,7 @@ use neon_snapshot_format::pack::Codec;
 use neon_snapshot_format::{Chunk, ChunkData, End, ParallelSink, SnapshotKind, Wanted};
 use neon_storage::{Memory, Meter};
 
-use crate::files::{Files, Kept, entry, noise, sent};
+use crate::files::{Files, Kept, entry, make_with, noise, restored, sent};
 use crate::support::{empty_commit, init};
 
 const PAGE: usize = 8192;
@@ -143,6 +143,34 @@ async fn open(memory: &Memory, id: CommitId, kept: u64) -> Reading {
     let maps = MapReader::new(frames, 8 << 20);
     let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
     Reading { received, snapshot }
+}
+
+/// What a data directory takes in one part, and holds, may be of any size in a snapshot that somebody forged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_file_makes_a_restore_hold_all_of_it() {
+    let repository = init(&Memory::new()).await;
+    let large: Files = ["global/pg_control", "tablespace_map", "backup_manifest"]
+        .into_iter()
+        .zip(0..)
+        .map(|(name, seed)| (name.to_owned(), noise(40 << 20, seed)))
+        .collect();
+    for (name, content) in large {
+        let control = ("global/pg_control".to_owned(), noise(PAGE, 5));
+        let mut files: Files = [control, ("global/".to_owned(), Vec::new())].into();
+        files.insert(name.clone(), content);
+        let options = SnapshotOptions {
+            codec: Codec::None,
+            ..SnapshotOptions::default()
+        };
+        let id = make_with(&repository, files.clone(), options)
+            .await
+            .unwrap();
+        let maps = MapReader::new(repository.frames(), 8 << 20);
+        let snapshot = Snapshot::open(&repository, id, &maps).await.unwrap();
+        let (found, held) = restored(&snapshot).await;
+        assert!(found == files, "{name}");
+        assert!(held.held <= 50 << 20, "{name}: {} bytes held", held.held);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,7 @@ use neon_storage::{
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::files::{several, try_make};
 use crate::support::{read, try_write, write};
 
 const TASK: &str = "NEON_PAGESTORE_STOPPED";
@@ -78,6 +79,11 @@ async fn acting_as_the_process_that_stops() {
                 let parent = parent.parse().unwrap();
                 let files = [("b", 20), ("n", 21)];
                 let done = try_write(&repository, Some(parent), &files, &["pg@new"]).await?;
+                Ok(Some(done.id))
+            }
+            ["make", parent] => {
+                let parent = parent.parse().unwrap();
+                let done = try_make(&repository, Some(parent), &several(1), &["pg@new"]).await?;
                 Ok(Some(done.id))
             }
             ["push", place, id] => {
@@ -290,7 +296,7 @@ async fn at_every_step<M>(
 }
 
 /// A writer of any sort: what it reported is there and stays.
-async fn a_writer_stops(work: impl AsyncFn(&Scene) -> String) {
+async fn a_writer_stops(many: bool, work: impl AsyncFn(&Scene) -> String) {
     let meanwhile = async |scene: &Scene, stop: u64| {
         // What it builds on, relies on or brings back goes, or not.
         let destroyed =
@@ -312,18 +318,25 @@ async fn a_writer_stops(work: impl AsyncFn(&Scene) -> String) {
         scene.collect(3).await;
         scene.is_whole(&there, &about).await;
     };
-    at_every_step(false, work, meanwhile, after).await;
+    at_every_step(many, work, meanwhile, after).await;
+}
+
+/// With the packs of two threads under way, and a map that is merged with the parent's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_writer_itself_sleeps_at_any_step_and_fails_or_is_done() {
+    a_writer_stops(true, async |scene| format!("make|{}", scene.first)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_sleeps_at_any_step_fails_or_is_done() {
-    a_writer_stops(async |scene| format!("write|{}", scene.first)).await;
+    a_writer_stops(false, async |scene| format!("write|{}", scene.first)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_that_sleeps_at_any_step_fails_or_is_done() {
-    a_writer_stops(async |scene| format!("push|{}|{}", scene.place.path().display(), scene.second))
-        .await;
+    let work =
+        async |scene: &Scene| format!("push|{}|{}", scene.place.path().display(), scene.second);
+    a_writer_stops(false, work).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,7 +345,7 @@ async fn undoing_that_sleeps_at_any_step_fails_or_is_done() {
         scene.repository.destroy(scene.first).await.unwrap();
         format!("undo|{}", scene.first)
     };
-    a_writer_stops(work).await;
+    a_writer_stops(false, work).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

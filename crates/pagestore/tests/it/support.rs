@@ -209,12 +209,22 @@ pub(crate) async fn read(
             }
             Step::Ready(None) => return Ok(paths),
             Step::Ready(Some(file)) => {
+                let FileKind::File { size } = file.attributes.kind else {
+                    continue;
+                };
+                let mut digests = file.digests.iter();
                 for extent in &file.extents {
-                    let At::Frame { frame, .. } = &extent.at else {
+                    let At::Frame { frame, offset } = &extent.at else {
                         continue;
                     };
                     let plain = reader.get(frame).await?;
-                    assert_eq!(blake3::hash(&plain).as_bytes()[..16], file.digests[0]);
+                    for number in 0..extent.count {
+                        let left = size - u64::from(extent.page + number) * 8192;
+                        let from = (offset + number * 8192) as usize;
+                        let page = &plain[from..][..left.min(8192) as usize];
+                        let digest = digests.next().unwrap();
+                        assert_eq!(blake3::hash(page).as_bytes()[..16], *digest);
+                    }
                 }
                 paths.push(file.path.to_string());
             }

@@ -152,8 +152,18 @@ impl Discovery {
         };
         let mut seen = Vec::new();
         for (dir, source) in self.candidates() {
-            let Ok(dir) = dir.canonicalize() else {
-                continue;
+            let dir = match dir.canonicalize() {
+                Ok(dir) => dir,
+                Err(error) => {
+                    if source == Source::Given {
+                        let subject = dir.display().to_string();
+                        result.unusable.push(
+                            Error::new(ErrorKind::NoInstallation, subject, "is not there")
+                                .with_source(error),
+                        );
+                    }
+                    continue;
+                }
             };
             if seen.contains(&dir) {
                 continue;

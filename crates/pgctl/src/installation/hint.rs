@@ -7,8 +7,19 @@ use std::path::Path;
 
 use neon_pg_layout::PgMajor;
 
-/// A command for the system whose `/etc/os-release` lies below `root`.
+use crate::os_user::OsUser;
+
+/// A command for the system whose `/etc/os-release` lies below `root`. Root needs no `sudo`, which is often not there.
 pub(super) fn install_command(root: &Path, major: Option<PgMajor>) -> String {
+    let command = command(root, major);
+    if OsUser::current().is_root() {
+        command.replace("sudo ", "")
+    } else {
+        command
+    }
+}
+
+fn command(root: &Path, major: Option<PgMajor>) -> String {
     let newest = PgMajor::V18;
     if cfg!(target_os = "macos") {
         let major = major.unwrap_or(newest);
@@ -87,7 +98,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::fs::write(root.path().join("etc/os-release"), release).unwrap();
-        install_command(root.path(), major)
+        command(root.path(), major)
     }
 
     #[cfg(target_os = "linux")]

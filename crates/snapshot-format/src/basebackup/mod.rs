@@ -2,10 +2,12 @@
 //!
 //! Source: `backup/basebackup.c`, `port/tar.c`. Members are POSIX ustar without extensions.
 
+mod header;
 mod member;
 mod read;
 mod write;
 
+pub use header::member_header;
 pub use read::{Archive, ArchiveKind, BaseBackup, Limits};
 pub use write::{BaseBackupWriter, TarOptions};
 

@@ -11,8 +11,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use neon_pg_layout::{ControlFile, Oid};
-use tar::{EntryType, Header};
 
+use crate::basebackup::header::member_header;
 use crate::basebackup::member::BLOCK;
 use crate::compression::{Compression, Compressor};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,8 +21,6 @@ use crate::path::SnapshotPath;
 use crate::stream::{Chunk, ChunkData, End, Entry, EntryKind, Progress, Sink};
 
 const CONTROL: &str = "global/pg_control";
-/// What fits the name field with its end, as the server counts.
-const NAME_LIMIT: usize = 99;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// How to write a base backup.
@@ -220,8 +218,8 @@ impl<'a> BaseBackupWriter<'a> {
         if !entry.is_file() {
             name.push(b'/');
         }
-        let header = header(entry, &name, link)?;
-        self.write(place, header.as_bytes())?;
+        let header = member_header(entry, &name, link)?;
+        self.write(place, &header)?;
         Ok(place)
     }
 
@@ -437,43 +435,4 @@ fn archive_name(place: Place, compression: Compression) -> String {
         Place::Tablespace(oid) => format!("{oid}.tar{extension}"),
         Place::Wal => format!("pg_wal.tar{extension}"),
     }
-}
-
-fn header(entry: &Entry, name: &[u8], link: Option<&[u8]>) -> Result<Header> {
-    let limit = |reason: &'static str| Error::new(ErrorKind::Limit, entry.path.to_string(), reason);
-    let mut header = Header::new_ustar();
-    let fields = header.as_old_mut();
-    match fields.name.get_mut(..name.len()) {
-        Some(field) if name.len() <= NAME_LIMIT => field.copy_from_slice(name),
-        _ => return Err(limit("the name is too long for this format (99 bytes)")),
-    }
-    if let Some(link) = link {
-        match fields.linkname.get_mut(..link.len()) {
-            Some(field) if link.len() <= NAME_LIMIT => field.copy_from_slice(link),
-            _ => {
-                return Err(limit(
-                    "the target of the link is too long for this format (99 bytes)",
-                ));
-            }
-        }
-    }
-    header.set_entry_type(match (&entry.kind, link) {
-        (_, Some(_)) => EntryType::Symlink,
-        (EntryKind::File { .. }, _) => EntryType::Regular,
-        _ => EntryType::Directory,
-    });
-    header.set_mode(entry.mode & 0o777);
-    let owner = entry
-        .owner
-        .unwrap_or(crate::stream::Owner { uid: 0, gid: 0 });
-    header.set_uid(owner.uid.into());
-    header.set_gid(owner.gid.into());
-    header.set_size(entry.size());
-    header.set_mtime(u64::try_from(entry.modified).unwrap_or(0));
-    let named = header
-        .set_username("postgres")
-        .and_then(|()| header.set_groupname("postgres"));
-    named.map_err(|error| Error::io(entry.path.to_string(), "header cannot be made", error))?;
-    header.set_cksum();
-    Ok(header)
 }

@@ -21,7 +21,7 @@ const KEPT_FRAMES: usize = 32;
 const KEPT_TABLES: usize = 64;
 
 /// Frames that describe a snapshot: 64 MiB.
-const DESCRIPTION_FRAMES: u32 = 512;
+pub(crate) const DESCRIPTION_FRAMES: u32 = 512;
 
 /// Something of known length that ranges can be read from: a file, or a bridge to a storage.
 pub trait ReadRange: Send + Sync {

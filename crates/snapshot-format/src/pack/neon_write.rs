@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pack::entry::{Place, Root, put_entry};
 use crate::pack::frame::FRAME_SIZE;
 use crate::pack::line::FrameLine;
+use crate::pack::neon_read::DESCRIPTION_FRAMES;
 use crate::pack::write::{PackOptions, PackWriter, SnapshotRoot};
 use crate::path::SnapshotPath;
 use crate::start_up::StartUpRank;
@@ -248,6 +249,14 @@ impl<W: Write + Send> Sink for NeonWriter<W> {
         }
         let frame = self.pack()?.next_frame();
         let bytes = root.to_bytes()?;
+        // Nobody would open it.
+        if bytes.len().div_ceil(FRAME_SIZE) > DESCRIPTION_FRAMES as usize {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                "snapshot in a pack",
+                "its description is too large: too many files, damaged pages or files left out",
+            ));
+        }
         let mut count = 0;
         for piece in bytes.chunks(FRAME_SIZE) {
             // Not all zero by its version, so each piece but the last is a full frame.

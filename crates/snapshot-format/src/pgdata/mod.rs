@@ -22,7 +22,7 @@ pub use copied::Copied;
 pub use existing::ExistingDirectory;
 pub use files::{DataFiles, OpenDataFile};
 pub use read::PgData;
-pub use rules::{EXCLUSIONS, Exclusion};
+pub use rules::{EXCLUSIONS, Exclusion, holds_data};
 pub use select::Select;
 pub use stop::{Stop, StopWal};
 pub use write::DirectoryWriter;

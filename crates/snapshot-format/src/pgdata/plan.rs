@@ -9,11 +9,11 @@ use neon_pg_layout::{DataFile, Fork, VersionLayout, tablespace_version_directory
 use rustix::fs::{AtFlags, FileType, Stat, fstat, readlinkat, statat};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kind::SnapshotKind;
 use crate::path::{SnapshotPath, oid};
 use crate::pgdata::place::{Root, Roots, failed, names};
-use crate::pgdata::rules::{EMPTIED, Subject, WalNeeded, excluded};
+use crate::pgdata::rules::{EMPTIED, Subject, WalNeeded, excluded, holds_data};
 use crate::start_up::StartUpRank;
 use crate::stream::{Entry, EntryKind, Owner, Skipped};
 
@@ -187,6 +187,13 @@ impl Walk<'_> {
         }
         let tablespace = path.as_bytes().strip_prefix(b"pg_tblspc/").and_then(oid);
         if tablespace.is_none() && path.as_bytes() != b"pg_wal" {
+            if holds_data(&path) {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    path.to_string(),
+                    "is a symbolic link, which is not followed: data would be missing",
+                ));
+            }
             self.skip(path, "a symbolic link");
             return Ok(());
         }

@@ -7,6 +7,7 @@
 use neon_pg_layout::{DataFile, Fork, Lsn, TimelineId, WalSegmentSize};
 
 use crate::kind::SnapshotKind;
+use crate::path::SnapshotPath;
 use SnapshotKind::{Cold, Crashed, Online, Recovery, Standby};
 
 /// One rule: what it leaves out, of which kinds of snapshot, and why.
@@ -175,6 +176,26 @@ pub(crate) fn excluded(kind: SnapshotKind, subject: &Subject<'_>) -> Option<&'st
         .find(|rule| rule.kinds.contains(&kind) && (rule.matches)(subject))
 }
 
+/// Whether a server misses what is at this path: what belongs to the data of a cluster, not to its configuration or its
+/// logs. A link there that is not followed would be data that is missing from a snapshot.
+#[must_use]
+pub fn holds_data(path: &SnapshotPath) -> bool {
+    let data: [&[u8]; 10] = [
+        b"PG_VERSION",
+        b"base",
+        b"global",
+        b"pg_commit_ts",
+        b"pg_logical",
+        b"pg_multixact",
+        b"pg_tblspc",
+        b"pg_twophase",
+        b"pg_wal",
+        b"pg_xact",
+    ];
+    let first = path.as_bytes().split(|byte| *byte == b'/').next();
+    first.is_some_and(|first| data.contains(&first))
+}
+
 fn below(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory)
         .is_some_and(|rest| rest.starts_with('/'))
@@ -201,6 +222,29 @@ mod tests {
             wal: &wal,
         };
         excluded(kind, &subject).map(|rule| rule.what)
+    }
+
+    #[test]
+    fn data_is_told_from_configuration_and_logs() {
+        let data = |path: &str| holds_data(&SnapshotPath::new(path).unwrap());
+        for path in [
+            "base/5/16384.1",
+            "base/5",
+            "pg_xact",
+            "global/1262",
+            "pg_tblspc/1",
+        ] {
+            assert!(data(path), "{path}");
+        }
+        for path in [
+            "postgresql.conf",
+            "log",
+            "server.key",
+            "pg_stat/x",
+            "baseline",
+        ] {
+            assert!(!data(path), "{path}");
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) struct State {
     pub(crate) implied: BTreeSet<SnapshotPath>,
     /// Files that several workers write parts of.
     pub(crate) parts: HashMap<SnapshotPath, Parts>,
-    /// Those of them that are kept open, oldest first, and some that were.
+    /// Those of them that are kept open, oldest first.
     pub(crate) kept: VecDeque<SnapshotPath>,
     pub(crate) control: Option<(Entry, Vec<u8>)>,
     pub(crate) map: Option<Vec<u8>>,

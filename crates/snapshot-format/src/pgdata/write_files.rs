@@ -268,7 +268,7 @@ impl ExtentSink for Worker<'_> {
             self.unflushed.push(file);
             return self.flush();
         };
-        state.parts.remove(&entry.path);
+        state.forget_parts(&entry.path);
         state.has_label |= entry.path.as_bytes() == b"backup_label";
         state.manifest.add(&entry, crc);
         drop(state);
@@ -312,6 +312,14 @@ impl State {
         }
         let oldest = (self.kept.len() > KEPT).then(|| self.kept.pop_front())??;
         self.parts.get_mut(&oldest)?.kept.take()
+    }
+
+    /// A file that came in parts is complete: it is in nobody's way any more.
+    fn forget_parts(&mut self, path: &SnapshotPath) {
+        let parts = self.parts.remove(path);
+        if parts.is_some_and(|parts| parts.kept.is_some()) {
+            self.kept.retain(|kept| kept != path);
+        }
     }
 }
 
@@ -388,4 +396,38 @@ fn write_sparse(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<u64> 
 pub(crate) fn create(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(number: usize) -> SnapshotPath {
+        SnapshotPath::new(format!("base/5/{number}")).unwrap()
+    }
+
+    #[test]
+    fn files_that_are_complete_close_none_that_is_not() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut state = State::default();
+        let begin = |state: &mut State, number: usize| {
+            state.parts.insert(path(number), Parts::of(1 << 20));
+            state.keep(&path(number), &file)
+        };
+        assert!(begin(&mut state, 0).is_none());
+        for number in 1..10 * KEPT {
+            assert!(begin(&mut state, number).is_none(), "{number}");
+            state.forget_parts(&path(number));
+        }
+        // As many as may be are open at once; then the oldest is closed.
+        for number in 1..KEPT {
+            assert!(begin(&mut state, number).is_none(), "{number}");
+        }
+        assert!(begin(&mut state, KEPT).is_some());
+        assert!(state.parts[&path(0)].kept.is_none());
+        // One that is closed and completed does not close another.
+        state.forget_parts(&path(0));
+        state.forget_parts(&path(1));
+        assert!(begin(&mut state, KEPT + 1).is_none());
+    }
 }

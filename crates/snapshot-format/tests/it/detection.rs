@@ -11,7 +11,7 @@ use neon_snapshot_format::pgdata::PgData;
 use neon_snapshot_format::{Compression, Detected, ErrorKind, Source, detect, detect_start};
 use neon_testkit::{Cluster, PgMajor, StopMode};
 
-use crate::clusters::{copy_online, target, unpack};
+use crate::clusters::{copy_online, unpack};
 
 #[test]
 fn every_form_of_a_snapshot_is_told() {
@@ -40,7 +40,7 @@ fn every_form_of_a_snapshot_is_told() {
             compression: Compression::None
         }
     );
-    let copy = target(major);
+    let copy = Cluster::without_data(major);
     unpack(&mut BaseBackup::in_directory(&plain).unwrap(), &copy);
     let unpacked = Detected::PlainBackup {
         major,

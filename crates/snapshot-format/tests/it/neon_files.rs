@@ -9,12 +9,12 @@ use neon_snapshot_format::pack::{
 };
 use neon_snapshot_format::pgdata::PgData;
 use neon_snapshot_format::{
-    Chunk, ChunkData, End, Entry, EntryKind, Error, ErrorKind, Owner, Result, Sink, SnapshotKind,
-    SnapshotPath, Source,
+    BadPage, Chunk, ChunkData, End, Entry, EntryKind, Error, ErrorKind, Owner, Result, Sink,
+    SnapshotKind, SnapshotPath, Source,
 };
-use neon_testkit::{PgMajor, StopMode};
+use neon_testkit::{Cluster, PgMajor, StopMode, tree};
 
-use crate::clusters::{check_running, contents, start, target, tree, unpack, varied, verify};
+use crate::clusters::{contents, start, unpack, varied, verify};
 use crate::for_every_major;
 use crate::http::Served;
 
@@ -92,15 +92,15 @@ fn a_neon_file_goes_through_a_pipe_and_back(major: PgMajor) {
     let start_up: u64 = file.index().start_up_frames();
     assert!(start_up > 10 && start_up < file.index().frame_count());
 
-    let straight = target(major);
+    let straight = Cluster::without_data(major);
     unpack(&mut PgData::cold(&cluster.data_dir()).unwrap(), &straight);
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     unpack(&mut file, &copy);
     verify(&copy.data_dir(), major);
     assert!(tree(&straight.data_dir()) == tree(&copy.data_dir()));
     start(&mut copy);
     assert_eq!(contents(&copy), before);
-    check_running(&copy);
+    copy.check_running();
 }
 
 for_every_major!(a_neon_file_goes_through_a_pipe_and_back:
@@ -487,4 +487,26 @@ fn a_stream_that_names_a_file_twice_makes_no_file() {
         ErrorKind::Exists
     );
     assert!(writer.into_inner().is_none());
+}
+
+#[test]
+fn what_could_not_be_opened_is_not_written() {
+    let described = |damaged: u64| {
+        let bad = |block| BadPage {
+            path: path("base/5/16384"),
+            block,
+            reason: "x".repeat(60_000),
+        };
+        let mut writer = NeonWriter::new(Vec::new(), packed(Codec::None)).unwrap();
+        let end = End {
+            bad_pages: (0..damaged).map(bad).collect(),
+            ..End::default()
+        };
+        writer.end(&end)?;
+        Ok::<_, Error>(writer.into_inner().unwrap())
+    };
+    let bytes = described(1000).unwrap();
+    let file = NeonFile::open(bytes, None).unwrap();
+    assert_eq!(file.snapshot().bad_pages.len(), 1000);
+    assert_eq!(described(1200).unwrap_err().kind(), ErrorKind::Limit);
 }

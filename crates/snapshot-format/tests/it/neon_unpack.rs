@@ -9,9 +9,9 @@ use neon_snapshot_format::pgdata::{DirectoryWriter, PgData};
 use neon_snapshot_format::{
     Chunk, ChunkData, End, EntryKind, ErrorKind, Result, Sink, Source, StartUpRank, Wanted,
 };
-use neon_testkit::{PgMajor, StopMode};
+use neon_testkit::{Cluster, PgMajor, StopMode, tree};
 
-use crate::clusters::{contents, options, start, target, tree, unpack, varied, verify};
+use crate::clusters::{contents, options, start, unpack, varied, verify};
 use crate::http::Served;
 use crate::neon_files::{entry, packed, path, sample, sample_files};
 use crate::pgdata_selected::Recorder;
@@ -48,7 +48,7 @@ fn a_cluster_is_unpacked_by_several_threads_over_http_ranges() {
     let served = Served::new(fs::File::open(&neon).unwrap());
     let remote = NeonFile::open(served.client(), None).unwrap();
     let (opening, _) = served.counts();
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     let writer = DirectoryWriter::create(&copy.data_dir(), options(&copy)).unwrap();
     remote.send_parallel(&writer, 3).unwrap();
     let (requests, bytes) = served.counts();
@@ -94,7 +94,7 @@ fn a_cluster_is_unpacked_by_several_threads_over_http_ranges() {
     }
     assert!(found > 100 && behind < lists, "{found}");
 
-    let straight = target(major);
+    let straight = Cluster::without_data(major);
     let mut local = NeonFile::open(fs::File::open(&neon).unwrap(), None).unwrap();
     unpack(&mut local, &straight);
     assert!(tree(&straight.data_dir()) == tree(&copy.data_dir()));

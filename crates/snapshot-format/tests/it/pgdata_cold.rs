@@ -7,52 +7,16 @@ use std::sync::Mutex;
 
 use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, Flush, PgData};
 use neon_snapshot_format::{Chunk, ChunkData, ParallelSink, Sequential, SnapshotKind, Source};
-use neon_testkit::{Cluster, PgMajor, StopMode};
+use neon_testkit::{Cluster, PgMajor, StopMode, assert_cold_copy, tree};
 
-use crate::clusters::{
-    check_running, check_stopped, contents, options, start, target, tree, unpack, varied, verify,
-};
+use crate::clusters::{check_stopped, contents, options, start, unpack, varied, verify};
 use crate::for_every_major;
 use crate::pgdata_selected::Recorder;
 
-/// What a cold copy may lack, written down apart from the code's own table.
-fn may_be_missing(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap();
-    let below = |directory: &str| path.starts_with(&format!("{directory}/"));
-    path == "postmaster.opts"
-        || name.starts_with("pg_internal.init")
-        || path.split('/').any(|part| part.starts_with("pgsql_tmp"))
-        || [
-            "pg_stat_tmp",
-            "pg_notify",
-            "pg_subtrans",
-            "pg_serial",
-            "pg_snapshots",
-            "pg_dynshmem",
-            "pg_replslot",
-        ]
-        .into_iter()
-        .any(below)
-        || below("pg_wal/summaries")
-        || (below("pg_wal") && name.len() == 24)
-        || (below("pg_wal/archive_status") && name.len() > 24)
-}
-
 fn assert_equal(source: &Path, copy: &Path) {
-    let (source, mut copy) = (tree(source), tree(copy));
-    copy.remove("backup_manifest")
-        .expect("a manifest is written");
-    let mut segments = 0;
-    for (path, facts) in &source {
-        match copy.remove(path) {
-            Some(copied) => {
-                assert!(copied == *facts, "{path} differs");
-                segments += usize::from(path.starts_with("pg_wal/0"));
-            }
-            None => assert!(may_be_missing(path), "{path} is missing"),
-        }
-    }
-    assert!(copy.is_empty(), "not in the source: {:?}", copy.keys());
+    let both = assert_cold_copy(source, copy);
+    let segments = both.iter().filter(|path| path.starts_with("pg_wal/0"));
+    let segments = segments.count();
     assert!(
         (1..=2).contains(&segments),
         "{segments} segments of the log"
@@ -66,12 +30,12 @@ fn a_cold_copy_is_equal_and_starts(major: PgMajor) {
     cluster.stop(StopMode::Fast);
 
     // In one thread, and in three.
-    let mut first = target(major);
+    let mut first = Cluster::without_data(major);
     let mut source = PgData::cold(&cluster.data_dir()).unwrap();
     unpack(&mut source, &first);
     assert_equal(&cluster.data_dir(), &first.data_dir());
 
-    let second = target(major);
+    let second = Cluster::without_data(major);
     let mut how = options(&second);
     if major == PgMajor::V15 {
         how.flush = Flush::Files;
@@ -125,7 +89,7 @@ fn a_cold_copy_is_equal_and_starts(major: PgMajor) {
         place.starts_with(first.scratch_dir().to_str().unwrap()),
         "{place}"
     );
-    check_running(&first);
+    first.check_running();
     check_stopped(&mut first);
 }
 
@@ -150,7 +114,7 @@ fn a_linked_log_directory_and_group_access_survive() {
     fs::rename(source.data_dir().join("pg_wal"), &moved).unwrap();
     std::os::unix::fs::symlink(&moved, source.data_dir().join("pg_wal")).unwrap();
 
-    let mut copy = target(PgMajor::V15);
+    let mut copy = Cluster::without_data(PgMajor::V15);
     let wal = copy.scratch_dir().join("restored-log");
     let mut how = options(&copy);
     how.wal_directory = Some(wal.clone());
@@ -171,7 +135,7 @@ fn a_crashed_cluster_and_a_stopped_standby_are_copied_with_their_log() {
     let before = contents(&cluster);
     cluster.kill9();
     assert!(PgData::cold(&cluster.data_dir()).is_err());
-    let mut copy = target(PgMajor::V18);
+    let mut copy = Cluster::without_data(PgMajor::V18);
     unpack(&mut PgData::crashed(&cluster.data_dir()).unwrap(), &copy);
     verify(&copy.data_dir(), PgMajor::V18);
     start(&mut copy);
@@ -188,7 +152,7 @@ fn a_crashed_cluster_and_a_stopped_standby_are_copied_with_their_log() {
     fs::write(copy.data_dir().join("standby.signal"), "").unwrap();
     copy.start();
     copy.stop(StopMode::Fast);
-    let mut standby = target(PgMajor::V18);
+    let mut standby = Cluster::without_data(PgMajor::V18);
     unpack(&mut PgData::recovery(&copy.data_dir()).unwrap(), &standby);
     verify(&standby.data_dir(), PgMajor::V18);
     start(&mut standby);
@@ -209,7 +173,7 @@ fn zero_pages_become_holes() {
         .open(cluster.data_dir().join(&path))
         .unwrap();
     file.set_len(64 << 20).unwrap();
-    let copy = target(PgMajor::V16);
+    let copy = Cluster::without_data(PgMajor::V16);
     let writer = DirectoryWriter::create(&copy.data_dir(), options(&copy)).unwrap();
     let source = PgData::cold(&cluster.data_dir())
         .unwrap()
@@ -235,7 +199,7 @@ fn files_may_come_page_by_page_in_any_order_and_more_than_can_be_kept_open() {
     let recorder = Recorder::default();
     let source = PgData::cold(&cluster.data_dir()).unwrap();
     let copied = source.copy_parallel(&recorder, 2).unwrap();
-    let copy = target(major);
+    let copy = Cluster::without_data(major);
     let how = DirectoryOptions {
         flush: Flush::Files,
         ..options(&copy)

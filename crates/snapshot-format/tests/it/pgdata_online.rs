@@ -5,11 +5,10 @@ use std::process::{Child, Stdio};
 
 use neon_snapshot_format::pgdata::{DirectoryWriter, PgData};
 use neon_snapshot_format::{Sequential, SnapshotKind};
-use neon_testkit::{Cluster, PgMajor, StopMode};
+use neon_testkit::{Backup, Cluster, PgMajor, StopMode};
 
 use crate::clusters::{
-    Backup, check_running, check_stopped, copy_online, copy_online_parallel, options, start,
-    target, varied, verify,
+    bracket, check_stopped, copy_online, copy_online_parallel, options, start, stop, varied, verify,
 };
 use crate::for_every_major;
 
@@ -72,7 +71,7 @@ fn assert_consistent(cluster: &Cluster) {
 fn an_online_copy_under_load_starts_and_is_whole(major: PgMajor) {
     let cluster = varied(major, major != PgMajor::V15);
     let load = Load::on(&cluster);
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     let writer = DirectoryWriter::create(&copy.data_dir(), options(&copy)).unwrap();
     let end = std::thread::scope(|scope| {
         scope.spawn(|| churn(&cluster, 6));
@@ -89,7 +88,7 @@ fn an_online_copy_under_load_starts_and_is_whole(major: PgMajor) {
 
     start(&mut copy);
     assert_consistent(&copy);
-    check_running(&copy);
+    copy.check_running();
     check_stopped(&mut copy);
     // Every page once more, by our own reader.
     drop(
@@ -114,7 +113,7 @@ fn a_copy_of_a_standby_starts_and_is_whole() {
     let major = PgMajor::V16;
     let primary = varied(major, true);
     let load = Load::on(&primary);
-    let mut standby = target(major);
+    let mut standby = Cluster::without_data(major);
     let writer = DirectoryWriter::create(&standby.data_dir(), options(&standby)).unwrap();
     copy_online(&primary, &mut Sequential::new(&writer).unwrap()).unwrap();
     fs::write(standby.data_dir().join("standby.signal"), "").unwrap();
@@ -124,10 +123,10 @@ fn a_copy_of_a_standby_starts_and_is_whole() {
     standby.set("allow_in_place_tablespaces", "on");
     standby.start();
 
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     let writer = DirectoryWriter::create(&copy.data_dir(), options(&copy)).unwrap();
     let backup = Backup::begin(&standby);
-    let source = PgData::standby(&standby.data_dir(), backup.bracket(&standby)).unwrap();
+    let source = PgData::standby(&standby.data_dir(), bracket(&backup, &standby)).unwrap();
     let copied = source.copy_parallel(&writer, 2).unwrap();
     let stopped = backup.stop();
     // Its log is that of the primary, which finishes the segment that the stop lies in.
@@ -136,7 +135,7 @@ fn a_copy_of_a_standby_starts_and_is_whole() {
     let end = copied
         .finish(
             &mut Sequential::new(&writer).unwrap(),
-            Some(stopped.stop(&wal)),
+            Some(stop(&stopped, &wal)),
         )
         .unwrap();
     drop(load);
@@ -149,7 +148,7 @@ fn a_copy_of_a_standby_starts_and_is_whole() {
     fs::remove_file(copy.data_dir().join("standby.signal")).unwrap();
     start(&mut copy);
     assert_consistent(&copy);
-    check_running(&copy);
+    copy.check_running();
     check_stopped(&mut copy);
     standby.stop(StopMode::Fast);
 }

@@ -13,9 +13,9 @@ use neon_snapshot_format::{
     Change, Chunk, ChunkData, End, Entry, ErrorKind, ExtentSink, ParallelSink, Result, Sequential,
     Sink, Wanted,
 };
-use neon_testkit::{Cluster, PgMajor, StopMode};
+use neon_testkit::{Backup, Cluster, PgMajor, StopMode};
 
-use crate::clusters::{Backup, check_running, check_stopped, options, start, target, verify};
+use crate::clusters::{bracket, check_stopped, options, start, stop, verify};
 use crate::pgdata_online::{Load, assert_balanced};
 
 const PAGE: u64 = 8192;
@@ -373,7 +373,7 @@ fn changed_pages_over_an_earlier_copy_make_a_cluster_that_starts_under_load_too(
     let load = Load::on(&cluster);
     let take = |select: Option<&dyn Select>| {
         let backup = Backup::begin(&cluster);
-        let source = PgData::online(&cluster.data_dir(), backup.bracket(&cluster)).unwrap();
+        let source = PgData::online(&cluster.data_dir(), bracket(&backup, &cluster)).unwrap();
         let recorder = Recorder::default();
         let copied = match select {
             Some(select) => source.copy_selected(select, &recorder, 2),
@@ -418,7 +418,7 @@ fn changed_pages_over_an_earlier_copy_make_a_cluster_that_starts_under_load_too(
         }
     }
 
-    let mut copy = target(major);
+    let mut copy = Cluster::without_data(major);
     let writer = DirectoryWriter::create(&copy.data_dir(), options(&copy)).unwrap();
     let mut sink = Sequential::new(&writer).unwrap();
     let files = recorder.over(&base);
@@ -437,13 +437,17 @@ fn changed_pages_over_an_earlier_copy_make_a_cluster_that_starts_under_load_too(
         }
     }
     let wal = cluster.data_dir().join("pg_wal");
-    drop(changed.finish(&mut sink, Some(stopped.stop(&wal))).unwrap());
+    drop(
+        changed
+            .finish(&mut sink, Some(stop(&stopped, &wal)))
+            .unwrap(),
+    );
     verify(&copy.data_dir(), major);
     start(&mut copy);
     assert_balanced(&copy);
     assert_eq!(copy.psql(kept), expected);
     assert_eq!(copy.psql(more), "200010000");
     assert_eq!(copy.psql("select count(*) from far"), "0");
-    check_running(&copy);
+    copy.check_running();
     check_stopped(&mut copy);
 }

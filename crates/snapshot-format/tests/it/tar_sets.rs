@@ -8,12 +8,9 @@ use std::process::{Command, Stdio};
 use neon_snapshot_format::basebackup::{BaseBackup, BaseBackupWriter, TarOptions};
 use neon_snapshot_format::pgdata::{DirectoryWriter, PgData};
 use neon_snapshot_format::{Compression, Sequential, SnapshotKind, Source};
-use neon_testkit::{Cluster, OsUser, PgMajor, StopMode};
+use neon_testkit::{Cluster, OsUser, PgMajor, StopMode, own_all, tree};
 
-use crate::clusters::{
-    check_running, contents, copy_online, options, start, target, tree, unpack, varied,
-    varied_with, verify,
-};
+use crate::clusters::{contents, copy_online, options, start, unpack, varied, varied_with, verify};
 use crate::for_every_major;
 
 /// What the packaged clients can compress with: only those of 15 are built with LZ4 and Zstandard.
@@ -33,12 +30,12 @@ fn read_stock(cluster: &Cluster, arguments: &[&str]) {
     let mut all = vec!["-Ft", "-c", "fast", "-D", set.to_str().unwrap()];
     all.extend(arguments);
     cluster.run_tool("pg_basebackup", all);
-    let mut copy = target(cluster.major());
+    let mut copy = Cluster::without_data(cluster.major());
     unpack(&mut BaseBackup::in_directory(&set).unwrap(), &copy);
     verify(&copy.data_dir(), cluster.major());
     start(&mut copy);
     assert_eq!(contents(&copy), contents(cluster));
-    check_running(&copy);
+    copy.check_running();
 }
 
 fn a_stock_tar_set_becomes_a_directory_that_starts(major: PgMajor) {
@@ -71,7 +68,7 @@ fn a_stock_stream_becomes_a_directory_that_starts() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut copy = target(PgMajor::V18);
+    let mut copy = Cluster::without_data(PgMajor::V18);
     unpack(
         &mut BaseBackup::in_stream(child.stdout.take().unwrap()),
         &copy,
@@ -125,7 +122,7 @@ fn our_tar_set_is_read_by_others_and_starts(major: PgMajor) {
     assert_eq!(end.kind, Some(SnapshotKind::Online));
 
     // Unpacked by GNU tar, tablespaces where the manifest's paths say.
-    let mut others = target(major);
+    let mut others = Cluster::without_data(major);
     let data = others.data_dir();
     OsUser::current().create_dir(&data);
     for entry in fs::read_dir(&set).unwrap() {
@@ -150,21 +147,12 @@ fn our_tar_set_is_read_by_others_and_starts(major: PgMajor) {
     if !matches!(major, PgMajor::V15 | PgMajor::V17) {
         return;
     }
-    let mut ours = target(major);
+    let mut ours = Cluster::without_data(major);
     unpack(&mut BaseBackup::in_directory(&set).unwrap(), &ours);
     verify(&ours.data_dir(), major);
     start(&mut ours);
     assert_eq!(contents(&ours), contents(&cluster));
-    check_running(&ours);
-}
-
-fn own_all(path: &Path) {
-    OsUser::current().own(path);
-    if path.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            own_all(&entry.unwrap().path());
-        }
-    }
+    ours.check_running();
 }
 
 for_every_major!(our_tar_set_is_read_by_others_and_starts:
@@ -182,11 +170,11 @@ fn a_cold_cluster_goes_through_a_compressed_stream_unchanged() {
     cluster.psql("create unlogged table t as select generate_series(1, 1000) i");
     cluster.stop(StopMode::Fast);
     let mut source = PgData::cold(&cluster.data_dir()).unwrap();
-    let straight = target(PgMajor::V16);
+    let straight = Cluster::without_data(PgMajor::V16);
     unpack(&mut source, &straight);
     for compression in [Compression::Gzip(1), Compression::Zstd(1)] {
         let (reader, writer) = std::io::pipe().unwrap();
-        let around = target(PgMajor::V16);
+        let around = Cluster::without_data(PgMajor::V16);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let how = TarOptions {
@@ -221,7 +209,7 @@ fn tablespaces_do_not_fit_into_a_stream_and_bad_files_are_told_by_the_manifest()
     source
         .send(&mut BaseBackupWriter::in_directory(&set, TarOptions::default()).unwrap())
         .unwrap();
-    let mut copy = target(PgMajor::V15);
+    let mut copy = Cluster::without_data(PgMajor::V15);
     unpack(&mut BaseBackup::in_directory(&set).unwrap(), &copy);
     start(&mut copy);
     assert_eq!(copy.psql("select sum(i) from far"), "12502500");
@@ -234,7 +222,7 @@ fn tablespaces_do_not_fit_into_a_stream_and_bad_files_are_told_by_the_manifest()
     let at = bytes.len() * 2 / 3 / 512 * 512 + 100;
     bytes[at] ^= 0x10;
     fs::write(set.join("base.tar"), &bytes).unwrap();
-    let damaged = target(PgMajor::V15);
+    let damaged = Cluster::without_data(PgMajor::V15);
     let writer = DirectoryWriter::create(&damaged.data_dir(), options(&damaged)).unwrap();
     let error = BaseBackup::in_directory(&set)
         .unwrap()

@@ -1,8 +1,8 @@
 //! SSH: the contract over the real `sftp-server`, and over a real `sshd` on loopback.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,22 +12,14 @@ use neon_storage::{
     Body, Context, Durability, ErrorKind, Key, Locator, Registry, RetryLayer, RetryPolicy, Ssh,
     SshConfig, Storage, StorageExt, contract,
 };
+use neon_testkit::sshd;
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()
 }
 
-/// The server that `ssh -s sftp` would start on the far side.
 fn sftp_server() -> String {
-    [
-        "/usr/lib/openssh/sftp-server",
-        "/usr/libexec/openssh/sftp-server",
-        "/usr/libexec/sftp-server",
-    ]
-    .into_iter()
-    .find(|path| Path::new(path).exists())
-    .expect("sftp-server is not installed: apt-get install openssh-sftp-server")
-    .to_owned()
+    sshd::sftp_server().to_str().unwrap().to_owned()
 }
 
 async fn open(root: &Path) -> Ssh {
@@ -144,114 +136,9 @@ async fn what_does_not_speak_sftp_is_told_apart() {
     );
 }
 
-/// An `sshd` of this user on loopback, with keys of its own; gone with the handle.
-struct Sshd {
-    dir: tempfile::TempDir,
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
-}
-
-impl Sshd {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        for name in ["host_key", "user_key"] {
-            let made = Command::new("ssh-keygen")
-                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-                .arg(path(name))
-                .status()
-                .expect("ssh-keygen is not installed: apt-get install openssh-client");
-            assert!(made.success());
-        }
-        std::fs::copy(path("user_key.pub"), path("authorized_keys")).unwrap();
-        // As root sshd wants its directory of separation; it makes none itself.
-        if !Path::new("/run/sshd").exists() {
-            let _not_root = std::fs::create_dir_all("/run/sshd");
-        }
-        let (port, child) = (0..20)
-            .find_map(|_| {
-                let port = free_port();
-                let config = format!(
-                    "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\n\
-                     StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin prohibit-password\n\
-                     PasswordAuthentication no\nSubsystem sftp {}\n",
-                    path("host_key").display(),
-                    path("authorized_keys").display(),
-                    sftp_server(),
-                );
-                std::fs::write(path("sshd_config"), config).unwrap();
-                let mut child = Command::new("/usr/sbin/sshd")
-                    .args(["-D", "-e", "-f"])
-                    .arg(path("sshd_config"))
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .spawn()
-                    .expect("sshd is not installed: apt-get install openssh-server");
-                for _ in 0..200 {
-                    if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                        return Some((port, child));
-                    }
-                    // The port was taken meanwhile.
-                    if child.try_wait().unwrap().is_some() {
-                        return None;
-                    }
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                let _gone = child.kill();
-                None
-            })
-            .expect("sshd does not start");
-        Self { dir, child, port }
-    }
-
-    /// A program that is the system's `ssh` with a configuration of its own, as a user has one.
-    fn ssh(&self, known: bool) -> PathBuf {
-        let path = |name: &str| self.dir.path().join(name);
-        let host_key = std::fs::read_to_string(path("host_key.pub")).unwrap();
-        let known_hosts = if known {
-            format!("backups {host_key}")
-        } else {
-            String::new()
-        };
-        std::fs::write(path("known_hosts"), known_hosts).unwrap();
-        let config = format!(
-            "Host backups\n  HostName 127.0.0.1\n  Port {}\n  HostKeyAlias backups\n  IdentityFile {}\n  \
-             UserKnownHostsFile {}\n  IdentitiesOnly yes\n  StrictHostKeyChecking yes\n",
-            self.port,
-            path("user_key").display(),
-            path("known_hosts").display(),
-        );
-        std::fs::write(path("ssh_config"), config).unwrap();
-        let script = format!(
-            "#!/bin/sh\nexec ssh -F {} \"$@\"\n",
-            path("ssh_config").display()
-        );
-        let program = path("ssh");
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        program
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_systems_ssh_and_its_configuration_are_used() {
-    let sshd = Sshd::start();
+    let sshd = sshd::Sshd::start();
     let dir = tempfile::tempdir().unwrap();
     let mut context = Context::default();
     context.ssh_program = Some(sshd.ssh(true));

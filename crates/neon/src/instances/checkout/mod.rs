@@ -23,12 +23,12 @@ mod settle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, RestorePlan};
 use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
-use neon_pg_layout::TimelineId;
+use neon_pg_layout::{Oid, TimelineId};
 use neon_pgctl::{Instance, OsUser, RecoveryPlan, WalSource};
 use neon_snapshot_format::EntryKind;
 use neon_snapshot_format::pgdata::{DirectoryOptions, ExistingDirectory, Flush, TablespacePlaces};
@@ -40,11 +40,14 @@ use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
 use crate::instances::heads::{Head, head_name};
 use crate::instances::isolate::{include, keep_password, roles};
-use crate::instances::restore::{Ending, ownership, read_control, recover, target, timelines_in};
+use crate::instances::restore::{
+    Ending, SPARE, ownership, read_control, recover, target, timelines_in,
+};
 use crate::instances::{Base, Instances, PgRecord, archived, between};
 use crate::name::Name;
 use crate::operation::{Begun, seconds};
 use crate::snapshots::redo;
+use crate::snapshots::room::{self, Place};
 
 pub use plan::{CheckoutChoice, CheckoutPlan};
 pub(crate) use settle::{Phase, UnderWay};
@@ -183,7 +186,9 @@ impl Instances<'_> {
                 )
                 .hinted("nothing was changed; try again"));
             }
-            has_room(&instance, &directory, &snapshot)?;
+            let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
+            let new = own_places(&record, &compared, snapshot.facts());
+            room::require(&self.places(&record, &instance, &directory, wanted, &new))?;
             let kept = self
                 .0
                 .home()
@@ -314,14 +319,7 @@ impl Instances<'_> {
             let was = location
                 .as_deref()
                 .map(|was| Path::new(OsStr::from_bytes(was)));
-            let free = |place: &&Path| match std::fs::read_dir(place) {
-                Ok(mut entries) => entries.next().is_none(),
-                Err(_) => {
-                    std::fs::symlink_metadata(place).is_err()
-                        && place.parent().is_some_and(Path::is_dir)
-                }
-            };
-            let place = match was.filter(|_| own).filter(free) {
+            let place = match was.filter(|_| own).filter(is_free) {
                 Some(was) => was.to_owned(),
                 None => {
                     elsewhere = true;
@@ -491,6 +489,79 @@ impl Instances<'_> {
     }
 }
 
+impl Instances<'_> {
+    /// Where the files of a snapshot go: tablespaces that are there may be on disks of their own, others are put beside the
+    /// instance.
+    fn places(
+        &self,
+        record: &PgRecord,
+        instance: &Instance,
+        directory: &ExistingDirectory,
+        wanted: BTreeMap<Option<Oid>, u64>,
+        new: &BTreeMap<Oid, PathBuf>,
+    ) -> Vec<Place> {
+        let mut sizes: BTreeMap<Option<Oid>, (u64, u64)> = BTreeMap::new();
+        for (space, bytes) in wanted {
+            sizes.entry(space).or_default().0 = bytes;
+        }
+        for entry in directory.entries() {
+            let space = entry.path.tablespace().map(|(oid, _)| oid);
+            let present = &mut sizes.entry(space).or_default().1;
+            *present = present.saturating_add(entry.size());
+        }
+        let data = instance.data_dir();
+        let place = |space: Option<Oid>| match space {
+            None => data.to_owned(),
+            Some(oid) => {
+                let link = data.join("pg_tblspc").join(oid.to_string());
+                match new.get(&oid) {
+                    Some(place) => place.clone(),
+                    None if link.exists() => link,
+                    None => self.tablespaces(record).join(oid.to_string()),
+                }
+            }
+        };
+        sizes
+            .into_iter()
+            .map(|(space, (bytes, present))| Place {
+                path: place(space),
+                bytes,
+                present,
+                // The server writes log and temporary files here.
+                spare: if space.is_none() { SPARE } else { 0 },
+            })
+            .collect()
+    }
+}
+
+/// The new tablespaces that go where they were: those of the instance's own, if nobody has the place.
+fn own_places(record: &PgRecord, plan: &RestorePlan, facts: &Facts) -> BTreeMap<Oid, PathBuf> {
+    if facts.instance.as_ref() != Some(&record.id) {
+        return BTreeMap::new();
+    }
+    let each = plan
+        .new_tablespaces()
+        .iter()
+        .filter_map(|entry| match &entry.kind {
+            EntryKind::Tablespace { oid, location } => {
+                let was = Path::new(OsStr::from_bytes(location.as_deref()?));
+                is_free(&was).then(|| (*oid, was.to_owned()))
+            }
+            _ => None,
+        });
+    each.collect()
+}
+
+/// Whether a tablespace can be made there.
+fn is_free(place: &&Path) -> bool {
+    match std::fs::read_dir(place) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => {
+            std::fs::symlink_metadata(place).is_err() && place.parent().is_some_and(Path::is_dir)
+        }
+    }
+}
+
 /// A checkout that is done is done, also when the server does not come up on what it left.
 pub(crate) fn started(done: CheckedOut, trouble: Option<Error>) -> Result<CheckedOut> {
     let Some(error) = trouble else {
@@ -506,10 +577,4 @@ pub(crate) fn started(done: CheckedOut, trouble: Option<Error>) -> Result<Checke
         done.head
     ))
     .caused_by(error))
-}
-
-fn has_room(instance: &Instance, directory: &ExistingDirectory, to: &Snapshot) -> Result<()> {
-    let present: u64 = directory.entries().iter().map(|entry| entry.size()).sum();
-    let more = to.facts().cost.bytes.saturating_sub(present);
-    crate::instances::restore::room_for(instance.data_dir(), more)
 }

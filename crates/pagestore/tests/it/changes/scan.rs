@@ -8,13 +8,19 @@ use neon_pagestore::changes::{
     Answer, ChangeSource, FileChange, FileFacts, Hints, ParentFile, ParentPage, ParentPages,
     ScanFile, ScanFiles, ScanSource, WholeReason,
 };
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::write::{ChangedSince, Parent};
 use neon_pagestore::{CommitId, Error, ErrorKind, Result};
 use neon_pg_layout::PgMajor;
 use neon_snapshot_format::SnapshotPath;
+use neon_snapshot_format::pgdata::Select;
+use neon_storage::Memory;
 use proptest::prelude::*;
 
 use super::forged::ask;
 use super::state::{Digests, Files, State};
+use crate::files::{Selection, entry, make, noise, reader, restored};
+use crate::support::init;
 
 fn state(files: &[(&str, Vec<u8>)]) -> State {
     let files = files
@@ -36,8 +42,13 @@ fn file() -> impl Strategy<Value = Vec<u8>> {
     (
         prop::collection::vec(0..3_u8, 0..40),
         prop_oneof![3 => Just(0), 1 => 1..8192_usize],
+        prop_oneof![Just(0), Just(9)],
     )
-        .prop_map(|(numbers, rest)| pages(&numbers, rest))
+        .prop_map(|(numbers, rest, with)| {
+            let mut bytes = pages(&numbers, 0);
+            bytes.extend(std::iter::repeat_n(with, rest));
+            bytes
+        })
 }
 
 proptest! {
@@ -60,9 +71,7 @@ proptest! {
         let differ: u64 = now.0.iter().filter_map(|(path, content)| {
             let old = then.0.get(path)?;
             let old: Vec<_> = old.chunks(8192).collect();
-            let same = |(number, page): (usize, &[u8])| {
-                old.get(number) == Some(&page) || (page.iter().all(|byte| *byte == 0) && old.get(number).is_some_and(|old| old.iter().all(|byte| *byte == 0)))
-            };
+            let same = |(number, page): (usize, &[u8])| old.get(number) == Some(&page);
             Some(content.chunks(8192).enumerate().filter(|page| !same(*page)).count() as u64)
         }).sum();
         prop_assert_eq!(read.pages, differ);
@@ -86,6 +95,62 @@ fn pages_of_zeros_need_no_digest() {
     page[8191] = 1;
     let digest = ParentPage::of(&page);
     assert!(digest.is(&page) && !digest.is(&[0; 8192]) && !ParentPage::Zeros.is(&page));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_whose_length_changes_within_zeros_are_taken_again() {
+    let repository = init(&Memory::new()).await;
+    let sizes = [0, 1, 100, 8191, 8192, 8193, 8292, 16_383, 16_384, 20_000];
+    let pairs = || {
+        sizes
+            .into_iter()
+            .flat_map(|then| sizes.map(|now| (then, now)))
+    };
+    let content = |size: usize| {
+        let mut bytes = noise(size, 3);
+        let from = size.min(4096);
+        bytes[from..].fill(0);
+        bytes
+    };
+    let tree = |size: fn((usize, usize)) -> usize| -> crate::files::Files {
+        let files = (20_000..).zip(pairs());
+        let files = files.map(|(name, pair)| (format!("base/5/{name}"), content(size(pair))));
+        let folders = ["base/", "base/5/"].map(|name| (name.to_owned(), Vec::new()));
+        files.chain(folders).collect()
+    };
+    let (then, now) = (tree(|pair| pair.0), tree(|pair| pair.1));
+    let first = make(&repository, then, Selection::new(), None)
+        .await
+        .unwrap();
+    let maps = reader(&repository);
+    let parent = Snapshot::open(&repository, first.id, &maps).await.unwrap();
+    let (of, files) = (parent.clone(), now.clone());
+    let selection = tokio::task::spawn_blocking(move || {
+        let files = files.iter().filter(|(name, _)| !name.ends_with('/'));
+        let files: Vec<_> = files
+            .map(|(name, bytes)| (name.as_str(), bytes.clone()))
+            .collect();
+        let state = state(&files);
+        let mut digests = of.parent_pages().unwrap();
+        let set = ask(&mut ScanSource::new(
+            8192,
+            &mut Files(state.0.iter()),
+            &mut digests,
+        ));
+        let set = set.unwrap();
+        let select = ChangedSince::new(&set, Parent::of(&of)).unwrap();
+        let wanted = |(name, bytes): &(&str, Vec<u8>)| {
+            let wanted = select.wanted(&entry(name, bytes.len())).unwrap();
+            ((*name).to_owned(), wanted)
+        };
+        files.iter().map(wanted).collect::<Selection>()
+    });
+    let selection = selection.await.unwrap();
+    let second = make(&repository, now.clone(), selection, Some(&parent))
+        .await
+        .unwrap();
+    let snapshot = Snapshot::open(&repository, second.id, &maps).await.unwrap();
+    assert!(restored(&snapshot).await.0 == now);
 }
 
 #[test]

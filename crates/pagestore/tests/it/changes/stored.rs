@@ -17,13 +17,13 @@ use neon_snapshot_format::pgdata::{
 };
 use neon_snapshot_format::{Sequential, SnapshotKind};
 use neon_storage::Memory;
-use neon_testkit::{Cluster, Scratch, StopMode};
+use neon_testkit::{Cluster, Scratch, StopMode, cold_copy_may_lack};
 
 use super::chain::{Stop, length, lineage};
 use super::forged::ask;
 use super::state::State;
 use super::work::Work;
-use crate::clusters::{beside, may_be_missing};
+use crate::clusters::beside;
 use crate::files::reader;
 use crate::support::init;
 
@@ -128,7 +128,7 @@ async fn chains_are_what_was_there(major: PgMajor, checksums: bool, seed: u64) {
         let after = Stop::of(&cluster);
         let mut now = State::read(&cluster.data_dir());
         now.0
-            .retain(|path, _| !may_be_missing(path.as_str().unwrap()));
+            .retain(|path, _| !cold_copy_may_lack(path.as_str().unwrap()));
         let pg_wal = cluster.data_dir().join("pg_wal");
         for (name, last) in &mut chains {
             let parent = changes::Parent::recorded(last.id(), last.facts()).unwrap();

@@ -55,8 +55,8 @@ async fn going(storage: &Clocked) -> Commit {
     commit
 }
 
-#[tokio::test]
-async fn a_writer_that_takes_back_its_commit_leaves_it_to_who_reported_the_same() {
+/// The same commit is pushed by two, the first of whom takes it back; beside a collection, in this order.
+async fn one_of_two_pushes_fails(script: &[(usize, &str)]) -> (Clocked, Commit) {
     let storage = Clocked::new();
     init(&storage).await;
     let commit = empty_commit(&["pg@1"]);
@@ -67,31 +67,27 @@ async fn a_writer_that_takes_back_its_commit_leaves_it_to_who_reported_the_same(
         pushing(&gate, 2, &storage, &commit),
         clock(&gate, 3, &storage, 2),
     ];
-    let script = [
+    let (outcomes, trace) = follow(&gate, actors, script).await;
+    assert!(is_busy(&outcomes[0]) && outcomes[2].1.is_ok());
+    check((storage.clone(), Vec::new()), outcomes, &trace).await;
+    (storage, commit)
+}
+
+#[tokio::test]
+async fn a_writer_that_takes_back_its_commit_leaves_it_to_who_reported_the_same() {
+    one_of_two_pushes_fails(&[
         (0, "head tombstones/writer-"),
         (3, ""),
         (1, ""),
         (2, ""),
         (0, ""),
-    ];
-    let (outcomes, trace) = follow(&gate, actors, &script).await;
-    assert!(is_busy(&outcomes[0]) && outcomes[2].1.is_ok());
-    check((storage, Vec::new()), outcomes, &trace).await;
+    ])
+    .await;
 }
 
 #[tokio::test]
 async fn a_writer_that_is_condemned_late_leaves_its_commit_to_who_reported_the_same() {
-    let storage = Clocked::new();
-    init(&storage).await;
-    let commit = empty_commit(&["pg@1"]);
-    let gate = Gate::new(4);
-    let actors = vec![
-        pushing(&gate, 0, &storage, &commit),
-        collector(gate.storage(&storage, 1), 1),
-        pushing(&gate, 2, &storage, &commit),
-        clock(&gate, 3, &storage, 2),
-    ];
-    let script = [
+    let (storage, commit) = one_of_two_pushes_fails(&[
         (0, "put snapshots/"),
         (3, ""),
         (1, "put tombstones/condemned-"),
@@ -99,10 +95,8 @@ async fn a_writer_that_is_condemned_late_leaves_its_commit_to_who_reported_the_s
         (2, ""),
         (1, ""),
         (0, ""),
-    ];
-    let (outcomes, trace) = follow(&gate, actors, &script).await;
-    assert!(is_busy(&outcomes[0]) && outcomes[2].1.is_ok());
-    check((storage.clone(), Vec::new()), outcomes, &trace).await;
+    ])
+    .await;
     // The commit that the other one stored beside it goes with it.
     let commits = async || storage.list_all("snapshots/").await.unwrap().len();
     assert_eq!(commits().await, 1);
@@ -353,6 +347,31 @@ async fn a_listing_shows_no_commit_of_a_writer_condemned_meanwhile() {
     check((storage, Vec::new()), outcomes, &trace).await;
 }
 
+/// Between its two looks at the snapshot that had the name, a collection takes away commit and tombstone.
+#[tokio::test]
+async fn a_name_that_is_free_is_given_beside_the_collection_of_who_had_it() {
+    let storage = Clocked::new();
+    let before = id_of(&going(&storage).await);
+    let gate = Gate::new(2);
+    let commit = empty_commit(&["pg@1"]);
+    let actors = vec![
+        pushing(&gate, 0, &storage, &commit),
+        collector(gate.storage(&storage, 1), 1),
+    ];
+    let holder = format!("get snapshots/{before}");
+    let script = [
+        (0, holder.as_str()),
+        (0, "list tombstones/"),
+        (1, ""),
+        (0, ""),
+    ];
+    let (outcomes, trace) = follow(&gate, actors, &script).await;
+    assert!(outcomes[0].1.is_ok(), "{:#?}", trace.calls);
+    let repository = open(&storage).await;
+    assert_eq!(repository.resolve("pg@1").await.unwrap(), id_of(&commit));
+    check((storage, Vec::new()), outcomes, &trace).await;
+}
+
 #[tokio::test]
 async fn a_tombstone_without_a_commit_stays_for_the_grace() {
     let storage = Clocked::new();
@@ -371,6 +390,13 @@ async fn a_tombstone_without_a_commit_stays_for_the_grace() {
 
 #[tokio::test]
 async fn a_commit_that_is_sent_once_more_after_it_was_collected_is_no_snapshot() {
+    // Right after the collection that deleted it, and later.
+    for later in 0..3 {
+        sent_once_more(later).await;
+    }
+}
+
+async fn sent_once_more(later: usize) {
     let storage = Clocked::new();
     init(&storage).await;
     let commit = empty_commit(&["pg@1"]);
@@ -391,12 +417,21 @@ async fn a_commit_that_is_sent_once_more_after_it_was_collected_is_no_snapshot()
     repository.collect().await.unwrap();
     assert_eq!(repository.snapshot_ids().await.unwrap(), [id]);
     repository.destroy(id).await.unwrap();
-    for _ in 0..3 {
-        repository.collect().await.unwrap();
+    while storage.exists(&key).await.unwrap() {
         storage.advance(GRACE * 2);
+        repository.collect().await.unwrap();
+    }
+    for _ in 0..later {
+        storage.advance(GRACE * 2);
+        repository.collect().await.unwrap();
     }
     storage.create(&key, sent).await.unwrap();
-    assert_eq!(open(&storage).await.snapshot_ids().await.unwrap(), []);
+    for _ in 0..4 {
+        assert_eq!(open(&storage).await.snapshot_ids().await.unwrap(), []);
+        storage.advance(GRACE * 2);
+        repository.collect().await.unwrap();
+    }
+    assert!(!storage.exists(&key).await.unwrap());
 }
 
 #[tokio::test]
@@ -459,5 +494,54 @@ async fn a_copy_undoing_and_destroying_of_one_snapshot_beside_collectors() {
             }
         };
         explore("copy, undo, destroy", scene, 3).await;
+    }
+}
+
+/// Checks everything, with data; what it finds is an error of the test.
+fn checker(storage: Gated) -> Acting {
+    async move {
+        let work = async {
+            let checked = reopen(storage).await?.check(true).await?;
+            assert_eq!(checked.findings, []);
+            Ok(None)
+        };
+        ("checker", work.await)
+    }
+    .boxed()
+}
+
+#[tokio::test]
+async fn a_check_says_nothing_of_what_was_collected_while_it_looked() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let id = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    write(&repository, None, &[("b", 2)], &["pg@2"]).await;
+    // Before it reads the map, and before it reads pages.
+    for reads in 1..4 {
+        let id = match reads {
+            1 => id,
+            _ => write(&repository, None, &[("c", reads)], &["pg@3"]).await,
+        };
+        let gate = Gate::new(5);
+        let actors = vec![
+            checker(gate.storage(&storage, 0)),
+            destroyer(gate.storage(&storage, 1), id),
+            collector(gate.storage(&storage, 2), 1),
+            collector(gate.storage(&storage, 3), 1),
+            clock(&gate, 4, &storage, 3),
+        ];
+        let commit = format!("get snapshots/{id}");
+        let mut script = vec![(0, "list snapshots/"), (0, commit.as_str())];
+        script.extend((1..=reads).map(|_| (0, "get packs/")));
+        script.extend([(1, ""), (2, ""), (4, ""), (3, ""), (0, "")]);
+        let (outcomes, trace) = follow(&gate, actors, &script).await;
+        let sound = outcomes.iter().all(|(_, outcome)| outcome.is_ok());
+        assert!(sound, "{outcomes:?} {:#?}", trace.calls);
+        let left = storage.list_all("snapshots/").await.unwrap();
+        assert!(
+            !left
+                .iter()
+                .any(|object| object.key.as_str().contains(&id.to_string()))
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL's own checks of pages, on the way out.
+//! PostgreSQL's own checks of pages, on the way out and in a check.
 
 use neon_pg_layout::{DataFile, PageCheck, PageVerdict, PgMajor, ReplayedLog};
 use neon_snapshot_format::{BadPage, Chunk, ChunkData, SnapshotPath};
@@ -53,31 +53,45 @@ impl PageChecks {
 }
 
 impl FileChecks {
-    /// Judges the whole pages of a chunk that begins with one.
-    pub(crate) fn judge(&self, path: &SnapshotPath, chunk: &Chunk<'_>, bad: &mut Vec<BadPage>) {
-        let ChunkData::Bytes(bytes) = chunk.data else {
-            return;
-        };
-        let size = u64::from(self.checks.page_size);
-        let first = chunk.offset / size;
-        for (block, page) in (first..).zip(bytes.chunks_exact(self.checks.page_size as usize)) {
-            let number = u32::try_from(block)
-                .ok()
-                .and_then(|block| self.first.checked_add(block));
-            let reason = match number.map(|number| self.checks.check.judge(page, number)) {
-                Some(Ok(verdict)) if !verdict.is_bad() => continue,
+    /// What is wrong with a page of the file, which is whole; of one that is not nothing is said.
+    pub(crate) fn judge(&self, page: &[u8], block: u64) -> Option<String> {
+        if page.len() != self.checks.page_size as usize {
+            return None;
+        }
+        let number = u32::try_from(block)
+            .ok()
+            .and_then(|block| self.first.checked_add(block));
+        Some(
+            match number.map(|number| self.checks.check.judge(page, number)) {
+                Some(Ok(verdict)) if !verdict.is_bad() => return None,
                 Some(Ok(PageVerdict::WrongChecksum { stored, computed })) => {
                     format!("checksum {stored:04x} instead of {computed:04x}")
                 }
                 Some(Ok(_)) => "no header that the server would accept".to_owned(),
                 Some(Err(error)) => error.to_string(),
                 None => "no relation has so many pages".to_owned(),
-            };
-            bad.push(BadPage {
+            },
+        )
+    }
+
+    /// Judges the whole pages of a chunk that begins with one.
+    pub(crate) fn judge_chunk(
+        &self,
+        path: &SnapshotPath,
+        chunk: &Chunk<'_>,
+        bad: &mut Vec<BadPage>,
+    ) {
+        let ChunkData::Bytes(bytes) = chunk.data else {
+            return;
+        };
+        let size = u64::from(self.checks.page_size);
+        let first = chunk.offset / size;
+        for (block, page) in (first..).zip(bytes.chunks_exact(self.checks.page_size as usize)) {
+            bad.extend(self.judge(page, block).map(|reason| BadPage {
                 path: path.clone(),
                 block,
                 reason,
-            });
+            }));
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Between a source and a sink: tells how far a copy is, stops it when asked, and keeps what says which snapshot it is.
+//! Between what sends a snapshot from outside and the repository: keeps what says which snapshot it is, sums files for
+//! their manifest, and judges pages.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use neon_pg_layout::{
     ChecksumAlgorithm, FileChecksum, FileHasher, ManifestFile, SegmentName, WalFileName,
@@ -13,8 +13,8 @@ use neon_snapshot_format::{
     SnapshotPath, Wanted,
 };
 
-use crate::neon::Neon;
-use crate::snapshots::watch::{GoOn, Meter};
+use crate::snapshots::judge::{BadPages, Judge, Known, Pages, Shape};
+use crate::snapshots::watch::Watched;
 
 /// Small files that say what a snapshot is. No such file is larger.
 const KEPT: [&[u8]; 2] = [b"global/pg_control", b"backup_label"];
@@ -30,30 +30,42 @@ const MOST_KEPT: usize = 4096;
 type Sums = HashMap<[u8; 16], (u64, [u8; 4])>;
 
 /// See the module.
-pub(crate) struct Watched<'a> {
-    sink: &'a dyn ParallelSink,
-    meter: Meter,
+pub(crate) struct Inspection<'a> {
+    sink: Watched<'a>,
     kept: Mutex<BTreeMap<SnapshotPath, Vec<u8>>>,
     segments: Mutex<BTreeSet<SegmentName>>,
     sums: Option<Mutex<Sums>>,
+    judge: Option<Judge>,
 }
 
-impl<'a> Watched<'a> {
-    /// Passes on to `sink`. `total` bytes are expected, as far as anybody knows.
-    pub(crate) fn new(
-        sink: &'a dyn ParallelSink,
-        neon: &Neon,
-        dropped: Arc<AtomicBool>,
-        subject: &str,
-        total: u64,
-    ) -> Self {
+impl<'a> Inspection<'a> {
+    /// Passes on to `sink`.
+    pub(crate) fn new(sink: Watched<'a>) -> Self {
         Self {
             sink,
-            meter: meter(neon, dropped, subject, total),
             kept: Mutex::default(),
             segments: Mutex::default(),
             sums: None,
+            judge: None,
         }
+    }
+
+    /// Judges every page. For sources that do not do so themselves.
+    pub(crate) fn judging(mut self, shape: Shape) -> Self {
+        self.judge = Some(Judge::new(shape));
+        self
+    }
+
+    /// What was taken for known of the pages that are judged.
+    pub(crate) fn shape(&self) -> Option<Shape> {
+        self.judge.as_ref().map(Judge::shape)
+    }
+
+    /// What is wrong with the pages that came.
+    pub(crate) fn bad_pages(&self, known: &Known) -> BadPages {
+        self.judge
+            .as_ref()
+            .map_or_else(BadPages::default, |judge| judge.bad_pages(known))
     }
 
     /// Sums every file, for a manifest that comes at the end.
@@ -91,18 +103,12 @@ impl<'a> Watched<'a> {
     }
 }
 
-impl std::fmt::Debug for Watched<'_> {
+impl std::fmt::Debug for Inspection<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watched")
-            .field("meter", &self.meter)
+        f.debug_struct("Inspection")
+            .field("sink", &self.sink)
             .finish_non_exhaustive()
     }
-}
-
-fn meter(neon: &Neon, dropped: Arc<AtomicBool>, subject: &str, total: u64) -> Meter {
-    let meter = Meter::new(neon, subject.to_owned(), GoOn::unless(neon, dropped));
-    meter.expect(total);
-    meter
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,14 +125,12 @@ fn log_file(path: &SnapshotPath) -> Option<WalFileName> {
     path.as_str()?.strip_prefix("pg_wal/")?.parse().ok()
 }
 
-impl ParallelSink for Watched<'_> {
+impl ParallelSink for Inspection<'_> {
     fn entry(&self, entry: &Entry) -> Result<()> {
-        self.meter.go_on.check()?;
         self.sink.entry(entry)
     }
 
     fn file(&self, entry: &Entry, wanted: &Wanted) -> Result<()> {
-        self.meter.go_on.check()?;
         if let Some(WalFileName::Segment(segment)) = log_file(&entry.path) {
             lock(&self.segments).insert(segment);
         }
@@ -142,26 +146,26 @@ impl ParallelSink for Watched<'_> {
 
     fn worker(&self) -> Result<Box<dyn ExtentSink + '_>> {
         Ok(Box::new(Worker {
-            watched: self,
+            inspection: self,
             worker: self.sink.worker()?,
             kept: None,
             sum: None,
+            pages: None,
             aside: false,
         }))
     }
 
     fn end(&self, end: &End) -> Result<()> {
-        self.meter.go_on.check()?;
-        self.meter.tell_all();
         self.sink.end(end)
     }
 }
 
 struct Worker<'a> {
-    watched: &'a Watched<'a>,
+    inspection: &'a Inspection<'a>,
     worker: Box<dyn ExtentSink + 'a>,
     kept: Option<(SnapshotPath, Vec<u8>)>,
     sum: Option<(Entry, FileHasher)>,
+    pages: Option<Pages>,
     /// What comes is not passed on.
     aside: bool,
 }
@@ -185,7 +189,6 @@ fn each_piece(data: ChunkData<'_>, mut take: impl FnMut(&[u8])) {
 
 impl ExtentSink for Worker<'_> {
     fn begin(&mut self, entry: &Entry, range: Range<u64>) -> Result<()> {
-        self.watched.meter.go_on.check()?;
         let path = entry.path.as_bytes();
         self.aside = path == MANIFEST;
         let history = matches!(log_file(&entry.path), Some(WalFileName::History(_)));
@@ -204,36 +207,43 @@ impl ExtentSink for Worker<'_> {
         }
         let whole = range == (0..entry.size());
         self.kept = (wanted && whole).then(|| (entry.path.clone(), Vec::new()));
-        self.sum = (whole && self.watched.sums.is_some())
+        self.sum = (whole && self.inspection.sums.is_some())
             .then(|| (entry.clone(), FileHasher::new(ChecksumAlgorithm::Crc32c)));
         if self.aside {
             return Ok(());
         }
+        let judge = self.inspection.judge.as_ref();
+        self.pages = judge.and_then(|judge| judge.file(entry));
         self.worker.begin(entry, range)
     }
 
     fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
-        self.watched.meter.go_on.check()?;
         if let Some((_, content)) = &mut self.kept {
             each_piece(chunk.data, |bytes| content.extend_from_slice(bytes));
         }
         if let Some((_, hasher)) = &mut self.sum {
             each_piece(chunk.data, |bytes| hasher.update(bytes));
         }
-        if !self.aside {
-            self.worker.chunk(chunk)?;
+        if let Some(pages) = &mut self.pages {
+            pages.look_at(chunk);
         }
-        self.watched.meter.did(chunk.len())
+        if self.aside {
+            return self.inspection.sink.meter.did(chunk.len());
+        }
+        self.worker.chunk(chunk)
     }
 
     fn commit(&mut self) -> Result<()> {
         if let Some((path, content)) = self.kept.take() {
-            let mut kept = lock(&self.watched.kept);
+            let mut kept = lock(&self.inspection.kept);
             if kept.len() < MOST_KEPT {
                 kept.insert(path, content);
             }
         }
-        if let (Some((entry, hasher)), Some(sums)) = (self.sum.take(), &self.watched.sums) {
+        if let (Some(pages), Some(judge)) = (self.pages.take(), &self.inspection.judge) {
+            judge.keep(pages);
+        }
+        if let (Some((entry, hasher)), Some(sums)) = (self.sum.take(), &self.inspection.sums) {
             let sum = hasher.finish();
             let bytes = sum.as_ref().and_then(|sum| sum.bytes().first_chunk());
             let sum = (entry.size(), bytes.copied().unwrap_or_default());
@@ -247,43 +257,5 @@ impl ExtentSink for Worker<'_> {
 
     fn finish(&mut self) -> Result<()> {
         self.worker.finish()
-    }
-}
-
-/// A sink that stops when asked and tells how far it is, in order.
-pub(crate) struct Stopping<S> {
-    sink: S,
-    meter: Meter,
-}
-
-impl<S> Stopping<S> {
-    pub(crate) fn new(
-        sink: S,
-        neon: &Neon,
-        dropped: Arc<AtomicBool>,
-        subject: &str,
-        total: u64,
-    ) -> Self {
-        Self {
-            sink,
-            meter: meter(neon, dropped, subject, total),
-        }
-    }
-}
-
-impl neon_snapshot_format::Sink for Stopping<&mut dyn neon_snapshot_format::Sink> {
-    fn entry(&mut self, entry: &Entry) -> Result<()> {
-        self.meter.go_on.check()?;
-        self.sink.entry(entry)
-    }
-
-    fn chunk(&mut self, chunk: &Chunk<'_>) -> Result<()> {
-        self.sink.chunk(chunk)?;
-        self.meter.did(chunk.len())
-    }
-
-    fn end(&mut self, end: &End) -> Result<()> {
-        self.meter.go_on.check()?;
-        self.sink.end(end)
     }
 }

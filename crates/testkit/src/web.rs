@@ -7,18 +7,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) struct Web {
-    pub(crate) address: String,
+/// A running server; it ends with the process.
+#[derive(Debug)]
+pub struct Web {
+    /// `http://` and where it listens.
+    pub address: String,
     sent: Arc<AtomicU64>,
 }
 
 impl Web {
-    pub(crate) fn of(folder: &Path) -> Self {
+    /// Serves what is below this folder.
+    #[must_use]
+    pub fn of(folder: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let sent = Arc::new(AtomicU64::new(0));
         let (folder, counted) = (folder.to_owned(), Arc::clone(&sent));
-        // Ends with the process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (folder, counted) = (folder.clone(), Arc::clone(&counted));
@@ -28,7 +32,9 @@ impl Web {
         Self { address, sent }
     }
 
-    pub(crate) fn sent(&self) -> u64 {
+    /// Bytes of content that were sent.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 }

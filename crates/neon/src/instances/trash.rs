@@ -1,0 +1,94 @@
+//! What is in the trash, and what empties it.
+
+use serde::Serialize;
+
+use crate::background::beside;
+use crate::error::{Error, ErrorKind, Result};
+use crate::instances::used::walk;
+use crate::instances::{Instances, PgRecord};
+use crate::name::Name;
+use crate::operation::seconds;
+use crate::record;
+
+/// An instance that was destroyed, and that an undo would bring back.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct TrashedPg {
+    /// Its id.
+    pub id: String,
+    /// The name it had.
+    pub name: Name,
+    /// Its major version.
+    pub major: String,
+    /// Bytes on disk that go with it. None of one that was adopted: its files are somebody else's.
+    pub used: u64,
+    /// When it was destroyed, in seconds since 1970.
+    pub destroyed: u64,
+}
+
+impl Instances<'_> {
+    /// What is in the trash, the newest first. Counts what each uses.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn trash(&self) -> Result<Vec<TrashedPg>> {
+        let home = self.0.home();
+        let mut all = Vec::new();
+        for (id, record) in record::list::<PgRecord>(&home.trash())? {
+            let facts = std::fs::metadata(home.trash().join(format!("{id}.json")));
+            let since = facts.and_then(|facts| facts.modified());
+            let remains = match record.adopted {
+                Some(_) => Vec::new(),
+                None => self.remains(&record),
+            };
+            let used = beside(move || {
+                let sums = remains.iter().map(|place| walk(place));
+                Ok(sums.fold(0, u64::saturating_add))
+            });
+            all.push(TrashedPg {
+                id,
+                name: record.name,
+                major: record.major,
+                used: used.await?,
+                destroyed: since.map_or(0, seconds),
+            });
+        }
+        all.sort_by(|a, b| b.destroyed.cmp(&a.destroyed).then(a.id.cmp(&b.id)));
+        Ok(all)
+    }
+
+    /// Removes one of the trash for good: what it used is free when this returns.
+    ///
+    /// Dropped, or killed: no undo finds it any more, and what is left of it goes with the next destroy.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when it is not in the trash (any more); [`Busy`](ErrorKind::Busy) when somebody
+    /// brings it back this moment.
+    pub async fn purge(&self, trashed: &TrashedPg) -> Result<()> {
+        let home = self.0.home();
+        let _lock = self.lock(&trashed.name).await?;
+        let mut operation = self.0.begin_operation("pg purge", trashed.name.as_str())?;
+        operation.detail("id", trashed.id.clone());
+        let path = home.trash().join(format!("{}.json", trashed.id));
+        let known = record::read::<PgRecord>(&path)?;
+        if known.is_none_or(|record| record.id != trashed.id) {
+            return operation.end(Err(Error::new(
+                ErrorKind::NotFound,
+                format!("pg {}", trashed.name),
+                "is not in the trash",
+            )));
+        }
+        let gone = record::rename(&path, &home.gone(&trashed.id));
+        operation.end(gone)?;
+        self.finish_removals().await;
+        if home.gone(&trashed.id).exists() {
+            return Err(Error::new(
+                ErrorKind::Failed,
+                format!("pg {}", trashed.name),
+                "could not be removed whole",
+            )
+            .hinted("what is left of it goes with the next destroy"));
+        }
+        Ok(())
+    }
+}

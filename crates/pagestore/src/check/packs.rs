@@ -1,0 +1,215 @@
+//! Packs as wholes, and whether the frames that maps lead to are where they are said to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use neon_snapshot_format::pack::{FrameRecord, PackId};
+
+use crate::check::{Check, Problem};
+use crate::error::{Error, ErrorKind, Result};
+use crate::map::FrameRef;
+use crate::pack_file::PackFile;
+
+/// What a pack's directory says of a frame, in few bytes: there are eight million in a terabyte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Noted {
+    offset: u64,
+    length: u32,
+    /// The digest, folded.
+    digest: u32,
+}
+
+impl Noted {
+    fn new(offset: u64, length: u32, digest: &[u8; 16]) -> Self {
+        let (words, _) = digest.as_chunks::<4>();
+        let digest = words
+            .iter()
+            .fold(0, |folded, word| folded ^ u32::from_le_bytes(*word));
+        Self {
+            offset,
+            length,
+            digest,
+        }
+    }
+
+    fn of(record: &FrameRecord) -> Self {
+        Self::new(record.offset(), record.stored_length(), record.digest())
+    }
+}
+
+impl Check<'_> {
+    /// Learns where the frames of these packs are that are not in the storage themselves.
+    pub(super) async fn moves_of(&mut self, needed: &BTreeSet<PackId>) -> Result<BTreeSet<PackId>> {
+        let absent = needed.iter().filter(|pack| !self.packs.contains_key(pack));
+        let repository = self.repository;
+        let found: Vec<_> = stream::iter(absent.copied().collect::<Vec<_>>())
+            .map(|pack| async move { Ok::<_, Error>((pack, repository.moves_of(pack).await?)) })
+            .buffered(16)
+            .try_collect()
+            .await?;
+        self.moves.extend(found);
+        let pieces = self.moves.values().flatten();
+        Ok(pieces.map(|piece| piece.new).collect())
+    }
+
+    /// The directories of all packs; with data, all their bytes.
+    pub(super) async fn directories(&mut self) -> Result<()> {
+        let packs: BTreeMap<PackId, u64> =
+            self.packs.iter().map(|(id, size)| (*id, *size)).collect();
+        for (id, size) in packs {
+            let file = match self.repository.pack_file(id, size).await {
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => {
+                    self.note_error(about_pack(id, error), None)?;
+                    None
+                }
+            };
+            self.checked.packs = self.checked.packs.saturating_add(1);
+            if let (Some(file), true) = (&file, self.read_data)
+                && let Err(error) = self.every_byte(file).await
+            {
+                match error.kind() {
+                    ErrorKind::NotFound => continue,
+                    _ => self.note_error(about_pack(id, error), None)?,
+                }
+            }
+            let noted = file.map(|file| file.records.iter().map(Noted::of).collect());
+            self.files.insert(id, noted);
+        }
+        Ok(())
+    }
+
+    /// What the directory does not vouch for is the head; frames are checked one by one, so that each damaged one
+    /// is named.
+    async fn every_byte(&mut self, file: &PackFile) -> Result<()> {
+        let head = self.repository.pack_range(file.id, 0..64).await?;
+        let (covered, digest) = head.split_at_checked(48).unwrap_or_default();
+        if blake3::hash(covered)
+            .as_bytes()
+            .first_chunk::<16>()
+            .map(<[u8; 16]>::as_slice)
+            != Some(digest)
+        {
+            return Err(Error::damaged(
+                format!("pack {}", file.id),
+                "its head does not match its digest",
+            ));
+        }
+        // All at once, as few requests as may be; one by one only to tell which are damaged.
+        match self
+            .repository
+            .each_stored(file.id, &file.records, |_, _| Ok(()))
+            .await
+        {
+            Err(error) if error.kind() == ErrorKind::Damaged => {}
+            whole => return whole,
+        }
+        for (number, record) in (0_u64..).zip(&file.records) {
+            let one = std::slice::from_ref(record);
+            match self
+                .repository
+                .each_stored(file.id, one, |_, _| Ok(()))
+                .await
+            {
+                Ok(()) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Damaged) => {
+                    let problem = (
+                        ErrorKind::Damaged,
+                        "its bytes are not those that were written".to_owned(),
+                    );
+                    self.note(
+                        frame_name(file.id, number),
+                        problem.1.clone(),
+                        problem.0,
+                        None,
+                    );
+                    self.bad.insert((file.id, number), problem);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with where a frame is, by the map and by what is said about moves; notes nothing.
+    pub(super) async fn frame(&mut self, frame: &FrameRef) -> Result<Option<Problem>> {
+        let (pack, number) = frame.id();
+        if let Some(problem) = self.bad.get(&(pack, number)) {
+            return Ok(Some(problem.clone()));
+        }
+        if !self.good.insert(frame) {
+            return Ok(None);
+        }
+        self.checked.frames = self.checked.frames.saturating_add(1);
+        let problem = match self.look(frame) {
+            // What is nowhere may have been moved while we looked.
+            Some((ErrorKind::NotFound, _)) if self.moved_meanwhile(frame).await? => None,
+            Some((ErrorKind::NotFound, problem)) => Some((ErrorKind::Damaged, problem)),
+            found => found,
+        };
+        if let Some(problem) = &problem {
+            self.bad.insert((pack, number), problem.clone());
+        }
+        Ok(problem)
+    }
+
+    async fn moved_meanwhile(&mut self, frame: &FrameRef) -> Result<bool> {
+        let pack = frame.pack.id;
+        if self.asked_again.insert(pack) {
+            let pieces = self.repository.moves_of(pack).await?;
+            self.moves.insert(pack, pieces);
+        }
+        let pieces = self.moves.get(&pack).map(Vec::as_slice).unwrap_or_default();
+        if !pieces.iter().any(|piece| piece.find(frame.frame).is_some()) {
+            return Ok(false);
+        }
+        match self.reader.get(frame).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Storage => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn look(&self, frame: &FrameRef) -> Option<Problem> {
+        let damaged = |problem: &str| Some((ErrorKind::Damaged, problem.to_owned()));
+        if let Some(records) = self.files.get(&frame.pack.id) {
+            let Some(records) = records else {
+                return damaged("its pack cannot be read");
+            };
+            let noted = usize::try_from(frame.frame).ok();
+            let noted = noted.and_then(|number| records.get(number));
+            let expected = Noted::new(frame.offset, frame.stored_length, &frame.digest);
+            return match noted == Some(&expected) {
+                true => None,
+                false => damaged("its pack says something else of it than the map"),
+            };
+        }
+        let pieces = self.moves.get(&frame.pack.id).map(Vec::as_slice);
+        for piece in pieces.unwrap_or_default() {
+            let (Some(moved), Some(Some(records))) =
+                (piece.find(frame.frame), self.files.get(&piece.new))
+            else {
+                continue;
+            };
+            let at = records.binary_search_by_key(&moved.offset, |noted| noted.offset);
+            let noted = at.ok().and_then(|at| records.get(at));
+            return match noted.is_some_and(|noted| noted.length == moved.length) {
+                true => None,
+                false => damaged("is not in the pack that it moved to"),
+            };
+        }
+        Some((ErrorKind::NotFound, "is not in the storage".to_owned()))
+    }
+}
+
+pub(super) fn frame_name(pack: PackId, frame: u64) -> String {
+    format!("frame {frame} of pack {pack}")
+}
+
+fn about_pack(id: PackId, error: Error) -> Error {
+    match error.subject().contains(&id.to_string()) {
+        true => error,
+        false => Error::new(error.kind(), format!("pack {id}"), "cannot be read").caused_by(error),
+    }
+}

@@ -165,27 +165,15 @@ pub(crate) fn folder_of(path: &Path, mode: u32, owner: Option<&OsUser>) -> Resul
 
 /// Puts a file in place of what is there, in a folder of the user that servers run as. Durable when it returns.
 pub(crate) fn put(path: &Path, content: &[u8], mode: u32, owner: Option<&OsUser>) -> Result<()> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(no_randomness)?;
-    let name = format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random));
-    let temporary = parent(path)?.join(name);
-    let failed = |error| Error::io(path, "cannot be written", error);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(failed)?;
-    let written = file
-        .set_permissions(fs::Permissions::from_mode(mode))
-        .and_then(|()| give(&file, owner))
-        .and_then(|()| file.write_all(content))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
+    let (temporary, _held) = written(path, |file| {
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        give(file, owner)?;
+        file.write_all(content)
+    })?;
+    fs::rename(&temporary, path).map_err(|error| {
         drop(fs::remove_file(&temporary));
-        return Err(failed(error));
-    }
+        Error::io(path, "cannot be written", error)
+    })?;
     sync_parent(path)
 }
 
@@ -205,10 +193,7 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
 
 /// Lets a link lead elsewhere. Durable when it returns.
 pub(crate) fn relink(path: &Path, target: &Path, owner: Option<&OsUser>) -> Result<()> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(no_randomness)?;
-    let name = format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random));
-    let temporary = parent(path)?.join(name);
+    let temporary = temporary(path)?;
     let failed = |error| Error::io(path, "cannot be linked", error);
     std::os::unix::fs::symlink(target, &temporary).map_err(failed)?;
     if let Some(owner) = owner {
@@ -235,11 +220,7 @@ fn no_randomness(error: getrandom::Error) -> Error {
     .caused_by(error)
 }
 
-/// A file beside a record, that is to get its name: locked as long as it is at work, so that what a killed command left
-/// is told from it, and goes with the next write.
 fn write<T: Serialize>(path: &Path, record: &T) -> Result<(PathBuf, File)> {
-    let parent = parent(path)?;
-    sweep(parent);
     let mut text = serde_json::to_vec_pretty(record).map_err(|error| {
         Error::new(
             ErrorKind::Failed,
@@ -249,12 +230,28 @@ fn write<T: Serialize>(path: &Path, record: &T) -> Result<(PathBuf, File)> {
         .caused_by(error)
     })?;
     text.push(b'\n');
-    loop {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(no_randomness)?;
-        let temporary = parent.join(format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random)));
-        let failed = |error| Error::io(&temporary, "cannot be written", error);
-        let mut file = OpenOptions::new()
+    written(path, |file| file.write_all(&text))
+}
+
+/// A name beside that of a file, until it gets that.
+fn temporary(path: &Path) -> Result<PathBuf> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(no_randomness)?;
+    let name = format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random));
+    Ok(parent(path)?.join(name))
+}
+
+/// Writes a file beside another one, durably, that then gets its name: locked as long as it is at work, so that what a killed
+/// command left is told from it, and goes with the next write. Nothing is left when that fails.
+fn written(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> Result<(PathBuf, File)> {
+    sweep(parent(path)?);
+    let failed = |error| Error::io(path, "cannot be written", error);
+    let (temporary, mut file) = loop {
+        let temporary = temporary(path)?;
+        let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
@@ -263,16 +260,15 @@ fn write<T: Serialize>(path: &Path, record: &T) -> Result<(PathBuf, File)> {
         // Who sweeps holds it for a moment at most; where nothing can be locked, nothing is swept.
         let _locked = flock(&file, FlockOperation::LockExclusive);
         let ours = file.metadata().map_err(failed)?;
-        if !fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino()) {
-            continue;
+        if fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino()) {
+            break (temporary, file);
         }
-        let written = file.write_all(&text).and_then(|()| file.sync_all());
-        if let Err(error) = written {
-            drop(fs::remove_file(&temporary));
-            return Err(failed(error));
-        }
-        return Ok((temporary, file));
+    };
+    if let Err(error) = write(&mut file).and_then(|()| file.sync_all()) {
+        drop(fs::remove_file(&temporary));
+        return Err(failed(error));
     }
+    Ok((temporary, file))
 }
 
 /// Removes files that killed commands were about to give a name to. What cannot be removed is in nobody's way.

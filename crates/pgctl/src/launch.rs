@@ -20,15 +20,19 @@ use rustix::process::Signal;
 use crate::command::{self, POLL};
 use crate::error::{Error, ErrorKind, Result};
 use crate::installation::Installation;
+use crate::instance::Instance;
 use crate::os_user::OsUser;
+use crate::pid_file::PidFile;
 use crate::process::{self, Process};
 
+/// Nobody may be there any more to be told the number: that must not end the guardian before it has ended the server.
 /// `sh` gives a background process ignored INT and QUIT until it installs its own handlers; TERM ends it
 /// also before. The server takes the second signal as the more urgent one.
 const GUARDIAN: &str = r#"
 log=$1; scrap=$2; shift 2
 "$@" </dev/null >>"$log" 2>&1 &
 pid=$!
+trap '' PIPE
 echo "$pid"
 exec >/dev/null
 word=
@@ -45,6 +49,31 @@ status=$?
 if [ -n "$scrap" ] && [ -z "$word" ]; then rm -rf -- "$scrap"; fi
 exit $status
 "#;
+
+/// What the guardian is called in the table of processes.
+const NAME: &str = "neon-guardian";
+
+impl Instance {
+    /// Whether its server is one of a start that has not come to its end, or of a scoped one: it ends with the process that
+    /// began it, which may have died a moment ago.
+    ///
+    /// False where the system has no `/proc`.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        let Ok(Some(file)) = PidFile::read(&self.data_dir) else {
+            return false;
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", file.pid)).unwrap_or_default();
+        // The name before them may have anything in it.
+        let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+        let Some(parent) = fields.and_then(|fields| fields.split(' ').nth(1)) else {
+            return false;
+        };
+        let line = std::fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|word| word == NAME.as_bytes())
+    }
+}
 
 /// A server that we started and that ends when this is dropped, unless it is [left](Self::leave).
 #[derive(Debug)]
@@ -79,7 +108,7 @@ impl Launched {
         let mut command = command::clean("/bin/sh".as_ref(), launch.user, library_path);
         command
             .envs(launch.environment.iter().map(|(name, value)| (name, value)))
-            .args(["-c", GUARDIAN, "neon-guardian"])
+            .args(["-c", GUARDIAN, NAME])
             .arg(launch.log)
             .arg(launch.scrap.as_deref().unwrap_or(Path::new("")))
             .arg(program)
@@ -185,5 +214,27 @@ impl Drop for Launched {
         if self.server.is_some() || self.word.is_some() {
             self.end(false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As when the process that began a start is killed before it has read the number of the server.
+    #[test]
+    fn a_guardian_that_nobody_hears_ends_its_server() {
+        use std::os::unix::process::ExitStatusExt;
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let guardian = std::process::Command::new("/bin/sh")
+            .args(["-c", GUARDIAN, NAME, "/dev/null", "", "sleep", "1000"])
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        // The status is that of what it guarded, which it waited for.
+        assert_eq!((guardian.signal(), guardian.code()), (None, Some(128 + 15)));
     }
 }

@@ -355,7 +355,13 @@ fn plan_in_words(plan: &CheckoutPlan) -> String {
 async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let instances = scene.neon.pg();
     let name = &wanted.name;
-    let pg = instances.get(name).await?;
+    // A listing has it also when nothing can be said of its server.
+    let mut all = instances.list().await?;
+    all.retain(|pg| pg.record.name == *name);
+    let pg = match all.pop() {
+        Some(pg) => pg,
+        None => instances.get(name).await?,
+    };
     let used = used(&folder(scene, &pg.record));
     let replicas = instances.replicas_of(&pg.record)?;
     let mut plan;
@@ -381,7 +387,7 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let done = !wanted.consent.dry_run;
     if done {
         confirm(scene, "pg destroy", &plan, wanted.consent.yes).await?;
-        instances.destroy(name).await?;
+        instances.destroy_this(name, &pg.record.id).await?;
         if pg.record.adopted.is_none() {
             scene.note(&format!(
                 "{} stay in the trash: {NAME} undo brings {name} back, {NAME} pg trash --empty frees them",

@@ -51,6 +51,14 @@ pub(super) async fn mark_of(snapshot: &Snapshot) -> Option<String> {
 }
 
 impl Instances<'_> {
+    /// Waits until a server is gone whose start was given up, as by a command that was killed: it is up, and will not be.
+    pub(super) async fn nobody_gives_up(&self, instance: &Instance) {
+        let begun = Instant::now();
+        while instance.is_guarded() && begun.elapsed() < GUARDIANS_MAY_TAKE {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits for what we started and what is left of a server that died. Servers of others are never ended.
     pub(super) async fn nobody_runs(&self, instance: &Instance, name: &Name) -> Result<()> {
         let data = instance.data_dir();

@@ -23,9 +23,28 @@ impl Instances<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn destroy(&self, name: &Name) -> Result<String> {
+        self.destroy_logged(name, None).await
+    }
+
+    /// As [`destroy`](Self::destroy), only the instance with this id, as somebody agreed to.
+    ///
+    /// # Errors
+    /// As [`destroy`](Self::destroy); [`Busy`](ErrorKind::Busy) when the name is another's by now.
+    pub async fn destroy_this(&self, name: &Name, id: &str) -> Result<String> {
+        if self.known(name)?.id != id {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("pg {name}"),
+                "is another instance by now",
+            ));
+        }
+        self.destroy_logged(name, Some(id)).await
+    }
+
+    async fn destroy_logged(&self, name: &Name, id: Option<&str>) -> Result<String> {
         let record = self.known(name)?;
         let mut operation = self.0.begin_relief("pg destroy", name.as_str())?;
-        let destroyed = Box::pin(self.destroy_of(name, None)).await;
+        let destroyed = Box::pin(self.destroy_of(name, id)).await;
         operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
         operation.end(destroyed)
     }

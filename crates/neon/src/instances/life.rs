@@ -52,6 +52,7 @@ impl Instances<'_> {
                     .collect(),
             },
         };
+        self.nobody_gives_up(&instance).await;
         let operation = self.0.begin_operation("pg start", name.as_str())?;
         let mut options = StartOptions::new().with_port(port);
         if let Some(place) = &record.adopted {

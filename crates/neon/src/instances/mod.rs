@@ -107,6 +107,19 @@ impl Instances<'_> {
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
+    /// What is remembered of those instances whose record can be read: what is under way on one does not fail for another's.
+    pub(super) fn readable(&self) -> Vec<PgRecord> {
+        let entries = std::fs::read_dir(self.0.home().instances());
+        let paths = entries.into_iter().flatten().flatten();
+        let records = paths.map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.ends_with(".json") && !name.starts_with('.')
+        });
+        records
+            .filter_map(|path| records::read::<PgRecord>(&path).ok().flatten())
+            .collect()
+    }
+
     /// All instances as they are now, by name. Runs no program and opens no storage. One that cannot be looked at is in
     /// the list without a status, and why is told. One whose record cannot be read is not in the list: see
     /// [`unreadable`](Self::unreadable).

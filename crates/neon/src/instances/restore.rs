@@ -262,7 +262,7 @@ impl Instances<'_> {
 
     /// Whether the instance that a snapshot shows was only ever on timelines that this home knows.
     fn knows_all_timelines(&self, facts: &Facts) -> Result<bool> {
-        let records = self.records()?;
+        let records = self.readable();
         Ok(records
             .iter()
             .flat_map(with_gone)
@@ -278,7 +278,7 @@ impl Instances<'_> {
             .map(|step| step.timeline)
             .collect();
         if let Some(id) = &facts.instance {
-            let records = self.records()?;
+            let records = self.readable();
             for record in records
                 .iter()
                 .flat_map(with_gone)

@@ -556,6 +556,15 @@ async fn in_a_namespace() {
         if code != "disk-nearly-full" {
             continue;
         }
+        // No place for a data directory: nothing can be moved there.
+        let whole = disk.join("whole");
+        fs::create_dir(&whole).unwrap();
+        program("mount", &["-t", "tmpfs", "none", whole.to_str().unwrap()]);
+        let mut create = neon_pg::CreatePg::default();
+        create.pgdata = Some(whole);
+        let made = neon.pg().create(&create).await;
+        assert_eq!(crate::support::refused(made), neon_pg::ErrorKind::Invalid);
+        assert!(neon.pg().records().unwrap().is_empty());
         // What somebody mounted in it on purpose, and what not.
         let home = fs::canonicalize(disk.join("home")).unwrap();
         fs::create_dir(home.join("pg/a b")).unwrap();

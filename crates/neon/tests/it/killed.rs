@@ -50,6 +50,9 @@ async fn acting_as_a_command() {
             let how = RestoreChoice::default();
             neon.pg().create_from(&create, &found, &how).await.unwrap();
         }
+        "start" => {
+            neon.pg().start(&name("pgdata1")).await.unwrap();
+        }
         other => panic!("{other}"),
     }
 }
@@ -100,8 +103,11 @@ fn none_but(folder: &Path, most: usize) {
 fn nothing_half_made(home: &Path) {
     for folder in ["pg", "state/pg", "trash", "state/trash"] {
         for entry in fs::read_dir(home.join(folder)).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.starts_with('.'), "{folder}/{name}");
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            // A record that never got its name is in nobody's way; the doctor removes it when it is old.
+            let record = name.starts_with(".new-") && entry.file_type().unwrap().is_file();
+            assert!(record || !name.starts_with('.'), "{folder}/{name}");
         }
     }
     let run = fs::read_dir(home.join("pg/pgdata1/run")).unwrap();
@@ -348,4 +354,53 @@ async fn a_checkout_whose_snapshot_is_gone_ends_at_the_state_before() {
         "5001"
     );
     neon.pg().stop(&name("pgdata1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_half_rolled_back_is_destroyed_and_comes_back_whole() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    killed(&place, "checkout", "checkout: rewritten", None);
+    let neon = home.again();
+    // Also when nothing of the snapshot can be had.
+    let store = place.join("store/local");
+    let aside = place.join("store/aside");
+    fs::rename(&store, &aside).unwrap();
+    neon.pg().destroy(&name("pgdata1")).await.unwrap();
+    assert!(neon.pg().records().unwrap().is_empty());
+    fs::remove_dir_all(&store).ok();
+    fs::rename(&aside, &store).unwrap();
+    // Which keeps no other instance from anything.
+    fs::write(place.join("state/pg/other.json"), "{").unwrap();
+    let undone = neon.undo().await.unwrap();
+    assert_eq!(undone.operation.verb, "pg destroy");
+    let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+    assert_eq!((pg.role(), &pg.record.checkout), (Some("primary"), &None));
+    let count = sql(&neon, "pgdata1", "select count(*) from t").await;
+    assert_eq!(count, "5000");
+    neon.pg().stop(&name("pgdata1")).await.unwrap();
+    none_but(&place, 0);
+}
+
+/// A server that is up and will not be: its start was given up with the command that began it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_start_was_killed_is_not_taken_for_one_that_runs() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    let pg = home.neon.pg();
+    let pgdata1 = name("pgdata1");
+    for after in (100..900).step_by(100) {
+        pg.stop(&pgdata1).await.unwrap();
+        killed(&place, "start", "", Some(Duration::from_millis(after)));
+        // Just now it may be up.
+        match home.again().pg().start(&pgdata1).await {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{after}: {error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let role = pg.get(&pgdata1).await.unwrap().role();
+        assert_eq!(role, Some("primary"), "{after}");
+    }
+    pg.stop(&pgdata1).await.unwrap();
+    none_but(&place, 0);
 }

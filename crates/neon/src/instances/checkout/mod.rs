@@ -135,6 +135,7 @@ impl Instances<'_> {
             head_id: None,
             head_storage: Some(record.storage.clone()),
             start: status.is_up(),
+            stopping: false,
             choice: plan.choice,
             marks: Vec::new(),
             operation: Some(operation.operation().clone()),
@@ -153,6 +154,11 @@ impl Instances<'_> {
             if status.is_up() {
                 self.0
                     .tell(Event::Step(format!("Stopping postgres on {name}.")));
+                self.update(name, |record| {
+                    if let Some(under_way) = &mut record.checkout {
+                        under_way.stopping = true;
+                    }
+                })?;
                 self.stop_locked(name, false).await?;
             }
             self.nobody_runs(&instance, name).await?;

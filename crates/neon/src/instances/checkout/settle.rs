@@ -34,6 +34,9 @@ pub struct UnderWay {
     pub(crate) head_storage: Option<Name>,
     /// Whether the server is to run afterwards.
     pub(crate) start: bool,
+    /// Whether it was told to stop: it may do so though it is up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) stopping: bool,
     pub(crate) choice: CheckoutChoice,
     /// What the control file was at each step of ours. With another one, a server of somebody else ran meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -66,6 +69,9 @@ impl Instances<'_> {
         match under_way.phase {
             Phase::Saving => {
                 self.say_end(name, under_way, Outcome::Failed);
+                if under_way.stopping {
+                    self.stop_locked(name, false).await?;
+                }
                 self.take_back_with(name, under_way, start).await?;
             }
             Phase::Changing => {
@@ -158,6 +164,7 @@ impl Instances<'_> {
     /// Starts the server that ran before, and forgets the checkout, whatever becomes of it.
     pub(crate) async fn start_after(&self, name: &Name) -> Result<()> {
         let instance = self.instance(name).await?;
+        self.nobody_gives_up(&instance).await;
         let status = instance.status().await;
         let up = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
         let started = if up.is_up() {
@@ -193,6 +200,7 @@ impl Instances<'_> {
             return Ok(());
         }
         let instance = self.instance(name).await?;
+        self.nobody_gives_up(&instance).await;
         let status = instance.status().await;
         let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
         if !status.is_up() {

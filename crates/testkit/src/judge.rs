@@ -24,11 +24,18 @@ impl Cluster {
 
     /// Looks at every page and index of the running cluster. Indexes and tables: `pg_amcheck` where it is here (15), its
     /// extension by itself elsewhere (13, 14, 17), and else the server reads every row. Visibility maps: `pg_check_visible`
-    /// and `pg_check_frozen` where their extension is here (13, 14, 15, 17).
+    /// and `pg_check_frozen` where their extension is here (13, 14, 15, 17). What waits prepared is rolled back: it holds
+    /// locks, and up to 16 `pg_check_visible` takes for wrong what is newer, also in other databases.
     ///
     /// # Panics
     /// When anything is wrong with any of them.
     pub fn check_running(&self) {
+        let waiting =
+            "select database || '|' || format('rollback prepared %L', gid) from pg_prepared_xacts";
+        for line in self.psql(waiting).lines() {
+            let (database, rollback) = line.split_once('|').unwrap();
+            self.psql_in(database, rollback);
+        }
         let with_tool = self.has("amcheck") && self.installation().tool("pg_amcheck").is_some();
         if with_tool {
             let arguments = ["--all", "--install-missing", "--heapallindexed"];

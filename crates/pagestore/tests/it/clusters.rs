@@ -124,11 +124,6 @@ pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Resto
 /// Has `pg_amcheck` look at everything where it is here (15), and the server read every row elsewhere; then stops the
 /// cluster and has `pg_checksums` read every page where that is here, and our own reader everywhere.
 fn judge(mut cluster: Cluster) {
-    // What waits prepared holds locks.
-    let waiting = "select format('rollback prepared %L', gid) from pg_prepared_xacts";
-    for rollback in cluster.psql(waiting).lines() {
-        cluster.psql(rollback);
-    }
     cluster.check_running();
     cluster.check_stopped();
     let mut nothing = NeonWriter::new(std::io::sink(), PackOptions::new(PackId([0; 16]))).unwrap();

@@ -75,7 +75,7 @@ impl Cluster {
         self.psql_in(
             database,
             "select bt_index_check(c.oid, true) from pg_index i join pg_class c on c.oid = indexrelid \
-             join pg_am a on a.oid = relam where amname = 'btree' and indisready and indisvalid \
+             join pg_am a on a.oid = relam where amname = 'btree' and relkind = 'i' and indisready and indisvalid \
              and relpersistence <> 't'",
         );
     }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use futures_util::TryStreamExt;
-use neon_storage::{ListOptions, StorageExt};
+use neon_storage::{Key, ListOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -236,18 +236,18 @@ impl Repository {
         }
     }
 
-    /// Takes away what was said about the names of a commit that is gone. The newest generation of a name stays, so
+    /// Where it is said what became of the names of a commit that is going. The newest generation of a name stays, so
     /// that generations are never used twice.
-    pub(crate) async fn forget_claims(
+    pub(crate) async fn claims_to_forget(
         &self,
         commit: CommitId,
         names: &[SnapshotName],
-    ) -> Result<()> {
+    ) -> Result<Vec<Key>> {
+        let mut gone = Vec::new();
         for name in names {
             let hash = self.name_hash(name);
             let claims = self.claims(name).await?;
             let newest = claims.generations.last().map(|(generation, _)| *generation);
-            let mut gone = Vec::new();
             for (generation, holder) in &claims.generations {
                 if *holder == commit && Some(*generation) != newest {
                     gone.push(keys::claim(hash, *generation)?);
@@ -256,11 +256,7 @@ impl Repository {
             if claims.declined.contains(&commit) {
                 gone.push(keys::declined(hash, commit)?);
             }
-            for key in gone {
-                let deleted = self.shared.storage.delete(&key).await;
-                deleted.map_err(|error| Error::storage(key.as_str(), error))?;
-            }
         }
-        Ok(())
+        Ok(gone)
     }
 }

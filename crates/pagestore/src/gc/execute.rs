@@ -217,6 +217,21 @@ impl Run<'_> {
     /// Packs first, then commits, then their tombstones: a snapshot that is half gone stays destroyed. One that is
     /// brought again meanwhile is found on our list.
     async fn delete(&self, inventory: &Inventory, dead: &Dead, done: &mut Collected) -> Result<()> {
+        // Read before anything is deleted, as all else.
+        let left = inventory.commits.keys();
+        let left: BTreeSet<CommitId> = left
+            .filter(|object| !dead.commits.contains(object))
+            .map(|object| object.id)
+            .collect();
+        let mut claims = Vec::new();
+        for object in &dead.commits {
+            if let Some((_, commit)) = inventory.commits.get(object)
+                && !left.contains(&object.id)
+            {
+                let names = &commit.facts.names;
+                claims.extend(self.repository.claims_to_forget(object.id, names).await?);
+            }
+        }
         let there = dead
             .packs
             .iter()
@@ -239,20 +254,7 @@ impl Run<'_> {
         self.delete_keys(dead.commits.iter().map(|object| keys::commit(*object)))
             .await?;
         done.commits = done.commits.saturating_add(dead.commits.len() as u64);
-        let left = inventory.commits.keys();
-        let left: BTreeSet<CommitId> = left
-            .filter(|object| !dead.commits.contains(object))
-            .map(|object| object.id)
-            .collect();
-        for object in &dead.commits {
-            if let Some((_, commit)) = inventory.commits.get(object)
-                && !left.contains(&object.id)
-            {
-                self.repository
-                    .forget_claims(object.id, &commit.facts.names)
-                    .await?;
-            }
-        }
+        self.delete_keys(claims.into_iter().map(Ok)).await?;
         // Sent once more by who sleeps, the commit of a suspected writer would come alive when its tombstone is gone.
         let working: BTreeSet<WriterId> = inventory
             .commits

@@ -222,10 +222,11 @@ async fn what_cannot_be_read_ends_a_collection_before_it_deletes() {
         assert_eq!(shown, [second], "{}", object.key);
         working.abandon().await;
     }
-    // The map of the snapshot that stays, both commits, the list, the pin and the lease.
+    // The map of the snapshot that stays, both commits, the list, the pin, the lease, and who had the name that goes.
     let expected = [
         ("doomed", 1),
         ("leases", 1),
+        ("names", 1),
         ("packs", 1),
         ("pins", 1),
         ("snapshots", 2),

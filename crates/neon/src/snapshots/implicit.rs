@@ -17,7 +17,7 @@ use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::random_id;
-use crate::instances::{CreatePg, Pg, RestoreChoice};
+use crate::instances::{CreatePg, Pg, RestoreChoice, Stage};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::record::{self, Lock};
@@ -81,14 +81,18 @@ impl Snapshots<'_> {
         source: ImportSource,
         how: &RestoreChoice,
     ) -> Result<CreatedFrom> {
+        // Also where nothing is imported now: what a killed command left would stay for as long as its instance does.
+        self.sweep_temporary().await;
         if let Some(name) = &wanted.name
-            && self.0.pg().record_of(name).is_ok()
+            && let Ok(record) = self.0.pg().record_of(name)
+            && record.stage == Stage::Ready
         {
             return Err(
                 Error::new(ErrorKind::Exists, format!("pg {name}"), "is there already")
                     .hinted("choose another name, or destroy it first"),
             );
         }
+        self.0.pg().can_be_made(wanted)?;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,

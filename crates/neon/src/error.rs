@@ -133,7 +133,9 @@ fn remedy(error: &Error) -> Option<&'static str> {
         Storage::Unauthenticated => {
             Some("give credentials by the environment or a profile, or other ones")
         }
-        Storage::Denied => Some("its credentials do not allow this: have them allow it, or give other ones"),
+        Storage::Denied => {
+            Some("its credentials do not allow this: have them allow it, or give other ones")
+        }
         _ => None,
     }
 }
@@ -237,9 +239,7 @@ impl Error {
     /// What a storage answered.
     pub(crate) fn storage(subject: impl Into<String>, error: neon_storage::Error) -> Self {
         let (kind, reason) = of_storage(&error);
-        Self::new(kind, subject, reason)
-            .caused_by(error)
-            .remedied()
+        Self::new(kind, subject, reason).caused_by(error).remedied()
     }
 
     /// What a repository answered.
@@ -331,7 +331,10 @@ impl Error {
     }
 
     /// What writing a form of a snapshot to its place came to.
-    pub(crate) fn unwritten(subject: impl Into<String>, error: neon_snapshot_format::Error) -> Self {
+    pub(crate) fn unwritten(
+        subject: impl Into<String>,
+        error: neon_snapshot_format::Error,
+    ) -> Self {
         let mut whole = Self::format(subject, error);
         whole.0.reason = Cow::Borrowed("could not be written");
         whole

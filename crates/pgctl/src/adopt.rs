@@ -164,9 +164,8 @@ impl Adopted {
             None => configured_port(),
         };
         let other_port = file.as_ref().and_then(|file| file.port);
-        let configured_socket = || {
-            first_folder(settings.value("unix_socket_directories")?.to_owned())
-        };
+        let configured_socket =
+            || first_folder(settings.value("unix_socket_directories")?.to_owned());
         let managed_by = match (pid.and_then(manager_of), debian) {
             (Some(manager), _) => manager,
             (None, Some(debian)) => ManagedBy::DebianCluster { name: debian.name },

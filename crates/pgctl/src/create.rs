@@ -448,7 +448,9 @@ fn why_not(said: Vec<String>, status: String) -> Error {
         ErrorKind::ServerEnded
     };
     let of = |word: &str| lines.iter().find_map(|line| line.split_once(word));
-    let reason = ["error: ", "FATAL: ", "PANIC: ", "ERROR: "].into_iter().find_map(of);
+    let reason = ["error: ", "FATAL: ", "PANIC: ", "ERROR: "]
+        .into_iter()
+        .find_map(of);
     let reason = reason.map_or(status, |(_, reason)| reason.trim().to_owned());
     let error = Error::new(kind, "initdb", reason).with_log(lines);
     match kind {
@@ -589,7 +591,10 @@ mod tests {
     use super::*;
 
     fn of(said: &str) -> Error {
-        why_not(said.lines().map(str::to_owned).collect(), "exit status: 1".to_owned())
+        why_not(
+            said.lines().map(str::to_owned).collect(),
+            "exit status: 1".to_owned(),
+        )
     }
 
     #[test]
@@ -601,7 +606,10 @@ mod tests {
         assert_eq!(full.kind(), ErrorKind::DiskFull);
         let text = full.to_string();
         assert!(text.contains("could not write to file"), "{text}");
-        assert!(full.hint().is_some_and(|hint| hint.contains("free some space")));
+        assert!(
+            full.hint()
+                .is_some_and(|hint| hint.contains("free some space"))
+        );
         let own = of("initdb: error: could not create directory \"/x\": Permission denied");
         assert_eq!(own.kind(), ErrorKind::Permissions);
         assert!(own.to_string().contains("could not create directory"));

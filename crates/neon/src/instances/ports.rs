@@ -24,8 +24,9 @@ impl Instances<'_> {
         let server = |error| Error::server(subject.as_str(), error);
         let status = instance.status().await.map_err(server)?;
         if status.is_up() {
-            return Err(runs_already(name, status.port)
-                .hinted(format!("its port changes with a start: neon pg stop {name}")));
+            return Err(runs_already(name, status.port).hinted(format!(
+                "its port changes with a start: neon pg stop {name}"
+            )));
         }
         let Some(own) = OwnSettings::read(instance.data_dir()).map_err(server)? else {
             return Err(Error::new(
@@ -82,11 +83,9 @@ impl Instances<'_> {
             None => again,
         };
         let reason = "is made, but does not run";
-        Err(
-            Error::new(error.kind(), format!("pg {name}"), reason)
-                .caused_by(error)
-                .hinted(hint),
-        )
+        Err(Error::new(error.kind(), format!("pg {name}"), reason)
+            .caused_by(error)
+            .hinted(hint))
     }
 }
 

@@ -16,9 +16,7 @@ use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
 };
-use neon_snapshot_format::{
-    Chunk, Compression, End, Entry, Owner, ParallelSink, Sink, Source,
-};
+use neon_snapshot_format::{Chunk, Compression, End, Entry, Owner, ParallelSink, Sink, Source};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};

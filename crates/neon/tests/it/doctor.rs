@@ -45,7 +45,10 @@ async fn a_home_in_use_is_well() {
     // Its own sessions are none that somebody left.
     for _ in 0..12 {
         let report = examined(&home.neon).await;
-        let left = report.findings.iter().find(|one| one.code == "session-left");
+        let left = report
+            .findings
+            .iter()
+            .find(|one| one.code == "session-left");
         assert_eq!(left, None);
     }
     // As data it has what programs decide on.
@@ -372,11 +375,20 @@ async fn a_damaged_record_hides_no_other_instance() {
     let unreadable = pg.unreadable().unwrap();
     let error = unreadable.first().unwrap();
     assert!(error.subject().ends_with("bad.json"), "{error:?}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("neon doctor")));
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("neon doctor"))
+    );
     // What the doctor says of it names it once.
     let report = examined(&home.neon).await;
-    let told = report.findings.iter().map(|one| format!("{}: {}", one.subject, one.message));
-    let told = told.filter(|text| text.contains("bad.json")).collect::<Vec<_>>();
+    let told = report
+        .findings
+        .iter()
+        .map(|one| format!("{}: {}", one.subject, one.message));
+    let told = told
+        .filter(|text| text.contains("bad.json"))
+        .collect::<Vec<_>>();
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].matches("bad.json").count(), 1, "{told:?}");
     assert_eq!(

@@ -312,11 +312,20 @@ async fn instances_are_made_straight_from_servers_files_and_addresses() {
     assert!(made.pg.endpoint().is_some());
     assert_eq!(snapshots(&neon).await, 0);
     // Nothing was stored that only a collection would free, and no other operation than the creation is remembered.
-    assert!(!home.scratch.path().join("home/store/local/neon.json").exists());
+    assert!(
+        !home
+            .scratch
+            .path()
+            .join("home/store/local/neon.json")
+            .exists()
+    );
     let state = home.scratch.path().join("home/state/import");
     assert_eq!(fs::read_dir(state).unwrap().count(), 0);
     let verbs = neon.operations().unwrap();
-    let verbs: Vec<&str> = verbs.iter().map(|operation| operation.verb.as_str()).collect();
+    let verbs: Vec<&str> = verbs
+        .iter()
+        .map(|operation| operation.verb.as_str())
+        .collect();
     assert!(!verbs.contains(&"snapshot import"), "{verbs:?}");
     let steps: Vec<String> = told
         .lock()

@@ -685,7 +685,12 @@ async fn what_is_exported_of_an_instance_starts_beside_it_and_anywhere() {
             .await
             .unwrap();
         assert!(made.pg.endpoint().is_some());
-        let data = home.scratch.path().join("home/pg").join(&named).join("data");
+        let data = home
+            .scratch
+            .path()
+            .join("home/pg")
+            .join(&named)
+            .join("data");
         let settings = fs::read_to_string(data.join("neon.conf")).unwrap();
         assert_eq!(names_the_home(&settings), OF_THE_HOME, "{settings}");
         home.neon.pg().stop(&name(&named)).await.unwrap();

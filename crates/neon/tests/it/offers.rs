@@ -314,7 +314,10 @@ async fn what_a_stock_program_takes_of_an_instance_names_nothing_of_its_home() {
     let settings = std::fs::read_to_string(copy.data_dir().join("neon.conf")).unwrap();
     assert!(settings.contains("listen_addresses"), "{settings}");
     for of_the_home in ["port", "unix_socket_directories", "log_directory"] {
-        assert!(!settings.contains(&format!("\n{of_the_home}")), "{settings}");
+        assert!(
+            !settings.contains(&format!("\n{of_the_home}")),
+            "{settings}"
+        );
     }
 }
 

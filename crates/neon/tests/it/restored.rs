@@ -221,7 +221,14 @@ async fn a_replica_follows(major: PgMajor) {
     assert_eq!(orphans().await, ["pg pgdata1-r1"]);
     pg.undo_destroy(&id).await.unwrap();
     assert!(orphans().await.is_empty());
-    if !pg.get(&name("pgdata1")).await.unwrap().status.unwrap().is_up() {
+    if !pg
+        .get(&name("pgdata1"))
+        .await
+        .unwrap()
+        .status
+        .unwrap()
+        .is_up()
+    {
         pg.start(&name("pgdata1")).await.unwrap();
     }
     pg.destroy(&name("pgdata1-r1")).await.unwrap();

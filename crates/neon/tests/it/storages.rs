@@ -241,9 +241,9 @@ async fn an_encrypted_storage_without_its_passphrase_is_told_of_and_in_nobodys_w
         .attach(&tank, &locator, chosen)
         .await
         .unwrap();
-    let warned = told.lock().unwrap().iter().any(|event| {
-        matches!(event, neon_pg::Event::Warning(text) if text.contains("NEON_PASSPHRASE"))
-    });
+    let warned = told.lock().unwrap().iter().any(
+        |event| matches!(event, neon_pg::Event::Warning(text) if text.contains("NEON_PASSPHRASE")),
+    );
     assert!(warned);
     // Nothing is in it yet, so nothing is amiss.
     let (_, failed) = neon.snapshots().list(None).await.unwrap();

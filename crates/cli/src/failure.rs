@@ -36,8 +36,8 @@ pub(crate) enum Failure {
         cause: Option<String>,
         hint: Option<String>,
     },
-    /// Nobody reads our results any more.
-    NobodyReads,
+    /// There is nothing to say: nobody reads our results any more, or who followed something has seen enough.
+    Silent { exit: u8 },
 }
 
 pub(crate) type Outcome<T> = Result<T, Failure>;
@@ -53,11 +53,14 @@ impl Failure {
         Self::own(6, "environment", what)
     }
 
-    /// A system call failed: exit code 1, or 6 for want of rights.
+    /// A system call failed: exit code 1, or 6 for want of rights or room.
     pub(crate) fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
         let exit = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => 6,
-            std::io::ErrorKind::BrokenPipe => return Self::NobodyReads,
+            std::io::ErrorKind::PermissionDenied
+            | std::io::ErrorKind::ReadOnlyFilesystem
+            | std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded => 6,
+            std::io::ErrorKind::BrokenPipe => return Self::Silent { exit: 0 },
             _ => 1,
         };
         Self::own(exit, "io", what).because(error.to_string())
@@ -66,6 +69,19 @@ impl Failure {
     pub(crate) fn stopped(exit: u8) -> Self {
         Self::own(exit, "cancelled", "stopped by a signal")
             .hinted("what was half done is finished or taken back by the next command on it")
+    }
+
+    /// Of a verb that changes nothing: nothing is half done when it is stopped.
+    pub(crate) fn changed_nothing(mut self) -> Self {
+        if let Self::Own {
+            code: "cancelled",
+            hint,
+            ..
+        } = &mut self
+        {
+            *hint = None;
+        }
+        self
     }
 
     pub(crate) fn own(exit: u8, code: &'static str, what: impl Into<String>) -> Self {
@@ -96,7 +112,7 @@ impl Failure {
         match self {
             Self::Library(error) => error.kind().exit_code(),
             Self::Own { exit, .. } => *exit,
-            Self::NobodyReads => 0,
+            Self::Silent { exit } => *exit,
         }
     }
 
@@ -104,7 +120,7 @@ impl Failure {
         match self {
             Self::Library(error) => error.code(),
             Self::Own { code, .. } => (*code).to_owned(),
-            Self::NobodyReads => "nobody-reads".to_owned(),
+            Self::Silent { .. } => "silent".to_owned(),
         }
     }
 
@@ -129,7 +145,7 @@ impl Failure {
                 chain.extend(cause.clone());
                 chain
             }
-            Self::NobodyReads => vec!["nobody reads".to_owned()],
+            Self::Silent { .. } => vec!["nothing to say".to_owned()],
         }
     }
 
@@ -137,7 +153,7 @@ impl Failure {
         match self {
             Self::Library(error) => error.hint(),
             Self::Own { hint, .. } => hint.as_deref(),
-            Self::NobodyReads => None,
+            Self::Silent { .. } => None,
         }
     }
 
@@ -156,7 +172,7 @@ impl Failure {
 
     /// Says it on the error stream.
     pub(crate) fn show(&self, format: Format, colours: bool) {
-        if matches!(self, Self::NobodyReads) {
+        if matches!(self, Self::Silent { .. }) {
             return;
         }
         if format != Format::Table {

@@ -5,7 +5,6 @@
 //! command settles what that leaves.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs this until it ends or signals end it.
 pub(crate) async fn until_stopped<T>(
-    cancel: Arc<AtomicBool>,
+    cancel: &AtomicBool,
     progress: &Progress,
     work: impl Future<Output = Outcome<T>>,
 ) -> Outcome<T> {
@@ -41,6 +40,8 @@ pub(crate) async fn until_stopped<T>(
         outcome = &mut work => match outcome {
             // It was done before it could be stopped.
             Ok(done) => Ok(done),
+            // It only showed what goes on elsewhere.
+            Err(Failure::Silent { .. }) => Err(Failure::Silent { exit: code }),
             Err(_) => Err(Failure::stopped(code)),
         },
         _ = interrupts.recv() => Err(Failure::stopped(code)),

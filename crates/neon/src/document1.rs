@@ -8,6 +8,7 @@
 //! when one of these has returned, the state of that moment survives the loss of this machine. What was committed after
 //! the last of them is on this machine only. A checkout does not push: after one, `push` says which state counts.
 
+mod begin;
 mod dest;
 mod newest;
 
@@ -16,7 +17,6 @@ use std::path::PathBuf;
 
 use neon_pagestore::SnapshotName;
 use neon_pg_layout::gmt;
-use neon_snapshot_format::{Detected, detect};
 use neon_storage::Locator;
 use serde::{Deserialize, Serialize};
 
@@ -28,12 +28,9 @@ use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::record;
 use crate::snapshots::{
-    CreateSnapshot, ExportFormat, ExportOptions, Exported, Found, ImportSnapshot, ImportSource,
-    Located, Remote, TakenSnapshot, Transferred, require_free,
+    CreateSnapshot, ExportFormat, ExportOptions, Exported, Remote, TakenSnapshot, Transferred,
+    require_free,
 };
-use crate::storages::LOCAL;
-#[cfg(doc)]
-use crate::storages::Storages;
 
 use dest::Dest;
 
@@ -45,14 +42,9 @@ const MAIN: &str = "main";
 struct Saved {
     pg: Name,
     storage: Name,
-}
-
-/// The snapshot that a cluster begins with.
-enum Beginning {
-    /// Imported for it: its own first.
-    Here(Found),
-    /// One of another.
-    Elsewhere(Found),
+    /// The first snapshot, as long as `init` has not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unfinished: Option<String>,
 }
 
 /// What to begin with.
@@ -134,89 +126,6 @@ impl Neon {
 }
 
 impl SnapshotFirst<'_> {
-    /// Makes the cluster and remembers where its snapshots go. Its first snapshot is there when this returns.
-    ///
-    /// Dropped: what is half made is taken back by the next verb.
-    ///
-    /// # Errors
-    /// [`Exists`](ErrorKind::Exists) when there is one already; [`Invalid`](ErrorKind::Invalid) when `snapshot_path` is
-    /// not in `snapshot_format`; as [`attach`](Storages::attach), [`import`](crate::Snapshots::import),
-    /// [`create`](crate::Instances::create).
-    pub async fn init(&self, options: &InitOptions) -> Result<Initialized> {
-        let neon = self.0;
-        let name = match &options.pg.name {
-            Some(name) => name.clone(),
-            None => MAIN.parse()?,
-        };
-        if neon.pg().record_of(&name).is_ok() {
-            return Err(Error::new(
-                ErrorKind::Exists,
-                format!("pg {name}"),
-                "was initialized already",
-            )
-            .hinted("start it with neon start"));
-        }
-        let storage = match &options.storage_dest {
-            Some(dest) => self.dest(dest, &options.storage_options).await?,
-            None => Dest::of(LOCAL.parse()?),
-        };
-        let made = Box::pin(self.init_in(name, &storage.name, options)).await;
-        self.unless_failed(storage, made).await
-    }
-
-    async fn init_in(
-        &self,
-        name: Name,
-        storage: &Name,
-        options: &InitOptions,
-    ) -> Result<Initialized> {
-        let neon = self.0;
-        let mut create = options.pg.clone();
-        create.name = Some(name.clone());
-        create.storage = Some(storage.clone());
-        create.no_start = true;
-        self.tell_of_others(&name, storage).await?;
-        let snapshot = self.free_tag(&name, storage, "init").await?;
-        let beginning = match &options.snapshot_path {
-            None => None,
-            Some(path) => Some(
-                self.beginning(path, options.snapshot_format, storage, &snapshot)
-                    .await?,
-            ),
-        };
-        match &beginning {
-            None => {
-                Box::pin(neon.pg().create(&create)).await?;
-            }
-            Some(Beginning::Elsewhere(from) | Beginning::Here(from)) => {
-                Box::pin(
-                    neon.pg()
-                        .create_from(&create, from, &RestoreChoice::default()),
-                )
-                .await?;
-            }
-        }
-        // What was imported is the first snapshot itself.
-        if !matches!(beginning, Some(Beginning::Here(_))) {
-            let first = CreateSnapshot::new(snapshot.clone());
-            if let Err(error) = Box::pin(neon.snapshots().create(&first)).await {
-                // Tried again, it begins anew.
-                Box::pin(neon.pg().destroy(&name)).await?;
-                return Err(error);
-            }
-        }
-        self.save(&Saved {
-            pg: name.clone(),
-            storage: storage.clone(),
-        })?;
-        Ok(Initialized {
-            storage_dest: neon.storages().get(storage)?.locator,
-            pg: name,
-            storage: storage.clone(),
-            snapshot,
-        })
-    }
-
     /// Starts the cluster. A directory that is there is used as it is. One that was below the home and is gone is restored
     /// from the newest snapshot of the cluster in `storage_dest`, the remembered one or this; how old that is, is in the
     /// result and told. Until that is done, nothing is forgotten. `HEAD{i}`, the states that checkouts left, and what
@@ -243,6 +152,10 @@ impl SnapshotFirst<'_> {
         let storage = match (storage_dest, &saved) {
             (Some(dest), _) => self.dest(dest, storage_options).await?,
             (None, Some(saved)) => Dest::of(saved.storage.clone()),
+            // Made by pg create.
+            (None, None) if neon.pg().record_of(&name).is_ok() => {
+                Dest::of(neon.pg().record_of(&name)?.storage)
+            }
             (None, None) => {
                 return Err(Error::new(
                     ErrorKind::NotFound,
@@ -256,8 +169,13 @@ impl SnapshotFirst<'_> {
         let now = Saved {
             pg: name.clone(),
             storage: storage.name.clone(),
+            unfinished: None,
         };
         let restored = self.unless_failed(storage, restored).await?;
+        if saved.as_ref().map(|saved| &saved.storage) != Some(&now.storage) {
+            let own = neon.pg().record_of(&name)?.id;
+            self.tell_of_others(&name, &now.storage, Some(&own)).await?;
+        }
         if saved.as_ref() != Some(&now) {
             self.save(&now)?;
         }
@@ -287,12 +205,14 @@ impl SnapshotFirst<'_> {
                 )
                 .hinted("neon pg start starts it; neon pg create --snapshot restores beside it"));
             }
-            Some(_) => match Box::pin(neon.pg().missing(name)).await? {
-                Some(gone) => Some(gone),
-                None => {
+            Some(_) => match Box::pin(neon.pg().missing(name)).await {
+                // One that a killed command was making is gone now.
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+                Ok(Some(gone)) => Some(gone),
+                Ok(None) => {
                     if neon.pg().record_of(name)?.storage != *storage {
-                        neon.pg()
-                            .update(name, |record| record.storage = storage.clone())?;
+                        Box::pin(neon.pg().set_storage(name, storage)).await?;
                     }
                     return Ok(None);
                 }
@@ -324,6 +244,14 @@ impl SnapshotFirst<'_> {
             taken,
             age,
         }))
+    }
+
+    /// Whether this home has such a cluster, or had one.
+    ///
+    /// # Errors
+    /// When what is remembered of it cannot be read.
+    pub fn is_initialized(&self) -> Result<bool> {
+        Ok(self.saved()?.is_some())
     }
 
     /// Takes a snapshot of the present state, straight into `storage_dest`.
@@ -433,49 +361,6 @@ impl SnapshotFirst<'_> {
         })
     }
 
-    /// The snapshot that a cluster begins with, in its storage.
-    async fn beginning(
-        &self,
-        path: &str,
-        format: Option<ExportFormat>,
-        storage: &Name,
-        name: &SnapshotName,
-    ) -> Result<Beginning> {
-        let snapshots = self.0.snapshots();
-        let place = Locator::parse(path).map_err(|error| Error::storage("snapshot_path", error))?;
-        let outside = |source: ImportSource| async {
-            require_format(&source, format)?;
-            let mut import = ImportSnapshot::new(source);
-            import.name = Some(name.clone());
-            import.storage = Some(storage.clone());
-            snapshots
-                .import(&import)
-                .await
-                .map(|imported| Beginning::Here(imported.found))
-        };
-        // A repository means its newest snapshot.
-        let folder = place
-            .file_path()
-            .is_some_and(|path| path.join("neon.json").is_file());
-        let remote = place.file_path().is_none()
-            && !path.starts_with("basebackup://")
-            && !place.path().ends_with(".neon");
-        if (folder || remote)
-            && let Some(repository) = self.0.storages().repository_at(&place).await?
-        {
-            require_own(path, format)?;
-            let (found, _) = newest::of_any(self.0, repository).await?;
-            return Ok(Beginning::Elsewhere(found));
-        }
-        match snapshots.locate(path, None).await? {
-            Located::Stored(found) => {
-                require_own(path, format)?;
-                Ok(Beginning::Elsewhere(found))
-            }
-            Located::Outside(source) => outside(source).await,
-        }
-    }
-
     async fn free_tag(&self, pg: &Name, storage: &Name, tag: &str) -> Result<SnapshotName> {
         let repository = self.0.storages().repository(storage).await?;
         let mut number = 1_u32;
@@ -517,50 +402,4 @@ impl SnapshotFirst<'_> {
             .hinted("neon init makes a cluster")
         })
     }
-}
-
-fn require_own(path: &str, format: Option<ExportFormat>) -> Result<()> {
-    match format {
-        None | Some(ExportFormat::Neon) => Ok(()),
-        Some(format) => Err(wrong_format(path, format, "a repository of snapshots")),
-    }
-}
-
-fn require_format(source: &ImportSource, format: Option<ExportFormat>) -> Result<()> {
-    let Some(format) = format else { return Ok(()) };
-    let (is, what) = match source {
-        ImportSource::Server(_) => (ExportFormat::BaseBackup, "a server".to_owned()),
-        ImportSource::Object(_) => (ExportFormat::Neon, "a .neon file".to_owned()),
-        ImportSource::Path(path) => {
-            let subject = path.display().to_string();
-            let found = detect(path).map_err(|error| Error::format(subject, error))?;
-            let what = found.to_string();
-            match found {
-                Detected::DataDirectory { .. } => (ExportFormat::PgData, what),
-                // Unpacked it is both.
-                Detected::PlainBackup { .. } if format == ExportFormat::PgData => {
-                    (ExportFormat::PgData, what)
-                }
-                Detected::PlainBackup { .. } | Detected::TarSet { .. } | Detected::Tar { .. } => {
-                    (ExportFormat::BaseBackup, what)
-                }
-                Detected::Neon => (ExportFormat::Neon, what),
-                // Import says what is wrong with it.
-                _ => return Ok(()),
-            }
-        }
-    };
-    if is == format {
-        return Ok(());
-    }
-    Err(wrong_format(&source.to_string(), format, &what))
-}
-
-fn wrong_format(path: &str, wanted: ExportFormat, is: &str) -> Error {
-    Error::new(
-        ErrorKind::Invalid,
-        format!("snapshot_path {path}"),
-        format!("is {is}, not in format {}", wanted.name()),
-    )
-    .hinted("leave snapshot_format out: it is told by content")
 }

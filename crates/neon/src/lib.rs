@@ -12,6 +12,7 @@ mod instances;
 mod name;
 mod neon;
 mod operation;
+mod pins;
 mod record;
 mod repositories;
 mod snapshots;

@@ -226,6 +226,7 @@ impl Neon {
     /// The installation of this major; or the newest in the folders that were named, or the newest there is.
     pub(crate) async fn installation(&self, major: Option<PgMajor>) -> Result<Installation> {
         let found = self.installations().await?;
+        self.named_folders_hold(&found)?;
         let chosen = match major {
             Some(major) => found.of(major),
             None => {
@@ -243,6 +244,28 @@ impl Neon {
         chosen
             .cloned()
             .map_err(|error| Error::server("PostgreSQL", error))
+    }
+
+    /// Folders that somebody named have programs: what they meant is not passed over for what else is there.
+    fn named_folders_hold(&self, found: &Discovered) -> Result<()> {
+        let folders = &self.options().pg_bin;
+        let given = |source| source == Source::Given;
+        let any = found.sources().any(|(_, source)| given(source));
+        for error in found.unusable() {
+            if any {
+                self.tell(Event::Warning(error.to_string()));
+            }
+        }
+        let (Some(folder), false) = (folders.first(), any) else {
+            return Ok(());
+        };
+        let subject = folder.display().to_string();
+        let error = Error::new(
+            ErrorKind::Environment,
+            subject,
+            "has no PostgreSQL that can be used",
+        );
+        Err(error.hinted("name the folder of initdb and postgres in --pg-bin or NEON_PG_BIN"))
     }
 
     /// Who owns new instances, where that is not who we are.

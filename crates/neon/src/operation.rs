@@ -51,7 +51,20 @@ pub(crate) struct Begun<'a> {
 
 impl Neon {
     pub(crate) fn begin_operation(&self, verb: &str, subject: &str) -> Result<Begun<'_>> {
-        let begun = Begun {
+        let begun = self.begun(verb, subject)?;
+        begun.write(Outcome::Begun)?;
+        Ok(begun)
+    }
+
+    /// As [`begin_operation`](Self::begin_operation), for what stops or frees something: a full disk does not keep it from that.
+    pub(crate) fn begin_relief(&self, verb: &str, subject: &str) -> Result<Begun<'_>> {
+        let begun = self.begun(verb, subject)?;
+        begun.say(Outcome::Begun);
+        Ok(begun)
+    }
+
+    fn begun(&self, verb: &str, subject: &str) -> Result<Begun<'_>> {
+        Ok(Begun {
             neon: self,
             operation: Operation {
                 id: random_id()?,
@@ -61,9 +74,7 @@ impl Neon {
                 outcome: Outcome::Begun,
                 details: BTreeMap::new(),
             },
-        };
-        begun.write(Outcome::Begun)?;
-        Ok(begun)
+        })
     }
 
     /// The operations of this home, oldest first, each as it stands.

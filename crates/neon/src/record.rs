@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Writes a record that must not be there yet. Durable when it returns.
 pub(crate) fn create<T: Serialize>(path: &Path, record: &T) -> Result<()> {
-    let temporary = write(path, record)?;
+    let (temporary, _held) = write(path, record)?;
     let linked = fs::hard_link(&temporary, path);
     fs::remove_file(&temporary)
         .map_err(|error| Error::io(&temporary, "cannot be removed", error))?;
@@ -62,7 +62,7 @@ pub(crate) fn create<T: Serialize>(path: &Path, record: &T) -> Result<()> {
 
 /// Writes a record over what is there. Durable when it returns.
 pub(crate) fn replace<T: Serialize>(path: &Path, record: &T) -> Result<()> {
-    let temporary = write(path, record)?;
+    let (temporary, _held) = write(path, record)?;
     fs::rename(&temporary, path).map_err(|error| Error::io(path, "cannot be written", error))?;
     sync_parent(path)
 }
@@ -235,8 +235,11 @@ fn no_randomness(error: getrandom::Error) -> Error {
     .caused_by(error)
 }
 
-fn write<T: Serialize>(path: &Path, record: &T) -> Result<PathBuf> {
+/// A file beside a record, that is to get its name: locked as long as it is at work, so that what a killed command left
+/// is told from it, and goes with the next write.
+fn write<T: Serialize>(path: &Path, record: &T) -> Result<(PathBuf, File)> {
     let parent = parent(path)?;
+    sweep(parent);
     let mut text = serde_json::to_vec_pretty(record).map_err(|error| {
         Error::new(
             ErrorKind::Failed,
@@ -246,22 +249,44 @@ fn write<T: Serialize>(path: &Path, record: &T) -> Result<PathBuf> {
         .caused_by(error)
     })?;
     text.push(b'\n');
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(no_randomness)?;
-    let temporary = parent.join(format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random)));
-    let failed = |error| Error::io(&temporary, "cannot be written", error);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(failed)?;
-    let written = file.write_all(&text).and_then(|()| file.sync_all());
-    if let Err(error) = written {
-        drop(fs::remove_file(&temporary));
-        return Err(failed(error));
+    loop {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(no_randomness)?;
+        let temporary = parent.join(format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random)));
+        let failed = |error| Error::io(&temporary, "cannot be written", error);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(failed)?;
+        // Who sweeps holds it for a moment at most; where nothing can be locked, nothing is swept.
+        let _locked = flock(&file, FlockOperation::LockExclusive);
+        let ours = file.metadata().map_err(failed)?;
+        if !fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino()) {
+            continue;
+        }
+        let written = file.write_all(&text).and_then(|()| file.sync_all());
+        if let Err(error) = written {
+            drop(fs::remove_file(&temporary));
+            return Err(failed(error));
+        }
+        return Ok((temporary, file));
     }
-    Ok(temporary)
+}
+
+/// Removes files that killed commands were about to give a name to. What cannot be removed is in nobody's way.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| {
+            name.strip_prefix(TEMPORARY)
+                .is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        });
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if ours && is_file && is_free(&entry.path()) {
+            drop(fs::remove_file(entry.path()));
+        }
+    }
 }
 
 fn parent(path: &Path) -> Result<&Path> {
@@ -376,4 +401,28 @@ fn ends_a_line(path: &Path) -> std::io::Result<bool> {
     let mut byte = [0];
     file.read_exact_at(&mut byte, last)?;
     Ok(byte == *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_write_left_goes_with_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(".new-0123456789abcdef");
+        fs::write(&left, "{").unwrap();
+        let place = folder.path().join("one.json");
+        let (writing, held) = write(&place, &1).unwrap();
+        assert!(!left.exists());
+        // Not what somebody else is at, and nothing that is called otherwise.
+        let other = folder.path().join(".new-something");
+        fs::write(&other, "").unwrap();
+        replace(&place, &2).unwrap();
+        assert!(writing.exists() && other.exists());
+        drop(held);
+        replace(&place, &3).unwrap();
+        assert!(!writing.exists() && other.exists());
+        assert_eq!(read::<u8>(&place).unwrap(), Some(3));
+    }
 }

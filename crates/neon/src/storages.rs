@@ -337,7 +337,7 @@ impl Storages<'_> {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for the local one;
-    /// [`Busy`](ErrorKind::Busy) while instances keep their snapshots there.
+    /// [`Busy`](ErrorKind::Busy) while instances keep their snapshots there, or are on their way to one of them.
     pub async fn detach(&self, name: &Name) -> Result<StorageRecord> {
         if name.as_str() == LOCAL {
             return Err(Error::new(
@@ -363,6 +363,35 @@ impl Storages<'_> {
                 format!("holds the snapshots of {}", users.join(", ")),
             )
             .hinted("destroy them, or keep the storage"));
+        }
+        let records = self.0.pg().records()?;
+        let kept = records
+            .iter()
+            .find(|record| record.heads.iter().any(|head| head.storage == *name));
+        if let Some(record) = kept {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("storage {name}"),
+                format!(
+                    "holds states of {} before checkouts, its way back",
+                    record.name
+                ),
+            )
+            .hinted(format!(
+                "keep the storage, or destroy the snapshots {}@HEAD{{i}} first",
+                record.name
+            )));
+        }
+        let needing: Vec<_> = self.0.pg().needing(name)?;
+        if let Some(needing) = needing.first() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("storage {name}"),
+                format!("has the snapshot that pg {needing} is on its way to"),
+            )
+            .hinted(format!(
+                "try again when that is done; if its command was killed, neon pg start {needing} ends it"
+            )));
         }
         let mut operation = self.0.begin_operation("storage detach", name.as_str())?;
         operation.detail("locator", known.locator.clone());

@@ -342,7 +342,7 @@ impl Storages<'_> {
     pub async fn gc(&self, plan: &CollectStorage) -> Result<CollectedStorage> {
         let name = &plan.storage;
         let found = self.required(name).await?;
-        let mut operation = self.0.begin_operation("storage gc", name.as_str())?;
+        let mut operation = self.0.begin_relief("storage gc", name.as_str())?;
         let snapshots = self.0.snapshots();
         let collected = snapshots.stopping(found.repository.collect()).await;
         let collected = collected.and_then(|collected| {

@@ -27,6 +27,8 @@ use crate::writing::Writing;
 
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
+/// From so many packs on that are not there, moves are listed once.
+const LIST_FROM: usize = 16;
 /// Frames that are read together.
 const BATCH: usize = 128;
 
@@ -266,12 +268,20 @@ impl Copy<'_> {
             true => list_packs(self.from).await?,
             false => HashMap::new(),
         };
+        // Of many packs, as in a first copy, is one look at where frames moved cheaper than one for each.
+        let moved = match ids.len().saturating_sub(there.len()) > LIST_FROM {
+            true => Some(self.to.moved_packs().await?),
+            false => None,
+        };
         let mut plan = Vec::new();
         for (id, frames) in needed {
             if there.contains(&id) {
                 continue;
             }
-            let missing = self.not_moved_there(id, &frames).await?;
+            let missing = match &moved {
+                Some(moved) if !moved.contains(&id) => frames.values().copied().collect(),
+                _ => self.not_moved_there(id, &frames).await?,
+            };
             if missing.is_empty() {
                 self.copied.packs_there = self.copied.packs_there.saturating_add(1);
                 continue;

@@ -4,8 +4,9 @@
 //! only some of its frames are brought from another repository, an object under `moves/<that pack>/<new pack>` says
 //! where they lie. The byte table stands in `docs/formats/repository.md`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
@@ -18,13 +19,12 @@ use crate::id::{WriterId, from_hex};
 use crate::keys::{self, MOVES};
 use crate::map::FrameRef;
 use crate::object::{Object, ObjectKind};
+use crate::read::memory::Memory;
 use crate::read::{Moved, Place};
 use crate::repository::Repository;
 
 const ENTRY: usize = 24;
 const WRAPPED: u32 = 1;
-/// Of so many moved frames it is remembered where they are: 24 MB.
-const REMEMBERED: usize = 1 << 20;
 
 /// A frame of the old pack, in the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,6 +134,16 @@ impl Repository {
         self.moves_below(MOVES).await
     }
 
+    /// The packs of which something was said.
+    pub(crate) async fn moved_packs(&self) -> Result<HashSet<PackId>> {
+        let listing = self.shared.storage.list(ListOptions::prefix(MOVES));
+        listing
+            .try_filter_map(|object| async move { Ok(ids(&object.key).map(|(old, _)| old)) })
+            .try_collect()
+            .await
+            .map_err(|error| Error::storage(MOVES, error))
+    }
+
     async fn moves_below(&self, prefix: &str) -> Result<Vec<MovePiece>> {
         let objects: Vec<_> = self
             .shared
@@ -174,12 +184,16 @@ fn ids(key: &Key) -> Option<(PackId, PackId)> {
     Some((PackId(from_hex(old)?), PackId(from_hex(new)?)))
 }
 
-/// Looks up where frames are, and remembers for a while. A pack that frames moved to goes no sooner than a
-/// grace after it was said where they moved next, so what was true a moment ago still is.
-#[derive(Debug)]
+/// What a pack's moves are remembered in: those of some 170 GB of moved frames.
+const REMEMBERED: u64 = 32 << 20;
+
+/// Looks up where frames are, and remembers for a while, in bounded memory. A pack that frames moved to goes no sooner
+/// than a grace after it was said where they moved next, so what was true a moment ago still is.
 pub(crate) struct MoveCache {
     repository: Repository,
-    known: Mutex<HashMap<PackId, Known>>,
+    known: Mutex<Memory<Known>>,
+    /// Who asks about a pack waits for those who ask about it already.
+    asking: [tokio::sync::Mutex<()>; 16],
 }
 
 #[derive(Debug, Clone)]
@@ -188,21 +202,57 @@ struct Known {
     pieces: Arc<[MovePiece]>,
 }
 
+impl Known {
+    fn places(&self, frames: &[FrameRef]) -> Option<Vec<Place>> {
+        frames.iter().map(|frame| self.place(frame)).collect()
+    }
+
+    fn place(&self, frame: &FrameRef) -> Option<Place> {
+        self.pieces.iter().find_map(|piece| {
+            let moved = piece.find(frame.frame)?;
+            Some(Place {
+                pack: piece.new,
+                offset: moved.offset,
+                length: moved.length,
+                wrapped: moved.wrapped,
+            })
+        })
+    }
+}
+
+impl fmt::Debug for MoveCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MoveCache")
+            .field("repository", &self.repository)
+            .finish_non_exhaustive()
+    }
+}
+
 impl MoveCache {
     pub(crate) fn new(repository: Repository) -> Self {
         Self {
             repository,
-            known: Mutex::default(),
+            known: Mutex::new(Memory::new(REMEMBERED)),
+            asking: Default::default(),
         }
     }
 
-    async fn pieces(&self, old: PackId) -> Result<Arc<[MovePiece]>> {
-        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = self.repository.shared.options.grace / 4;
-        if let Some(known) = lock().get(&old)
-            && known.since.elapsed() < fresh
+    fn lock(&self) -> MutexGuard<'_, Memory<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was said about a pack; what was learnt since we began to ask will do.
+    async fn ask(&self, old: PackId) -> Result<Known> {
+        let began = Instant::now();
+        let place = usize::from(old.0.first().copied().unwrap_or(0)) % self.asking.len();
+        let _turn = match self.asking.get(place) {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
+        if let Some(known) = self.lock().get((old, 0))
+            && known.since >= began
         {
-            return Ok(Arc::clone(&known.pieces));
+            return Ok(known);
         }
         let since = Instant::now();
         let mut pieces = Vec::new();
@@ -213,54 +263,37 @@ impl MoveCache {
                 pieces.push(piece);
             }
         }
-        let pieces: Arc<[MovePiece]> = pieces.into();
-        let known = Known {
-            since,
-            pieces: Arc::clone(&pieces),
-        };
-        let mut all = lock();
-        let held: usize = all.values().map(Known::frames).sum();
-        if held.saturating_add(known.frames()) > REMEMBERED {
-            all.clear();
-        }
-        all.insert(old, known);
-        Ok(pieces)
-    }
-}
-
-impl Known {
-    /// How many moved frames it holds; one for what is nowhere.
-    fn frames(&self) -> usize {
-        let frames = self.pieces.iter().map(|piece| piece.frames.len());
-        frames.sum::<usize>().saturating_add(1)
+        let bytes = pieces
+            .iter()
+            .map(|piece| size_of::<MovePiece>() + size_of_val(&*piece.frames))
+            .sum();
+        let pieces = pieces.into();
+        let known = Known { since, pieces };
+        let mut remembered = self.lock();
+        remembered.remove((old, 0));
+        remembered.put((old, 0), known.clone(), bytes);
+        Ok(known)
     }
 }
 
 impl Moved for MoveCache {
-    fn is_known(&self, pack: PackId) -> bool {
+    fn known(&self, frames: &[FrameRef]) -> Option<Vec<Place>> {
+        let pack = frames.first()?.pack.id;
+        let known = self.lock().get((pack, 0))?;
         let fresh = self.repository.shared.options.grace / 4;
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&pack);
-        known.is_some_and(|known| !known.pieces.is_empty() && known.since.elapsed() < fresh)
+        if known.since.elapsed() >= fresh {
+            return None;
+        }
+        known.places(frames)
     }
 
-    fn forget(&self, pack: PackId) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(&pack);
-    }
-
-    fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
+    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>> {
         Box::pin(async move {
-            let pieces = self.pieces(frame.pack.id).await?;
-            Ok(pieces.iter().find_map(|piece| {
-                let moved = piece.find(frame.frame)?;
-                Some(Place {
-                    pack: piece.new,
-                    offset: moved.offset,
-                    length: moved.length,
-                    wrapped: moved.wrapped,
-                })
-            }))
+            let Some(first) = frames.first() else {
+                return Ok(Vec::new());
+            };
+            let known = self.ask(first.pack.id).await?;
+            Ok(frames.iter().map(|frame| known.place(frame)).collect())
         })
     }
 }

@@ -19,8 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::installation::Installation;
 use crate::instance::{self, DATA, Instance, LOG, PASS_FILE, RUN};
 use crate::os_user::OsUser;
-use crate::settings::OwnSettings;
-use crate::settings::own::INCLUDE;
+use crate::settings::{OWN_SETTINGS_INCLUDE, OwnSettings};
 
 /// Where sorting and case come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,7 +184,7 @@ impl Instance {
         let data = staging.path().join(DATA);
         let socket_dir = dir.join(RUN);
         own.write(&data)?;
-        append(&data.join("postgresql.conf"), INCLUDE)?;
+        append(&data.join("postgresql.conf"), OWN_SETTINGS_INCLUDE)?;
         for folder in [LOG, RUN] {
             durable::create_dir(&staging.path().join(folder), 0o700, &user)?;
         }

@@ -60,7 +60,8 @@ pub use replica::{
 };
 pub use scope::ScopedServer;
 pub use settings::{
-    FileSetting, FileSettings, OWN_SETTINGS_FILE, OnlineSetting, OwnSettings, Shadowed,
+    FileSetting, FileSettings, OWN_SETTINGS_FILE, OWN_SETTINGS_INCLUDE, OnlineSetting, OwnSettings,
+    Shadowed,
 };
 pub use start::{StartOptions, Started};
 pub use status::{ServerState, Status};

@@ -14,8 +14,7 @@ use crate::instance::{self, DATA, Instance, LOG, PASS_FILE, RUN};
 use crate::os_user::OsUser;
 use crate::replica::StandbyOptions;
 use crate::session;
-use crate::settings::OwnSettings;
-use crate::settings::own::INCLUDE;
+use crate::settings::{OWN_SETTINGS_INCLUDE, OwnSettings};
 
 /// Where a copy has the tablespaces of its origin, beside the data directory.
 const TABLESPACES: &str = "tablespaces";
@@ -121,7 +120,7 @@ fn settle_configuration(data: &Path, installation: &Installation, user: &OsUser)
     let mut own = match OwnSettings::read(data)? {
         Some(own) => own,
         None => {
-            create::append(&data.join("postgresql.conf"), INCLUDE)?;
+            create::append(&data.join("postgresql.conf"), OWN_SETTINGS_INCLUDE)?;
             create::own_settings(installation.major(), &CreateOptions::new())
         }
     };

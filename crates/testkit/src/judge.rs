@@ -5,6 +5,7 @@ use std::fs;
 use neon_pg_layout::{ControlFile, PgMajor};
 
 use crate::cluster::{Cluster, StopMode};
+use crate::contrib::ModuleReport;
 use crate::os_user::OsUser;
 
 impl Cluster {
@@ -22,14 +23,12 @@ impl Cluster {
         self.scratch_dir().join("restored-tablespaces")
     }
 
-    /// Looks at every page and index of the running cluster: `pg_amcheck` where its extension is here (15), else the
-    /// server reads every row of every table.
-    pub fn check_running(&self) {
-        let contrib = "select count(*) from pg_available_extensions where name = 'amcheck'";
-        if self.psql(contrib) == "1" && self.installation().tool("pg_amcheck").is_some() {
-            let arguments = ["--all", "--install-missing", "--heapallindexed"];
-            self.run_tool("pg_amcheck", arguments);
-            return;
+    /// Looks at the relations of the running cluster: with the [modules](crate::Client::check_with_modules) that its installation
+    /// holds, and where `amcheck` is not among them (16, 18) the server reads every row of every table.
+    pub fn check_running(&self) -> ModuleReport {
+        let report = self.check_with_modules();
+        if report.amcheck {
+            return report;
         }
         let databases =
             self.psql("select datname from pg_database where datallowconn and datconnlimit <> -2");
@@ -43,16 +42,17 @@ impl Cluster {
                 self.psql_in(database, &read);
             }
         }
+        report
     }
 
-    /// Stops the cluster and has `pg_checksums` judge it, where it has checksums and its major that program.
+    /// Stops the cluster and has [`pg_checksums`](Self::check_checksums) judge it, if it has checksums.
     pub fn check_stopped(&mut self) {
         self.stop(StopMode::Fast);
-        let data = self.data_dir();
-        let control = fs::read(data.join("global/pg_control")).unwrap();
+        let control = fs::read(self.data_dir().join("global/pg_control")).unwrap();
         let control = ControlFile::decode(&control).unwrap();
-        if control.data_checksums && self.installation().tool("pg_checksums").is_some() {
-            self.run_tool("pg_checksums", ["--check", "-D", data.to_str().unwrap()]);
+        if control.data_checksums {
+            let judged = self.check_checksums();
+            assert!(judged || self.major() == PgMajor::V17, "somebody reads it");
         }
     }
 }

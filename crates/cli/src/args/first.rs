@@ -33,7 +33,7 @@ pub(crate) struct Init {
     #[arg(long, value_name = "MAJOR")]
     pub(crate) pg_version: Option<PgMajor>,
     /// Its port [default: the first that is free]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = super::port)]
     pub(crate) port: Option<u16>,
 }
 

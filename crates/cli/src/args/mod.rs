@@ -143,6 +143,7 @@ pub(crate) enum Verb {
     #[command(after_help = examples!(
         "undo --dry-run" => "what would be taken back",
         "undo --yes" => "takes it back; once more, what was before that",
+        "undo 4f1c2a9b --yes" => "takes back what has this id in op log, though more was done since",
     ))]
     Undo(Undo),
     /// Settings, and where each comes from
@@ -179,6 +180,29 @@ pub(crate) enum Verb {
     },
 }
 
+impl Verb {
+    /// Whether it changes nothing, so that it leaves nothing half done.
+    pub(crate) const fn only_looks(&self) -> bool {
+        use pg::Pg;
+        use snapshot::Snapshot;
+        use storage::Storage;
+        matches!(
+            self,
+            Self::Pg(Pg::List | Pg::Show(_) | Pg::Psql(_) | Pg::Url(_) | Pg::Logs(_))
+                | Self::Snapshot(
+                    Snapshot::List(_)
+                        | Snapshot::Show(_)
+                        | Snapshot::Diff(_)
+                        | Snapshot::Verify(_)
+                        | Snapshot::Check(_)
+                )
+                | Self::Storage(Storage::List(_) | Storage::Show(_) | Storage::Check(_))
+                | Self::Op(_)
+                | Self::Config(_)
+        )
+    }
+}
+
 /// What the doctor takes.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -199,6 +223,9 @@ pub(crate) struct Doctor {
 /// What undo takes.
 #[derive(Debug, Args)]
 pub(crate) struct Undo {
+    /// What to take back, by its id in `op log` or the first digits of it; the last that can be, if not said
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: Option<String>,
     #[command(flatten)]
     pub(crate) consent: Consent,
 }
@@ -240,6 +267,14 @@ pub(crate) enum Config {
     },
 }
 
+/// A port that a server can have.
+fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err("is not a port: 1 to 65535".to_owned()),
+    }
+}
+
 /// The whole grammar.
 pub(crate) fn grammar() -> clap::Command {
     Arguments::command()
@@ -253,7 +288,7 @@ pub(crate) fn parse(
 ) -> Result<Arguments, u8> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     Arguments::try_parse_from(&arguments).map_err(|error| {
-        let code = u8::try_from(error.exit_code()).unwrap_or(2);
+        let mut code = u8::try_from(error.exit_code()).unwrap_or(2);
         if error.use_stderr()
             && let Some(format) = for_programs(&arguments, output)
         {
@@ -264,6 +299,7 @@ pub(crate) fn parse(
             && unread.kind() != std::io::ErrorKind::BrokenPipe
         {
             say(&format!("error: {unread}"));
+            code = code.max(1);
         }
         code
     })

@@ -62,6 +62,13 @@ pub(crate) enum Pg {
         "pg destroy pgdata1 --dry-run -o json" => "what would go, as data",
     ))]
     Destroy(Destroy),
+    /// Lists the instances that were destroyed and can be brought back, or removes them for good
+    #[command(after_help = examples!(
+        "pg trash" => "what is there, and the space that it takes",
+        "pg trash --empty" => "removes all of it: asks first",
+        "pg trash --empty pgdata1 --yes" => "in scripts, only what had this name",
+    ))]
+    Trash(Trash),
     /// Runs psql on an instance
     #[command(after_help = examples!(
         "pg psql pgdata1" => "a session",
@@ -137,7 +144,7 @@ pub(crate) struct Create {
     #[arg(long, requires = "snapshot")]
     pub(crate) force: bool,
     /// Its port [default: the first that is free]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = super::port)]
     pub(crate) port: Option<u16>,
     /// Where its data directory shall be: a path of what is not there, or empty [default: below the home]
     #[arg(long, value_name = "DIR")]
@@ -162,6 +169,22 @@ pub(crate) struct Destroy {
     pub(crate) name: Name,
     #[command(flatten)]
     pub(crate) consent: Consent,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Trash {
+    /// Only what had this name
+    #[arg(value_name = "PGDATA")]
+    pub(crate) name: Option<Name>,
+    /// Remove it for good: no undo brings it back
+    #[arg(long)]
+    pub(crate) empty: bool,
+    /// With --empty: do not ask
+    #[arg(short, long, requires = "empty")]
+    pub(crate) yes: bool,
+    /// With --empty: only show what would be removed
+    #[arg(long, requires = "empty")]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -81,7 +81,11 @@ pub(crate) async fn start(wanted: Start, scene: &Scene<'_>) -> Outcome<Answer> {
             }
             (text, whole)
         }
-        Err(error) if error.kind() == ErrorKind::NotFound && dest.is_none() => {
+        Err(error)
+            if error.kind() == ErrorKind::NotFound
+                && dest.is_none()
+                && !scene.neon.snapshot_first().is_initialized()? =>
+        {
             let wanted = scene.neon.pg().records()?;
             if !wanted.iter().any(|record| record.wanted) {
                 return Err(error.into());

@@ -14,7 +14,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use neon_pg::Neon;
@@ -49,12 +49,18 @@ pub(crate) struct Scene<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) surroundings: &'a Surroundings,
     progress: &'a Progress,
+    cancel: &'a AtomicBool,
 }
 
 impl Scene<'_> {
     /// Something that does not go as it should, and stops nothing.
     pub(crate) fn warn(&self, text: &str) {
         self.progress.show(neon_pg::Event::Warning(text.to_owned()));
+    }
+
+    /// Whether somebody asked to stop.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.cancel.load(Ordering::SeqCst)
     }
 
     /// Something to know.
@@ -143,7 +149,9 @@ fn in_home(
         settings,
         surroundings,
         progress: &progress,
+        cancel: &cancel,
     };
+    let only_looks = verb.only_looks();
     let work = async {
         match verb {
             Verb::Pg(verb) => pg::run(verb, &scene).await,
@@ -162,7 +170,14 @@ fn in_home(
             | Verb::Man { .. } => Err(Failure::usage("needs no home")),
         }
     };
-    let outcome = runtime.block_on(signals::until_stopped(cancel, &progress, work));
+    let outcome = runtime.block_on(signals::until_stopped(&cancel, &progress, work));
+    let outcome = outcome.map_err(|failure| {
+        if only_looks {
+            failure.changed_nothing()
+        } else {
+            failure
+        }
+    });
     progress.finish();
     // Threads that still read or write when a command was stopped are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -176,7 +191,8 @@ fn absolute(path: &Path) -> Outcome<PathBuf> {
 
 /// A snapshot as it is meant from here: a path that is there becomes absolute, a name stays a name.
 fn absolute_snapshot(text: &str) -> Outcome<String> {
-    let is_path = text.contains('/') || text.ends_with(".neon") || text == "." || text == "..";
+    let is_file = || text.ends_with(".neon") && Path::new(text).exists();
+    let is_path = text.contains('/') || text == "." || text == ".." || is_file();
     if is_path {
         absolute_place(text)
     } else {

@@ -37,12 +37,18 @@ pub(crate) fn run(verb: &Op, scene: &Scene<'_>) -> Outcome<Answer> {
     Ok(Answer::list(&table, "operations", rows))
 }
 
-/// Takes back the last operation that can be.
+/// Takes back one operation, or the last that can be.
 pub(crate) async fn undo(wanted: &Undo, scene: &Scene<'_>) -> Outcome<Answer> {
-    let Some(operation) = scene.neon.undoable()? else {
-        // The library says it better.
-        scene.neon.undo().await?;
-        return Ok(Answer::default());
+    let operation = match &wanted.operation {
+        Some(id) => scene.neon.undoable_of(id)?,
+        None => {
+            let Some(operation) = scene.neon.undoable()? else {
+                // The library says it better.
+                scene.neon.undo().await?;
+                return Ok(Answer::default());
+            };
+            operation
+        }
     };
     let plan = format!(
         "{} {}, done {} ago, will be taken back",
@@ -57,7 +63,7 @@ pub(crate) async fn undo(wanted: &Undo, scene: &Scene<'_>) -> Outcome<Answer> {
         ));
     }
     confirm(scene, "undo", &plan, wanted.consent.yes).await?;
-    let undone = scene.neon.undo().await?;
+    let undone = scene.neon.undo_of(&operation.id).await?;
     Ok(Answer::of(
         undone.what.clone(),
         json!({ "operation": shown(&undone.operation), "what": undone.what, "undone": true }),

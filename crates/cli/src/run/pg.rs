@@ -11,7 +11,8 @@ use neon_pg::{
 use serde_json::{Map, Value, json};
 
 use super::{Scene, Then, data as as_data, mark, now, psql};
-use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg};
+use crate::args::NAME;
+use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg, Trash};
 use crate::asking::confirm;
 use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
@@ -56,6 +57,7 @@ pub(crate) async fn run(verb: Pg, scene: &Scene<'_>) -> Outcome<Then> {
         Pg::Adopt(wanted) => adopt(wanted, scene).await.map(Then::from),
         Pg::Checkout(wanted) => checkout(wanted, scene).await.map(Then::from),
         Pg::Destroy(wanted) => destroy(wanted, scene).await.map(Then::from),
+        Pg::Trash(wanted) => trash(&wanted, scene).await.map(Then::from),
         Pg::Psql(wanted) => psql::psql(&wanted, scene).await,
         Pg::Url(wanted) => psql::url(&wanted, scene).await.map(Then::from),
         Pg::Logs(wanted) => psql::logs(&wanted, scene).await.map(Then::from),
@@ -380,12 +382,67 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     if done {
         confirm(scene, "pg destroy", &plan, wanted.consent.yes).await?;
         instances.destroy(name).await?;
+        if pg.record.adopted.is_none() {
+            scene.note(&format!(
+                "{} stay in the trash: {NAME} undo brings {name} back, {NAME} pg trash --empty frees them",
+                bytes(used)
+            ));
+        }
         plan = "Ok".to_owned();
     }
     let replicas = replicas.into_iter().map(|name| Value::from(name.as_str()));
     whole.insert("replicas".to_owned(), replicas.collect());
     whole.insert("destroyed".to_owned(), Value::Bool(done));
     Ok(Answer::of(plan, Value::Object(whole)))
+}
+
+/// What was destroyed and is not gone yet.
+async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
+    let instances = scene.neon.pg();
+    let mut trashed = instances.trash().await?;
+    if let Some(name) = &wanted.name {
+        trashed.retain(|one| one.name == *name);
+    }
+    let mut table = Table::new(&[
+        ("PGDATA", Align::Left),
+        ("USED", Align::Right),
+        ("AGE", Align::Right),
+        ("ID", Align::Left),
+    ]);
+    let mut rows = Vec::new();
+    for one in &trashed {
+        table.row([
+            one.name.to_string(),
+            bytes(one.used),
+            age(one.destroyed, now()),
+            one.id.clone(),
+        ]);
+        rows.push(as_data(one)?);
+    }
+    let mut answer = Answer::list(&table, "trash", rows);
+    if !wanted.empty {
+        return Ok(answer);
+    }
+    let sum = trashed
+        .iter()
+        .fold(0_u64, |sum, one| sum.saturating_add(one.used));
+    answer.data.insert("freed".to_owned(), Value::from(sum));
+    let done = !wanted.dry_run;
+    answer.data.insert("emptied".to_owned(), Value::from(done));
+    if done {
+        let plan = format!(
+            "{table}{} will be removed for good; no undo brings them back.",
+            bytes(sum)
+        );
+        if !trashed.is_empty() {
+            confirm(scene, "pg trash --empty", &plan, wanted.yes).await?;
+        }
+        for one in &trashed {
+            instances.purge(one).await?;
+        }
+        answer.text = format!("{} freed", bytes(sum));
+    }
+    Ok(answer)
 }
 
 /// What the space is counted of that an instance uses.

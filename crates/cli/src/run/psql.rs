@@ -189,6 +189,9 @@ pub(crate) async fn logs(wanted: &Logs, scene: &Scene<'_>) -> Outcome<Answer> {
                 print(scene, &line)?;
             }
         }
+        if scene.is_stopped() {
+            return Err(Failure::Silent { exit: 0 });
+        }
         tokio::time::sleep(LOOK).await;
     }
 }

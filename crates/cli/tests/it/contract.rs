@@ -60,6 +60,56 @@ fn every_failure_has_the_exit_code_of_its_kind() {
 }
 
 #[test]
+fn what_is_wrong_is_called_by_its_name() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one"]);
+    let said = home.fails(4, &["pg", "start", "one"]);
+    assert!(said.starts_with("error: pg one: runs already"), "{said}");
+    let said = home.fails(3, &["pg", "adopt", "/no/such/place"]);
+    assert!(said.contains("is no cluster"), "{said}");
+    let said = home.fails(2, &["pg", "create", "--port", "0"]);
+    assert!(said.contains("is not a port: 1 to 65535"), "{said}");
+    // A folder that was named is not passed over for the programs of the distribution.
+    let mut named = home.command(&["pg", "create", "two", "--no-start"]);
+    let named = ran(named.env("NEON_PG_BIN", "/no/such/programs"));
+    assert_eq!(named.code, 6, "{named:?}");
+    assert!(
+        named
+            .err
+            .contains("error: /no/such/programs: has no PostgreSQL"),
+        "{named:?}"
+    );
+    home.fails(3, &["pg", "show", "two"]);
+    let said = home.fails(2, &["snapshot", "show", "one@CURRENT"]);
+    assert!(
+        said.contains("hint: take one: neon snapshot create one@TAG"),
+        "{said}"
+    );
+    let said = home.fails(2, &["snapshot", "create", "some"]);
+    assert!(said.contains("--pg PGDATA"), "{said}");
+    let said = home.fails(2, &["pg", "create", "--snapshot", "foo://x/y"]);
+    assert!(said.contains("no type of storage is at foo://"), "{said}");
+    // A name may end as files do; a parent is called by its name.
+    home.ok(&["snapshot", "create", "one@v1.neon"]);
+    home.ok(&["snapshot", "create", "one@v2"]);
+    home.ok(&[
+        "pg",
+        "create",
+        "--snapshot",
+        "one@v1.neon",
+        "copy",
+        "--no-start",
+    ]);
+    let shown = home.ok(&["snapshot", "show", "one@v2"]);
+    assert!(shown.contains("parent: one@v1.neon"), "{shown}");
+    // Help is a result, too.
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut help = home.command(&["help"]);
+    let help = help.stdout(full.unwrap()).output().unwrap();
+    assert_eq!(help.status.code(), Some(1), "{help:?}");
+}
+
+#[test]
 fn a_destructive_verb_needs_a_yes_and_shows_what_is_lost() {
     let home = Home::new();
     home.ok(&["pg", "create", "one", "--no-start"]);
@@ -318,17 +368,15 @@ fn a_signal_ends_it_with_the_code_of_the_signal_and_leaves_nothing() {
             .unwrap()
             .read_exact(&mut byte)
             .unwrap();
-        for _ in 0..2 {
-            let killed = Command::new("kill")
-                .args(["-s", signal, &child.id().to_string()])
-                .status();
-            assert!(killed.unwrap().success());
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            if child.try_wait().unwrap().is_some() {
-                break;
-            }
-        }
-        assert_eq!(child.wait().unwrap().code(), Some(code));
+        // One is enough: to follow a log ends so, and that is no error.
+        let killed = Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status();
+        assert!(killed.unwrap().success());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(code));
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(said, "Stopping. Once more to stop at once.\n");
     }
     // Stopped while it makes an instance: the next command settles it, whatever the moment was.
     let mut child = home

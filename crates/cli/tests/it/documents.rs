@@ -160,6 +160,28 @@ fn without_an_init_start_says_what_to_do() {
 }
 
 #[test]
+fn a_start_that_restores_is_not_passed_over() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    // Something else runs, or should.
+    home.ok(&["pg", "create", "other"]);
+    let record = home.path().join("state/pg/main.json");
+    let ready = std::fs::read_to_string(&record).unwrap();
+    home.ok(&["pg", "destroy", "main", "--yes"]);
+    // As a restore leaves it that was killed at its beginning.
+    let making = ready.replace("\"stage\": \"ready\"", "\"stage\": \"creating\"");
+    assert_ne!(making, ready);
+    std::fs::write(&record, making).unwrap();
+    let started = home.json(&["start"]);
+    assert_eq!(started["pg"], "main", "{started:#}");
+    assert_eq!(started["restored"]["snapshot"], "main@init", "{started:#}");
+    // Nothing to restore it from.
+    home.ok(&["pg", "destroy", "main", "--yes"]);
+    home.ok(&["snapshot", "destroy", "main@init", "--yes"]);
+    home.fails(3, &["start"]);
+}
+
+#[test]
 fn a_replica_is_listed_below_its_primary() {
     let home = Home::new();
     home.ok(&["pg", "create", "my_pg"]);

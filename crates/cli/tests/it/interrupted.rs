@@ -506,6 +506,29 @@ const EXPORT_FROM_STORAGE: Verb = Verb {
     ..PLAIN
 };
 
+#[test]
+fn a_creation_that_is_interrupted_is_taken_back() {
+    let home = Home::new();
+    home.ok(&["pg", "list"]);
+    let mut child = home
+        .command(&["pg", "create", "two"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Its folder is there: the programs of PostgreSQL are at it.
+    let begun = Instant::now();
+    while fs::read_dir(home.path().join("pg")).unwrap().count() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    home.fails(3, &["pg", "show", "two"]);
+    content(&home, "a creation");
+    home.ok(&["pg", "create", "two", "--no-start"]);
+}
+
 macro_rules! hits {
     ($($verb:ident => $name:ident;)+) => {$(
         #[test]

@@ -198,6 +198,52 @@ fn a_cluster_of_somebody_else_is_adopted_and_forgotten() {
 }
 
 #[test]
+fn the_trash_shows_what_it_holds_and_is_emptied() {
+    let home = Home::new();
+    for name in ["one", "two"] {
+        home.ok(&["pg", "create", name, "--no-start"]);
+        let gone = home.run(&["pg", "destroy", name, "--yes"]);
+        assert_eq!((gone.code, gone.out.as_str()), (0, "Ok\n"), "{gone:?}");
+        assert!(
+            gone.err.contains("neon pg trash --empty frees them"),
+            "{gone:?}"
+        );
+    }
+    let trash = home.json(&["pg", "trash"]);
+    documented(&trash);
+    let names = |trash: &Value| -> Vec<String> {
+        let all = trash["trash"].as_array().unwrap().iter();
+        all.map(|one| one["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let mut both = names(&trash);
+    both.sort();
+    assert_eq!(both, ["one", "two"]);
+    assert!(trash["trash"][0]["used"].as_u64().unwrap() > 1 << 20);
+    home.fails(2, &["pg", "trash", "--empty"]);
+    let plan = home.json(&["pg", "trash", "--empty", "--dry-run"]);
+    assert_eq!(
+        (&plan["emptied"], names(&plan).len()),
+        (&Value::from(false), 2)
+    );
+    let done = home.json(&["pg", "trash", "two", "--empty", "--yes"]);
+    documented(&done);
+    assert_eq!(names(&done), ["two"]);
+    assert_eq!(names(&home.json(&["pg", "trash"])), ["one"]);
+    let folders = || {
+        std::fs::read_dir(home.path().join("trash"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(folders(), 1);
+    home.ok(&["pg", "trash", "--empty", "--yes"]);
+    assert_eq!(folders(), 0);
+    assert_eq!(home.json(&["pg", "trash", "--empty", "--yes"])["freed"], 0);
+    let none = home.fails(3, &["undo", "--yes"]);
+    assert!(none.contains("trash"), "{none}");
+}
+
+#[test]
 fn what_is_told_on_the_way_is_json_too_if_asked() {
     let home = with_snapshot();
     let taken = home.run(&["-o", "ndjson", "snapshot", "create", "p@b"]);

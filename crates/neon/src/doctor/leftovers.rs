@@ -39,7 +39,7 @@ enum Leftover {
     Trash(PathBuf),
     /// A record that never got its name.
     File(PathBuf),
-    /// A snapshot that was imported for an instance only.
+    /// A snapshot that was imported for an instance.
     Import(LeftImport),
 }
 
@@ -137,8 +137,8 @@ impl Neon {
                 found.push(Leftover::File(path));
             }
         }
-        let imports = self.snapshots().temporary_left().into_iter();
-        found.extend(imports.map(Leftover::Import));
+        let imports = self.snapshots().left_imports();
+        found.extend(imports.into_iter().map(Leftover::Import));
         found
     }
 
@@ -173,10 +173,12 @@ impl Neon {
         match leftover {
             Leftover::HalfMade(record) | Leftover::Checkout(record) => {
                 let name = &record.name;
-                let what = match (record.stage, record.is_changing()) {
-                    (Stage::Creating, _) => format!("the creation of pg {name} is settled"),
-                    (Stage::Destroying, _) => format!("pg {name} is in the trash"),
-                    (_, true) => format!("the checkout of pg {name} is finished"),
+                let what = match record.stage {
+                    Stage::Creating => format!("the creation of pg {name} is settled"),
+                    Stage::Destroying => format!("pg {name} is in the trash"),
+                    _ if record.is_changing() || record.is_rolled_back() => {
+                        format!("the checkout of pg {name} is finished")
+                    }
                     _ => format!("the checkout of pg {name} is taken back"),
                 };
                 let settled = async {
@@ -198,13 +200,16 @@ impl Neon {
                 let removed = tokio::task::spawn_blocking(move || record::remove_tree(&path)).await;
                 (what, removed.unwrap_or(Ok(())))
             }
-            Leftover::Import(left) => {
-                let what = format!("{left} is destroyed");
-                (what, Box::pin(self.snapshots().destroy_left(left)).await)
-            }
             Leftover::Trash(path) | Leftover::File(path) => {
                 let what = format!("{} is removed", path.display());
                 (what, record::remove(path))
+            }
+            Leftover::Import(left) => {
+                let what = format!(
+                    "{} is destroyed, with what it speaks of",
+                    left.path().display()
+                );
+                (what, self.snapshots().end_import(left).await)
             }
         }
     }
@@ -388,6 +393,11 @@ fn tell(leftover: &Leftover, findings: &mut Findings) {
                     Severity::Error,
                     "a checkout was interrupted while it rewrote files: it cannot start as it is, and will be finished",
                 )
+            } else if record.is_rolled_back() {
+                (
+                    Severity::Warning,
+                    "a checkout is done, and was interrupted before its server was started",
+                )
             } else {
                 (
                     Severity::Warning,
@@ -423,11 +433,11 @@ fn tell(leftover: &Leftover, findings: &mut Findings) {
             findings
                 .warning(
                     "import-left",
-                    left.to_string(),
-                    "was imported for an instance by a command that was killed",
+                    left.path().display().to_string(),
+                    left.what(),
                 )
                 .fixable()
-                .hinted("neon doctor --fix; the next import destroys it, too");
+                .hinted("neon doctor --fix");
         }
         Leftover::File(path) => {
             findings

@@ -29,6 +29,7 @@ impl Neon {
         ports(&records, findings);
         self.orphans(&records, findings);
         for record in records {
+            self.shared(&record, findings);
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
             let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
                 continue;
@@ -36,6 +37,30 @@ impl Neon {
             if self.pg().data_dir(&record).join("PG_VERSION").exists() {
                 self.examine_server(&record, findings).await;
             }
+        }
+    }
+
+    /// Tablespaces that two servers write into.
+    fn shared(&self, record: &PgRecord, findings: &mut Findings) {
+        for (place, other) in self.pg().shared_places(record).unwrap_or_default() {
+            let name = &record.name;
+            // Each pair once: of a replica, else of the later name.
+            if record.replica.is_none() && name.as_str() < other.as_str() {
+                continue;
+            }
+            findings
+                .error(
+                    "tablespace-shared",
+                    format!("pg {name}"),
+                    format!(
+                        "has a tablespace in {}, where pg {other} writes: both lose data",
+                        place.display()
+                    ),
+                )
+                .hinted(format!(
+                    "neon pg stop {name} at once, then neon pg destroy {name}, which leaves that folder alone; \
+                     check {other} with neon snapshot create and neon snapshot verify"
+                ));
         }
     }
 

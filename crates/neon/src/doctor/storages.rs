@@ -1,4 +1,4 @@
-//! Storages: whether each can be reached and holds its promises, and what dead writers left there.
+//! Storages: whether each can be reached and holds its promises, and what dead writers and dead commands left there.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,13 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A clock that is further off than this makes signatures fail sooner or later, and ages look odd.
 const SKEW: Duration = Duration::from_secs(60);
 /// Uploads that are older belong to nobody who lives.
+#[cfg(feature = "s3")]
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 const LEASES: &str = "leases/";
+/// What another home began longer ago than this is not ended by it any more.
+const PINNED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Uploads in parts that nobody completes.
 #[derive(Debug, Default)]
 struct Uploads {
-    /// How many began longer ago than [`OLD`].
+    /// How many began more than a day ago.
     stale: u64,
     /// The storage is a whole bucket.
     at_root: bool,
@@ -170,6 +173,7 @@ impl Neon {
                 )
                 .hinted(format!("neon storage gc {name}"));
         }
+        self.pins(name, findings).await?;
         let uploads = self.uploads(name, record, false).await?;
         if uploads.stale > 0 {
             let finding = findings.warning(
@@ -189,6 +193,62 @@ impl Neon {
                     .fixable()
                     .hinted("neon doctor --fix, or a lifecycle rule of the bucket");
             }
+        }
+        Ok(())
+    }
+
+    /// Snapshots that are kept for what nobody does any more.
+    async fn pins(&self, name: &Name, findings: &mut Findings) -> Result<()> {
+        let repository = match self.storages().existing_repository(name).await {
+            Ok(Some(repository)) => repository,
+            Ok(None) => return Ok(()),
+            // Said already.
+            Err(error) if error.kind() == ErrorKind::Environment => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for left in self.left_pins(&repository, self.long_ago()).await? {
+            let snapshot = format!("snapshot {} in storage {name}", left.pin.commit);
+            let message = if left.ours {
+                "is kept for a command of this home that was killed".to_owned()
+            } else {
+                let age = self.now().duration_since(left.since).unwrap_or_default();
+                let days = age.as_secs() / (24 * 60 * 60);
+                format!(
+                    "is kept since {days} days for something that another home began ({}): if that home is lost, nothing needs it",
+                    left.pin.owner
+                )
+            };
+            findings
+                .warning("pin-left", snapshot, message)
+                .fixable()
+                .hinted("neon doctor --fix, after which it can be destroyed and collected");
+        }
+        Ok(())
+    }
+
+    /// Nothing takes that long.
+    fn long_ago(&self) -> SystemTime {
+        let now = self.now();
+        now.checked_sub(PINNED).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    async fn settle_pins(
+        &self,
+        name: &Name,
+        options: &DoctorOptions,
+        fixed: &mut Vec<String>,
+    ) -> Result<()> {
+        let Some(repository) = self.storages().existing_repository(name).await? else {
+            return Ok(());
+        };
+        for left in self.left_pins(&repository, self.long_ago()).await? {
+            let snapshot = format!("snapshot {} in storage {name}", left.pin.commit);
+            if !options.settles("pin-left", &snapshot) {
+                continue;
+            }
+            let unpinned = repository.repository.unpin(left.pin.id).await;
+            unpinned.map_err(|error| Error::repository(repository.label(), error))?;
+            fixed.push(format!("{snapshot} is not kept any more"));
         }
         Ok(())
     }
@@ -282,7 +342,7 @@ impl Neon {
         Ok(Uploads::default())
     }
 
-    /// Aborts uploads that nobody completes any more.
+    /// Aborts uploads that nobody completes any more, and lets go what is kept for nobody.
     pub(super) async fn settle_storages(
         &self,
         options: &DoctorOptions,
@@ -290,11 +350,22 @@ impl Neon {
     ) -> Result<()> {
         for (name, record) in self.known_storages().0 {
             self.go_on()?;
-            if options.offline {
+            if options.offline && record.kind != StorageType::Native {
                 continue;
             }
             let subject = format!("storage {name}");
-            if !options.settles("upload-left", &subject) {
+            let missing =
+                record.kind == StorageType::Native && !Path::new(&record.locator).is_dir();
+            if !missing && record.kind != StorageType::Http {
+                let settled =
+                    tokio::time::timeout(PATIENCE, self.settle_pins(&name, options, fixed));
+                match settled.await {
+                    // The examination says what is left.
+                    Ok(Ok(())) | Err(_) => {}
+                    Ok(Err(error)) => self.tell(Event::Warning(with_causes(&error))),
+                }
+            }
+            if options.offline || !options.settles("upload-left", &subject) {
                 continue;
             }
             let aborted = tokio::time::timeout(PATIENCE, self.uploads(&name, &record, true));

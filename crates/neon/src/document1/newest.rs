@@ -112,14 +112,24 @@ impl SnapshotFirst<'_> {
         Ok(())
     }
 
-    /// Says so when a storage has snapshots of this name already, which are those of another cluster.
-    pub(super) async fn tell_of_others(&self, pg: &Name, storage: &Name) -> Result<()> {
+    /// Says so when a storage has snapshots of this name already, which are those of another instance than this one.
+    pub(super) async fn tell_of_others(
+        &self,
+        pg: &Name,
+        storage: &Name,
+        but: Option<&str>,
+    ) -> Result<()> {
         let Some(repository) = self.0.storages().existing_repository(storage).await? else {
             return Ok(());
         };
         let listed = repository.repository.list().await;
         let listed = listed.map_err(|error| Error::repository(repository.label(), error))?;
-        let mut names = listed.iter().flat_map(|listed| &listed.names);
+        let others = listed.iter().filter(|listed| {
+            let summary = listed.summary.as_ref().ok();
+            let of = summary.and_then(|summary| summary.instance.as_deref());
+            but.is_none() || of != but
+        });
+        let mut names = others.flat_map(|listed| &listed.names);
         if let Some(name) = names.find(|name| name.instance() == Some(pg.as_str())) {
             self.0.tell(Event::Warning(format!(
                 "{} has snapshots of another {pg} ({name}): from both together, neon start will not restore either by itself",

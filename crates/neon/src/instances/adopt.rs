@@ -3,19 +3,15 @@
 //! Adopting is a record and nothing else: no file of theirs is written, their server is not touched. Snapshots are taken
 //! through their socket. Who starts and stops them goes on to do so.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use neon_pagestore::LineageId;
 use neon_pgctl::{AdoptOptions, Adopted, Installation, Instance, ManagedBy};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::home::random_id;
-use crate::instances::{AdoptedPlace, Instances, PgRecord, Stage};
+use crate::instances::{AdoptedPlace, CreatePg, Instances, PgRecord, Stage};
 use crate::name::Name;
-use crate::operation::seconds;
 use crate::record;
 use crate::storages::LOCAL;
 
@@ -111,7 +107,8 @@ impl Instances<'_> {
             })?
             .map_err(|error| Error::server(subject.as_str(), error))?;
         for known in self.records()? {
-            if self.data_dir(&known) == found.data_dir {
+            let real = |path: PathBuf| std::fs::canonicalize(&path).unwrap_or(path);
+            if real(self.data_dir(&known)) == real(found.data_dir.clone()) {
                 return Err(Error::new(
                     ErrorKind::Exists,
                     subject,
@@ -135,21 +132,11 @@ impl Instances<'_> {
             number = number.saturating_add(1);
             let _lock = self.lock(&name).await?;
             Box::pin(self.settle(&name)).await?;
+            let nothing = CreatePg::default();
             let mut record = PgRecord {
-                id: random_id()?,
-                name: name.clone(),
                 stage: Stage::Ready,
                 major: found.major.to_string(),
-                bin_dir: installation.bin_dir().to_owned(),
-                storage: storage.clone(),
-                created: seconds(self.0.now()),
                 port: found.pid.and(found.port),
-                wanted: false,
-                lineage: LineageId::random()
-                    .map_err(|error| Error::repository(format!("pg {name}"), error))?,
-                base: None,
-                checkouts: self.first_head(&name)?,
-                timelines: BTreeSet::new(),
                 adopted: Some(AdoptedPlace {
                     data_dir: found.data_dir.clone(),
                     config_file: found.config_file.clone(),
@@ -159,12 +146,7 @@ impl Instances<'_> {
                     superuser: wanted.superuser.clone(),
                     managed_by: manager(&found),
                 }),
-                checkout: None,
-                heads: Vec::new(),
-                replica: None,
-                in_place_of: None,
-                pgdata: None,
-                method: None,
+                ..self.fresh(&name, &nothing, storage.clone(), &installation)?
             };
             let mut advice = Vec::new();
             if found.pid.is_some() {

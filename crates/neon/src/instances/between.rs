@@ -115,7 +115,8 @@ impl Instances<'_> {
             read_control(data)?.state,
             ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery
         );
-        if recovering || under_way.marks.is_empty() || under_way.marks.contains(&mark) {
+        // Without any mark nobody knows whose state it is.
+        if recovering || under_way.marks.contains(&mark) {
             return Ok(None);
         }
         let name = &record.name;
@@ -137,7 +138,7 @@ impl Instances<'_> {
             record.heads.push(Head {
                 number,
                 snapshot: taken.id,
-                storage: record.storage.clone(),
+                storage: taken.storage.clone(),
                 taken: now,
             });
         })?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use neon_pagestore::LineageId;
 use neon_pgctl::{CreateOptions, Installation, Instance, PgMajor};
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::random_id;
 use crate::instances::{Instances, Pg, PgRecord, Stage, elsewhere};
@@ -43,8 +44,8 @@ impl Instances<'_> {
     ///
     /// # Errors
     /// [`Exists`](ErrorKind::Exists); [`NotFound`](ErrorKind::NotFound) for its storage; [`Busy`](ErrorKind::Busy) when its port
-    /// belongs to somebody else;
-    /// [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it.
+    /// belongs to somebody else; [`Environment`](ErrorKind::Environment) without PostgreSQL, with the command that installs it,
+    /// and when the place that was chosen for it cannot be used.
     pub async fn create(&self, wanted: &CreatePg) -> Result<Pg> {
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
@@ -77,10 +78,10 @@ impl Instances<'_> {
                 record::remove(&self.record(&name))?;
                 return Err(Error::server(format!("pg {name}"), error));
             }
+            self.go_on_making(&name, &folder).await?;
             if record.pgdata.is_some() {
                 self.place(&record, user.as_ref())?;
             }
-            self.go_on_making(&name).await?;
             self.update(&name, |record| record.stage = Stage::Ready)
         }
         .await;
@@ -91,14 +92,23 @@ impl Instances<'_> {
         self.get(&name).await
     }
 
-    /// An error when somebody asked to stop: what is there of an instance that is being made is taken back then. Its lock
-    /// is held.
-    pub(super) async fn go_on_making(&self, name: &Name) -> Result<()> {
+    /// An error when somebody asked to stop: the instance that was made in this folder is taken back then. Its lock is
+    /// held.
+    pub(super) async fn go_on_making(&self, name: &Name, folder: &Path) -> Result<()> {
         let stopped = self.0.go_on();
         if stopped.is_err() {
-            Box::pin(self.settle(name)).await?;
+            let folder = folder.to_owned();
+            beside(move || record::remove_tree(&folder)).await?;
+            record::remove(&self.record(name))?;
         }
         stopped
+    }
+
+    /// Judges the place that was chosen for an instance, before anything is made.
+    pub(crate) fn can_be_made(&self, wanted: &CreatePg) -> Result<()> {
+        let place = wanted.pgdata.as_deref();
+        elsewhere::check(place)?;
+        elsewhere::reachable(place, self.0.os_user()?.as_ref())
     }
 
     /// Takes a name that is free, with a record that says that it is being made.
@@ -108,7 +118,7 @@ impl Instances<'_> {
         storage: Name,
         installation: &Installation,
     ) -> Result<(Name, Lock)> {
-        elsewhere::check(wanted.pgdata.as_deref())?;
+        self.can_be_made(wanted)?;
         let mut number = 0_u32;
         loop {
             number = number.saturating_add(1);
@@ -170,6 +180,7 @@ impl Instances<'_> {
             replica: None,
             in_place_of: None,
             pgdata: wanted.pgdata.clone(),
+            tablespaces_beside: false,
             checkout: None,
         })
     }

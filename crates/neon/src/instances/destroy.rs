@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use neon_pgctl::Status;
+
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
 use crate::record::{self, Lock};
 
-/// At most so many instances are kept in the trash, and none but the newest for longer.
+/// At most so many instances are kept in the trash beside those of the last day, and none but the newest for longer.
 const MOST_IN_TRASH: usize = 5;
+const NEW_IN_TRASH: Duration = Duration::from_secs(24 * 60 * 60);
 const OLDEST_IN_TRASH: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Instances<'_> {
@@ -20,7 +24,7 @@ impl Instances<'_> {
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn destroy(&self, name: &Name) -> Result<String> {
         let record = self.known(name)?;
-        let mut operation = self.0.begin_operation("pg destroy", name.as_str())?;
+        let mut operation = self.0.begin_relief("pg destroy", name.as_str())?;
         let destroyed = Box::pin(self.destroy_of(name, None)).await;
         operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
         operation.end(destroyed)
@@ -29,14 +33,11 @@ impl Instances<'_> {
     /// As [`destroy`](Self::destroy), without a word in the log; with an id only that instance.
     pub(crate) async fn destroy_of(&self, name: &Name, id: Option<&str>) -> Result<String> {
         let _lock = self.lock(name).await?;
-        let adopted = record::read::<PgRecord>(&self.record(name))?.is_some_and(|record| {
-            record.adopted.is_some() && record.stage == Stage::Ready && record.checkout.is_some()
-        });
-        if adopted {
-            // Only a record goes, and nothing in the cluster is changed for that.
-            self.update(name, |record| record.checkout = None)?;
+        // A journal goes to the trash with its instance, and is ended when that is brought back.
+        let ready = |record: &PgRecord| record.stage == Stage::Ready && record.is_changing();
+        if !record::read::<PgRecord>(&self.record(name))?.is_some_and(|record| ready(&record)) {
+            Box::pin(self.settle_with(name, false)).await?;
         }
-        Box::pin(self.settle_with(name, false)).await?;
         let record = self.known(name)?;
         if id.is_some_and(|id| id != record.id) {
             return Err(Error::new(
@@ -45,14 +46,23 @@ impl Instances<'_> {
                 "is another instance by now",
             ));
         }
-        // What was adopted goes on without us.
-        if record.adopted.is_none() {
+        // What was adopted goes on without us. Without a server nothing is needed to end it.
+        if record.adopted.is_none() && self.may_run(&record).await {
             self.stop_locked(name, false).await?;
         }
         self.update(name, |record| record.stage = Stage::Destroying)?;
         Box::pin(self.settle(name)).await?;
         self.trim_trash(name).await;
         Ok(record.id)
+    }
+
+    /// Whether there may be a server. One without its directory, or its programs, is destroyed like any other.
+    async fn may_run(&self, record: &PgRecord) -> bool {
+        let data = self.data_dir(record);
+        match Status::of(&data).await {
+            Ok(status) => status.is_up(),
+            Err(_) => data.join("postmaster.pid").exists(),
+        }
     }
 
     /// Removes for good what is beyond the limits of the trash. What cannot be removed now is tried again.
@@ -76,7 +86,7 @@ impl Instances<'_> {
         aged.sort_unstable_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         for (place, (age, id, record)) in aged.into_iter().enumerate() {
             let old = place > 0 && age > OLDEST_IN_TRASH;
-            if place < MOST_IN_TRASH && !old {
+            if (place < MOST_IN_TRASH && !old) || age < NEW_IN_TRASH {
                 continue;
             }
             // Not while somebody brings it back.
@@ -89,6 +99,11 @@ impl Instances<'_> {
             if record::rename(&trash, &home.gone(&id)).is_err() {
                 return;
             }
+            let days = age.as_secs() / (24 * 60 * 60);
+            self.0.tell(Event::Note(format!(
+                "pg {} is removed from the trash for good: it was destroyed {days} days ago",
+                record.name
+            )));
         }
         self.finish_removals().await;
     }
@@ -115,25 +130,34 @@ impl Instances<'_> {
         }
     }
 
-    /// Brings an instance back from the trash under the name it had.
+    /// Brings an instance back from the trash under the name it had, and starts it if it ran when it was destroyed.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when the trash has no such instance (any more); [`Exists`](ErrorKind::Exists)
-    /// when its name was given again.
+    /// when its name was given again; [`Partial`](ErrorKind::Partial) when it is back, and does not start.
     pub async fn undo_destroy(&self, id: &str) -> Result<PgRecord> {
         let trash = self.0.home().trash().join(format!("{id}.json"));
         let plain = id.bytes().all(|byte| byte.is_ascii_hexdigit());
         let known = plain.then(|| record::read::<PgRecord>(&trash)).transpose();
-        let Ok(Some(Some(known))) = known else {
-            return Box::pin(self.undo_destroy_unlogged(id)).await;
+        let back = match known {
+            Ok(Some(Some(known))) => {
+                let name = known.name.as_str();
+                let operation = self.0.begin_operation("pg undo destroy", name)?;
+                operation.end(Box::pin(self.undo_destroy_unlogged(id)).await)
+            }
+            _ => Box::pin(self.undo_destroy_unlogged(id)).await,
         };
-        let operation = self
-            .0
-            .begin_operation("pg undo destroy", known.name.as_str())?;
-        operation.end(Box::pin(self.undo_destroy_unlogged(id)).await)
+        match back? {
+            (record, None) => Ok(record),
+            (_, Some(trouble)) => Err(trouble),
+        }
     }
 
-    pub(crate) async fn undo_destroy_unlogged(&self, id: &str) -> Result<PgRecord> {
+    /// Brings it back; beside it why its server, which ran, does not start.
+    pub(crate) async fn undo_destroy_unlogged(
+        &self,
+        id: &str,
+    ) -> Result<(PgRecord, Option<Error>)> {
         let missing = || {
             Error::new(
                 ErrorKind::NotFound,
@@ -177,6 +201,23 @@ impl Instances<'_> {
             record::remove(&trash)
         })();
         restored?;
-        self.known(&name)
+        let mut trouble = None;
+        if record.checkout.is_some() {
+            Box::pin(self.settle(&name)).await?;
+        } else if record.wanted && record.adopted.is_none() {
+            self.0
+                .tell(Event::Step(format!("Starting postgres on {name}.")));
+            let started = self.start_locked(&name).await;
+            trouble = started.err().map(|error| {
+                Error::new(
+                    ErrorKind::Partial,
+                    format!("pg {name}"),
+                    "is back, and its server, which ran before, does not start",
+                )
+                .hinted(format!("neon pg start {name}, when what keeps it is gone"))
+                .caused_by(error)
+            });
+        }
+        Ok((self.known(&name)?, trouble))
     }
 }

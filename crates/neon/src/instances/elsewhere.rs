@@ -1,15 +1,19 @@
 //! Instances whose data directory somebody chose a place for, perhaps on another disk.
 //!
 //! The folder of the instance in the home then has a link at `data`. Everything is made beside the place,
-//! as `.neon-new-<id>`, and moved there last; tablespaces are in `<place>-tablespaces`. In the trash the data directory is
+//! as `.neon-new-<id>`, and moved there last; tablespaces are in `<place>-tablespaces`, which is ours only if the record says
+//! so. In the trash the data directory is
 //! beside its place, as `.neon-trash-<id>`: nothing is ever copied from disk to disk.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use neon_pgctl::OsUser;
+use neon_pgctl::{OsUser, OwnSettings};
+use rustix::fs::Access;
 
+use crate::doctor::first_closed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::instances::{Instances, PgRecord};
 use crate::record;
@@ -62,9 +66,48 @@ impl Instances<'_> {
             return Ok(());
         };
         let staging = self.staging(record);
-        shift(&staging.join("tablespaces"), &tablespaces(place))?;
+        let made = staging.join("tablespaces");
+        if fs::symlink_metadata(&made).is_ok() {
+            self.own_tablespaces(record)?;
+            shift(&made, &tablespaces(place))?;
+        }
         shift(&staging.join("data"), place)?;
         record::remove_tree(&staging)
+    }
+
+    /// Writes down that the folder for tablespaces beside a chosen place is ours, before it is made. One that somebody else
+    /// made is refused: what we call ours goes to the trash with the instance.
+    pub(super) fn own_tablespaces(&self, record: &PgRecord) -> Result<()> {
+        let known = self.known(&record.name)?;
+        let Some(place) = known.pgdata.as_ref().filter(|_| !known.tablespaces_beside) else {
+            return Ok(());
+        };
+        strangers(place)?;
+        self.update(&record.name, |record| record.tablespaces_beside = true)
+    }
+
+    /// Has the server of an instance log into its folder in the home, and not beside its data directory, where it may have
+    /// no rights, and others log as well.
+    pub(super) fn log_at_home(&self, record: &PgRecord) -> Result<()> {
+        let Some(place) = &record.pgdata else {
+            return Ok(());
+        };
+        let failed = |error| Error::server(format!("pg {}", record.name), error);
+        let Some(mut own) = OwnSettings::read(place).map_err(failed)? else {
+            return Ok(());
+        };
+        let folder = self.0.home().instance_folder(record.name.as_str());
+        let log = folder.join("log").display().to_string();
+        let before = own.get("log_directory");
+        // What somebody chose stays.
+        let ours = before.is_some_and(|before| {
+            before == "../log" || before.ends_with(&format!("/pg/{}/log", record.name))
+        });
+        if !ours || before == Some(log.as_str()) {
+            return Ok(());
+        }
+        own.set("log_directory", &log);
+        own.write(place).map_err(failed)
     }
 
     /// Moves the data directory beside its place, for the trash.
@@ -73,7 +116,9 @@ impl Instances<'_> {
             return Ok(());
         };
         let away = beside(place, "trash", &record.id);
-        shift(&tablespaces(place), &tablespaces(&away))?;
+        if record.tablespaces_beside {
+            shift(&tablespaces(place), &tablespaces(&away))?;
+        }
         shift(place, &away)
     }
 
@@ -93,8 +138,11 @@ impl Instances<'_> {
                 "is not in the trash any more",
             ));
         }
-        check(Some(place))?;
-        check(Some(&tablespaces(place)))
+        check_folder(place)?;
+        if record.tablespaces_beside {
+            check_folder(&tablespaces(place))?;
+        }
+        Ok(())
     }
 
     /// Moves it back.
@@ -112,7 +160,9 @@ impl Instances<'_> {
         let mut folders = vec![self.0.home().trash_folder(&record.id)];
         if let Some(place) = &record.pgdata {
             let away = beside(place, "trash", &record.id);
-            folders.push(tablespaces(&away));
+            if record.tablespaces_beside {
+                folders.push(tablespaces(&away));
+            }
             folders.push(away);
         }
         folders
@@ -122,6 +172,40 @@ impl Instances<'_> {
 /// Refuses a place that cannot be one.
 pub(super) fn check(place: Option<&Path>) -> Result<()> {
     let Some(place) = place else { return Ok(()) };
+    check_folder(place)?;
+    strangers(place)?;
+    let device = |path: &Path| fs::metadata(path).map(|facts| facts.dev()).ok();
+    let inside = place.parent().and_then(device);
+    if device(place).is_some_and(|device| Some(device) != inside) {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            place.display().to_string(),
+            "is a file system of its own, and nothing can be moved there",
+        )
+        .hinted("name a folder in it"));
+    }
+    Ok(())
+}
+
+/// Refuses a place beside which somebody else has a folder where our tablespaces would be.
+fn strangers(place: &Path) -> Result<()> {
+    let beside = tablespaces(place);
+    if fs::symlink_metadata(&beside).is_err() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Exists,
+        beside.display().to_string(),
+        format!(
+            "is there already, and is where the tablespaces of {} would be",
+            place.display()
+        ),
+    )
+    .hinted("name another place"))
+}
+
+/// Refuses what is no path of a folder that is empty or not there.
+fn check_folder(place: &Path) -> Result<()> {
     let refuse =
         |kind, reason: &'static str| Err(Error::new(kind, place.display().to_string(), reason));
     if !place.is_absolute() || place.file_name().is_none() {
@@ -138,6 +222,33 @@ pub(super) fn check(place: Option<&Path>) -> Result<()> {
             Some(_) => refuse(ErrorKind::Exists, "has something in it already"),
         },
     }
+}
+
+/// Refuses a place that we cannot make anything beside, or that the user that servers run as cannot walk to.
+pub(super) fn reachable(place: Option<&Path>, user: Option<&OsUser>) -> Result<()> {
+    let Some(folder) = place.and_then(Path::parent) else {
+        return Ok(());
+    };
+    if let Some(user) = user
+        && let Some(closed) = first_closed(folder, user)
+    {
+        return Err(Error::new(
+            ErrorKind::Environment,
+            folder.display().to_string(),
+            format!(
+                "user {}, who its server runs as, cannot reach it: {} is closed to others",
+                user.name().unwrap_or_default(),
+                closed.display()
+            ),
+        )
+        .hinted(format!("chmod o+x {}", closed.display())));
+    }
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    rustix::fs::access(folder, access).map_err(|error| {
+        Error::io(folder, "nothing can be made in it", error).hinted(
+            "name a place below a folder that you may write to; its data directory is made beside it first",
+        )
+    })
 }
 
 /// Moves a folder unless it is moved already; over an empty one at most.

@@ -11,9 +11,10 @@ use std::fs;
 use std::path::Path;
 
 use neon_pagestore::Facts;
+use neon_pg_layout::RelationMap;
 use neon_pgctl::{
-    Change, Instance, OWN_SETTINGS_FILE, OsUser, OwnSettings, PgMajor, QuarantineOptions,
-    ScopedServer, StartOptions, StopMode, Why,
+    Change, Instance, OWN_SETTINGS_FILE, OWN_SETTINGS_INCLUDE, OsUser, OwnSettings,
+    QuarantineOptions, ScopedServer, StartOptions, StopMode, Why,
 };
 
 use crate::error::{Error, Result};
@@ -22,11 +23,15 @@ use crate::home::random_id;
 use crate::neon::Neon;
 use crate::record;
 
+/// Where an instance logs whose data directory is in its folder.
+const LOG_BESIDE: &str = "../log";
 const MAIN: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
 const HBA: &str = "pg_hba.conf";
 const IDENT: &str = "pg_ident.conf";
-const INCLUDE: &str = "\n# Settings that neon keeps. What stands below this line wins over them.\ninclude_if_exists = 'neon.conf'\n";
+
+/// The catalogue of roles and their passwords.
+const PG_AUTHID: u32 = 1260;
 
 /// What becomes of a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +79,18 @@ pub(super) async fn isolate(
     write(instance, &fates, found.md5, user)
 }
 
-/// Gives the superuser of an instance the password of its pass file again, after its data became those of another instance.
+/// Gives the superuser of an instance the password of its pass file again, after its data became those of another time or
+/// another instance. A role that was not there then gives way to the one that the cluster was made with.
 ///
 /// Its server runs for a moment, and nobody but us gets in.
 ///
 /// Dropped: the server ends.
-pub(super) async fn keep_password(instance: &Instance, user: Option<&OsUser>) -> Result<()> {
+pub(super) async fn keep_password(
+    neon: &Neon,
+    instance: &Instance,
+    facts: &Facts,
+    user: Option<&OsUser>,
+) -> Result<()> {
     let data = instance.data_dir();
     let server = |error| Error::server(data.display().to_string(), error);
     let Some(pass_file) = instance.pass_file() else {
@@ -88,9 +99,11 @@ pub(super) async fn keep_password(instance: &Instance, user: Option<&OsUser>) ->
     let line = fs::read_to_string(pass_file)
         .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
     let mut fields = line.trim_end().splitn(5, ':').skip(3);
-    let (Some(name), Some(password)) = (fields.next(), fields.next()) else {
+    let (Some(known), Some(password)) = (fields.next(), fields.next()) else {
         return Ok(());
     };
+    let first = facts.needs.install_user.as_deref();
+    let names = std::iter::once(known).chain(first.filter(|first| *first != known));
     let hba = pass_file.with_file_name("pg_hba-once.conf");
     record::put(&hba, b"local all all trust\n", 0o600, user)?;
     let options = StartOptions::new()
@@ -104,27 +117,71 @@ pub(super) async fn keep_password(instance: &Instance, user: Option<&OsUser>) ->
     let started = instance.start_scoped(&options).await;
     let given = async {
         let scoped = started.map_err(server)?;
-        let given = async {
-            let mut client = instance.connect("template1").await.map_err(server)?;
-            let given = client.simple_query(&new_password(name, password)).await;
-            client.close().await;
-            given.map_err(|error| {
-                Error::new(
-                    crate::ErrorKind::Failed,
-                    format!("role {name}"),
-                    "cannot be given its password",
-                )
-                .caused_by(error)
-            })
-        }
-        .await;
+        let given = give(instance, names, password, &line, user).await;
         let stopped = tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast)).await;
         drop(stopped);
         given
     }
     .await;
     record::remove(&hba)?;
-    given.map(drop)
+    if let Some(why) = given? {
+        neon.tell(Event::Warning(format!(
+            "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
+             with the password it had",
+            data.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Gives the first of these roles that is there a password, and the pass file its name; why not, if none takes it.
+async fn give(
+    instance: &Instance,
+    names: impl Iterator<Item = &str>,
+    password: &str,
+    line: &str,
+    user: Option<&OsUser>,
+) -> Result<Option<String>> {
+    let Some(pass_file) = instance.pass_file() else {
+        return Ok(None);
+    };
+    let mut why = None;
+    for name in names {
+        let login = format!("*:*:*:{name}:{password}\n");
+        if login != line {
+            record::put(pass_file, login.as_bytes(), 0o600, user)?;
+        }
+        let instance = instance.clone().with_pass_file(pass_file);
+        let given = async {
+            let mut client = instance.connect("template1").await.map_err(with_cause)?;
+            let given = client.simple_query(&new_password(name, password)).await;
+            client.close().await;
+            given.map(drop).map_err(with_cause)
+        };
+        match given.await {
+            Ok(()) => return Ok(None),
+            Err(error) => {
+                why.get_or_insert(error);
+            }
+        }
+    }
+    record::put(pass_file, line.as_bytes(), 0o600, user)?;
+    Ok(why)
+}
+
+fn with_cause(error: impl std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// What the roles of a stopped cluster are, to be compared; none if that cannot be told.
+pub(super) fn roles(instance: &Instance) -> Option<Vec<u8>> {
+    let global = instance.data_dir().join("global");
+    let map = fs::read(global.join("pg_filenode.map")).ok()?;
+    let map = RelationMap::decode(&map, instance.major().layout()).ok()?;
+    fs::read(global.join(map.number_of(PG_AUTHID)?.to_string())).ok()
 }
 
 /// Gives a role a password that no log and no statistics see: what is sent only proves it.
@@ -146,6 +203,10 @@ pub(super) fn as_it_is(instance: &Instance, user: Option<&OsUser>) -> Result<()>
     let mut own = OwnSettings::read(data).map_err(failed)?.unwrap_or_default();
     for name in ["port", "unix_socket_directories"] {
         own.remove(name);
+    }
+    // Of one whose data directory was at a place that somebody chose.
+    if own.get("log_directory").is_some() {
+        own.set("log_directory", LOG_BESIDE);
     }
     own.write(data).map_err(failed)?;
     include(instance, user)
@@ -353,16 +414,16 @@ fn write(
                 text.push_str(&format!("{} = '{value}'\n", setting.name));
             }
         }
-        text.push_str(INCLUDE);
+        text.push_str(OWN_SETTINGS_INCLUDE);
         set_aside(data, MAIN, user)?;
         set_aside(data, AUTO, user)?;
         record::put(&data.join(MAIN), text.as_bytes(), 0o600, user)?;
         record::put(&data.join(AUTO), b"", 0o600, user)?;
     }
-    access(data, instance.major(), md5, user)
+    access(data, md5, user)
 }
 
-fn access(data: &Path, _major: PgMajor, md5: bool, user: Option<&OsUser>) -> Result<()> {
+fn access(data: &Path, md5: bool, user: Option<&OsUser>) -> Result<()> {
     // This method takes passwords of both kinds.
     let method = if md5 { "md5" } else { "scram-sha-256" };
     let mut text = String::from("# Written for a copy: from this machine, with a password.\n");
@@ -414,6 +475,6 @@ pub(super) fn include(instance: &Instance, user: Option<&OsUser>) -> Result<()> 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(Error::io(&main, "cannot be read", error)),
     };
-    text.extend_from_slice(INCLUDE.as_bytes());
+    text.extend_from_slice(OWN_SETTINGS_INCLUDE.as_bytes());
     record::put(&main, &text, 0o600, user)
 }

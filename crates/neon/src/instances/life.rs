@@ -39,6 +39,8 @@ impl Instances<'_> {
             let folder = self.0.home().instance_folder(name.as_str());
             record::folder(&folder, 0o711)?;
         }
+        self.log_at_home(&record)?;
+        self.refuse_shared(&record)?;
         let port = match record.port {
             Some(port) => PortChoice::Fixed(port),
             None => PortChoice::Free {
@@ -100,7 +102,7 @@ impl Instances<'_> {
         let _lock = self.lock(name).await?;
         Box::pin(self.settle_with(name, false)).await?;
         self.refuse_managed(&self.known(name)?, "stop")?;
-        let operation = self.0.begin_operation("pg stop", name.as_str())?;
+        let operation = self.0.begin_relief("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
     }
 
@@ -111,7 +113,7 @@ impl Instances<'_> {
     pub async fn stop_by_force(&self, name: &Name) -> Result<()> {
         let _lock = self.lock(name).await?;
         Box::pin(self.settle_with(name, false)).await?;
-        let operation = self.0.begin_operation("pg stop", name.as_str())?;
+        let operation = self.0.begin_relief("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
     }
 

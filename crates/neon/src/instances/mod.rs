@@ -20,6 +20,7 @@ mod record;
 mod replica;
 pub(crate) mod restore;
 mod runs_here;
+mod shared_places;
 mod trash;
 mod trees;
 mod unlogged;
@@ -212,6 +213,7 @@ impl Instances<'_> {
             Stage::Ready => Ok(()),
             Stage::Creating if self.is_placed(&record) => {
                 self.finish_place(&record)?;
+                self.let_go(&record).await;
                 self.update(name, |record| {
                     record.stage = Stage::Ready;
                     record.in_place_of = None;
@@ -220,6 +222,7 @@ impl Instances<'_> {
             }
             Stage::Creating => {
                 self.clear_new(&record).await?;
+                self.let_go(&record).await;
                 self.unclaim(&record)
             }
             Stage::Destroying => {
@@ -309,6 +312,17 @@ impl Instances<'_> {
         })
     }
 
+    /// Has the snapshots of an instance go to another storage.
+    pub(crate) async fn set_storage(&self, name: &Name, storage: &Name) -> Result<()> {
+        let _lock = self.lock(name).await?;
+        Box::pin(self.settle_with(name, false)).await?;
+        let attached = self.0.storages().hold(storage).await?;
+        self.update(name, |record| record.storage = storage.clone())?;
+        drop(attached);
+        Ok(())
+    }
+
+    /// Changes a record. Its lock is held.
     pub(crate) fn update(&self, name: &Name, change: impl FnOnce(&mut PgRecord)) -> Result<()> {
         let mut record = self.known(name)?;
         change(&mut record);

@@ -69,6 +69,9 @@ pub struct PgRecord {
     /// The data directory, if somebody chose a place for it; below the home if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pgdata: Option<PathBuf>,
+    /// Whether the folder for tablespaces beside that place is ours: said before we make it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tablespaces_beside: bool,
     /// Whose replica it is, of one that was made to follow another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<ReplicaOf>,
@@ -100,6 +103,12 @@ impl PgRecord {
     pub(crate) fn is_changing(&self) -> bool {
         let phase = self.checkout.as_ref().map(|under_way| under_way.phase);
         phase == Some(Phase::Changing)
+    }
+
+    /// Whether a checkout is done, and its server not started.
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        let phase = self.checkout.as_ref().map(|under_way| under_way.phase);
+        phase == Some(Phase::Starting)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A replica is an instance of its own, called `<primary>-r<number>`, made by a base backup of the running primary over its
 //! socket. It keeps no slot on the primary, which would keep log for ever when nobody drops it: what the primary keeps
-//! anyway (`wal_keep_size`) is how long a replica may be away.
+//! anyway (`wal_keep_size`) is how long a replica may be away. `CREATE TABLESPACE` on the primary must wait until it has no
+//! replica on the same machine: [`shared_places`](super::shared_places) says why.
 
 use neon_pgctl::{Instance, StandbyOptions, Upstream};
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,10 @@ impl Instances<'_> {
         let mut operation = self.0.begin_operation("pg replica", name.as_str())?;
         operation.detail("id", self.known(&name)?.id);
         operation.detail("of", primary.as_str());
+        self.0.tell(Event::Warning(format!(
+            "As long as {primary} has a replica on this machine, do not create tablespaces on it: {name} would write into \
+             the same folder. neon doctor tells if it happened."
+        )));
         self.0
             .tell(Event::Step(format!("Copying {primary} to {name}.")));
         let made = async {
@@ -91,7 +96,7 @@ impl Instances<'_> {
                 record::remove(&self.record(&name))?;
                 return Err(Error::server(format!("pg {name}"), error));
             }
-            self.go_on_making(&name).await?;
+            self.go_on_making(&name, &folder).await?;
             self.update(&name, |record| {
                 record.stage = Stage::Ready;
                 record.lineage = of.record.lineage;

@@ -29,6 +29,7 @@ use crate::instances::isolate::{as_it_is, isolate};
 use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, PgRecord, Stage, runs_here};
+use crate::name::Name;
 use crate::neon::Neon;
 use crate::record::{self, Lock};
 use crate::snapshots::room::{self, Place};
@@ -119,6 +120,7 @@ impl Instances<'_> {
                 )
                 .hinted("look at it and move it away, or choose another name"));
             }
+            self.needs_of(&name, from).await?;
             let used = self.used_timelines(snapshot.facts())?;
             self.0
                 .tell(Event::Step(format!("Restoring snapshot {}.", from.asked)));
@@ -161,14 +163,11 @@ impl Instances<'_> {
             self.0.go_on()?;
             self.update(&name, |record| {
                 record.timelines = timelines.iter().map(|timeline| timeline.get()).collect();
-                record.base = Some(Base {
-                    snapshot: from.id,
-                    storage: from.repository.name.clone(),
-                });
                 record.method = Some(method.to_string());
             })?;
             self.place(&claimed, user.as_ref())?;
             self.0.step("create: named");
+            self.done_with(&claimed, from).await;
             self.update(&name, |record| {
                 record.stage = Stage::Ready;
                 record.in_place_of = None;
@@ -185,7 +184,9 @@ impl Instances<'_> {
                 left.iter().try_for_each(|left| record::remove_tree(left))
             });
             if matches!(removed.await, Ok(Ok(()))) {
-                self.unclaim(&claimed)?;
+                self.done_with(&claimed, from).await;
+                // What keeps its record is settled by the next verb; why it failed is what counts.
+                drop(self.unclaim(&claimed));
             }
         }
         operation.end(created)?;
@@ -194,6 +195,38 @@ impl Instances<'_> {
         }
         drop(lock);
         self.get(&name).await
+    }
+
+    /// Writes down what an instance that is being made is made from, and keeps that where it is until it is made.
+    async fn needs_of(&self, name: &Name, from: &Found) -> Result<()> {
+        let storage = from.repository.name.clone();
+        let attached = match &storage {
+            Some(storage) => Some(self.0.storages().hold(storage).await?),
+            None => None,
+        };
+        self.update(name, |record| {
+            record.base = Some(Base {
+                snapshot: from.id,
+                storage,
+            });
+        })?;
+        drop(attached);
+        let record = self.known(name)?;
+        self.0
+            .pin(&from.repository, from.id, &record, "it is made from it")
+            .await
+    }
+
+    /// What an instance was made from is not needed any more. A pin that stays is found by the doctor.
+    async fn done_with(&self, record: &PgRecord, from: &Found) {
+        if let Err(error) = self.0.unpin(&from.repository, record, None).await
+            && error.kind() != ErrorKind::Invalid
+        {
+            self.0.tell(Event::Warning(format!(
+                "{} stays pinned ({error}); neon doctor --fix removes that",
+                from.subject()
+            )));
+        }
     }
 
     /// Judges, before any data moves, whether a snapshot would run here, and with which programs.

@@ -168,7 +168,7 @@ fn refused(place: &Path, reasons: &[NotUsed]) -> Error {
         place.display().to_string(),
         format!("lets no instance share blocks: {}", reasons.join("; ")),
     )
-    .hinted("use a home on XFS or btrfs, or create it without --cow: a full copy")
+    .hinted("use a home on XFS or btrfs, or let it be copied whole: --clone-method copy")
 }
 
 /// What cloning came to.

@@ -157,7 +157,7 @@ fn instance_of(wanted: &CreateSnapshot) -> Result<Name> {
             format!("name {}", wanted.name),
             "does not say of which instance",
         )
-        .hinted("write INSTANCE@TAG, or name the instance")),
+        .hinted("write PGDATA@TAG, or name the instance: --pg PGDATA")),
     }
 }
 

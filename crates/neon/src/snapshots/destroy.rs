@@ -34,13 +34,14 @@ impl Snapshots<'_> {
     /// What destroying a snapshot would mean. Changes nothing.
     ///
     /// # Errors
-    /// As [`find`](Self::find), and when a map cannot be read.
+    /// As [`find`](Self::find); [`Busy`](ErrorKind::Busy) when something is under way that needs it; when a map cannot be read.
     pub async fn plan_destroy(
         &self,
         text: &str,
         storage: Option<&Name>,
     ) -> Result<DestroySnapshot> {
         let found = self.find(text, storage).await?;
+        self.require_unneeded(&found).await?;
         let details = self.show_found(&found).await?;
         let listed = found.repository.repository.list().await;
         let listed = listed.map_err(|error| Error::repository(found.repository.label(), error))?;
@@ -74,12 +75,12 @@ impl Snapshots<'_> {
     /// Dropped: it is destroyed or not.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) when it is gone already.
+    /// [`NotFound`](ErrorKind::NotFound) when it is gone already; [`Busy`](ErrorKind::Busy) when something is under way that
+    /// needs it.
     pub async fn destroy(&self, plan: &DestroySnapshot) -> Result<()> {
         let target = &plan.found.repository;
-        let mut operation = self
-            .0
-            .begin_operation("snapshot destroy", &plan.found.asked)?;
+        self.require_unneeded(&plan.found).await?;
+        let mut operation = self.0.begin_relief("snapshot destroy", &plan.found.asked)?;
         operation.detail("id", plan.id.to_string());
         if let Some(storage) = &plan.storage {
             operation.detail("storage", storage.to_string());
@@ -88,6 +89,20 @@ impl Snapshots<'_> {
         operation.detail("names", names.join(" "));
         let destroyed = target.repository.destroy(plan.id).await;
         operation.end(destroyed.map_err(|error| Error::repository(target.label(), error)))
+    }
+
+    /// An error when an instance is being made from a snapshot, or goes back to it.
+    async fn require_unneeded(&self, found: &Found) -> Result<()> {
+        let holders = self.0.holders(&found.repository, found.id).await?;
+        let Some(first) = holders.first() else {
+            return Ok(());
+        };
+        Err(
+            Error::new(ErrorKind::Busy, found.subject(), format!("is needed by {first}")).hinted(
+                "try again when that is done; if its command was killed, the next command on that instance ends it, \
+                 and neon doctor tells of what nobody ends",
+            ),
+        )
     }
 
     /// Brings a destroyed snapshot back, as long as no collection of its storage took it. Returns the names that it has

@@ -4,9 +4,9 @@
 //! The repository is `state/import/<id>`, with a note and a lock beside it; what a killed command left is removed by the
 //! next import, or by the doctor.
 
-use std::fmt;
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neon_pagestore::SnapshotName;
@@ -134,48 +134,66 @@ impl Snapshots<'_> {
         })
     }
 
-    /// What commands left that were killed.
-    pub(crate) fn temporary_left(&self) -> Vec<LeftImport> {
-        let notes = record::list::<Note>(&folder(self.0)).unwrap_or_default();
-        notes
-            .into_iter()
-            .filter(|(id, _)| {
-                let lock = Places::of(self.0, id).lock;
-                !lock.exists() || record::is_free(&lock)
-            })
-            .map(|(id, note)| LeftImport { id, note })
-            .collect()
-    }
-
-    /// Destroys what a command left that was killed, unless somebody else is at it.
-    pub(crate) async fn destroy_left(&self, left: &LeftImport) -> Result<()> {
-        let places = Places::of(self.0, &left.id);
-        let _lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;
-        places.remove().await
-    }
-
-    /// Destroys what commands left that were killed. What cannot be destroyed now waits for the next.
+    /// Removes what commands left that were killed. What cannot be removed now waits for the next.
     pub(crate) async fn sweep_temporary(&self) {
-        for left in self.temporary_left() {
-            if let Err(error) = Box::pin(self.destroy_left(&left)).await {
+        for left in self.left_imports() {
+            if let Err(error) = self.end_import(&left).await {
                 self.0.tell(Event::Warning(format!(
-                    "{left}, which an interrupted command left, is not removed yet: {error}"
+                    "{}, and is not removed yet: {error}",
+                    left.what()
                 )));
             }
         }
     }
+
+    /// What commands left that were killed: the repository, its note, its lock, or what there is of them.
+    pub(crate) fn left_imports(&self) -> Vec<LeftImport> {
+        let mut ids = BTreeSet::new();
+        for entry in fs::read_dir(folder(self.0)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().map(|name| {
+                let id = name.strip_suffix(".json");
+                id.or_else(|| name.strip_suffix(".lock")).unwrap_or(name)
+            });
+            ids.extend(id.map(str::to_owned));
+        }
+        let each = ids.into_iter().map(|id| LeftImport {
+            places: Places::of(self.0, &id),
+        });
+        // Somebody is at the others.
+        each.filter(|left| !left.places.lock.exists() || record::is_free(&left.places.lock))
+            .collect()
+    }
+
+    /// Removes what one of them left; nothing when somebody is at it.
+    pub(crate) async fn end_import(&self, left: &LeftImport) -> Result<()> {
+        let Some(_lock) = Lock::free(&left.places.lock) else {
+            return Ok(());
+        };
+        left.places.remove().await
+    }
 }
 
-/// An import that a command left which was killed.
+/// What a command left that was killed while it made an instance from outside.
 #[derive(Debug)]
 pub(crate) struct LeftImport {
-    id: String,
-    note: Note,
+    places: Places,
 }
 
-impl fmt::Display for LeftImport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the import {} of {}", self.id, self.note.source)
+impl LeftImport {
+    /// The note of it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.places.note
+    }
+
+    /// What it is.
+    pub(crate) fn what(&self) -> String {
+        match record::read::<Note>(&self.places.note) {
+            Ok(Some(Note { source })) => {
+                format!("{source} was imported for an instance by a command that was killed")
+            }
+            _ => "was left by an import that was killed".to_owned(),
+        }
     }
 }
 
@@ -183,6 +201,7 @@ fn folder(neon: &Neon) -> PathBuf {
     neon.home().path().join("state/import")
 }
 
+#[derive(Debug)]
 struct Places {
     folder: PathBuf,
     note: PathBuf,

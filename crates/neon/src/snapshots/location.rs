@@ -9,6 +9,7 @@ use neon_storage::Locator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::snapshots::{Found, Snapshots};
+use crate::storages::StorageType;
 
 /// What files of our own format are called.
 const NEON: &str = ".neon";
@@ -121,13 +122,14 @@ pub(crate) fn locator(text: &str) -> Result<Locator> {
     Locator::parse(text).map_err(|error| Error::storage("address", error))
 }
 
-/// Whether a text is an address or a path rather than a name. Names have no slash and no scheme.
+/// Whether a text is an address or a path rather than a name. Names have no slash and no scheme; one may end as files of
+/// ours do.
 fn is_address(text: &str) -> bool {
     text.contains("://")
         || text.contains('/')
         || text == "."
         || text == ".."
-        || text.ends_with(NEON)
+        || (text.ends_with(NEON) && Path::new(text).exists())
 }
 
 /// Whether a folder is a repository.
@@ -150,6 +152,7 @@ impl Snapshots<'_> {
             return ImportSource::parse(text).map(Located::Outside);
         }
         let whole = locator(text)?;
+        StorageType::of(&whole)?;
         if let Some(path) = whole.file_path() {
             if path.exists() {
                 return Ok(Located::Outside(ImportSource::Path(path.to_owned())));

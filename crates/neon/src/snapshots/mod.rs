@@ -113,6 +113,19 @@ impl Snapshots<'_> {
     /// storage must answer: a name never means what another storage calls so because this one is away. Another storage
     /// that cannot be asked is an error only if none has it, and told otherwise.
     pub async fn find(&self, text: &str, storage: Option<&Name>) -> Result<Found> {
+        if let Ok(name) = text.parse::<SnapshotName>()
+            && name.is_current()
+        {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("snapshot {text}"),
+                "stands for the live state, which is no snapshot",
+            )
+            .hinted(format!(
+                "take one: neon snapshot create {}@TAG",
+                name.instance().unwrap_or("PGDATA")
+            )));
+        }
         if let Some(storage) = storage {
             self.0.storages().get(storage)?;
             return match self.look_in(storage, text).await? {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use neon_pg::{
@@ -359,6 +361,215 @@ async fn only_uploads_of_ours_below_our_own_folder_are_aborted() {
     assert_eq!(codes(&report), ["upload-left"]);
     assert_eq!(report.fixable().count(), 0);
     assert_eq!(pending(), left);
+}
+
+/// All codes, those that are only to be known included.
+async fn all(neon: &Neon) -> Vec<DoctorFinding> {
+    examined(neon).await.findings
+}
+
+fn of<'a>(findings: &'a [DoctorFinding], code: &str) -> Vec<&'a DoctorFinding> {
+    findings.iter().filter(|one| one.code == code).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_that_was_interrupted_is_told_by_how_far_it_was() {
+    let home = crate::killed::scene().await;
+    let place = home.scratch.path().join("home");
+    for (step, severity, says) in [
+        ("checkout: begun", Severity::Warning, "taken back"),
+        ("checkout: rewritten", Severity::Error, "be finished"),
+        ("checkout: done", Severity::Warning, "is done"),
+    ] {
+        crate::killed::killed(&place, "checkout", step, None);
+        let neon = home.again();
+        let findings = all(&neon).await;
+        let pending = of(&findings, "checkout-pending");
+        assert_eq!(pending.len(), 1, "{step}: {findings:?}");
+        assert_eq!(pending[0].severity, severity, "{step}");
+        assert!(pending[0].message.contains(says), "{step}: {pending:?}");
+        assert!(pending[0].fixable);
+        let report = repaired(&neon).await;
+        assert_eq!(codes(&report), Vec::<&str>::new(), "{step}");
+        let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+        assert_eq!(pg.role(), Some("primary"), "{step}");
+    }
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_no_instance_and_a_port_of_two_are_told() {
+    let home = Fixture::of(PgMajor::V15);
+    let pg = home.neon.pg();
+    pg.create(&home.create()).await.unwrap();
+    let record = home.scratch.path().join("home/state/pg/pgdata1.json");
+    let aside = home.scratch.path().join("record");
+    fs::rename(&record, &aside).unwrap();
+    let report = examined(&home.neon).await;
+    assert_eq!(codes(&report), ["server-lost", "folder-unknown"]);
+    let lost = of(&report.findings, "server-lost");
+    let pid = fs::read_to_string(
+        home.scratch
+            .path()
+            .join("home/pg/pgdata1/data/postmaster.pid"),
+    );
+    let pid = pid.unwrap().lines().next().unwrap().to_owned();
+    let hint = lost[0].hint.as_ref().unwrap();
+    assert_eq!(*hint, format!("kill -INT {pid}"));
+    fs::rename(&aside, &record).unwrap();
+    assert_eq!(codes(&examined(&home.neon).await), Vec::<&str>::new());
+
+    let mut other = home.stopped("other");
+    other.port = pg.record_of(&name("pgdata1")).unwrap().port;
+    pg.create(&other).await.unwrap();
+    let report = examined(&home.neon).await;
+    assert_eq!(codes(&report), ["port-shared"]);
+    assert!(told(&report)[0].message.contains("other, pgdata1"));
+    pg.destroy(&name("other")).await.unwrap();
+    pg.stop(&name("pgdata1")).await.unwrap();
+}
+
+/// As root, the servers of a home run as somebody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_servers_cannot_walk_to_is_told() {
+    let scratch = neon_testkit::Scratch::new();
+    let closed = scratch.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let mode = |mode| fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o711);
+    let neon = Fixture::at(PgMajor::V15, &closed.join("home"));
+    assert_eq!(of(&all(&neon).await, "home-unreachable").len(), 0);
+    mode(0o700);
+    let findings = all(&neon).await;
+    let root = rustix::process::geteuid().is_root();
+    let unreachable = of(&findings, "home-unreachable");
+    assert_eq!(unreachable.len(), usize::from(root));
+    for one in unreachable {
+        let hint = one.hint.as_ref().unwrap();
+        assert_eq!(*hint, format!("chmod o+x {}", closed.display()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_that_are_gone_and_storages_that_overwrite_are_told() {
+    let server = S3Server::start(S3ServerOptions {
+        conditions: neon_testkit::s3::Conditions::Ignored,
+        ..S3ServerOptions::default()
+    });
+    let home = Fixture::having(PgMajor::V15, |options| {
+        crate::remotes::credentials(&server, options);
+    });
+    let locator = format!("s3://bucket/some?endpoint={}", server.endpoint());
+    let locator = Locator::parse(&locator).unwrap();
+    let storages = home.neon.storages();
+    let loose = name("loose");
+    let attached = storages.attach(&loose, &locator, BTreeMap::new());
+    attached.await.unwrap();
+    let report = examined(&home.neon).await;
+    assert_eq!(codes(&report), ["no-conditional-writes"]);
+    assert_eq!(told(&report)[0].subject, "storage loose");
+    storages.detach(&name("loose")).await.unwrap();
+
+    let tank = home.scratch.path().join("tank");
+    let options = BTreeMap::from([("grace".to_owned(), "1s".to_owned())]);
+    let place = Locator::path_of(tank);
+    storages
+        .attach(&name("tank"), &place, options)
+        .await
+        .unwrap();
+    let tank = storages.repository(&name("tank")).await.unwrap();
+    drop(tank.repository.begin_writing().await.unwrap());
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let findings = all(&home.neon).await;
+    let left = of(&findings, "lease-left");
+    assert_eq!(left.len(), 1, "{findings:?}");
+    assert_eq!(left[0].hint.as_deref(), Some("neon storage gc tank"));
+    for _ in 0..3 {
+        let plan = storages.plan_gc(&name("tank")).await.unwrap();
+        storages.gc(&plan).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    assert_eq!(of(&all(&home.neon).await, "lease-left").len(), 0);
+}
+
+const PLACE: &str = "NEON_PG_DOCTOR_MOUNTS";
+
+fn program(name: &str, arguments: &[&str]) {
+    let done = Command::new(name).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{name} {arguments:?}: {said}");
+}
+
+/// In a process with a mount namespace of its own: with the process the mounts go.
+#[test]
+fn disks_that_are_full_and_mounts_that_are_left_are_told() {
+    let scratch = neon_testkit::Scratch::new();
+    let done = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "doctor::in_a_namespace", "--nocapture"])
+        .env(PLACE, scratch.path())
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&done.stdout);
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{out}{error}");
+    assert!(out.contains("1 passed"), "{out}");
+}
+
+/// Started by the test above; by itself there is nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_namespace() {
+    let Ok(place) = std::env::var(PLACE) else {
+        return;
+    };
+    for (size, files, code) in [
+        ("64m", "100k", "disk-full"),
+        ("512m", "100k", "disk-nearly-full"),
+        ("2g", "300", "inodes-nearly-used"),
+    ] {
+        let disk = Path::new(&place).join(code);
+        fs::create_dir(&disk).unwrap();
+        let options = format!("size={size},nr_inodes={files},mode=755");
+        let mount = [
+            "-t",
+            "tmpfs",
+            "-o",
+            &*options,
+            "none",
+            disk.to_str().unwrap(),
+        ];
+        program("mount", &mount);
+        let neon = Fixture::at(PgMajor::V15, &disk.join("home"));
+        if code == "inodes-nearly-used" {
+            let mut number = 0;
+            while rustix::fs::statvfs(&disk).unwrap().f_favail > 12 {
+                fs::write(disk.join(number.to_string()), "").unwrap();
+                number += 1;
+            }
+        }
+        let found = all(&neon).await;
+        let about = |one: &&DoctorFinding| one.code.starts_with("disk-") || one.code == code;
+        let about: Vec<_> = found.iter().filter(about).map(|one| one.code).collect();
+        assert_eq!(about, [code], "{found:?}");
+        assert_eq!(of(&found, "mount-left").len(), 0);
+        if code != "disk-nearly-full" {
+            continue;
+        }
+        // What somebody mounted in it on purpose, and what not.
+        let home = fs::canonicalize(disk.join("home")).unwrap();
+        fs::create_dir(home.join("pg/a b")).unwrap();
+        for (inside, left) in [("trash", 0), ("pg/a b", 1)] {
+            let inside = home.join(inside);
+            program("mount", &["-t", "tmpfs", "none", inside.to_str().unwrap()]);
+            let found = all(&neon).await;
+            let mounts = of(&found, "mount-left");
+            assert_eq!(mounts.len(), left, "{found:?}");
+            if let Some(mount) = mounts.first() {
+                assert_eq!(mount.subject, inside.display().to_string());
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

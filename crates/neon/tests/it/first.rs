@@ -429,6 +429,24 @@ async fn what_was_imported_for_an_instance_goes_also_when_that_fails_or_is_kille
         ),
         ErrorKind::Exists
     );
+    // Or the doctor does it.
+    let folder = home.scratch.path().join("home/state/import");
+    fs::create_dir_all(folder.join("fedcba9876543210/packs")).unwrap();
+    let note = r#"{"source": "/somewhere"}"#;
+    fs::write(folder.join("fedcba9876543210.json"), note).unwrap();
+    fs::write(folder.join("0000000000000000.lock"), "").unwrap();
+    let mut options = neon_pg::DoctorOptions::default();
+    let report = home.neon.doctor(&options).await.unwrap();
+    let left = report
+        .findings
+        .iter()
+        .filter(|one| one.code == "import-left");
+    assert_eq!(left.filter(|one| one.fixable).count(), 2, "{report:?}");
+    options.fix = true;
+    let report = home.neon.doctor(&options).await.unwrap();
+    assert!(report.findings.iter().all(|one| one.code != "import-left"));
+    assert_eq!(snapshots(&home.neon).await, 0);
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
     let nowhere = text(&home.scratch.path().join("no/where"));
     let made = snapshots_of
         .create_pg(&create("three"), &nowhere, None, &how)
@@ -793,4 +811,106 @@ async fn options_of_a_place_are_what_it_was_attached_with_or_are_refused() {
     from.storage_options = none;
     let begun = clear.neon.snapshot_first().init(&from).await.unwrap();
     assert_eq!(begun.storage.as_str(), "clear");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_that_was_killed_is_gone_on_with_and_started() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let first = neon.snapshot_first();
+    let none = BTreeMap::new();
+    let mut wanted = wanted(None);
+    wanted.storage_dest = Some(text(&home.scratch.path().join("dest")));
+    let made = first.init(&wanted).await.unwrap();
+    let place = home.scratch.path().join("home/state/first.json");
+    let saved = fs::read_to_string(&place).unwrap();
+    assert!(!saved.contains("unfinished"), "{saved}");
+    // Killed when the instance was there, and nothing said so.
+    let begun = saved.replacen('{', "{\"unfinished\": \"main@init\",", 1);
+    fs::write(&place, &begun).unwrap();
+    let again = first.init(&wanted).await.unwrap();
+    assert_eq!(again.snapshot, made.snapshot);
+    assert_eq!(fs::read_to_string(&place).unwrap(), saved);
+    assert_eq!(refused(first.init(&wanted).await), ErrorKind::Exists);
+    // Before its snapshot was.
+    let planned = neon.snapshots().plan_destroy("main@init", None).await;
+    neon.snapshots().destroy(&planned.unwrap()).await.unwrap();
+    fs::write(&place, &begun).unwrap();
+    let again = first.init(&wanted).await.unwrap();
+    assert_eq!(again.snapshot.to_string(), "main@init");
+    let found = neon.snapshots().find("main@init", None).await.unwrap();
+    assert_eq!(found.repository.name, Some(name("dest")));
+    // Elsewhere it would be another one.
+    fs::write(&place, &begun).unwrap();
+    let mut other = wanted.clone();
+    other.storage_dest = Some(text(&home.scratch.path().join("elsewhere")));
+    assert_eq!(refused(first.init(&other).await), ErrorKind::Exists);
+    assert_eq!(neon.storages().list().unwrap().len(), 2);
+    // Or it is started, as it is.
+    first.start(None, &none).await.unwrap();
+    assert_eq!(fs::read_to_string(&place).unwrap(), saved);
+    neon.pg().stop(&name("main")).await.unwrap();
+    // Killed before the instance was there.
+    neon.pg().destroy(&name("main")).await.unwrap();
+    fs::write(&place, &begun).unwrap();
+    let again = first.init(&wanted).await.unwrap();
+    assert_eq!(again.snapshot.to_string(), "main@init-2");
+    // Made by the other verb: there is a way on from it, too.
+    neon.pg().destroy(&name("main")).await.unwrap();
+    fs::remove_file(&place).unwrap();
+    neon.pg().create(&home.stopped("main")).await.unwrap();
+    assert_eq!(refused(first.init(&wanted).await), ErrorKind::Exists);
+    first.start(None, &none).await.unwrap();
+    neon.pg().stop(&name("main")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_that_fails_leaves_neither_what_it_imported_nor_a_word() {
+    let cluster = source(PgMajor::V15);
+    let home = Fixture::new();
+    let neon = &home.neon;
+    // Something is in the way of the instance.
+    let folder = home.scratch.path().join("home/pg/main");
+    fs::create_dir(&folder).unwrap();
+    let mut wanted = wanted(None);
+    wanted.snapshot_path = Some(text(&cluster.data_dir()));
+    let first = neon.snapshot_first();
+    assert_eq!(refused(first.init(&wanted).await), ErrorKind::Exists);
+    assert_eq!(snapshots(neon).await, 0);
+    assert!(!home.scratch.path().join("home/state/first.json").exists());
+    fs::remove_dir(&folder).unwrap();
+    let made = first.init(&wanted).await.unwrap();
+    assert_eq!(made.snapshot.to_string(), "main@init");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn states_that_went_on_side_by_side_are_not_restored_by_themselves() {
+    let (one, copy, third) = (Fixture::new(), Fixture::new(), Fixture::new());
+    let none = BTreeMap::new();
+    let dest = text(&one.scratch.path().join("dest"));
+    let mut begin = wanted(None);
+    begin.storage_dest = Some(dest.clone());
+    one.neon.snapshot_first().init(&begin).await.unwrap();
+    one.neon.snapshot_first().start(None, &none).await.unwrap();
+    run(&one.neon, "main", "create table t as select 1 i").await;
+    one.neon.snapshot_first().push().await.unwrap();
+    // Another home took over, as far as anybody can see; and it is told whose name it uses.
+    let (neon, told) = listening(&copy);
+    let first = neon.snapshot_first();
+    first.start(Some(&dest), &none).await.unwrap();
+    let told = told.lock().unwrap().clone();
+    let of_others =
+        |event: &Event| matches!(event, Event::Warning(text) if text.contains("another main"));
+    assert!(told.iter().any(of_others), "{told:?}");
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    first.stop().await.unwrap();
+    // And the first goes on.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    one.neon.snapshot_first().push().await.unwrap();
+    let restored = third.neon.snapshot_first().start(Some(&dest), &none).await;
+    let error = restored.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.reason().contains("side by side"), "{error}");
+    assert!(third.neon.pg().records().unwrap().is_empty());
+    one.neon.pg().stop(&name("main")).await.unwrap();
 }

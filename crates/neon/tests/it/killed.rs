@@ -55,7 +55,7 @@ async fn acting_as_a_command() {
 }
 
 /// Runs a command that is killed at this step, or after this time.
-fn killed(home: &Path, verb: &str, step: &str, after: Option<Duration>) {
+pub(crate) fn killed(home: &Path, verb: &str, step: &str, after: Option<Duration>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "killed::acting_as_a_command", "--nocapture"])
         .env(HOME, home)
@@ -112,7 +112,7 @@ fn nothing_half_made(home: &Path) {
     assert!(left.is_empty(), "{left:?}");
 }
 
-async fn scene() -> Fixture {
+pub(crate) async fn scene() -> Fixture {
     let home = Fixture::of(MAJOR);
     home.neon.pg().create(&home.create()).await.unwrap();
     run(

@@ -12,6 +12,8 @@ mod killed;
 mod mended;
 mod moving;
 mod offers;
+mod pinned;
+mod places;
 mod ports;
 mod redo;
 mod remotes;

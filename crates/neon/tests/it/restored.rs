@@ -423,8 +423,8 @@ async fn data_and_tablespaces_are_where_they_were_asked_for_and_below_the_copy()
     assert_eq!(refused(pg.create(&there).await), ErrorKind::Exists);
     assert_eq!(refused(pg.undo_destroy(&id).await), ErrorKind::Exists);
     pg.destroy(&name("other")).await.unwrap();
+    // It ran.
     pg.undo_destroy(&id).await.unwrap();
-    pg.start(&name("pgdata2")).await.unwrap();
     assert_eq!(
         sql(&home.neon, "pgdata2", "select sum(i) from t").await,
         "7"

@@ -223,3 +223,209 @@ async fn a_checkout_of_what_no_recovery_takes_is_refused_before_anything_is_chan
     let planned = neon.pg().plan_checkout(&pg, &snap, choice).await;
     assert_eq!(refused(planned), ErrorKind::Invalid);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_that_nothing_could_take_back_is_refused() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    run(
+        neon,
+        "pgdata1",
+        "alter system set wal_level = minimal; alter system set max_wal_senders = 0",
+    )
+    .await;
+    neon.pg().restart(&pg).await.unwrap();
+    let choice = CheckoutChoice::default();
+    let error = neon.pg().plan_checkout(&pg, &snap, choice).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.hint().unwrap().contains("wal_level"), "{error:?}");
+    neon.pg().stop(&pg).await.unwrap();
+}
+
+/// The line of the pass file of an instance.
+fn login(home: &Fixture) -> std::path::PathBuf {
+    home.scratch.path().join("home/pg/pgdata1/pgpass")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_password_of_today_opens_what_is_rolled_back_to_before_it_was_changed() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    run(neon, "pgdata1", "alter role postgres password 'another'").await;
+    fs::write(login(&home), "*:*:*:postgres:another\n").unwrap();
+    run(neon, "pgdata1", "create table t as select 7 i").await;
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    let there = "select to_regclass('t') is not null";
+    assert_eq!(sql(neon, "pgdata1", there).await, "f");
+    assert!(
+        fs::read_to_string(login(&home))
+            .unwrap()
+            .ends_with(":another\n")
+    );
+    neon.undo().await.unwrap();
+    assert_eq!(sql(neon, "pgdata1", there).await, "t");
+
+    // Another role, that was not there then.
+    run(
+        neon,
+        "pgdata1",
+        "create role boss superuser login password 'other'",
+    )
+    .await;
+    fs::write(login(&home), "*:*:*:boss:other\n").unwrap();
+    assert_eq!(sql(neon, "pgdata1", "select current_user").await, "boss");
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    assert_eq!(
+        sql(neon, "pgdata1", "select current_user").await,
+        "postgres"
+    );
+    neon.undo().await.unwrap();
+    assert_eq!(sql(neon, "pgdata1", there).await, "t");
+    neon.pg().stop(&pg).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_stays_as_it_is_also_what_is_not_there_any_more() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    let data = home.scratch.path().join("home/pg/pgdata1/data");
+    let owner = neon.pg().instance(&pg).await.unwrap();
+    let owner = (owner.os_user().uid(), owner.os_user().gid());
+    let put = |path: &str, text: &str| {
+        let path = data.join(path);
+        fs::write(&path, text).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1)).unwrap();
+    };
+    let folder = |path: &str| {
+        let path = data.join(path);
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1)).unwrap();
+    };
+    folder("conf.d");
+    put("conf.d/archive.conf", "work_mem = '77MB'\n");
+    let snap = take(neon, "pgdata1", "a").await;
+    // Revoked since; and what was added gives no setting, or is a list of names.
+    fs::remove_file(data.join("conf.d/archive.conf")).unwrap();
+    folder("site");
+    put("site/local.cfg", "# nothing yet\n");
+    put("site/people", "postgres\n");
+    let append = |path: &str, text: &str| {
+        let mut whole = fs::read_to_string(data.join(path)).unwrap();
+        whole.push_str(text);
+        put(path, &whole);
+    };
+    append("postgresql.conf", "\ninclude 'site/local.cfg'\n");
+    let hba = fs::read_to_string(data.join("pg_hba.conf")).unwrap();
+    put(
+        "pg_hba.conf",
+        &format!("local all @site/people scram-sha-256\n{hba}"),
+    );
+    neon.pg().restart(&pg).await.unwrap();
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    assert!(!data.join("conf.d/archive.conf").exists());
+    for kept in ["site/local.cfg", "site/people"] {
+        assert!(data.join(kept).exists(), "{kept}");
+    }
+    assert_eq!(sql(neon, "pgdata1", "show work_mem").await, "4MB");
+    neon.pg().restart(&pg).await.unwrap();
+    neon.pg().stop(&pg).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_wrote_before_a_failed_checkout_is_taken_back_is_kept() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    // So that its password has to be given again, which fails.
+    run(neon, "pgdata1", "alter role postgres connection limit 50").await;
+    let instance = neon.pg().instance(&pg).await.unwrap();
+    let auto = instance.data_dir().join("postgresql.auto.conf");
+    let once = std::sync::atomic::AtomicBool::new(false);
+    let hasty = home.with(|options| {
+        options.at_step = Some(std::sync::Arc::new(move |step: &str| match step {
+            "checkout: recovered" if !once.swap(true, std::sync::atomic::Ordering::SeqCst) => {
+                fs::write(&auto, "no_such_setting = 1\n").unwrap();
+            }
+            "checkout: back" => {
+                fs::write(&auto, "").unwrap();
+                let instance = instance.clone();
+                let thread = std::thread::spawn(move || {
+                    let runtime = tokio::runtime::Runtime::new().unwrap();
+                    runtime.block_on(async {
+                        let options = neon_pgctl::StartOptions::new();
+                        instance.start(&options).await.unwrap();
+                        let mut client = instance.connect("postgres").await.unwrap();
+                        let made = client
+                            .simple_query("create table precious as select 7 i")
+                            .await;
+                        made.unwrap();
+                        client.close().await;
+                        let options = neon_pgctl::StopOptions::new(neon_pgctl::StopMode::Fast);
+                        instance.stop(&options).await.unwrap();
+                    });
+                });
+                thread.join().unwrap();
+            }
+            _ => {}
+        }));
+    });
+    let outcome = hasty.pg().checkout(&plan(neon, &snap).await).await;
+    assert!(outcome.is_err());
+    let record = neon.pg().record_of(&pg).unwrap();
+    assert!(record.checkout.is_none());
+    let kept = record.heads.iter().max_by_key(|head| head.number).unwrap();
+    let kept = format!("pgdata1@HEAD{{{}}}", kept.number);
+    let kept = neon.snapshots().find(&kept, None).await.unwrap();
+    neon.pg().checkout(&plan(neon, &kept).await).await.unwrap();
+    assert_eq!(sql(neon, "pgdata1", "select i from precious").await, "7");
+    neon.pg().stop(&pg).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_wrote_while_the_state_before_was_taken_is_not_rewritten() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    let instance = neon.pg().instance(&pg).await.unwrap();
+    let hasty = home.with(|options| {
+        options.at_step = Some(std::sync::Arc::new(move |step: &str| {
+            if step != "checkout: saved" {
+                return;
+            }
+            let instance = instance.clone();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Runtime::new().unwrap();
+                runtime.block_on(async {
+                    let options = neon_pgctl::StartOptions::new();
+                    instance.start(&options).await.unwrap();
+                    let mut client = instance.connect("postgres").await.unwrap();
+                    let made = client
+                        .simple_query("create table precious as select 7 i")
+                        .await;
+                    made.unwrap();
+                    client.close().await;
+                    let options = neon_pgctl::StopOptions::new(neon_pgctl::StopMode::Fast);
+                    instance.stop(&options).await.unwrap();
+                });
+            });
+            thread.join().unwrap();
+        }));
+    });
+    let outcome = hasty.pg().checkout(&plan(neon, &snap).await).await;
+    assert_eq!(refused(outcome), ErrorKind::Busy);
+    assert_eq!(sql(neon, "pgdata1", "select i from precious").await, "7");
+    neon.pg().stop(&pg).await.unwrap();
+}

@@ -63,6 +63,13 @@ impl Fixture {
         create
     }
 
+    /// Makes an instance of this name, which runs.
+    pub(crate) async fn running(&self, name: &str) {
+        let mut create = self.create();
+        create.name = Some(name.parse().unwrap());
+        self.neon.pg().create(&create).await.unwrap();
+    }
+
     pub(crate) fn stopped(&self, name: &str) -> CreatePg {
         let mut create = self.create();
         create.name = Some(name.parse().unwrap());

@@ -51,9 +51,7 @@ impl Drop for Server {
 
 async fn a_standby_is_copied(major: PgMajor) {
     let home = Fixture::of(major);
-    let mut create = home.create();
-    create.name = Some(name("p1"));
-    home.neon.pg().create(&create).await.unwrap();
+    home.running("p1").await;
     run(
         &home.neon,
         "p1",
@@ -148,9 +146,7 @@ async fn a_standby_of_18_is_copied_running_and_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crashed_instance_and_a_copy_of_it_go_on_from_what_they_began_with() {
     let home = Fixture::of(PgMajor::V17);
-    let mut create = home.create();
-    create.name = Some(name("p1"));
-    home.neon.pg().create(&create).await.unwrap();
+    home.running("p1").await;
     run(
         &home.neon,
         "p1",
@@ -187,9 +183,7 @@ async fn a_crashed_instance_and_a_copy_of_it_go_on_from_what_they_began_with() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_summaries_18_reads_the_log_and_says_why() {
     let home = Fixture::of(PgMajor::V18);
-    let mut create = home.create();
-    create.name = Some(name("p1"));
-    home.neon.pg().create(&create).await.unwrap();
+    home.running("p1").await;
     run(
         &home.neon,
         "p1",
@@ -230,9 +224,7 @@ async fn without_summaries_18_reads_the_log_and_says_why() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_page_is_refused_or_recorded_and_stays_known() {
     let home = Fixture::of(PgMajor::V16);
-    let mut create = home.create();
-    create.name = Some(name("p1"));
-    home.neon.pg().create(&create).await.unwrap();
+    home.running("p1").await;
     run(
         &home.neon,
         "p1",
@@ -358,9 +350,7 @@ async fn who_loses_the_race_for_a_name_is_told_and_the_snapshot_is_safe() {
 }
 
 async fn filled(home: &Fixture) {
-    let mut create = home.create();
-    create.name = Some(name("p1"));
-    home.neon.pg().create(&create).await.unwrap();
+    home.running("p1").await;
     run(
         &home.neon,
         "p1",
@@ -497,9 +487,7 @@ async fn waiting_for_a_slow_checkpoint_is_ended_when_somebody_asks() {
 /// Money moves between accounts while snapshots are taken, and nothing is archived.
 async fn a_snapshot_under_load_is_of_one_moment(major: PgMajor) {
     let home = Fixture::of(major);
-    let mut create = home.create();
-    create.name = Some(name("p1"));
-    home.neon.pg().create(&create).await.unwrap();
+    home.running("p1").await;
     run(
         &home.neon,
         "p1",

@@ -111,6 +111,144 @@ async fn a_checkout_is_undone_to_the_state_before() {
     assert_eq!(undone.what, "pg pgdata1 is in the trash");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ran_when_it_was_destroyed_runs_when_that_is_undone() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    let before = neon.pg().create(&home.create()).await.unwrap();
+    run(neon, "pgdata1", "create table t as select 7 i").await;
+    neon.pg().destroy(&pg).await.unwrap();
+    let undone = neon.undo().await.unwrap();
+    assert_eq!(undone.what, "pg pgdata1 is back, and its server runs");
+    let back = neon.pg().get(&pg).await.unwrap();
+    assert_eq!(back.endpoint(), before.endpoint());
+    assert_eq!(back.record, neon.pg().record_of(&pg).unwrap());
+    assert_eq!(sql(neon, "pgdata1", "select i from t").await, "7");
+
+    // What keeps it from that is told, and it is back.
+    neon.pg().destroy(&pg).await.unwrap();
+    let port = back.record.port.unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    assert_eq!(refused(neon.undo().await), ErrorKind::Partial);
+    assert_eq!(neon.pg().get(&pg).await.unwrap().role(), None);
+    drop(taken);
+    neon.pg().start(&pg).await.unwrap();
+    // Which is done, and not tried again.
+    assert_eq!(neon.undoable().unwrap().unwrap().verb, "pg create");
+    neon.pg().stop(&pg).await.unwrap();
+    neon.pg().destroy(&pg).await.unwrap();
+    assert_eq!(neon.undo().await.unwrap().what, "pg pgdata1 is back");
+}
+
+#[tokio::test]
+async fn an_undo_that_cannot_be_names_the_others_which_can_be_asked_for() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = neon.pg();
+    for one in ["one", "two"] {
+        pg.create(&home.stopped(one)).await.unwrap();
+    }
+    let id = pg.destroy(&name("one")).await.unwrap();
+    // The trash has kept it long enough.
+    let trash = home.scratch.path().join("home");
+    std::fs::remove_file(trash.join(format!("state/trash/{id}.json"))).unwrap();
+    let last = neon.undoable().unwrap().unwrap();
+    assert_eq!(
+        (last.verb.as_str(), last.subject.as_str()),
+        ("pg destroy", "one")
+    );
+    for _ in 0..2 {
+        let error = neon.undo().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.subject().contains("pg destroy one"), "{error}");
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("is not in the trash"), "{why}");
+        assert!(
+            error.hint().unwrap().contains("(pg create two)"),
+            "{error:?}"
+        );
+    }
+    let others = neon.undoables().unwrap();
+    let other = others.iter().find(|one| one.subject == "two").unwrap();
+    let undone = neon.undo_of(&other.id[..12]).await.unwrap();
+    assert_eq!(undone.what, "pg two is in the trash");
+    let again = neon.undo_of(&other.id).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Invalid);
+    assert!(again.reason().contains("already"), "{again}");
+    assert_eq!(refused(neon.undo_of("zzzz").await), ErrorKind::NotFound);
+    assert_eq!(refused(neon.undo_of("").await), ErrorKind::NotFound);
+
+    // One undo too many is undone by its own id.
+    let undo = neon.operations().unwrap();
+    let undo = undo
+        .iter()
+        .rev()
+        .find(|one| one.verb == "undo" && one.subject == "two");
+    let back = neon.undo_of(&undo.unwrap().id).await.unwrap();
+    assert_eq!(back.what, "pg two is back");
+    assert_eq!(pg.records().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tablespace_is_where_it_was_when_a_checkout_is_undone() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    neon.pg().create(&home.create()).await.unwrap();
+    let found = take(neon, "pgdata1", "a").await;
+    let space = home.scratch.path().join("space");
+    neon_testkit::OsUser::current().create_dir(&space);
+    let place = format!("create tablespace s location '{}'", space.display());
+    run(neon, "pgdata1", &place).await;
+    run(
+        neon,
+        "pgdata1",
+        "create table t tablespace s as select 7 i; checkpoint",
+    )
+    .await;
+    let choice = neon_pg::CheckoutChoice::default();
+    let planned = neon
+        .pg()
+        .plan_checkout(&name("pgdata1"), &found, choice)
+        .await;
+    neon.pg().checkout(&planned.unwrap()).await.unwrap();
+    let spaces = "select count(*) from pg_tablespace where spcname = 's'";
+    assert_eq!(sql(neon, "pgdata1", spaces).await, "0");
+    neon.undo().await.unwrap();
+    let location = "select pg_tablespace_location(oid) from pg_tablespace where spcname = 's'";
+    assert_eq!(
+        sql(neon, "pgdata1", location).await,
+        space.display().to_string()
+    );
+    assert_eq!(sql(neon, "pgdata1", "select i from t").await, "7");
+    neon.pg().stop(&name("pgdata1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_is_undone_where_its_state_is_though_snapshots_go_elsewhere_since() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let first = neon.snapshot_first();
+    first.init(&neon_pg::InitOptions::default()).await.unwrap();
+    let none = BTreeMap::new();
+    first.start(None, &none).await.unwrap();
+    run(neon, "main", "create table t as select 7 i").await;
+    let found = neon.snapshots().find("main@init", None).await.unwrap();
+    let choice = neon_pg::CheckoutChoice::default();
+    let planned = neon.pg().plan_checkout(&name("main"), &found, choice).await;
+    neon.pg().checkout(&planned.unwrap()).await.unwrap();
+    neon.pg().stop(&name("main")).await.unwrap();
+    let other = home.scratch.path().join("other");
+    first.start(other.to_str(), &none).await.unwrap();
+    assert_eq!(
+        neon.pg().record_of(&name("main")).unwrap().storage,
+        name("dest")
+    );
+    neon.undo().await.unwrap();
+    assert_eq!(sql(neon, "main", "select i from t").await, "7");
+    neon.pg().stop(&name("main")).await.unwrap();
+}
+
 /// Something else that was destroyed so many days ago.
 fn destroyed_before(home: &Fixture, like: &str, id: &str, days: u64) {
     let place = home.scratch.path().join("home");

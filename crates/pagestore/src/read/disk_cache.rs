@@ -1,8 +1,8 @@
 //! Frames on a local disk, between memory and a storage that is far away.
 //!
 //! An entry is a file with the stored bytes of one frame: still compressed, and still sealed if the repository
-//! is encrypted. The digest in the frame's address vouches for them, so nothing here is trusted: an entry
-//! that does not match is removed and counts as missing. Files appear by a rename and are never flushed;
+//! is encrypted; or sealed once more, if that is how they came. The digest in the frame's address vouches for
+//! them, so nothing here is trusted: an entry that does not match is removed and counts as missing. Files appear by a rename and are never flushed;
 //! losing the cache costs time only. Several processes may share a directory.
 
 use std::fs;
@@ -20,6 +20,9 @@ use crate::map::FrameRef;
 
 /// What an entry costs beside its bytes: about half a block, and an inode.
 const OVERHEAD: u64 = 2048;
+
+/// What the names of those entries end in that are sealed once more.
+const SEALED: &str = "sealed";
 
 /// A directory of cached frames, bounded in bytes.
 #[derive(Debug, Clone)]
@@ -66,9 +69,27 @@ impl DiskCache {
 
     /// The stored bytes of a frame, if they are here and whole. Blocks.
     pub(crate) fn get(&self, frame: &FrameRef) -> Option<Bytes> {
-        let path = self.inner.path(frame);
-        let bytes = fs::read(&path).ok()?;
-        if bytes.len() as u64 == u64::from(frame.stored_length)
+        self.read(self.inner.path(frame), frame, Some)
+    }
+
+    /// As [`get`](Self::get), of what is kept sealed once more.
+    pub(crate) fn get_sealed(
+        &self,
+        frame: &FrameRef,
+        open: impl FnOnce(&[u8]) -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        self.read(self.inner.sealed_path(frame), frame, |bytes| open(&bytes))
+    }
+
+    fn read(
+        &self,
+        path: PathBuf,
+        frame: &FrameRef,
+        open: impl FnOnce(Bytes) -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        let kept = Bytes::from(fs::read(&path).ok()?);
+        if let Some(bytes) = open(kept)
+            && bytes.len() as u64 == u64::from(frame.stored_length)
             && blake3::hash(&bytes).as_bytes().first_chunk() == Some(&frame.digest)
         {
             // The age by which entries go. Failing to set it only makes this one go earlier.
@@ -77,7 +98,7 @@ impl DiskCache {
                 .open(&path)
                 .and_then(|file| file.set_modified(SystemTime::now()));
             drop(touched);
-            return Some(Bytes::from(bytes));
+            return Some(bytes);
         }
         drop(fs::remove_file(&path));
         None
@@ -85,8 +106,17 @@ impl DiskCache {
 
     /// Keeps the stored bytes of a frame. That it cannot is no error: the disk may be full. Blocks.
     pub(crate) fn put(&self, frame: &FrameRef, stored: &[u8]) {
-        let cost = stored.len() as u64 + OVERHEAD;
-        if cost > self.inner.limit || self.inner.write(frame, stored).is_err() {
+        self.keep(&self.inner.path(frame), stored);
+    }
+
+    /// As [`put`](Self::put), of stored bytes that are sealed once more.
+    pub(crate) fn put_sealed(&self, frame: &FrameRef, sealed: &[u8]) {
+        self.keep(&self.inner.sealed_path(frame), sealed);
+    }
+
+    fn keep(&self, path: &Path, bytes: &[u8]) {
+        let cost = bytes.len() as u64 + OVERHEAD;
+        if cost > self.inner.limit || self.inner.write(path, bytes).is_err() {
             return;
         }
         let used = self.inner.used.fetch_add(cost, Ordering::Relaxed) + cost;
@@ -105,8 +135,11 @@ impl Inner {
             .join(format!("{pack}-{}", frame.frame))
     }
 
-    fn write(&self, frame: &FrameRef, stored: &[u8]) -> io::Result<()> {
-        let path = self.path(frame);
+    fn sealed_path(&self, frame: &FrameRef) -> PathBuf {
+        self.path(frame).with_extension(SEALED)
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let Some(shard) = path.parent() else {
             return Ok(());
         };
@@ -114,8 +147,8 @@ impl Inner {
         let name: [u8; 8] = random().map_err(io::Error::other)?;
         let temporary = shard.join(format!("{:016x}.tmp", u64::from_le_bytes(name)));
         let written = fs::File::create_new(&temporary)
-            .and_then(|mut file| file.write_all(stored))
-            .and_then(|()| fs::rename(&temporary, &path));
+            .and_then(|mut file| file.write_all(bytes))
+            .and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
             drop(fs::remove_file(&temporary));
         }
@@ -180,6 +213,7 @@ fn is_entry(name: &std::ffi::OsStr) -> bool {
     match (name.strip_suffix(".tmp"), name.split_once('-')) {
         (Some(temporary), _) => temporary.len() == 16 && is_hex(temporary),
         (None, Some((pack, frame))) => {
+            let frame = frame.strip_suffix(".sealed").unwrap_or(frame);
             pack.len() == 32 && is_hex(pack) && frame.parse::<u64>().is_ok()
         }
         (None, None) => false,

@@ -26,19 +26,13 @@ use crate::read::together::Together;
 
 /// Says where the frames of packs that are gone live now.
 pub trait Moved: Send + Sync + fmt::Debug {
-    /// The place of a frame whose own pack is gone; none when nobody says that it was moved.
-    fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>>;
+    /// The places of frames of one pack that is known to be gone, without asking anybody; none when that is not known of
+    /// all of them. What is said may have been true a moment ago only.
+    fn known(&self, frames: &[FrameRef]) -> Option<Vec<Place>>;
 
-    /// Whether it is known without asking that a pack is gone and where its frames are: then the pack is not tried first.
-    fn is_known(&self, pack: PackId) -> bool {
-        let _ = pack;
-        false
-    }
-
-    /// What was known of a pack turned out to be old.
-    fn forget(&self, pack: PackId) {
-        let _ = pack;
-    }
+    /// The places of frames of one pack that is gone, as they are now; none for those of which nobody says that they were
+    /// moved.
+    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>>;
 }
 
 /// Where the stored bytes of a frame begin by now.
@@ -97,6 +91,15 @@ pub struct FrameUse {
     pub received: u64,
 }
 
+impl Place {
+    fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.length.into())
+    }
+}
+
+/// What sealing a frame once more adds to it at most.
+const SEALED: u64 = 64;
+
 /// Reads frames. Clones share caches and counters.
 #[derive(Clone)]
 pub struct FrameReader {
@@ -112,11 +115,12 @@ struct Inner {
     counted: Counted,
 }
 
-/// The bytes of a frame that the map knows, from the storage.
+/// A frame as the storage sent it.
 struct Received {
+    /// The bytes that the map knows.
     bytes: Bytes,
-    /// They were sealed once more there.
-    unwrapped: bool,
+    /// Those, sealed once more, if that is how they are stored.
+    sealed: Option<Bytes>,
 }
 
 struct State {
@@ -371,7 +375,10 @@ impl Inner {
         let mut found = blocking("local cache", move || {
             Ok(wanted
                 .iter()
-                .map(|frame| cache.get(frame))
+                .map(|frame| {
+                    let sealed = || cache.get_sealed(frame, |sealed| unwrap(frame, sealed).ok());
+                    cache.get(frame).or_else(sealed)
+                })
                 .collect::<Vec<_>>())
         })
         .await?;
@@ -386,17 +393,19 @@ impl Inner {
             .fetch_add((frames.len() - missing.len()) as u64, Ordering::Relaxed);
         if !missing.is_empty() {
             let received = self.received(&missing).await?;
-            // What was sealed around the stored bytes is open by now: such bytes stay off the disk.
-            let kept: Vec<(FrameRef, Bytes)> = missing
+            let kept: Vec<(FrameRef, Bytes, Option<Bytes>)> = missing
                 .iter()
                 .zip(&received)
-                .filter(|(_, received)| !received.unwrapped)
-                .map(|(frame, received)| (*frame, received.bytes.clone()))
+                .map(|(frame, received)| (*frame, received.bytes.clone(), received.sealed.clone()))
                 .collect();
             blocking("local cache", move || {
-                for (frame, stored) in &kept {
+                for (frame, stored, sealed) in &kept {
                     if record(frame)?.check(stored).is_ok() {
-                        disk.put(frame, stored);
+                        // The disk shows no more than the storage does.
+                        match sealed {
+                            Some(sealed) => disk.put_sealed(frame, sealed),
+                            None => disk.put(frame, stored),
+                        }
                     }
                 }
                 Ok(())
@@ -416,78 +425,81 @@ impl Inner {
             .collect()
     }
 
-    /// The stored bytes of frames of one pack, in ascending order, from the storage.
+    /// The stored bytes of frames of one pack, in ascending order, from the storage: of a pack that is known to be gone from
+    /// where they moved to, else from the pack, and if it is gone by now from where they are said to be.
     async fn received(&self, frames: &[FrameRef]) -> Result<Vec<Received>> {
-        let permit = self.requests.acquire().await;
-        let (Some(first), Ok(_permit)) = (frames.first(), permit) else {
+        let Some(first) = frames.first() else {
             return Ok(Vec::new());
         };
-        let pack = first.pack.id;
-        if self.moved.is_known(pack) {
-            if let Some(received) = self.received_elsewhere(frames).await? {
-                return Ok(received);
+        if let Some(places) = self.moved.known(frames) {
+            match self.moved_to(frames, &places).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                other => return other,
             }
-            self.moved.forget(pack);
         }
         let places: Vec<Range<u64>> = frames.iter().map(range).collect();
-        match self.request(pack, &places).await {
+        let most = self.options.request;
+        match self.request(first.pack.id, &places, most).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             other => {
                 let received = |bytes| Received {
                     bytes,
-                    unwrapped: false,
+                    sealed: None,
                 };
                 return Ok(other?.into_iter().map(received).collect());
             }
         }
-        let missing = || Error::damaged(subject(first), "its pack is not in the storage");
-        self.received_elsewhere(frames).await?.ok_or_else(missing)
+        let found = self.moved.find(frames).await?;
+        let places = found.into_iter().zip(frames).map(|(place, frame)| {
+            place.ok_or_else(|| Error::damaged(subject(frame), "its pack is not in the storage"))
+        });
+        let places = places.collect::<Result<Vec<Place>>>()?;
+        self.moved_to(frames, &places).await
     }
 
-    /// The stored bytes of frames of one pack that is gone, from where they moved to; none when they are not all there.
-    async fn received_elsewhere(&self, frames: &[FrameRef]) -> Result<Option<Vec<Received>>> {
-        let mut places = Vec::with_capacity(frames.len());
-        for (index, frame) in frames.iter().enumerate() {
-            let Some(place) = self.moved.find(frame).await? else {
-                return Ok(None);
+    /// Frames from where they moved to; what lies together there in one request.
+    async fn moved_to(&self, frames: &[FrameRef], places: &[Place]) -> Result<Vec<Received>> {
+        let mut sorted: Vec<(usize, &Place)> = places.iter().enumerate().collect();
+        sorted.sort_by_key(|(_, place)| (place.pack, place.offset));
+        // Sealing made each a little longer.
+        let most = self.options.request + SEALED * frames.len() as u64;
+        let packs = sorted.chunk_by(|(_, a), (_, b)| a.pack == b.pack);
+        let requests = packs.map(|places| async move {
+            let ranges: Vec<Range<u64>> = places.iter().map(|(_, place)| place.range()).collect();
+            let pack = places.first().map(|(_, place)| place.pack);
+            let stored = match pack {
+                Some(pack) => self.request(pack, &ranges, most).await?,
+                None => Vec::new(),
             };
-            places.push((place, index, frame));
-        }
-        places.sort_by_key(|(place, ..)| (place.pack, place.offset));
-        let mut all: Vec<(usize, Received)> = Vec::with_capacity(frames.len());
-        for some in places.chunk_by(|(a, ..), (b, ..)| a.pack == b.pack) {
-            let range =
-                |place: &Place| place.offset..place.offset.saturating_add(place.length.into());
-            let ranges: Vec<_> = some.iter().map(|(place, ..)| range(place)).collect();
-            let Some((place, ..)) = some.first() else {
-                continue;
-            };
-            let stored = match self.request(place.pack, &ranges).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                stored => stored?,
-            };
-            for ((place, index, frame), stored) in some.iter().zip(stored) {
-                let bytes = match place.wrapped {
-                    true => unwrap(frame, &stored)?,
-                    false => stored,
-                };
-                let received = Received {
-                    bytes,
-                    unwrapped: place.wrapped,
-                };
-                all.push((*index, received));
-            }
-        }
-        all.sort_by_key(|(index, _)| *index);
-        Ok(Some(
-            all.into_iter().map(|(_, received)| received).collect(),
-        ))
+            let order = places.iter().map(|(at, _)| *at);
+            Ok::<_, Error>(order.zip(stored).collect::<Vec<_>>())
+        });
+        let mut stored: Vec<(usize, Bytes)> = try_join_all(requests)
+            .await?
+            .into_iter()
+            .flatten()
+            .collect();
+        stored.sort_by_key(|(at, _)| *at);
+        let all = frames.iter().zip(places).zip(stored);
+        all.map(|((frame, place), (_, stored))| match place.wrapped {
+            true => Ok(Received {
+                bytes: unwrap(frame, &stored)?,
+                sealed: Some(stored),
+            }),
+            false => Ok(Received {
+                bytes: stored,
+                sealed: None,
+            }),
+        })
+        .collect()
     }
 
-    /// Reads ranges of one pack: near ones in one piece.
-    async fn request(&self, pack: PackId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+    /// Reads ranges of one pack, in ascending order: near ones in one piece of so many bytes at most.
+    async fn request(&self, pack: PackId, ranges: &[Range<u64>], most: u64) -> Result<Vec<Bytes>> {
         let key = keys::pack(pack)?;
-        let mut together = Together::new(&self.options);
+        // It is never closed.
+        let _permit = self.requests.acquire().await.ok();
+        let mut together = Together::of(self.options.gap, most);
         let mut whole: Vec<Range<u64>> = Vec::new();
         for range in ranges {
             match whole.last_mut() {

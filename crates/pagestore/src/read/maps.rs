@@ -74,12 +74,28 @@ impl MapReader {
     /// # Errors
     /// Those of the machine, and as [`FrameReader::get`].
     pub async fn run<M: Machine>(&self, machine: &mut M) -> Result<M::Output> {
-        self.run_with(machine, |_| None).await
+        loop {
+            let needed = match machine.step()? {
+                Step::Ready(output) => return Ok(output),
+                Step::Need(frames) => frames,
+            };
+            let missing = self.feed(machine, &needed, |_| None);
+            for (frame, content) in self.fetch(&missing).await? {
+                machine.feed(&frame, content);
+            }
+        }
     }
 
-    /// As [`run`](Self::run), with frames that are not in the storage yet.
-    pub(crate) async fn run_with<M: Machine>(
+    /// As [`run`](Self::run), from a thread outside of the runtime.
+    pub(crate) fn wait<M: Machine>(&self, bridge: &Bridge, machine: &mut M) -> Result<M::Output> {
+        self.wait_with(bridge, machine, |_| None)
+    }
+
+    /// As [`wait`](Self::wait), with frames that are not in the storage yet. The machine runs on this thread and never while
+    /// a future is polled: it may wait for the runtime itself, as one that writes does.
+    pub(crate) fn wait_with<M: Machine>(
         &self,
+        bridge: &Bridge,
         machine: &mut M,
         unstored: impl Fn(&FrameRef) -> Option<MapFrame>,
     ) -> Result<M::Output> {
@@ -88,43 +104,49 @@ impl MapReader {
                 Step::Ready(output) => return Ok(output),
                 Step::Need(frames) => frames,
             };
-            let mut missing = Vec::new();
-            for frame in needed {
-                match unstored(&frame).or_else(|| self.known(&frame)) {
-                    Some(content) => machine.feed(&frame, content),
-                    None => missing.push(frame),
-                }
-            }
+            let missing = self.feed(machine, &needed, &unstored);
             if missing.is_empty() {
                 continue;
             }
-            let plain = self.frames.get_many(&missing).await?;
-            for (frame, plain) in missing.iter().zip(plain) {
-                let content = MapFrame::decode(&plain).map_err(|error| {
-                    Error::new(error.kind(), subject(frame), "is no frame of a map")
-                        .caused_by(error)
-                })?;
-                let mut decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
-                decoded.put(frame.id(), content.clone(), content.memory());
-                drop(decoded);
-                machine.feed(frame, content);
+            for (frame, content) in bridge.wait(self.fetch(&missing))? {
+                machine.feed(&frame, content);
             }
         }
     }
 
-    /// As [`run`](Self::run), from a thread outside of the runtime.
-    pub(crate) fn wait<M: Machine>(&self, bridge: &Bridge, machine: &mut M) -> Result<M::Output> {
-        match self.run_kept_or_step(machine)? {
-            Some(output) => Ok(output),
-            None => bridge.wait(self.run(machine)),
+    /// Gives a machine what is at hand of what it needs. The rest comes back.
+    fn feed<M: Machine>(
+        &self,
+        machine: &mut M,
+        needed: &[FrameRef],
+        unstored: impl Fn(&FrameRef) -> Option<MapFrame>,
+    ) -> Vec<FrameRef> {
+        let mut missing = Vec::new();
+        for frame in needed {
+            match unstored(frame).or_else(|| self.known(frame)) {
+                Some(content) => machine.feed(frame, content),
+                None => missing.push(*frame),
+            }
         }
+        missing
     }
 
-    /// The next result if the machine needs nothing for it.
-    fn run_kept_or_step<M: Machine>(&self, machine: &mut M) -> Result<Option<M::Output>> {
-        match machine.step()? {
-            Step::Ready(output) => Ok(Some(output)),
-            Step::Need(_) => Ok(None),
+    /// Reads frames, and keeps what they hold.
+    async fn fetch(&self, missing: &[FrameRef]) -> Result<Vec<(FrameRef, MapFrame)>> {
+        if missing.is_empty() {
+            return Ok(Vec::new());
         }
+        let plain = self.frames.get_many(missing).await?;
+        let mut found = Vec::with_capacity(missing.len());
+        for (frame, plain) in missing.iter().zip(plain) {
+            let content = MapFrame::decode(&plain).map_err(|error| {
+                Error::new(error.kind(), subject(frame), "is no frame of a map").caused_by(error)
+            })?;
+            let mut decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+            decoded.put(frame.id(), content.clone(), content.memory());
+            drop(decoded);
+            found.push((*frame, content));
+        }
+        Ok(found)
     }
 }

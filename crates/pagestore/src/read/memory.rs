@@ -69,6 +69,13 @@ impl<T: Clone> Memory<T> {
         let used = self.clock;
         self.kept.insert(address, Kept { value, cost, used });
     }
+
+    pub(crate) fn remove(&mut self, address: Address) {
+        if let Some(gone) = self.kept.remove(&address) {
+            self.used -= gone.cost;
+            self.by_age.remove(&gone.used);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -90,5 +97,8 @@ mod tests {
         assert!(memory.used <= memory.limit);
         memory.put(address(5), (), 3000);
         assert_eq!((memory.kept.len(), memory.by_age.len()), (1, 1));
+        memory.remove(address(5));
+        memory.remove(address(5));
+        assert_eq!((memory.used, memory.by_age.len()), (0, 0));
     }
 }

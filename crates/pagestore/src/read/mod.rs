@@ -7,7 +7,7 @@ mod flights;
 mod frames;
 pub(crate) mod layout;
 mod maps;
-mod memory;
+pub(crate) mod memory;
 mod pages;
 mod parent_pages;
 mod read_ahead;

@@ -16,9 +16,13 @@ pub(crate) struct Together {
 
 impl Together {
     pub(crate) fn new(options: &FrameReaderOptions) -> Self {
+        Self::of(options.gap, options.request)
+    }
+
+    pub(crate) fn of(gap: u64, request: u64) -> Self {
         Self {
-            gap: options.gap,
-            request: options.request,
+            gap,
+            request,
             start: 0,
             end: 0,
             wanted: 0,

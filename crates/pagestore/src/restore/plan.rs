@@ -216,6 +216,12 @@ impl RestorePlan {
         Ok(self)
     }
 
+    /// Tablespaces that are not there, and will be made.
+    #[must_use]
+    pub fn new_tablespaces(&self) -> &[Entry] {
+        &self.new_tablespaces
+    }
+
     fn note_tablespace(&mut self, here: Option<&FileKind>, entry: Entry) {
         if here.is_none() && matches!(entry.kind, EntryKind::Tablespace { .. }) {
             self.new_tablespaces.push(entry);

@@ -238,10 +238,8 @@ impl SnapshotWriter {
         let page_size = self.options.page_size;
         let mut merge = Merge::new(metadata, page_size, delta, merged, kept.is_empty())?;
         let unstored = |frame: &crate::map::FrameRef| spool.decode(frame).ok();
-        let run = self
-            .bridge()
-            .wait(parent.maps.run_with(&mut merge, unstored))?
-            .map(|(run, _)| run);
+        let merged = parent.maps.wait_with(self.bridge(), &mut merge, unstored)?;
+        let run = merged.map(|(run, _)| run);
         Ok(run.into_iter().chain(kept.iter().cloned()).collect())
     }
 

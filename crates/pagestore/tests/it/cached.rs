@@ -47,10 +47,20 @@ async fn the_disk_shows_no_page_of_an_encrypted_repository() {
             disk: Some(DiskCache::open(&place.path().join(name), 1 << 20).unwrap()),
             ..FrameReaderOptions::default()
         };
-        let maps = MapReader::new(repository.frames_with(options), 1 << 20);
-        let snapshot = Snapshot::open(repository, id, &maps).await.unwrap();
-        let read = snapshot.read_page(&path(file), 0).await.unwrap().unwrap();
-        assert_eq!(read, page(seed));
+        // The second time nothing is asked for that the disk has.
+        for again in [false, true] {
+            let frames = repository.frames_with(options.clone());
+            let maps = MapReader::new(frames.clone(), 1 << 20);
+            let snapshot = Snapshot::open(repository, id, &maps).await.unwrap();
+            let read = snapshot.read_page(&path(file), 0).await.unwrap().unwrap();
+            assert_eq!(read, page(seed));
+            assert_eq!(
+                frames.used().requests == 0,
+                again,
+                "{name} {:?}",
+                frames.used()
+            );
+        }
         let there = cached(name)
             .windows(16)
             .any(|window| *window == page(seed)[4000..4016]);

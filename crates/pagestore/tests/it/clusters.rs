@@ -21,12 +21,12 @@ use neon_testkit::{Backup, Cluster, PgMajor, StopMode, assert_cold_copy};
 
 use crate::files::reader;
 
-/// One test per major, each calling `$body(PgMajor)`.
+/// One test per major, each calling `$body(PgMajor, checksums)`.
 macro_rules! for_every_major {
-    ($body:ident: $($name:ident = $major:ident),* $(,)?) => {$(
+    ($body:ident: $($name:ident = $major:ident $checksums:literal),* $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            $body(PgMajor::$major).await;
+            $body(PgMajor::$major, $checksums).await;
         }
     )*};
 }
@@ -121,15 +121,23 @@ pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Resto
     beside(move || restore(&snapshot, &writer, &RestoreOptions::default()).unwrap()).await
 }
 
-/// Has `pg_amcheck` look at everything where it is here (15), and the server read every row elsewhere; then stops the
-/// cluster and has `pg_checksums` read every page where that is here, and our own reader everywhere.
-fn judge(mut cluster: Cluster) {
+/// Has PostgreSQL's own modules look at everything where they are here (13, 14, 15, 17), visibility maps among it, and the
+/// server read every row elsewhere; then stops the cluster and has `pg_checksums` read every page where one does (not 17),
+/// and our own reader everywhere.
+pub(crate) fn judge(mut cluster: Cluster) {
     // What waits prepared holds locks.
     let waiting = "select format('rollback prepared %L', gid) from pg_prepared_xacts";
     for rollback in cluster.psql(waiting).lines() {
         cluster.psql(rollback);
     }
-    cluster.check_running();
+    let looked_at = cluster.check_running();
+    let here = ![PgMajor::V16, PgMajor::V18].contains(&cluster.major());
+    assert_eq!(
+        (looked_at.amcheck, looked_at.visible.is_some()),
+        (here, here)
+    );
+    // Of the catalogues at least.
+    assert!(!here || looked_at.visible > Some(100) && looked_at.frozen > Some(0));
     cluster.check_stopped();
     let mut nothing = NeonWriter::new(std::io::sink(), PackOptions::new(PackId([0; 16]))).unwrap();
     let copied = PgData::cold(&cluster.data_dir())
@@ -153,10 +161,22 @@ const LOADS: [Workload; 5] = [
     Workload::Prepared,
 ];
 
-async fn a_cold_snapshot_comes_back(major: PgMajor) {
-    let mut cluster = Cluster::builder(major)
-        .checksums(major != PgMajor::V16)
-        .init();
+/// With checksums or without, as it says; in the long form both.
+pub(crate) fn settings(checksums: bool) -> Vec<bool> {
+    match std::env::var_os("NEON_LONG_TESTS") {
+        Some(_) => vec![checksums, !checksums],
+        None => vec![checksums],
+    }
+}
+
+async fn a_cold_snapshot_comes_back(major: PgMajor, checksums: bool) {
+    for checksums in settings(checksums) {
+        a_cold_snapshot_is_taken_and_restored(major, checksums).await;
+    }
+}
+
+async fn a_cold_snapshot_is_taken_and_restored(major: PgMajor, checksums: bool) {
+    let mut cluster = Cluster::builder(major).checksums(checksums).init();
     prepare(&mut cluster);
     cluster.start();
     for (seed, load) in (1..).zip(LOADS) {
@@ -203,17 +223,23 @@ async fn a_cold_snapshot_comes_back(major: PgMajor) {
 }
 
 for_every_major!(a_cold_snapshot_comes_back:
-    a_cold_snapshot_of_13_comes_back_byte_for_byte = V13,
-    a_cold_snapshot_of_14_comes_back_byte_for_byte = V14,
-    a_cold_snapshot_of_15_comes_back_byte_for_byte = V15,
-    a_cold_snapshot_of_16_without_checksums_comes_back_byte_for_byte = V16,
-    a_cold_snapshot_of_17_comes_back_byte_for_byte = V17,
-    a_cold_snapshot_of_18_comes_back_byte_for_byte = V18,
+    a_cold_snapshot_of_13_without_checksums_comes_back_byte_for_byte = V13 false,
+    a_cold_snapshot_of_14_comes_back_byte_for_byte = V14 true,
+    a_cold_snapshot_of_15_comes_back_byte_for_byte = V15 true,
+    a_cold_snapshot_of_16_without_checksums_comes_back_byte_for_byte = V16 false,
+    a_cold_snapshot_of_17_without_checksums_comes_back_byte_for_byte = V17 false,
+    a_cold_snapshot_of_18_comes_back_byte_for_byte = V18 true,
 );
 
-async fn an_online_snapshot_under_load_starts(major: PgMajor) {
+async fn an_online_snapshot_under_load_starts(major: PgMajor, checksums: bool) {
+    for checksums in settings(checksums) {
+        an_online_snapshot_is_taken_and_started(major, checksums).await;
+    }
+}
+
+async fn an_online_snapshot_is_taken_and_started(major: PgMajor, checksums: bool) {
     let mut cluster = Cluster::builder(major)
-        .checksums(major != PgMajor::V15)
+        .checksums(checksums)
         .setting("wal_keep_size", "512MB")
         .init();
     prepare(&mut cluster);
@@ -261,12 +287,12 @@ async fn an_online_snapshot_under_load_starts(major: PgMajor) {
 }
 
 for_every_major!(an_online_snapshot_under_load_starts:
-    an_online_snapshot_of_13_under_load_starts_and_is_whole = V13,
-    an_online_snapshot_of_14_under_load_starts_and_is_whole = V14,
-    an_online_snapshot_of_15_without_checksums_under_load_starts_and_is_whole = V15,
-    an_online_snapshot_of_16_under_load_starts_and_is_whole = V16,
-    an_online_snapshot_of_17_under_load_starts_and_is_whole = V17,
-    an_online_snapshot_of_18_under_load_starts_and_is_whole = V18,
+    an_online_snapshot_of_13_under_load_starts_and_is_whole = V13 true,
+    an_online_snapshot_of_14_without_checksums_under_load_starts_and_is_whole = V14 false,
+    an_online_snapshot_of_15_without_checksums_under_load_starts_and_is_whole = V15 false,
+    an_online_snapshot_of_16_under_load_starts_and_is_whole = V16 true,
+    an_online_snapshot_of_17_under_load_starts_and_is_whole = V17 true,
+    an_online_snapshot_of_18_without_checksums_under_load_starts_and_is_whole = V18 false,
 );
 
 async fn turn_into(snapshot: &Snapshot, copy: &Cluster) -> RestorePlan {

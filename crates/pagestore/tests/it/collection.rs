@@ -1,5 +1,6 @@
 //! What nothing needs goes, and nothing else.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use neon_pagestore::{ErrorKind, Repository};
@@ -181,40 +182,56 @@ async fn the_lease_of_a_dead_writer_lapses_and_its_packs_go() {
 
 #[tokio::test]
 async fn what_cannot_be_read_ends_a_collection_before_it_deletes() {
-    let storage = Clocked::new();
-    let repository = init(&storage).await;
-    let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
-    let second = write(&repository, None, &[("b", 2)], &["pg@2"]).await;
-    repository.destroy(first).await.unwrap();
-    repository.collect().await.unwrap();
-    storage.advance(LATER);
-    let objects = storage.list_all("").await.unwrap();
-    for object in &objects {
-        if object.key.as_str() == "neon.json" || object.key.as_str().starts_with("names/") {
-            continue;
-        }
+    let mut ended = BTreeMap::<String, usize>::new();
+    for number in 0.. {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+        let second = write(&repository, None, &[("b", 2)], &["pg@2"]).await;
+        repository.pin(second, "a mount").await.unwrap();
+        repository.destroy(first).await.unwrap();
+        repository.collect().await.unwrap();
+        storage.advance(LATER);
+        // A writer at work.
+        let working = repository.begin_writing().await.unwrap();
+        let objects = storage.list_all("").await.unwrap();
+        let Some(object) = objects.get(number) else {
+            break;
+        };
+        let folder = object.key.segments().next().unwrap().to_owned();
         let whole = storage.read(&object.key).await.unwrap();
         let mut changed = whole.to_vec();
         // The middle of a pack is a frame; small objects are summed as a whole.
-        changed
-            .iter_mut()
-            .skip(64)
-            .take(100)
-            .for_each(|byte| *byte ^= 0x55);
+        let some = changed.iter_mut().skip(64).take(100);
+        some.for_each(|byte| *byte ^= 0x55);
         storage.overwrite(&object.key, changed).await.unwrap();
         let before = storage.list_all("packs/").await.unwrap().len();
         let result = repository.collect().await;
         let after = storage.list_all("packs/").await.unwrap().len();
-        if object.key.as_str().starts_with("packs/") && result.is_ok() {
-            // Only page content, which a mark does not read, or what nothing needs.
-            storage.overwrite(&object.key, whole).await.unwrap();
-            break;
+        if result.is_err() {
+            assert_eq!(before, after, "{}", object.key);
+            *ended.entry(folder).or_default() += 1;
+        } else {
+            // Only page content, which a mark does not read, or what nothing needs; of tombstones the keys say all.
+            let unread = ["neon.json", "names", "packs", "tombstones"];
+            assert!(unread.contains(&folder.as_str()), "{}", object.key);
         }
-        assert!(result.is_err(), "{}", object.key);
-        assert_eq!(before, after, "{}", object.key);
-        storage.overwrite(&object.key, whole).await.unwrap();
+        storage.overwrite(&object.key, whole).await.ok();
+        assert_eq!(read(&repository, second).await.unwrap(), ["b"]);
+        let shown = repository.snapshot_ids().await.unwrap();
+        assert_eq!(shown, [second], "{}", object.key);
+        working.abandon().await;
     }
-    assert_eq!(read(&repository, second).await.unwrap(), ["b"]);
+    // The map of the snapshot that stays, both commits, the list, the pin and the lease.
+    let expected = [
+        ("doomed", 1),
+        ("leases", 1),
+        ("packs", 1),
+        ("pins", 1),
+        ("snapshots", 2),
+    ];
+    let expected = expected.map(|(folder, count)| (folder.to_owned(), count));
+    assert_eq!(ended, expected.into());
 }
 
 #[tokio::test]

@@ -289,3 +289,32 @@ async fn frames_that_were_sealed_on_their_way_are_read_in_as_few_requests_as_oth
     println!("requests of a restore: {counted:?}");
     assert!(counted[1] <= 2 * counted[0], "{counted:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_copy_does_not_ask_for_each_pack_where_its_frames_moved() {
+    let source = init(&Memory::new()).await;
+    let files: Files = [("large".to_owned(), noise(600 * 8192, 3))].into();
+    let small = SnapshotOptions {
+        pack_size: 1 << 17,
+        ..SnapshotOptions::default()
+    };
+    let id = make_with(&source, files, small).await.unwrap();
+    let storage = Memory::new();
+    init(&storage).await;
+    let lists = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&lists);
+    let metered = Meter::new(Arc::new(storage.clone()), move |event| {
+        counter.fetch_add(
+            u64::from(event.operation == Operation::List),
+            Ordering::Relaxed,
+        );
+    });
+    let to = Repository::open(Arc::new(metered), options())
+        .await
+        .unwrap();
+    let copied = source.copy_to(&to, id).await.unwrap();
+    assert!(copied.packs_whole > 30, "{copied:?}");
+    let lists = lists.load(Ordering::Relaxed);
+    assert!(lists < 15, "{lists} lists");
+    assert!(to.check(true).await.unwrap().is_sound());
+}

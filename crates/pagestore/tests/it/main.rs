@@ -38,4 +38,5 @@ mod scattered;
 mod stopped;
 mod support;
 mod told;
+mod truth;
 mod written;

@@ -253,3 +253,32 @@ async fn what_is_read_again_and_is_the_same_is_not_stored_again() {
     let snapshot = Snapshot::open(&repository, third.id, &maps).await.unwrap();
     assert!(restored(&snapshot).await.0 == files);
 }
+
+/// Merged maps are written while their parents are read, in more pieces than are sent at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maps_of_many_pieces_are_merged() {
+    let repository = init(&Memory::new()).await;
+    let maps = reader(&repository);
+    let folders = ["/", "base/", "base/5/"].map(|name| (name.to_owned(), Vec::new()));
+    let mut all: Files = folders.into_iter().collect();
+    let mut parent: Option<Snapshot> = None;
+    // The fifth finds four runs, and merges them.
+    for round in 0..5_u64 {
+        let known = all.keys().filter(|name| !name.ends_with('/'));
+        let selection = known.map(|name| (name.clone(), Wanted::Nothing)).collect();
+        all.extend((0..4000).map(|number| {
+            let number = number * 5 + round;
+            (format!("base/5/{number}"), noise(24, number))
+        }));
+        let made = make(&repository, all.clone(), selection, parent.as_ref()).await;
+        let made = made.unwrap();
+        if round == 4 {
+            assert!(made.stored.view.runs.len() < 4);
+            let stored = made.stored.report.stored_metadata;
+            assert!(stored > 256 << 10, "{stored} bytes of maps");
+        }
+        let snapshot = Snapshot::open(&repository, made.id, &maps).await;
+        parent = Some(snapshot.unwrap());
+    }
+    assert!(restored(&parent.unwrap()).await.0 == all);
+}

@@ -120,6 +120,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn root_is_not_told_to_use_sudo() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/os-release"), "ID=debian\n").unwrap();
+        let line = install_command(root.path(), None);
+        assert_eq!(
+            line.contains("sudo "),
+            !OsUser::current().is_root(),
+            "{line}"
+        );
+        assert!(line.contains("apt-get install -y postgresql"), "{line}");
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn every_known_family_has_its_own_command() {

@@ -38,6 +38,7 @@ pub struct FileSetting {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FileSettings {
     settings: Vec<FileSetting>,
+    files: Vec<PathBuf>,
     problems: Vec<String>,
 }
 
@@ -72,6 +73,12 @@ impl FileSettings {
         self.settings.iter()
     }
 
+    /// The files that were read, in their order, also those that give nothing.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     /// Why files or lines could not be used. The server would not start with any of these.
     #[must_use]
     pub fn problems(&self) -> &[String] {
@@ -97,6 +104,7 @@ impl FileSettings {
                 return;
             }
         };
+        self.files.push(file.to_owned());
         for (number, line) in syntax::parse_leniently(&text) {
             let line = match line {
                 Ok(line) => line,

@@ -7,4 +7,4 @@ pub(crate) mod syntax;
 
 pub use effective::OnlineSetting;
 pub use files::{FileSetting, FileSettings, Shadowed};
-pub use own::{OWN_SETTINGS_FILE, OwnSettings};
+pub use own::{OWN_SETTINGS_FILE, OWN_SETTINGS_INCLUDE, OwnSettings};

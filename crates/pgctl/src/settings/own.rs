@@ -24,8 +24,8 @@ const HEADER: &str = "\
 # line that includes this file if they shall win.
 ";
 
-/// The line that `postgresql.conf` of an instance of ours ends with.
-pub(crate) const INCLUDE: &str = "\n# Settings that neon keeps. What stands below this line wins over them.\ninclude_if_exists = 'neon.conf'\n";
+/// The lines that `postgresql.conf` of an instance of ours ends with, as the server then reads our settings last.
+pub const OWN_SETTINGS_INCLUDE: &str = "\n# Settings that neon keeps. What stands below this line wins over them.\ninclude_if_exists = 'neon.conf'\n";
 
 /// The settings in `neon.conf`, in the order of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

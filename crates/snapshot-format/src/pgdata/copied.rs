@@ -1,6 +1,8 @@
 //! What copying a data directory came to.
 
-use neon_pg_layout::ControlFile;
+use std::collections::BTreeSet;
+
+use neon_pg_layout::{ControlFile, Oid};
 
 use crate::stream::{BadPage, End, Owner};
 
@@ -23,6 +25,8 @@ pub struct Copied {
     pub settled_by_log: u64,
     pub(crate) owner: Option<Owner>,
     pub(crate) control: ControlFile,
+    /// Those that were sent, in place ones among them.
+    pub(crate) tablespaces: BTreeSet<Oid>,
 }
 
 #[derive(Debug, Default)]

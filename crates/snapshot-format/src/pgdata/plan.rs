@@ -197,16 +197,19 @@ impl Walk<'_> {
             self.skip(path, "a symbolic link");
             return Ok(());
         }
-        let (root, rest) = self.plan.roots.resolve(&path);
-        let target = readlinkat(root.fd(), rest, Vec::new())
-            .map_err(|error| failed(&path, "cannot be read", error))?;
-        let target = target.into_bytes();
+        let Some(target) = self.target(&path)? else {
+            // The tablespace was dropped.
+            return Ok(());
+        };
         // Relative to the directory of the link, as the operating system has it.
         let base = match tablespace {
             Some(_) => self.plan.roots.data.path.join("pg_tblspc"),
             None => self.plan.roots.data.path.clone(),
         };
-        let root = Root::open(&base.join(Path::new(OsStr::from_bytes(&target))))?;
+        let root = match Root::open(&base.join(Path::new(OsStr::from_bytes(&target)))) {
+            Err(_) if self.target(&path)?.is_none() => return Ok(()),
+            root => root?,
+        };
         let inside =
             fstat(root.fd()).map_err(|error| failed(&path, "cannot be examined", error))?;
         let kind = if let Some(oid) = tablespace {
@@ -224,5 +227,15 @@ impl Walk<'_> {
             .push(entry(path.clone(), kind, &inside));
         self.todo.push(path);
         Ok(())
+    }
+
+    /// What a link leads to; nothing when it is gone.
+    fn target(&self, path: &SnapshotPath) -> Result<Option<Vec<u8>>> {
+        let (root, rest) = self.plan.roots.resolve(path);
+        match readlinkat(root.fd(), rest, Vec::new()) {
+            Ok(target) => Ok(Some(target.into_bytes())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(failed(path, "cannot be read", error)),
+        }
     }
 }

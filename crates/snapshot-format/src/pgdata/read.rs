@@ -360,6 +360,8 @@ impl PgData {
         end.bad_pages
             .sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
         let owner = plan.directories.first().and_then(|root| root.owner);
+        let paths = plan.directories.iter().map(|entry| entry.path.tablespace());
+        let tablespaces = paths.flatten().map(|(oid, _)| oid);
         Ok(Copied {
             end,
             files: tally.files,
@@ -370,6 +372,7 @@ impl PgData {
             settled_by_log: tally.settled_by_log,
             owner,
             control: self.control.clone(),
+            tablespaces: tablespaces.collect(),
         })
     }
 

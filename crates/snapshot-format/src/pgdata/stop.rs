@@ -1,10 +1,12 @@
 //! The end of a copy: label, tablespace map and log of a backup that was stopped.
 
+use std::borrow::Cow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use neon_pg_layout::{
-    BackupLabel, Lsn, SegmentName, TimelineHistory, TimelineId, TimelineRange, WalFileName,
+    BackupLabel, Lsn, SegmentName, TablespaceMap, TimelineHistory, TimelineId, TimelineRange,
+    WalFileName,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +22,8 @@ use crate::stream::{
 pub struct Stop<'a> {
     /// The label, to the byte.
     pub label: &'a [u8],
-    /// The tablespace map, to the byte; empty when there are no tablespaces.
+    /// The tablespace map, to the byte; empty when there are no tablespaces. Of tablespaces that were dropped before they
+    /// could be copied the snapshot keeps no line: replay drops them, and needs no link for that.
     pub tablespace_map: &'a [u8],
     /// The position that stopping returned.
     pub position: Lsn,
@@ -86,9 +89,9 @@ impl Copied {
             &self.entry("backup_label", stop.label.len())?,
             stop.label,
         )?;
-        if !stop.tablespace_map.is_empty() {
-            let entry = self.entry("tablespace_map", stop.tablespace_map.len())?;
-            send_file(sink, &entry, stop.tablespace_map)?;
+        let map = self.mapped(stop.tablespace_map)?;
+        if !map.is_empty() {
+            send_file(sink, &self.entry("tablespace_map", map.len())?, &map)?;
         }
         let Some(root) = root else { return Ok(()) };
         let size = self.control.build.wal_segment_size;
@@ -121,6 +124,19 @@ impl Copied {
             }
         }
         Ok(())
+    }
+
+    /// The lines of a tablespace map for what was sent; the map is of the beginning of the backup.
+    fn mapped<'m>(&self, map: &'m [u8]) -> Result<Cow<'m, [u8]>> {
+        let mut kept =
+            TablespaceMap::parse(map).map_err(|error| Error::layout("tablespace_map", error))?;
+        let before = kept.entries.len();
+        kept.entries
+            .retain(|(oid, _)| self.tablespaces.contains(oid));
+        Ok(match kept.entries.len() == before {
+            true => Cow::Borrowed(map),
+            false => Cow::Owned(kept.to_bytes()),
+        })
     }
 
     fn segment(&self, sink: &mut dyn Sink, root: &Roots, name: &str, size: u64) -> Result<()> {

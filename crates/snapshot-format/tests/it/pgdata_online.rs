@@ -100,11 +100,11 @@ fn an_online_copy_under_load_starts_and_is_whole(major: PgMajor) {
 }
 
 for_every_major!(an_online_copy_under_load_starts_and_is_whole:
-    an_online_copy_of_13_starts_and_is_whole_scanned_by_its_server_verified_by_15 = V13,
-    an_online_copy_of_14_starts_and_is_whole_scanned_by_its_server_verified_by_15 = V14,
+    an_online_copy_of_13_starts_and_is_whole_verified_by_15 = V13,
+    an_online_copy_of_14_starts_and_is_whole_verified_by_15 = V14,
     an_online_copy_of_15_without_checksums_starts_and_is_whole = V15,
     an_online_copy_of_16_starts_and_is_whole_scanned_by_its_server = V16,
-    an_online_copy_of_17_starts_and_is_whole_scanned_by_its_server_and_its_manifest_reads_back = V17,
+    an_online_copy_of_17_starts_and_is_whole_and_its_manifest_reads_back = V17,
     an_online_copy_of_18_starts_and_is_whole_scanned_by_its_server = V18,
 );
 

@@ -12,6 +12,16 @@ pub(super) async fn show(wanted: &Show, scene: &Scene<'_>) -> Outcome<Answer> {
         .snapshots()
         .show(&wanted.name, wanted.storage.as_ref())
         .await?;
+    let parent = match (&details.facts.parent, &details.storage) {
+        (None, _) => "-".to_owned(),
+        (Some(parent), storage) => {
+            // By its name, if it is there still.
+            let (listed, _) = scene.neon.snapshots().list(storage.as_ref()).await?;
+            let found = listed.iter().find(|one| one.listed.id == *parent);
+            let name = found.and_then(|one| one.listed.names.first());
+            name.map_or_else(|| parent.to_string(), ToString::to_string)
+        }
+    };
     let names: Vec<String> = details.names.iter().map(ToString::to_string).collect();
     let facts = &details.facts;
     let cost = &facts.cost;
@@ -39,14 +49,7 @@ pub(super) async fn show(wanted: &Show, scene: &Scene<'_>) -> Outcome<Answer> {
     line("kind", facts.kind.to_string());
     line("age", age(u64::try_from(facts.taken).unwrap_or(0), now()));
     line("postgresql", facts.cluster.major.to_string());
-    line(
-        "parent",
-        facts
-            .parent
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_else(|| "-".to_owned()),
-    );
+    line("parent", parent);
     line("size", bytes(details.size));
     line("added", bytes(details.added));
     line("retained", bytes(details.retained));

@@ -1,8 +1,8 @@
 //! `snapshot import`, `export`, `push`, `pull` and `serve`: between storages, and in and out of them.
 
 use neon_pg::{
-    Compression, ExportFormat, ExportOptions, ImportSnapshot, ImportSource, Imported, Pulled,
-    Remote, ServeOptions, Transferred,
+    Compression, ErrorKind, ExportFormat, ExportOptions, ImportSnapshot, ImportSource, Imported,
+    Pulled, Remote, ServeOptions, Transferred,
 };
 use serde_json::Value;
 
@@ -126,8 +126,14 @@ pub(super) async fn serve(wanted: &Serve, scene: &Scene<'_>) -> Outcome<Answer> 
     }
     let text = format!("PGPASSWORD={} {}", offer.token().expose(), about.command);
     Answer::of(text, whole).print(scene.settings.output)?;
-    offer.run().await?;
-    Ok(Answer::nothing())
+    match offer.run().await {
+        // Nothing is left of an offer.
+        Err(error) if error.kind() == ErrorKind::Cancelled => Err(Failure::Silent { exit: 0 }),
+        served => {
+            served?;
+            Ok(Answer::nothing())
+        }
+    }
 }
 
 /// A form of a snapshot outside, in the library's words.

@@ -1,8 +1,11 @@
 //! What a checkout leaves as it is on disk: configuration, certificates, logs.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use neon_pgctl::Instance;
 use neon_snapshot_format::SnapshotPath;
-use std::collections::BTreeSet;
 
 use crate::instances::checkout::CheckoutChoice;
 
@@ -38,9 +41,15 @@ impl Keep {
         ] {
             named.extend(settings.value(name).and_then(inside));
         }
-        // Included ones.
-        for setting in settings.iter() {
-            named.extend(setting.file.to_str().and_then(inside));
+        // Included ones, also those that give nothing.
+        for file in settings.files() {
+            named.extend(file.to_str().and_then(inside));
+        }
+        for (setting, default) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
+            let main = data.join(settings.value(setting).unwrap_or(default));
+            let mut files = BTreeSet::new();
+            mentioned(&main, &mut files);
+            named.extend(files.iter().filter_map(|file| inside(file.to_str()?)));
         }
         let mut logs = vec![b"log".to_vec(), b"pg_log".to_vec()];
         logs.extend(settings.value("log_directory").and_then(inside));
@@ -50,6 +59,12 @@ impl Keep {
             named,
             logs,
         }
+    }
+
+    /// Whether a file that is kept comes back where it is not there any more: only what no server starts without.
+    pub(crate) fn comes_back(&self, path: &SnapshotPath) -> bool {
+        let needed: [&[u8]; 3] = [b"postgresql.conf", b"pg_hba.conf", b"pg_ident.conf"];
+        !self.keeps(path) || needed.contains(&path.as_bytes())
     }
 
     pub(crate) fn is_log(&self, path: &SnapshotPath) -> bool {
@@ -79,5 +94,38 @@ impl Keep {
             || bytes.starts_with(b"conf.d/")
             || bytes == b"conf.d"
             || self.named.contains(bytes)
+    }
+}
+
+/// The files that one with rules of access mentions: lists of names (`@names`), and, from 16 on, other such files.
+fn mentioned(file: &Path, found: &mut BTreeSet<PathBuf>) {
+    let Ok(text) = fs::read(file) else { return };
+    if !found.insert(file.to_owned()) {
+        return;
+    }
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    for line in String::from_utf8_lossy(&text).lines() {
+        let line = line.split('#').next().unwrap_or_default();
+        let mut words = line
+            .split([' ', '\t', ','])
+            .map(|word| word.trim_matches('"'))
+            .filter(|word| !word.is_empty());
+        let first = words.next().unwrap_or_default();
+        match (first, words.next()) {
+            ("include" | "include_if_exists", Some(name)) => mentioned(&folder.join(name), found),
+            ("include_dir", Some(name)) => {
+                let files = fs::read_dir(folder.join(name)).into_iter().flatten();
+                for file in files.flatten() {
+                    mentioned(&file.path(), found);
+                }
+            }
+            (_, second) => {
+                for name in std::iter::once(first).chain(second).chain(words) {
+                    if let Some(name) = name.strip_prefix('@') {
+                        mentioned(&folder.join(name), found);
+                    }
+                }
+            }
+        }
     }
 }

@@ -10,6 +10,8 @@
 //! 3. *starting*: one write of the record says that it has a new lineage, based on the snapshot. The server starts, if it
 //!    ran before, and the journal goes.
 //!
+//! The snapshot, and `HEAD{i}` as soon as it is taken, are [pinned](crate::pins) until then: nobody destroys or collects them.
+//!
 //! Pages are always compared by content, never by the maps of two snapshots. Without checksums or `wal_log_hints` nothing
 //! else is right (a hint that is newer than the target shows rows of transactions that never committed), and with
 //! them it is what also finds files that no snapshot holds: slots, and log that a recovery would read on into.
@@ -18,17 +20,18 @@ mod keep;
 mod plan;
 mod settle;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, RestorePlan};
-use neon_pagestore::{CommitId, LineageId, SnapshotName};
+use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
 use neon_pg_layout::{Oid, TimelineId};
 use neon_pgctl::{Instance, OsUser, RecoveryPlan, WalSource};
-use neon_snapshot_format::Owner;
-use neon_snapshot_format::pgdata::{
-    DirectoryOptions, ExistingDirectory, Flush, Ownership, TablespacePlaces,
-};
+use neon_snapshot_format::EntryKind;
+use neon_snapshot_format::pgdata::{DirectoryOptions, ExistingDirectory, Flush, TablespacePlaces};
 use serde::Serialize;
 
 use crate::background;
@@ -36,8 +39,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
 use crate::instances::heads::{Head, head_name};
-use crate::instances::isolate::{include, keep_password};
-use crate::instances::restore::{Ending, SPARE, read_control, recover, target, timelines_in};
+use crate::instances::isolate::{include, keep_password, roles};
+use crate::instances::restore::{
+    Ending, SPARE, ownership, read_control, recover, target, timelines_in,
+};
 use crate::instances::{Base, Instances, PgRecord, archived, between};
 use crate::name::Name;
 use crate::operation::{Begun, seconds};
@@ -128,17 +133,23 @@ impl Instances<'_> {
             storage: plan.storage.clone(),
             head: self.next_head(&record).await?,
             head_id: None,
+            head_storage: Some(record.storage.clone()),
             start: status.is_up(),
             choice: plan.choice,
             marks: Vec::new(),
             operation: Some(operation.operation().clone()),
         };
+        let attached = self.0.storages().hold(&plan.storage).await?;
         self.update(name, |record| {
             record.checkouts = under_way.head.saturating_add(1);
             record.checkout = Some(under_way.clone());
         })?;
-        self.0.step("checkout: begun");
+        drop(attached);
         let saved = Box::pin(async {
+            let to = &plan.found.repository;
+            let pinned = self.0.pin(to, plan.snapshot, &record, "it goes back to it");
+            pinned.await?;
+            self.0.step("checkout: begun");
             if status.is_up() {
                 self.0
                     .tell(Event::Step(format!("Stopping postgres on {name}.")));
@@ -146,7 +157,13 @@ impl Instances<'_> {
             }
             self.nobody_runs(&instance, name).await?;
             self.0.step("checkout: stopped");
+            let mark = between::mark_in(instance.data_dir());
             let head = Box::pin(self.save(name, &under_way)).await?;
+            let own = self.0.storages().repository(&record.storage).await?;
+            let pinned = self
+                .0
+                .pin(&own, head, &record, "it was that, and may be again");
+            pinned.await?;
             self.0.step("checkout: saved");
             self.0.tell(Event::Step(format!(
                 "Rolling back {name}@CURRENT to {}.",
@@ -155,8 +172,17 @@ impl Instances<'_> {
             let (directory, compared) = self
                 .compare(&record, &instance, &snapshot, plan.choice)
                 .await?;
+            if between::mark_in(instance.data_dir()) != mark {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("pg {name}"),
+                    "had a server that somebody started in the middle of a checkout",
+                )
+                .hinted("nothing was changed; try again"));
+            }
             let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
-            room::require(&self.places(&record, &instance, &directory, wanted))?;
+            let new = own_places(&record, &compared, snapshot.facts());
+            room::require(&self.places(&record, &instance, &directory, wanted, &new))?;
             let kept = self
                 .0
                 .home()
@@ -209,6 +235,8 @@ impl Instances<'_> {
             self.0
                 .tell(Event::Step(format!("Starting postgres on {name}.")));
             trouble = self.start_after(name).await.err();
+        } else {
+            self.forget_checkout(name).await?;
         }
         self.trim_heads(name).await;
         let done = CheckedOut {
@@ -257,11 +285,62 @@ impl Instances<'_> {
                 )
                 .map_err(|error| Error::repository(about, error))?;
                 // Those that are not here any more do not come back.
-                plan.files.retain(|path, _| !keep.is_log(path));
+                let entries = directory.entries().iter();
+                let here: BTreeSet<_> = entries.map(|entry| &entry.path).collect();
+                plan.files
+                    .retain(|path, _| keep.comes_back(path) || here.contains(path));
                 Ok((directory, plan))
             },
         )
         .await
+    }
+
+    /// Where tablespaces go that are not there now: those of its own where they were, if nobody has the place.
+    fn places_for(
+        &self,
+        record: &PgRecord,
+        plan: &RestorePlan,
+        facts: &Facts,
+    ) -> Result<TablespacePlaces> {
+        let below = self.tablespaces(record);
+        let own = facts.instance.as_ref() == Some(&record.id);
+        let mut places = BTreeMap::new();
+        let mut elsewhere = false;
+        for entry in plan.new_tablespaces() {
+            let EntryKind::Tablespace { oid, location } = &entry.kind else {
+                continue;
+            };
+            let was = location
+                .as_deref()
+                .map(|was| Path::new(OsStr::from_bytes(was)));
+            let place = match was.filter(|_| own).filter(is_free) {
+                Some(was) => was.to_owned(),
+                None => {
+                    elsewhere = true;
+                    below.join(oid.to_string())
+                }
+            };
+            if own && was != Some(&*place) {
+                self.0.tell(Event::Note(format!(
+                    "tablespace {oid} is in {} now: where it was there is something else",
+                    place.display()
+                )));
+            }
+            places.insert(*oid, place);
+        }
+        if elsewhere {
+            self.own_tablespaces(record)?;
+        }
+        if elsewhere && places.values().all(|place| place.starts_with(&below)) {
+            return Ok(TablespacePlaces::Below(below));
+        }
+        if places.is_empty() {
+            return Ok(TablespacePlaces::Below(below));
+        }
+        if elsewhere {
+            crate::record::folder(&below, 0o700)?;
+        }
+        Ok(TablespacePlaces::Listed(places))
     }
 
     /// Everything that touches the directory, from the first change to the record that says it is done.
@@ -277,6 +356,8 @@ impl Instances<'_> {
         let name = &record.name;
         let subject = format!("pg {name}");
         let data = instance.data_dir();
+        // What was half rewritten tells nothing.
+        let roles_before = compared.as_ref().and_then(|_| roles(instance));
         if compared.is_none() {
             self.nobody_runs(instance, name).await?;
             Box::pin(self.save_strangers(record, instance, under_way)).await?;
@@ -317,9 +398,10 @@ impl Instances<'_> {
                     .await?
             }
         };
+        let tablespaces = self.places_for(&record, &plan, snapshot.facts())?;
         let writing = DirectoryOptions {
-            ownership: ownership(instance.os_user()),
-            tablespaces: TablespacePlaces::Below(self.tablespaces(&record)),
+            ownership: ownership(Some(instance.os_user()).filter(|_| OsUser::current().is_root())),
+            tablespaces,
             manifest: false,
             flush: Flush::FileSystem,
             ..DirectoryOptions::default()
@@ -363,9 +445,13 @@ impl Instances<'_> {
             }
         })?;
         self.0.step("checkout: recovered");
-        // Another instance's superuser has another password than our pass file.
-        if snapshot.facts().instance.as_ref() != Some(&record.id) && record.adopted.is_none() {
-            keep_password(instance, self.0.os_user()?.as_ref()).await?;
+        // The superuser of another instance, or of another time, may have another password than our pass file.
+        let facts = snapshot.facts();
+        let same = facts.instance.as_ref() == Some(&record.id)
+            && roles_before.is_some()
+            && roles_before == roles(instance);
+        if !same && record.adopted.is_none() {
+            keep_password(self.0, instance, facts, self.0.os_user()?.as_ref()).await?;
         }
         let lineage =
             LineageId::random().map_err(|error| Error::repository(subject.as_str(), error))?;
@@ -379,7 +465,7 @@ impl Instances<'_> {
                 snapshot: under_way.snapshot,
                 storage: Some(under_way.storage.clone()),
             });
-            record.checkout = under_way.start.then(|| UnderWay {
+            record.checkout = Some(UnderWay {
                 phase: Phase::Starting,
                 ..under_way.clone()
             });
@@ -387,7 +473,7 @@ impl Instances<'_> {
                 record.heads.push(Head {
                     number: under_way.head,
                     snapshot: head,
-                    storage: record.storage.clone(),
+                    storage: under_way.kept_in(record),
                     taken: now,
                 });
             }
@@ -406,6 +492,7 @@ impl Instances<'_> {
         instance: &Instance,
         directory: &ExistingDirectory,
         wanted: BTreeMap<Option<Oid>, u64>,
+        new: &BTreeMap<Oid, PathBuf>,
     ) -> Vec<Place> {
         let mut sizes: BTreeMap<Option<Oid>, (u64, u64)> = BTreeMap::new();
         for (space, bytes) in wanted {
@@ -421,9 +508,10 @@ impl Instances<'_> {
             None => data.to_owned(),
             Some(oid) => {
                 let link = data.join("pg_tblspc").join(oid.to_string());
-                match link.exists() {
-                    true => link,
-                    false => self.tablespaces(record).join(oid.to_string()),
+                match new.get(&oid) {
+                    Some(place) => place.clone(),
+                    None if link.exists() => link,
+                    None => self.tablespaces(record).join(oid.to_string()),
                 }
             }
         };
@@ -437,6 +525,34 @@ impl Instances<'_> {
                 spare: if space.is_none() { SPARE } else { 0 },
             })
             .collect()
+    }
+}
+
+/// The new tablespaces that go where they were: those of the instance's own, if nobody has the place.
+fn own_places(record: &PgRecord, plan: &RestorePlan, facts: &Facts) -> BTreeMap<Oid, PathBuf> {
+    if facts.instance.as_ref() != Some(&record.id) {
+        return BTreeMap::new();
+    }
+    let each = plan
+        .new_tablespaces()
+        .iter()
+        .filter_map(|entry| match &entry.kind {
+            EntryKind::Tablespace { oid, location } => {
+                let was = Path::new(OsStr::from_bytes(location.as_deref()?));
+                is_free(&was).then(|| (*oid, was.to_owned()))
+            }
+            _ => None,
+        });
+    each.collect()
+}
+
+/// Whether a tablespace can be made there.
+fn is_free(place: &&Path) -> bool {
+    match std::fs::read_dir(place) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => {
+            std::fs::symlink_metadata(place).is_err() && place.parent().is_some_and(Path::is_dir)
+        }
     }
 }
 
@@ -455,15 +571,4 @@ pub(crate) fn started(done: CheckedOut, trouble: Option<Error>) -> Result<Checke
         done.head
     ))
     .caused_by(error))
-}
-
-fn ownership(user: &OsUser) -> Ownership {
-    if OsUser::current().is_root() {
-        Ownership::Fixed(Owner {
-            uid: user.uid(),
-            gid: user.gid(),
-        })
-    } else {
-        Ownership::Process
-    }
 }

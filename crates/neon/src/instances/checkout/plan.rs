@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use neon_pagestore::{CommitId, SnapshotName};
-use neon_pg_layout::Lsn;
+use neon_pg_layout::{Lsn, WalLevel};
 use neon_pgctl::{Instance, ServerState};
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +75,7 @@ impl Instances<'_> {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for a snapshot of another cluster, or an instance
-    /// that is a replica; [`Busy`](ErrorKind::Busy).
+    /// that is a replica, or runs with `wal_level=minimal`; [`Busy`](ErrorKind::Busy).
     pub async fn plan_checkout(
         &self,
         name: &Name,
@@ -134,9 +134,6 @@ impl Instances<'_> {
             )
             .hinted("check out its primary, or promote it first"));
         }
-        if status.is_up() {
-            self.refuse_managed(&record, "stop")?;
-        }
         redo::can_be_replayed(&snapshot, &subject).await?;
         if redo::is_minimal(&snapshot, &subject).await? {
             return Err(Error::new(
@@ -145,6 +142,14 @@ impl Instances<'_> {
                 "was taken with wal_level=minimal: nothing takes it to a new timeline",
             )
             .hinted("make an instance of it: `neon pg create --snapshot`"));
+        }
+        if control.settings.wal_level == WalLevel::Minimal {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("pg {name}"),
+                "runs with wal_level=minimal: nothing could take it back to the state that it is in now",
+            )
+            .hinted("set wal_level = replica and restart it; then roll back"));
         }
         let created = redo::of_snapshot(&snapshot, &subject).await?;
         redo::refuse(&created, Some(instance.data_dir()), &subject)?;

@@ -29,6 +29,9 @@ pub struct UnderWay {
     pub(crate) storage: Name,
     pub(crate) head: u32,
     pub(crate) head_id: Option<CommitId>,
+    /// Where that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) head_storage: Option<Name>,
     /// Whether the server is to run afterwards.
     pub(crate) start: bool,
     pub(crate) choice: CheckoutChoice,
@@ -38,6 +41,16 @@ pub struct UnderWay {
     /// What the operation log says of it, to be ended by who finishes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) operation: Option<Operation>,
+}
+
+impl UnderWay {
+    /// The storage that `HEAD{i}` is in: that of the instance when it was taken.
+    pub(crate) fn kept_in(&self, record: &PgRecord) -> Name {
+        self.head_storage
+            .as_ref()
+            .unwrap_or(&record.storage)
+            .clone()
+    }
 }
 
 impl Instances<'_> {
@@ -129,9 +142,16 @@ impl Instances<'_> {
     }
 
     pub(crate) async fn settle_start(&self, name: &Name, start: bool) -> Result<()> {
-        if start && self.known(name)?.checkout.is_some() {
+        let under_way = self.known(name)?.checkout;
+        if start && under_way.is_some_and(|under_way| under_way.start) {
             return self.start_after(name).await;
         }
+        self.forget_checkout(name).await
+    }
+
+    /// Ends the journal of a checkout, and with it the hold on what it names.
+    pub(crate) async fn forget_checkout(&self, name: &Name) -> Result<()> {
+        self.let_go(&self.known(name)?).await;
         self.update(name, |record| record.checkout = None)
     }
 
@@ -145,7 +165,7 @@ impl Instances<'_> {
         } else {
             self.start_locked(name).await.map(drop)
         };
-        self.update(name, |record| record.checkout = None)?;
+        self.forget_checkout(name).await?;
         started
     }
 
@@ -166,6 +186,7 @@ impl Instances<'_> {
         under_way: &UnderWay,
         start: bool,
     ) -> Result<()> {
+        self.let_go(&self.known(name)?).await;
         self.drop_head(name, under_way).await;
         self.update(name, |record| record.checkout = None)?;
         if !start || !under_way.start {
@@ -183,7 +204,8 @@ impl Instances<'_> {
     /// Removes a `HEAD{i}` of a checkout that is not done. What cannot be reached stays, and shows in listings.
     pub(crate) async fn drop_head(&self, name: &Name, under_way: &UnderWay) {
         let Ok(record) = self.known(name) else { return };
-        let repository = self.0.storages().existing_repository(&record.storage).await;
+        let storage = under_way.kept_in(&record);
+        let repository = self.0.storages().existing_repository(&storage).await;
         let Ok(Some(repository)) = repository else {
             return;
         };
@@ -203,8 +225,10 @@ impl Instances<'_> {
         under_way: &UnderWay,
         error: Error,
     ) -> Error {
-        // Somebody asked to stop: the next verb goes on.
         let (Some(head), false) = (under_way.head_id, error.kind() == ErrorKind::Cancelled) else {
+            self.0.tell(Event::Warning(format!(
+                "pg {name} is half rolled back, and its server is down; the next command on it goes on"
+            )));
             return error;
         };
         if head == under_way.snapshot {
@@ -212,25 +236,28 @@ impl Instances<'_> {
         }
         let back = Box::pin(async {
             let mut record = self.known(name)?;
+            self.let_go_but(&record, Some(head)).await;
+            // The journal as it stands: it knows what the control file was at each step.
+            let now = record.checkout.as_ref().unwrap_or(under_way);
+            let storage = now.kept_in(&record);
             let back = UnderWay {
                 snapshot: head,
-                storage: record.storage.clone(),
-                ..under_way.clone()
+                storage: storage.clone(),
+                ..now.clone()
             };
             self.update(name, |record| record.checkout = Some(back.clone()))?;
             record.checkout = Some(back.clone());
-            let repository = self.0.storages().repository(&record.storage).await?;
+            let repository = self.0.storages().repository(&storage).await?;
             let snapshot = repository.snapshot(head).await?;
             let instance = self.open(&record).await?;
+            self.0.step("checkout: back");
             Box::pin(self.change(&record, &instance, &snapshot, &back, None, &mut true)).await?;
-            if under_way.start {
-                self.start_after(name).await?;
-            }
-            Ok::<_, Error>(())
+            self.settle_start(name, true).await
         })
         .await;
         match back {
             Ok(()) => {
+                self.say_end(name, under_way, Outcome::Failed);
                 self.0.tell(Event::Warning(format!(
                     "pg {name} is back at its state before the checkout; its replication slots are gone"
                 )));

@@ -16,23 +16,42 @@ use crate::write::PackUpload;
 struct Nowhere;
 
 impl Moved for Nowhere {
-    fn find<'a>(&'a self, _: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
-        std::future::ready(Ok(None)).boxed()
+    fn known(&self, _: &[FrameRef]) -> Option<Vec<Place>> {
+        None
+    }
+
+    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>> {
+        std::future::ready(Ok(vec![None; frames.len()])).boxed()
     }
 }
 
+/// Frames moved to this pack, in the same order; whether that is known without asking.
 #[derive(Debug)]
-struct Into(PackId);
+struct Into {
+    pack: PackId,
+    known: bool,
+}
 
-impl Moved for Into {
-    fn find<'a>(&'a self, frame: &'a FrameRef) -> BoxFuture<'a, Result<Option<Place>>> {
-        let place = Place {
-            pack: self.0,
+impl Into {
+    fn place(&self, frame: &FrameRef) -> Place {
+        Place {
+            pack: self.pack,
             offset: frame.offset,
             length: frame.stored_length,
             wrapped: false,
-        };
-        std::future::ready(Ok(Some(place))).boxed()
+        }
+    }
+}
+
+impl Moved for Into {
+    fn known(&self, frames: &[FrameRef]) -> Option<Vec<Place>> {
+        let places = frames.iter().map(|frame| self.place(frame));
+        self.known.then(|| places.collect())
+    }
+
+    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>> {
+        let places = frames.iter().map(|frame| Some(self.place(frame)));
+        std::future::ready(Ok(places.collect())).boxed()
     }
 }
 
@@ -151,9 +170,9 @@ async fn bytes_that_are_not_those_written_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_frame_is_found_where_it_was_moved_to() {
+async fn frames_are_found_where_they_were_moved_to_in_as_few_requests() {
     let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
-    let frames = pack_of(&memory, 2).await;
+    let frames = pack_of(&memory, 4).await;
     let (from, to) = (
         frames[0].pack.id,
         WriterId::random().unwrap().new_pack().unwrap(),
@@ -164,8 +183,18 @@ async fn a_frame_is_found_where_it_was_moved_to() {
         .await
         .unwrap();
     memory.delete(&keys::pack(from).unwrap()).await.unwrap();
-    let reader = FrameReader::new(memory, Arc::new(Into(to)), FrameReaderOptions::default());
-    assert_eq!(reader.get(&frames[1]).await.unwrap()[0], 2);
+    let (storage, gets) = metered(&memory);
+    // The pack that is gone costs a request, the one with the frames another one; where it is known to be gone, one.
+    for (known, requests) in [(false, 2), (true, 1)] {
+        let moved = Arc::new(Into { pack: to, known });
+        let options = FrameReaderOptions::default();
+        let reader = FrameReader::new(Arc::clone(&storage), moved, options);
+        let before = gets.load(Ordering::SeqCst);
+        let plain = reader.get_many(&frames).await.unwrap();
+        let found: Vec<u8> = plain.iter().map(|bytes| bytes[0]).collect();
+        assert_eq!(found, [1, 2, 3, 4]);
+        assert_eq!(gets.load(Ordering::SeqCst) - before, requests);
+    }
 }
 
 #[tokio::test]

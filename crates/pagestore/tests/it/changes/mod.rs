@@ -8,6 +8,7 @@ mod scan;
 mod settings;
 mod state;
 mod stored;
+mod stored_online;
 mod summaries;
 mod validity;
 mod walk;

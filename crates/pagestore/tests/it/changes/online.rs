@@ -26,7 +26,7 @@ use neon_testkit::{Cluster, Installation, OsUser, Scratch, StopMode};
 use super::forged::ask;
 use super::state::{PAGE, State};
 
-const LOADS: [Workload; 6] = [
+pub(super) const LOADS: [Workload; 6] = [
     Workload::Ddl,
     Workload::Toast,
     Workload::Visibility,
@@ -57,7 +57,7 @@ fn control(cluster: &Cluster) -> ControlFile {
         .expect("it is whole most of the time")
 }
 
-fn root() -> TimelineHistory {
+pub(super) fn root() -> TimelineHistory {
     TimelineHistory::root(TimelineId::FIRST)
 }
 
@@ -195,49 +195,50 @@ impl Shot {
         for (name, content) in &self.wal {
             put(&Path::new("pg_wal").join(name.to_string()), content);
         }
-        let log = fs::File::create(scratch.path().join("log")).unwrap();
-        let mut server = Installation::of(major)
-            .command("postgres")
-            .arg("-D")
-            .arg(&data)
-            .args([
-                "-c",
-                "recovery_target=immediate",
-                "-c",
-                "recovery_target_action=shutdown",
-            ])
-            .args([
-                "-c",
-                "restore_command=false",
-                "-c",
-                "hot_standby=off",
-                "-c",
-                "fsync=off",
-                "-c",
-                "listen_addresses=",
-            ])
-            .arg("-c")
-            .arg(format!(
-                "unix_socket_directories={}",
-                scratch.path().display()
-            ))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(240);
-        while server.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "recovery does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let said = fs::read_to_string(scratch.path().join("log")).unwrap();
-        let control =
-            ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap();
-        assert_eq!(control.state, ClusterState::ShutDownInRecovery, "{said}");
-        assert!(control.min_recovery_point >= self.stop, "{said}");
-        State::read(&data)
+        recover(&data, scratch.path(), major, self.stop)
     }
+}
+
+/// Recovers a directory to the end of the backup that it is of, which is there, and reads it. Socket and log are in `place`.
+pub(super) fn recover(data: &Path, place: &Path, major: PgMajor, stop: Lsn) -> State {
+    let log = fs::File::create(place.join("log")).unwrap();
+    let mut server = Installation::of(major)
+        .command("postgres")
+        .arg("-D")
+        .arg(data)
+        .args([
+            "-c",
+            "recovery_target=immediate",
+            "-c",
+            "recovery_target_action=shutdown",
+        ])
+        .args([
+            "-c",
+            "restore_command=false",
+            "-c",
+            "hot_standby=off",
+            "-c",
+            "fsync=off",
+            "-c",
+            "listen_addresses=",
+        ])
+        .arg("-c")
+        .arg(format!("unix_socket_directories={}", place.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(240);
+    while server.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "recovery does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = fs::read_to_string(place.join("log")).unwrap();
+    let control = ControlFile::decode(&fs::read(data.join("global/pg_control")).unwrap()).unwrap();
+    assert_eq!(control.state, ClusterState::ShutDownInRecovery, "{said}");
+    assert!(control.min_recovery_point >= stop, "{said}");
+    State::read(data)
 }
 
 fn directories(data: &Path) -> Vec<PathBuf> {
@@ -258,7 +259,7 @@ fn directories(data: &Path) -> Vec<PathBuf> {
 }
 
 /// Compares two states that were recovered to one position: everything replay makes exact.
-fn differences(made: &State, full: &State, major: PgMajor) -> Vec<String> {
+pub(super) fn differences(made: &State, full: &State, major: PgMajor) -> Vec<String> {
     let mut wrong = Vec::new();
     let paths = made.0.keys().chain(full.0.keys());
     let unlogged = full.unlogged(major);

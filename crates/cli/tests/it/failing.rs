@@ -298,17 +298,7 @@ fn a_place_that_is_full_or_closed_is_blamed_and_not_what_goes_there() {
          {neon} -q snapshot push one@a --to {small}/other; echo $?
          {neon} -q pg create two --no-start --pgdata {small}/two; echo $?\n"
     );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", &script])
-        .env_clear()
-        .envs(
-            inner
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        )
-        .stdin(Stdio::null());
-    let ran = ran(&mut command);
+    let ran = ran(&mut home.apart(&script));
     let lines: Vec<&str> = ran.out.lines().collect();
     assert_eq!(lines, ["6", "6", "6", "6", "6"], "{ran:#?}");
     let blamed = format!("error: {small}/one.neon: could not be written");

@@ -46,7 +46,17 @@ fn every_failure_has_the_exit_code_of_its_kind() {
     }
     // A damaged record is told as that.
     std::fs::write(home.path().join("state/pg/one.json"), "{").unwrap();
-    home.fails(5, &["pg", "list"]);
+    home.fails(5, &["pg", "show", "one"]);
+    // It hides no other.
+    home.ok(&["pg", "create", "two", "--no-start"]);
+    let listed = home.run(&["pg", "list"]);
+    assert_eq!(listed.code, 7, "{listed:?}");
+    assert!(
+        listed.out.contains(" two ") && !listed.out.contains(" one "),
+        "{listed:?}"
+    );
+    assert!(listed.err.contains("is no record of ours"), "{listed:?}");
+    assert!(listed.err.contains("neon doctor"), "{listed:?}");
 }
 
 #[test]

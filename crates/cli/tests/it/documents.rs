@@ -191,4 +191,15 @@ fn a_replica_is_listed_below_its_primary() {
     let listed = home.ok(&["pg", "list"]);
     same("replicas", &redacted(&listed, home.scratch()));
     documented(&home.json(&["pg", "list"]));
+    let shown = home.ok(&["pg", "show", "my_pg-r1"]);
+    assert!(shown.contains("replica of: my_pg\n"), "{shown}");
+    // Who destroys the primary is told of them.
+    let plan = home.ok(&["pg", "destroy", "my_pg", "--dry-run"]);
+    assert!(
+        plan.contains("its replicas") && plan.contains("my_pg-r1"),
+        "{plan}"
+    );
+    let plan = home.json(&["pg", "destroy", "my_pg", "--dry-run"]);
+    assert_eq!(plan["replicas"], serde_json::json!(["my_pg-r1"]));
+    documented(&plan);
 }

@@ -208,7 +208,7 @@ fn what_comes_from_outside_and_does_not_fit_is_refused_before_anything_is_copied
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let (codes, said) = on_a_small_disk_with(&home, "18m", &commands, &[("PGPASSWORD", password)]);
     assert_eq!(codes[..7], [6, 6, 6, 6, 6, 6, 0], "{said}");
-    let refusals = said.matches("storage local: has 1").count();
+    let refusals = said.matches(": has 1").count();
     assert_eq!(refusals, 6, "{said}");
     assert_eq!(said.matches("hint: make room").count(), 6, "{said}");
     outside.ok(&["pg", "stop", "one"]);
@@ -262,7 +262,7 @@ fn going_back_asks_the_disks_of_tablespaces_for_room() {
 }
 
 #[test]
-fn a_disk_that_fills_up_under_a_creation_leaves_nothing() {
+fn a_creation_that_does_not_fit_is_refused_and_leaves_nothing() {
     let home = Home::new();
     let (codes, said) = on_a_small_disk(
         &home,
@@ -274,7 +274,60 @@ fn a_disk_that_fills_up_under_a_creation_leaves_nothing() {
         ],
     );
     assert_eq!(codes, [6, 3, 0], "{said}");
-    assert!(said.contains("error: pg one"), "{said}");
+    assert!(said.contains("/pg: has room for"), "{said}");
+    assert!(said.contains("hint: free some space"), "{said}");
+}
+
+#[test]
+fn a_place_that_is_full_or_closed_is_blamed_and_not_what_goes_there() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    home.ok(&["snapshot", "create", "one@a"]);
+    let inner = home.command::<&str>(&[]);
+    let neon = inner.get_program().to_str().unwrap();
+    let place = home.scratch().join("small");
+    fs::create_dir(&place).unwrap();
+    let small = place.display();
+    let script = format!(
+        "mount -t tmpfs -o size=1m none {small} || exit 99
+         {neon} -q snapshot export one@a --to {small}/one.neon; echo $?
+         ls -A {small}
+         {neon} -q snapshot push one@a --to {small}/store; echo $?
+         mount -o remount,ro {small} || exit 99
+         {neon} -q snapshot export one@a --to {small}/two.neon; echo $?
+         {neon} -q snapshot push one@a --to {small}/other; echo $?
+         {neon} -q pg create two --no-start --pgdata {small}/two; echo $?\n"
+    );
+    let ran = ran(&mut home.apart(&script));
+    let lines: Vec<&str> = ran.out.lines().collect();
+    assert_eq!(lines, ["6", "6", "6", "6", "6"], "{ran:#?}");
+    let blamed = format!("error: {small}/one.neon: could not be written");
+    assert!(ran.err.contains(&blamed), "{ran:#?}");
+    assert_eq!(ran.err.matches("hint: ").count(), 5, "{ran:#?}");
+    home.fails(3, &["pg", "show", "two"]);
+}
+
+#[test]
+fn a_storage_that_cannot_be_reached_is_told_with_what_to_look_at() {
+    let home = Home::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let bucket = format!("s3://tank/prefix?endpoint=http://127.0.0.1:{port}&path-style=true");
+    let web = format!("http://127.0.0.1:{port}/store");
+    for address in [bucket, web] {
+        let mut attach = home.command(&["storage", "attach", "-n", "tank", &address]);
+        attach
+            .env("AWS_ACCESS_KEY_ID", "key")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .env("AWS_REGION", "us-east-1");
+        let ran = ran(&mut attach);
+        assert_ne!(ran.code, 0);
+        assert!(
+            ran.err.contains("hint: see whether its address"),
+            "{ran:#?}"
+        );
+    }
 }
 
 #[test]

@@ -56,10 +56,13 @@ fn help_is_a_result_and_wrong_usage_is_not() {
     let close = ran(neon().args(["pg", "crate"]));
     assert_eq!((close.code, close.out.as_str()), (2, ""));
     assert!(close.err.contains("'create'"), "{}", close.err);
-    assert_eq!(
-        ran(neon().args(["pg", "create", "--port", "99999"])).code,
-        2
-    );
+    for port in ["99999", "0"] {
+        assert_eq!(ran(neon().args(["pg", "create", "--port", port])).code, 2);
+        assert_eq!(
+            ran(neon().args(["pg", "start", "one", "--port", port])).code,
+            2
+        );
+    }
     let name = ran(neon().args(["pg", "start", "a/b"]));
     assert_eq!(name.code, 2);
     assert!(name.err.contains("may have letters"), "{}", name.err);

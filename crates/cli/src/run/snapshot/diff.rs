@@ -49,14 +49,17 @@ pub(super) async fn diff(wanted: &Diff, scene: &Scene<'_>) -> Outcome<Answer> {
     }
     let mut text = table.to_string();
     text.push_str(&format!(
-        "{} pages of relations differ, {}",
+        "{} pages, {} differ, told by {}",
         diff.pages,
         bytes(diff.bytes),
+        diff.by
     ));
+    if let Some(because) = &diff.because {
+        text.push_str(&format!(" ({because})"));
+    }
     if !diff.files.is_empty() {
         text.push_str(&format!(
-            "; in {} other files {}{}",
-            diff.files.len(),
+            "\n{} differ in other files{}",
             bytes(diff.other_bytes),
             if wanted.files {
                 ""
@@ -64,10 +67,6 @@ pub(super) async fn diff(wanted: &Diff, scene: &Scene<'_>) -> Outcome<Answer> {
                 " (--files lists them)"
             },
         ));
-    }
-    text.push_str(&format!(", told by {}", diff.by));
-    if let Some(because) = &diff.because {
-        text.push_str(&format!(" ({because})"));
     }
     Ok(Answer::of(text, data(&diff)?))
 }

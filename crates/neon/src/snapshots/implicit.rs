@@ -104,7 +104,6 @@ impl Snapshots<'_> {
         let note = Note {
             source: source.to_string(),
         };
-        self.sweep_temporary().await;
         record::folder(&folder(self.0), 0o700)?;
         let places = Places::of(self.0, &id);
         let lock = Lock::take(&places.lock, "an import", Duration::ZERO).await?;

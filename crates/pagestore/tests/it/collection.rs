@@ -182,22 +182,27 @@ async fn the_lease_of_a_dead_writer_lapses_and_its_packs_go() {
 
 #[tokio::test]
 async fn what_cannot_be_read_ends_a_collection_before_it_deletes() {
+    let base = Clocked::new();
+    let repository = init(&base).await;
+    let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    let second = write(&repository, None, &[("b", 2)], &["pg@2"]).await;
+    repository.pin(second, "a mount").await.unwrap();
+    repository.destroy(first).await.unwrap();
+    repository.collect().await.unwrap();
+    let objects = base.list_all("").await.unwrap();
     let mut ended = BTreeMap::<String, usize>::new();
-    for number in 0.. {
+    for number in 0..=objects.len() {
+        // The same again, a grace later, with a writer at work: its lease comes last.
         let storage = Clocked::new();
-        let repository = init(&storage).await;
-        let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
-        let second = write(&repository, None, &[("b", 2)], &["pg@2"]).await;
-        repository.pin(second, "a mount").await.unwrap();
-        repository.destroy(first).await.unwrap();
-        repository.collect().await.unwrap();
+        for object in &objects {
+            let bytes = base.read(&object.key).await.unwrap();
+            storage.create(&object.key, bytes).await.unwrap();
+        }
         storage.advance(LATER);
-        // A writer at work.
+        let repository = open(&storage).await;
         let working = repository.begin_writing().await.unwrap();
-        let objects = storage.list_all("").await.unwrap();
-        let Some(object) = objects.get(number) else {
-            break;
-        };
+        let leases = storage.list_all("leases/").await.unwrap();
+        let object = objects.iter().chain(&leases).nth(number).unwrap();
         let folder = object.key.segments().next().unwrap().to_owned();
         let whole = storage.read(&object.key).await.unwrap();
         let mut changed = whole.to_vec();

@@ -213,3 +213,25 @@ fn about_pack(id: PackId, error: Error) -> Error {
         false => Error::new(error.kind(), format!("pack {id}"), "cannot be read").caused_by(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bytes_a_frame_are_kept_of_what_a_directory_says() {
+        assert_eq!(size_of::<Noted>(), 16);
+        let noted = Noted::new(7, 9, &[1; 16]);
+        for other in [
+            Noted::new(8, 9, &[1; 16]),
+            Noted::new(7, 8, &[1; 16]),
+            Noted::new(
+                7,
+                9,
+                &[[0; 15].as_slice(), &[1]].concat().try_into().unwrap(),
+            ),
+        ] {
+            assert_ne!(noted, other);
+        }
+    }
+}

@@ -121,8 +121,8 @@ pub(crate) async fn restore_into(snapshot: &Snapshot, target: &Cluster) -> Resto
     beside(move || restore(&snapshot, &writer, &RestoreOptions::default()).unwrap()).await
 }
 
-/// Has PostgreSQL's own modules look at everything where they are here (13, 14, 15, 17), visibility maps among it, and the
-/// server read every row elsewhere; then stops the cluster and has `pg_checksums` read every page where one does (not 17),
+/// Has PostgreSQL's own modules look at everything where they are here (14, 15, 17), visibility maps among it, and the
+/// server read every row elsewhere (13 has modules for indexes and maps); then stops the cluster and has `pg_checksums` read every page where one does (not 17),
 /// and our own reader everywhere.
 pub(crate) fn judge(mut cluster: Cluster) {
     let looked_at = cluster.check_running();

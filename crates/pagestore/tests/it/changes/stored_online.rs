@@ -194,10 +194,13 @@ async fn stored_online_chains_are_exact(major: PgMajor, checksums: bool, seed: u
     let running: Vec<_> = loads.into_iter().map(Load::in_background).collect();
     let first = take(&repository, &cluster, BTreeMap::from([(WHOLE, None)])).await;
     loads = running.into_iter().map(|load| load.stop()).collect();
-    let mut names = vec!["log", "scan"];
-    if summaries {
-        names.push("summaries");
-    }
+    // By default the source that a snapshot of this major would use.
+    let names = match (long, summaries) {
+        (true, true) => vec!["log", "scan", "summaries"],
+        (true, false) => vec!["log", "scan"],
+        (false, true) => vec!["summaries"],
+        (false, false) => vec!["log"],
+    };
     let mut last: BTreeMap<&str, Snapshot> = names
         .iter()
         .map(|name| (*name, first[WHOLE].clone()))

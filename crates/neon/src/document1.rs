@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::{CreatePg, RestoreChoice};
+use crate::instances::{CreatePg, PgRecord, RestoreChoice};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
@@ -226,6 +226,12 @@ impl SnapshotFirst<'_> {
             found.asked,
             newest::words(age)
         )));
+        let trash = record::list::<PgRecord>(&neon.home().trash())?;
+        if gone.is_none() && trash.iter().any(|(_, one)| one.name == *name) {
+            neon.tell(Event::Warning(format!(
+                "a {name} that was destroyed is in the trash, with what was written after that snapshot: neon pg trash shows it, neon undo brings it back"
+            )));
+        }
         let create = CreatePg {
             name: Some(name.clone()),
             storage: Some(storage.clone()),

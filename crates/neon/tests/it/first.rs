@@ -691,6 +691,11 @@ async fn the_newest_is_what_was_lived_in() {
     assert_eq!(sql(&neon, "main", "select count(*) from t").await, "1000");
     let warned = |event: &Event| matches!(event, Event::Warning(text) if text.contains("HEAD{0}"));
     assert!(told.lock().unwrap().iter().any(warned));
+    // One that was destroyed is restored again, and what that leaves in the trash is told.
+    neon.pg().destroy(&name("main")).await.unwrap();
+    neon.snapshot_first().start(None, &none).await.unwrap();
+    let warned = |event: &Event| matches!(event, Event::Warning(text) if text.contains("trash"));
+    assert!(told.lock().unwrap().iter().any(warned));
     neon.pg().stop(&name("main")).await.unwrap();
 
     // Another cluster of the same name in the same place: nobody chooses between them.

@@ -201,9 +201,12 @@ impl Instances<'_> {
         }
     }
 
-    /// The instances that need a storage for what is under way.
+    /// The instances that need a storage for what is under way, also those in the trash: their end is for who brings them
+    /// back.
     pub(crate) fn needing(&self, storage: &Name) -> Result<Vec<Name>> {
+        let trash = crate::record::list::<PgRecord>(&self.0.home().trash())?;
         let records = self.records()?.into_iter();
+        let records = records.chain(trash.into_iter().map(|(_, record)| record));
         let needing = records.filter(|record| record.needs().contains(storage));
         Ok(needing.map(|record| record.name).collect())
     }

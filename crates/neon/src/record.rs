@@ -279,7 +279,10 @@ fn sweep(folder: &Path) {
                 .is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
         });
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if ours && is_file && is_free(&entry.path()) {
+        if ours
+            && is_file
+            && let Some(_held) = held_if_free(&entry.path())
+        {
             drop(fs::remove_file(entry.path()));
         }
     }
@@ -382,8 +385,15 @@ impl Lock {
 
 /// Whether nobody has a file or folder locked.
 pub(crate) fn is_free(path: &Path) -> bool {
-    File::open(path)
-        .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
+    held_if_free(path).is_some()
+}
+
+/// A file or folder that nobody had locked, locked as long as this lives: who removes it keeps that until it is gone, so that
+/// nobody begins to use it in between.
+pub(crate) fn held_if_free(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
 }
 
 /// Whether a file is empty or its last line is whole.

@@ -105,7 +105,7 @@ pub(crate) struct Start {
     #[arg(long)]
     pub(crate) replica: bool,
     /// On this port from now on [default: the one it had]
-    #[arg(long, conflicts_with = "replica", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, conflicts_with = "replica", value_parser = super::port)]
     pub(crate) port: Option<u16>,
 }
 

@@ -131,10 +131,15 @@ impl SnapshotFirst<'_> {
         });
         let mut names = others.flat_map(|listed| &listed.names);
         if let Some(name) = names.find(|name| name.instance() == Some(pg.as_str())) {
-            self.0.tell(Event::Warning(format!(
-                "{} has snapshots of another {pg} ({name}): from both together, neon start will not restore either by itself",
-                repository.label()
-            )));
+            let label = repository.label();
+            self.0.tell(Event::Warning(match but {
+                None => format!(
+                    "{label} has snapshots of another {pg} ({name}): from both together, neon start will not restore either by itself"
+                ),
+                Some(_) => format!(
+                    "{label} has snapshots of another {pg} ({name}): if that one lives on beside this one, neon start will not restore either by itself"
+                ),
+            }));
         }
         Ok(())
     }

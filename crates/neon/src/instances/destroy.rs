@@ -139,6 +139,8 @@ impl Instances<'_> {
             let Ok(Some(record)) = record::read::<PgRecord>(&home.gone(id)) else {
                 continue;
             };
+            // What was under way in it is never ended.
+            self.let_go(&record).await;
             let (mark, left) = (home.gone(id), self.remains(&record));
             let removed = beside(move || {
                 left.iter().try_for_each(|left| record::remove_tree(left))?;

@@ -139,7 +139,8 @@ impl Instances<'_> {
             ));
         }
         check_folder(place)?;
-        if record.tablespaces_beside {
+        // Those that somebody who was killed then moved back already are ours.
+        if record.tablespaces_beside && tablespaces(&beside(place, "trash", &record.id)).exists() {
             check_folder(&tablespaces(place))?;
         }
         Ok(())

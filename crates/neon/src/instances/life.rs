@@ -143,6 +143,11 @@ impl Instances<'_> {
         self.start_locked(name).await
     }
 
+    async fn answers(&self, name: &Name) -> bool {
+        let pg = self.get(name).await;
+        pg.is_ok_and(|pg| pg.endpoint().is_some())
+    }
+
     /// Starts every server that shall run and does not: after a reboot.
     ///
     /// # Errors
@@ -155,7 +160,12 @@ impl Instances<'_> {
             }
             let outcome = match Box::pin(self.start(&record.name)).await {
                 Ok(_) => Ok(()),
-                Err(error) if error.kind() == ErrorKind::Busy => Ok(()),
+                // It runs already. Busy is also a port that somebody else has.
+                Err(error)
+                    if error.kind() == ErrorKind::Busy && self.answers(&record.name).await =>
+                {
+                    Ok(())
+                }
                 Err(error) => Err(error),
             };
             all.push((record.name, outcome));

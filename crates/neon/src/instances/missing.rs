@@ -63,7 +63,7 @@ impl Instances<'_> {
         if record.replica.is_some() {
             return elsewhere(
                 "is a replica, and its directory is gone".to_owned(),
-                "make it again from its primary: neon pg create --replica".to_owned(),
+                "make it again from its primary: neon pg start --replica".to_owned(),
             );
         }
         for path in [&folder, &data] {

@@ -226,16 +226,25 @@ impl Instances<'_> {
             Stage::Ready => Ok(()),
             Stage::Creating if self.is_placed(&record) => {
                 self.finish_place(&record)?;
-                self.let_go(&record).await;
+                // What came out of the trash may have a checkout to be ended, whose pins are needed for that.
+                if record.checkout.is_none() {
+                    self.let_go(&record).await;
+                }
                 self.update(name, |record| {
                     record.stage = Stage::Ready;
                     record.in_place_of = None;
                 })?;
-                records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))
+                records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))?;
+                match record.checkout {
+                    Some(_) => Box::pin(self.settle_with(name, start)).await,
+                    None => Ok(()),
+                }
             }
             Stage::Creating => {
                 self.clear_new(&record).await?;
-                self.let_go(&record).await;
+                if record.checkout.is_none() {
+                    self.let_go(&record).await;
+                }
                 self.unclaim(&record)
             }
             Stage::Destroying => {

@@ -67,7 +67,7 @@ impl Instances<'_> {
     pub async fn purge(&self, trashed: &TrashedPg) -> Result<()> {
         let home = self.0.home();
         let _lock = self.lock(&trashed.name).await?;
-        let mut operation = self.0.begin_operation("pg purge", trashed.name.as_str())?;
+        let mut operation = self.0.begin_relief("pg purge", trashed.name.as_str())?;
         operation.detail("id", trashed.id.clone());
         let path = home.trash().join(format!("{}.json", trashed.id));
         let known = record::read::<PgRecord>(&path)?;

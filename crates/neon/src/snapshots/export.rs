@@ -139,6 +139,8 @@ impl Snapshots<'_> {
             require_free(tablespaces, how.format)?;
         }
         require_room(&snapshot, &to, tablespaces.as_deref(), how, &from.subject()).await?;
+        let own = ForOthers::of(&snapshot, &from.subject()).await?;
+        let owner = self.owner_of_export(how.format)?;
         let mut operation = self.0.begin_operation("snapshot export", &from.asked)?;
         operation.detail("id", from.id.to_string());
         operation.detail("to", to.display().to_string());
@@ -148,7 +150,6 @@ impl Snapshots<'_> {
             to.display()
         )));
         let (id, size) = (from.id, snapshot.facts().cost.bytes);
-        let own = ForOthers::of(&snapshot, &from.subject()).await?;
         let job = Job {
             neon: self.0.clone(),
             snapshot,
@@ -157,7 +158,7 @@ impl Snapshots<'_> {
             to: to.clone(),
             how: how.clone(),
             tablespaces: tablespaces.clone(),
-            owner: self.owner_of_export(how.format)?,
+            owner,
         };
         let written = self.beside(move |dropped| job.run(&dropped)).await;
         operation.end(written)?;

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
 use crate::home::random_id;
-use crate::record::is_free;
+use crate::record::held_if_free;
 
 const ENDING: &str = ".partial";
 
@@ -48,7 +48,11 @@ impl Partial {
         loop {
             let path = to.with_file_name(format!("{}{}{ENDING}", beginning(to), random_id()?));
             make(&path).map_err(failed)?;
-            let lock = File::open(&path).map_err(failed)?;
+            let lock = match File::open(&path) {
+                // Swept before it was locked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(failed)?,
+            };
             flock(&lock, FlockOperation::LockExclusive)
                 .map_err(|error| failed(io::Error::from(error)))?;
             // Who sweeps may have taken it for a left one before it was locked.
@@ -79,9 +83,12 @@ fn sweep(to: &Path) {
         let ours =
             id.is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let path = entry.path();
-        if !ours || !is_free(&path) {
+        if !ours {
             continue;
         }
+        let Some(_held) = held_if_free(&path) else {
+            continue;
+        };
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => drop(fs::remove_dir_all(&path)),
             Ok(kind) if kind.is_file() => drop(fs::remove_file(&path)),

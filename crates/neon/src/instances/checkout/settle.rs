@@ -47,6 +47,14 @@ pub struct UnderWay {
 }
 
 impl UnderWay {
+    /// How the operation ends when this is at its end: a way back to the state before comes after a failure.
+    fn outcome(&self) -> Outcome {
+        match self.head_id == Some(self.snapshot) {
+            true => Outcome::Failed,
+            false => Outcome::Done,
+        }
+    }
+
     /// The storage that `HEAD{i}` is in: that of the instance when it was taken.
     pub(crate) fn kept_in(&self, record: &PgRecord) -> Name {
         self.head_storage
@@ -100,17 +108,11 @@ impl Instances<'_> {
                     }
                     return Err(Box::pin(self.back_to_head(name, under_way, error)).await);
                 }
-                let outcome = if under_way.head_id == Some(under_way.snapshot) {
-                    // The state before, after a snapshot that was damaged.
-                    Outcome::Failed
-                } else {
-                    Outcome::Done
-                };
-                self.say_end(name, under_way, outcome);
+                self.say_end(name, under_way, under_way.outcome());
                 self.settle_start(name, start).await?;
             }
             Phase::Starting => {
-                self.say_end(name, under_way, Outcome::Done);
+                self.say_end(name, under_way, under_way.outcome());
                 self.settle_start(name, start).await?;
             }
         }
@@ -259,8 +261,7 @@ impl Instances<'_> {
             let snapshot = repository.snapshot(head).await?;
             let instance = self.open(&record).await?;
             self.0.step("checkout: back");
-            Box::pin(self.change(&record, &instance, &snapshot, &back, None, &mut true)).await?;
-            self.settle_start(name, true).await
+            Box::pin(self.change(&record, &instance, &snapshot, &back, None, &mut true)).await
         })
         .await;
         match back {
@@ -269,6 +270,11 @@ impl Instances<'_> {
                 self.0.tell(Event::Warning(format!(
                     "pg {name} is back at its state before the checkout; its replication slots are gone"
                 )));
+                if let Err(second) = self.settle_start(name, true).await {
+                    self.0.tell(Event::Warning(format!(
+                        "its server does not start ({second})"
+                    )));
+                }
                 error
             }
             Err(second) => {

@@ -22,6 +22,8 @@ use crate::repository::Repository;
 const ROUNDS: usize = 32;
 /// How many generations in a row are asked for that are not there, where nothing can be listed.
 const MOST_ASKED: u32 = 8;
+/// Generations that are asked for of one name.
+const MOST_GENERATIONS: u32 = 1 << 16;
 
 /// What a claim says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +131,10 @@ impl Repository {
                 Err(error) => return Err(error),
             }
             generation = generation.saturating_add(1);
+            // Nobody gives a name so often: it is a server that has an answer to everything.
+            if generation > MOST_GENERATIONS {
+                return Err(Error::damaged(key.as_str(), "is one of too many"));
+            }
         }
         Ok(claims)
     }

@@ -6,11 +6,12 @@ use bytes::Bytes;
 
 use crate::check::packs::frame_name;
 use crate::check::seen::SeenPages;
-use crate::check::{Check, Problem};
+use crate::check::{Check, Problem, told};
 use crate::commit::Commit;
 use crate::commit_object::CommitObject;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::run;
+use crate::id::{CommitId, WriterId};
 use crate::keys;
 use crate::map::{At, Extent, FileKind, FrameRef, MappedFile, Walk};
 use crate::page_checks::{FileChecks, PageChecks};
@@ -32,18 +33,11 @@ impl Check<'_> {
             let id = object.id;
             let (writer, commit) = match self.repository.read_commit_object(object).await {
                 Ok(found) => found,
-                // Gone meanwhile, or noted already.
-                Err(error) if error.kind() != ErrorKind::Storage => {
-                    if error.kind() != ErrorKind::NotFound {
-                        let object = format!("{}{object}", keys::SNAPSHOTS);
-                        let known = self.checked.findings.iter_mut();
-                        known
-                            .filter(|finding| finding.object == object)
-                            .for_each(|finding| finding.snapshots.extend([id]));
-                    }
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => {
+                    self.unread(&format!("{}{object}", keys::SNAPSHOTS), id, error)?;
                     continue;
                 }
-                Err(error) => return Err(error),
             };
             if tombstones.bury(object, writer) || !looked_at.insert(id) {
                 continue;
@@ -56,7 +50,7 @@ impl Check<'_> {
             if self.found.is_empty() {
                 continue;
             }
-            if self.gone(object, &tombstones).await? {
+            if self.gone(object, writer, &tombstones).await? {
                 // Another object of it may still stand.
                 looked_at.remove(&id);
                 self.found.clear();
@@ -66,10 +60,31 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Notes a commit that cannot be read, or whose it is if that was noted when all small objects were read.
+    fn unread(&mut self, key: &str, id: CommitId, error: Error) -> Result<()> {
+        let (_, (kind, problem)) = told(error)?;
+        let mut noted = false;
+        for finding in &mut self.checked.findings {
+            if finding.object == key {
+                finding.snapshots.insert(id);
+                noted = true;
+            }
+        }
+        if !noted {
+            self.note(key.to_owned(), problem, kind, Some(id));
+        }
+        Ok(())
+    }
+
     /// Whether a snapshot was destroyed, or even collected, while we looked at it.
-    async fn gone(&self, object: CommitObject, before: &Tombstones) -> Result<bool> {
+    async fn gone(
+        &self,
+        object: CommitObject,
+        writer: WriterId,
+        before: &Tombstones,
+    ) -> Result<bool> {
         let now = self.repository.tombstones().await?;
-        if now.commits.contains_key(&object) && !before.commits.contains_key(&object) {
+        if now.bury(object, writer) && !before.bury(object, writer) {
             return Ok(true);
         }
         match self.repository.commit_author(object).await {

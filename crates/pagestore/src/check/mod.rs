@@ -82,6 +82,10 @@ impl Repository {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when there is no such snapshot; as [`check`](Self::check).
     pub async fn check_snapshot(&self, id: CommitId, read_data: bool) -> Result<Checked> {
+        if !self.lists() {
+            // What the storage says to that.
+            crate::gc::list_packs(self).await?;
+        }
         // Of its packs only what it needs is read.
         let mut check = Check::new(self, false);
         check.checked.snapshots = 1;

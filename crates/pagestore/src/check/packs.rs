@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use neon_snapshot_format::pack::{FrameRecord, PackId};
+use neon_storage::StorageExt;
 
 use crate::check::{Check, Problem};
 use crate::error::{Error, ErrorKind, Result};
+use crate::keys;
 use crate::map::FrameRef;
 use crate::pack_file::PackFile;
 
@@ -57,26 +59,32 @@ impl Check<'_> {
         let packs: BTreeMap<PackId, u64> =
             self.packs.iter().map(|(id, size)| (*id, *size)).collect();
         for (id, size) in packs {
-            let file = match self.repository.pack_file(id, size).await {
-                Ok(file) => Some(file),
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => {
-                    self.note_error(about_pack(id, error), None)?;
-                    None
-                }
-            };
-            self.checked.packs = self.checked.packs.saturating_add(1);
-            if let (Some(file), true) = (&file, self.read_data)
-                && let Err(error) = self.every_byte(file).await
-            {
-                match error.kind() {
-                    ErrorKind::NotFound => continue,
-                    _ => self.note_error(about_pack(id, error), None)?,
-                }
-            }
-            let noted = file.map(|file| file.records.iter().map(Noted::of).collect());
-            self.files.insert(id, noted);
+            self.directory(id, size).await?;
         }
+        Ok(())
+    }
+
+    /// The directory of one pack. One that was collected meanwhile is passed over.
+    async fn directory(&mut self, id: PackId, size: u64) -> Result<()> {
+        let file = match self.repository.pack_file(id, size).await {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                self.note_error(about_pack(id, error), None)?;
+                None
+            }
+        };
+        self.checked.packs = self.checked.packs.saturating_add(1);
+        if let (Some(file), true) = (&file, self.read_data)
+            && let Err(error) = self.every_byte(file).await
+        {
+            match error.kind() {
+                ErrorKind::NotFound => return Ok(()),
+                _ => self.note_error(about_pack(id, error), None)?,
+            }
+        }
+        let noted = file.map(|file| file.records.iter().map(Noted::of).collect());
+        self.files.insert(id, noted);
         Ok(())
     }
 
@@ -142,7 +150,12 @@ impl Check<'_> {
             return Ok(None);
         }
         self.checked.frames = self.checked.frames.saturating_add(1);
-        let problem = match self.look(frame) {
+        let mut looked = self.look(frame);
+        if matches!(looked, Some((ErrorKind::NotFound, _))) {
+            self.ask_again(frame.pack.id).await?;
+            looked = self.look(frame);
+        }
+        let problem = match looked {
             // What is nowhere may have been moved while we looked.
             Some((ErrorKind::NotFound, _)) if self.moved_meanwhile(frame).await? => None,
             Some((ErrorKind::NotFound, problem)) => Some((ErrorKind::Damaged, problem)),
@@ -154,20 +167,33 @@ impl Check<'_> {
         Ok(problem)
     }
 
+    /// Asks once more for a pack that was not there when packs were listed: a snapshot may have been stored since, with it, or
+    /// its frames have moved.
+    async fn ask_again(&mut self, pack: PackId) -> Result<()> {
+        if !self.asked_again.insert(pack) {
+            return Ok(());
+        }
+        let key = keys::pack(pack)?;
+        let head = self.repository.shared.storage.head_opt(&key).await;
+        if let Some(head) = head.map_err(|error| Error::storage(key.as_str(), error))? {
+            self.packs.insert(pack, head.meta.size);
+            return self.directory(pack, head.meta.size).await;
+        }
+        let pieces = self.repository.moves_of(pack).await?;
+        self.moves.insert(pack, pieces);
+        Ok(())
+    }
+
     async fn moved_meanwhile(&mut self, frame: &FrameRef) -> Result<bool> {
         let pack = frame.pack.id;
-        if self.asked_again.insert(pack) {
-            let pieces = self.repository.moves_of(pack).await?;
-            self.moves.insert(pack, pieces);
-        }
         let pieces = self.moves.get(&pack).map(Vec::as_slice).unwrap_or_default();
         if !pieces.iter().any(|piece| piece.find(frame.frame).is_some()) {
             return Ok(false);
         }
         match self.reader.get(frame).await {
             Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::Storage => Err(error),
-            Err(_) => Ok(false),
+            Err(error) if error.is_of_object() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

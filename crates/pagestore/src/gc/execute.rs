@@ -155,8 +155,10 @@ impl Run<'_> {
                     |pack| dead.packs.contains(pack),
                     |id| dead.commits.contains(id),
                 );
+                // Read before anything is deleted, as all else.
+                let claims = self.claims_of(&inventory, &doomed).await?;
                 begun = true;
-                self.delete(&inventory, &doomed, &mut done).await
+                self.delete(&inventory, &doomed, claims, &mut done).await
             };
             let deleted = deleted.await;
             let unknown = |error: &Error| begun && error.kind() == ErrorKind::Storage;
@@ -214,10 +216,8 @@ impl Run<'_> {
         Ok(done)
     }
 
-    /// Packs first, then commits, then their tombstones: a snapshot that is half gone stays destroyed. One that is
-    /// brought again meanwhile is found on our list.
-    async fn delete(&self, inventory: &Inventory, dead: &Dead, done: &mut Collected) -> Result<()> {
-        // Read before anything is deleted, as all else.
+    /// The claims of snapshots of which no object is left.
+    async fn claims_of(&self, inventory: &Inventory, dead: &Dead) -> Result<Vec<Key>> {
         let left = inventory.commits.keys();
         let left: BTreeSet<CommitId> = left
             .filter(|object| !dead.commits.contains(object))
@@ -232,6 +232,18 @@ impl Run<'_> {
                 claims.extend(self.repository.claims_to_forget(object.id, names).await?);
             }
         }
+        Ok(claims)
+    }
+
+    /// Packs first, then commits, then their tombstones: a snapshot that is half gone stays destroyed. One that is
+    /// brought again meanwhile is found on our list.
+    async fn delete(
+        &self,
+        inventory: &Inventory,
+        dead: &Dead,
+        claims: Vec<Key>,
+        done: &mut Collected,
+    ) -> Result<()> {
         let there = dead
             .packs
             .iter()

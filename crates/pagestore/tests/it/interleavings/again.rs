@@ -545,3 +545,21 @@ async fn a_check_says_nothing_of_what_was_collected_while_it_looked() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_check_finds_nothing_wrong_with_what_was_stored_while_it_looked() {
+    for listed in ["get packs/", "list tombstones/", "list snapshots/"] {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let id = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+        let gate = Gate::new(2);
+        let actors = vec![
+            checker(gate.storage(&storage, 0)),
+            writer(gate.storage(&storage, 1), Some(id), "pg@2"),
+        ];
+        let script = [(0, listed), (1, ""), (0, "")];
+        let (outcomes, trace) = follow(&gate, actors, &script).await;
+        let sound = outcomes.iter().all(|(_, outcome)| outcome.is_ok());
+        assert!(sound, "{listed}: {outcomes:?} {:#?}", trace.calls);
+    }
+}

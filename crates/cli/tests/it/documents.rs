@@ -182,6 +182,28 @@ fn a_start_that_restores_is_not_passed_over() {
 }
 
 #[test]
+fn a_start_whose_port_somebody_else_has_is_no_success() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    home.ok(&["start"]);
+    home.ok(&["pg", "stop", "main"]);
+    // As after a reboot.
+    let record = home.path().join("state/pg/main.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let wanted = text.replace("\"wanted\": false", "\"wanted\": true");
+    assert_ne!(wanted, text);
+    std::fs::write(&record, &wanted).unwrap();
+    let known: serde_json::Value = serde_json::from_str(&wanted).unwrap();
+    let port = u16::try_from(known["port"].as_u64().unwrap()).unwrap();
+    let theirs = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let said = home.fails(7, &["start"]);
+    assert!(said.contains(&format!("port {port}")), "{said}");
+    drop(theirs);
+    home.ok(&["start"]);
+    home.ok(&["stop"]);
+}
+
+#[test]
 fn a_replica_is_listed_below_its_primary() {
     let home = Home::new();
     home.ok(&["pg", "create", "my_pg"]);

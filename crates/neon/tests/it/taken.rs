@@ -594,3 +594,35 @@ async fn after_a_checkout_only_the_snapshot_it_went_to_is_a_parent() {
         "20000"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_snapshot_needs_of_a_machine_is_in_its_commit() {
+    let home = Fixture::of(PgMajor::V15);
+    home.running("p1").await;
+    run(
+        &home.neon,
+        "p1",
+        "create collation german (provider = icu, locale = 'de'); \
+         create table words (word text collate german); create index on words (word)",
+    )
+    .await;
+    let version = "select collversion from pg_collation where collname = 'german'";
+    let version = sql(&home.neon, "p1", version).await;
+    take(&home.neon, "p1@words").await;
+    let shown = home.neon.snapshots().show("p1@words", None).await;
+    let needs = shown.unwrap().facts.needs;
+    assert_eq!(needs.architecture.as_deref(), Some(std::env::consts::ARCH));
+    assert!(needs.libc.is_some() && needs.icu.is_some(), "{needs:?}");
+    let german = needs
+        .collations
+        .iter()
+        .find(|(name, _)| name.contains("german"));
+    let (name, recorded) = german.unwrap();
+    assert!(name.starts_with("postgres: "), "{needs:?}");
+    assert_eq!(*recorded, version, "{needs:?}");
+    home.neon
+        .pg()
+        .stop(&crate::support::name("p1"))
+        .await
+        .unwrap();
+}

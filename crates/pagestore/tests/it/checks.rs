@@ -217,6 +217,14 @@ async fn changed_bytes_of_an_encrypted_repository_are_found_and_the_object_named
     let first = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
     repository.add_key(key("two")).await.unwrap();
     repository.pin(first, "a mount").await.unwrap();
+    // Sealed on its way, its frames moved; and somebody writes.
+    let plain = init(&Clocked::new()).await;
+    let other = write(&plain, None, &[("b", 2)], &["pg@2"]).await;
+    plain.copy_to(&repository, other).await.unwrap();
+    let _writing = repository.begin_writing().await.unwrap();
+    for kind in ["moves/", "pins/", "leases/", "keys/", "names/"] {
+        assert!(!storage.list_all(kind).await.unwrap().is_empty(), "{kind}");
+    }
     for object in storage.list_all("").await.unwrap() {
         let whole = storage.read(&object.key).await.unwrap();
         let name = object.key.as_str();

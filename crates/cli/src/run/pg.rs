@@ -1,7 +1,7 @@
 //! `pg …`
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use neon_pg::{
@@ -162,7 +162,7 @@ async fn list(scene: &Scene<'_>) -> Outcome<Answer> {
 async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
     let pg = scene.neon.pg().get(name).await?;
     let folder = folder(scene, &pg.record);
-    let used = used(&folder);
+    let used = neon_pg::bytes_on_disk(&folder);
     let (listed, failed) = scene.neon.snapshots().list(None).await?;
     let mut by_storage: BTreeMap<String, Vec<(String, u64)>> = BTreeMap::new();
     for one in listed {
@@ -362,7 +362,7 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
         Some(pg) => pg,
         None => instances.get(name).await?,
     };
-    let used = used(&folder(scene, &pg.record));
+    let used = neon_pg::bytes_on_disk(&folder(scene, &pg.record));
     let replicas = instances.replicas_of(&pg.record)?;
     let mut plan;
     if pg.record.adopted.is_some() {
@@ -463,23 +463,6 @@ fn folder(scene: &Scene<'_>, record: &PgRecord) -> PathBuf {
             .join("pg")
             .join(record.name.as_str()),
     }
-}
-
-/// Bytes on disk below a folder. What goes while we look, or may not be looked at, counts nothing.
-fn used(folder: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let mut sum = 0_u64;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            sum = sum.saturating_add(meta.blocks().saturating_mul(512));
-            if meta.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    sum
 }
 
 fn state(pg: &neon_pg::Pg) -> &'static str {

@@ -50,6 +50,7 @@ pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, has_room};
 pub use trash::TrashedPg;
+pub use used::bytes_on_disk;
 
 /// What instances are made in by `neon-pgctl`, each locked by who makes it.
 pub(crate) const CREATION: &str = ".neon-new-";
@@ -109,15 +110,9 @@ impl Instances<'_> {
 
     /// What is remembered of those instances whose record can be read: what is under way on one does not fail for another's.
     pub(super) fn readable(&self) -> Vec<PgRecord> {
-        let entries = std::fs::read_dir(self.0.home().instances());
-        let paths = entries.into_iter().flatten().flatten();
-        let records = paths.map(|entry| entry.path()).filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.ends_with(".json") && !name.starts_with('.')
-        });
-        records
-            .filter_map(|path| records::read::<PgRecord>(&path).ok().flatten())
-            .collect()
+        let read = records::list_readable::<PgRecord>(&self.0.home().instances());
+        let records = read.map(|(records, _)| records).unwrap_or_default();
+        records.into_iter().map(|(_, record)| record).collect()
     }
 
     /// All instances as they are now, by name. Runs no program and opens no storage. One that cannot be looked at is in

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
-use crate::instances::used::walk;
+use crate::instances::used::bytes_on_disk;
 use crate::instances::{Instances, PgRecord};
 use crate::name::Name;
 use crate::operation::seconds;
@@ -42,7 +42,7 @@ impl Instances<'_> {
                 None => self.remains(&record),
             };
             let used = beside(move || {
-                let sums = remains.iter().map(|place| walk(place));
+                let sums = remains.iter().map(|place| bytes_on_disk(place));
                 Ok(sums.fold(0, u64::saturating_add))
             });
             all.push(TrashedPg {

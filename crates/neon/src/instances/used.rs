@@ -42,9 +42,9 @@ impl Instances<'_> {
                 break;
             }
             let bytes = match (&record.adopted, &record.pgdata) {
-                (Some(adopted), _) => walk(&adopted.data_dir),
-                (None, Some(elsewhere)) => walk(elsewhere),
-                (None, None) => walk(&self.0.home().instance_folder(record.name.as_str())),
+                (Some(adopted), _) => bytes_on_disk(&adopted.data_dir),
+                (None, Some(elsewhere)) => bytes_on_disk(elsewhere),
+                (None, None) => bytes_on_disk(&self.0.home().instance_folder(record.name.as_str())),
             };
             all.insert(record.id.clone(), Counted { bytes, at: now });
         }
@@ -73,7 +73,7 @@ impl Instances<'_> {
 }
 
 /// Bytes on disk below a folder. What goes while we look, or may not be looked at, counts nothing.
-pub(super) fn walk(folder: &Path) -> u64 {
+pub fn bytes_on_disk(folder: &Path) -> u64 {
     let mut sum = 0_u64;
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -16,12 +16,13 @@ use neon_snapshot_format::pack::{NeonWriter, PackId, PackOptions};
 use neon_snapshot_format::pgdata::{
     DirectoryOptions, DirectoryWriter, Flush, Ownership, TablespacePlaces,
 };
-use neon_snapshot_format::{Chunk, Compression, End, Entry, Owner, ParallelSink, Sink, Source};
+use neon_snapshot_format::{Compression, Owner, ParallelSink, Sink, Source};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::neon::Neon;
+use crate::snapshots::blamed::Blamed;
 use crate::snapshots::for_others::ForOthers;
 use crate::snapshots::partial::Partial;
 use crate::snapshots::room::{self, Place};
@@ -524,46 +525,13 @@ fn send(
         SnapshotSource::new(snapshot).map_err(|error| Error::repository(label, error))?;
     let total = snapshot.facts().cost.bytes;
     let meter = Meter::of(neon, label, Arc::clone(dropped), total);
-    let mut to = Blamed {
-        sink: to,
-        failed: false,
-    };
+    let mut to = Blamed::new(to);
     let mut sink = WatchedInOrder::new(&mut to, meter);
     let sent = source.send(&mut sink);
-    sent.map_err(|error| match to.failed {
+    sent.map_err(|error| match to.failed() {
         true => Error::unwritten(target, error),
         false => Error::format(label, error),
     })
-}
-
-/// Knows whether it was the place where a copy goes that failed, and not what is copied.
-struct Blamed<'a> {
-    sink: &'a mut dyn Sink,
-    failed: bool,
-}
-
-impl Blamed<'_> {
-    fn blame<T, E>(&mut self, done: std::result::Result<T, E>) -> std::result::Result<T, E> {
-        self.failed |= done.is_err();
-        done
-    }
-}
-
-impl Sink for Blamed<'_> {
-    fn entry(&mut self, entry: &Entry) -> neon_snapshot_format::Result<()> {
-        let done = self.sink.entry(entry);
-        self.blame(done)
-    }
-
-    fn chunk(&mut self, chunk: &Chunk<'_>) -> neon_snapshot_format::Result<()> {
-        let done = self.sink.chunk(chunk);
-        self.blame(done)
-    }
-
-    fn end(&mut self, end: &End) -> neon_snapshot_format::Result<()> {
-        let done = self.sink.end(end);
-        self.blame(done)
-    }
 }
 
 /// Gives a file its name, unless somebody put another there meanwhile.

@@ -1,6 +1,7 @@
 //! Snapshots: found, listed, and (each in its own file) taken, used, moved and destroyed.
 
 mod base_backup;
+mod blamed;
 mod bring;
 mod catalogue;
 pub(crate) mod copying;

@@ -310,23 +310,18 @@ impl Instances<'_> {
     ) -> Result<TablespacePlaces> {
         let below = self.tablespaces(record);
         let own = facts.instance.as_ref() == Some(&record.id);
-        let mut places = BTreeMap::new();
+        let mut places = own_places(record, plan, facts);
         let mut elsewhere = false;
         for entry in plan.new_tablespaces() {
-            let EntryKind::Tablespace { oid, location } = &entry.kind else {
+            let EntryKind::Tablespace { oid, .. } = &entry.kind else {
                 continue;
             };
-            let was = location
-                .as_deref()
-                .map(|was| Path::new(OsStr::from_bytes(was)));
-            let place = match was.filter(|_| own).filter(is_free) {
-                Some(was) => was.to_owned(),
-                None => {
-                    elsewhere = true;
-                    below.join(oid.to_string())
-                }
-            };
-            if own && was != Some(&*place) {
+            if places.contains_key(oid) {
+                continue;
+            }
+            elsewhere = true;
+            let place = below.join(oid.to_string());
+            if own {
                 self.0.tell(Event::Note(format!(
                     "tablespace {oid} is in {} now: where it was there is something else",
                     place.display()
@@ -545,7 +540,7 @@ fn own_places(record: &PgRecord, plan: &RestorePlan, facts: &Facts) -> BTreeMap<
         .filter_map(|entry| match &entry.kind {
             EntryKind::Tablespace { oid, location } => {
                 let was = Path::new(OsStr::from_bytes(location.as_deref()?));
-                is_free(&was).then(|| (*oid, was.to_owned()))
+                is_free(was).then(|| (*oid, was.to_owned()))
             }
             _ => None,
         });
@@ -553,7 +548,7 @@ fn own_places(record: &PgRecord, plan: &RestorePlan, facts: &Facts) -> BTreeMap<
 }
 
 /// Whether a tablespace can be made there.
-fn is_free(place: &&Path) -> bool {
+fn is_free(place: &Path) -> bool {
     match std::fs::read_dir(place) {
         Ok(mut entries) => entries.next().is_none(),
         Err(_) => {

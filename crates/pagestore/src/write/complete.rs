@@ -151,7 +151,8 @@ impl SnapshotWriter {
     /// other pages.
     ///
     /// # Errors
-    /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either;
+    /// [`Inconsistent`](ErrorKind::Inconsistent) when pages are missing that the parent does not have either, or not all that
+    /// came was stored;
     /// [`Cancelled`](ErrorKind::Cancelled);
     /// [`Unsupported`](ErrorKind::Unsupported) when the parent uses additions with which this version may read it only; what
     /// the storage returns.
@@ -163,6 +164,7 @@ impl SnapshotWriter {
         }
         self.check_cancelled()?;
         let end = self.end_of_source()?;
+        self.require_stored()?;
         let hints = self.hints_left();
         let mut metadata = Packs::new(self.target.clone(), Codec::Zstd(3));
         let page_size = self.options.page_size;

@@ -40,6 +40,8 @@ struct Aside {
     file: Option<File>,
     length: u64,
     pieces: Vec<Piece>,
+    /// A piece could not be kept.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,7 @@ impl Gathering {
                 file: None,
                 length: 0,
                 pieces: Vec::new(),
+                lost: false,
             }),
         }
     }
@@ -109,11 +112,22 @@ impl Gathering {
         for item in items {
             sorted.extend_from_slice(slice(item));
         }
-        self.lock().keep(sorted)
+        let mut aside = self.lock();
+        let kept = aside.keep(sorted);
+        aside.lost |= kept.is_err();
+        kept
     }
 
-    /// Everything in order. What is put aside later is not seen.
+    /// Everything in order. What is put aside later is not seen. Fails when anything could not be kept, also where that
+    /// error was passed over: a file that nobody knows of is missed by nobody.
     pub(crate) fn sorted(&self) -> Result<Sorted<'_>> {
+        if self.lock().lost {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "list of files",
+                "goes on although a part of it could not be put aside",
+            ));
+        }
         let mut sorted = Sorted {
             gathering: self,
             cursors: Vec::new(),

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use neon_snapshot_format::Entry;
+use neon_snapshot_format::{Entry, SnapshotPath};
 
 use crate::error::Result;
-use crate::map::{At, FileKind, PageDigest, Walk};
+use crate::map::{At, FileKind, MappedFile, PageDigest, Walk};
 use crate::write::snapshot::SnapshotWriter;
 
 /// Some pages of a file of the parent.
@@ -42,13 +42,85 @@ impl KnownPages {
     }
 }
 
+/// What the parent has of one file, in order: the part of its map that is needed to compare pages. Kept from one part of
+/// the file to the next, so that its map is walked once and not for each part.
+#[derive(Debug)]
+pub(crate) struct KnownFile {
+    path: SnapshotPath,
+    size: u64,
+    spans: Vec<Span>,
+    digests: Vec<PageDigest>,
+}
+
+/// Neighbouring pages.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    page: u32,
+    count: u32,
+    /// Where their digests begin; none of zeros.
+    digests: Option<usize>,
+}
+
+impl KnownFile {
+    fn new(file: MappedFile, size: u64) -> Self {
+        let mut at = 0_usize;
+        let spans = file.extents.iter().map(|extent| Span {
+            page: extent.page,
+            count: extent.count,
+            digests: match extent.at {
+                At::Zeros => None,
+                At::Frame { .. } => {
+                    let from = at;
+                    at = at.saturating_add(extent.count as usize);
+                    Some(from)
+                }
+            },
+        });
+        Self {
+            spans: spans.collect(),
+            path: file.path,
+            size,
+            digests: file.digests,
+        }
+    }
+
+    /// These of its pages.
+    fn pages(&self, range: &Range<u32>) -> KnownPages {
+        let mut pages = vec![Known::Nothing; range.len()];
+        let end = |span: &Span| span.page.saturating_add(span.count);
+        let before = self.spans.partition_point(|span| end(span) <= range.start);
+        let spans = self.spans.iter().skip(before);
+        for span in spans.take_while(|span| span.page < range.end) {
+            for page in span.page.max(range.start)..end(span).min(range.end) {
+                let known = match span.digests {
+                    None => Known::Zero,
+                    Some(from) => {
+                        let index = from.saturating_add((page - span.page) as usize);
+                        let digest = self.digests.get(index);
+                        digest.map_or(Known::Nothing, |digest| Known::Digest(*digest))
+                    }
+                };
+                if let Some(slot) = pages.get_mut((page - range.start) as usize) {
+                    *slot = known;
+                }
+            }
+        }
+        KnownPages {
+            first: range.start,
+            pages,
+        }
+    }
+}
+
 impl SnapshotWriter {
     /// What the parent has of a part of a file that is to be compared: of whole files always, because many of them come
-    /// only because nobody knows whether they changed; of parts only if that was asked for.
+    /// only because nobody knows whether they changed; of parts only if that was asked for. `last` is the file that was
+    /// asked for last.
     pub(crate) fn known_pages(
         &self,
         entry: &Entry,
         range: &Range<u64>,
+        last: &mut Option<KnownFile>,
     ) -> Result<Option<KnownPages>> {
         let whole = *range == (0..entry.size());
         let Some(parent) = self
@@ -61,37 +133,91 @@ impl SnapshotWriter {
         if range.is_empty() {
             return Ok(None);
         }
-        let mut walk = Walk::new(&parent.view, true).from(&entry.path);
-        let Some(file) = parent.maps.wait(self.bridge(), &mut walk)? else {
-            return Ok(None);
-        };
-        let FileKind::File { size } = file.attributes.kind else {
-            return Ok(None);
-        };
-        if file.path != entry.path {
-            return Ok(None);
-        }
-        let page_size = self.page_size();
-        let page = |offset: u64| u32::try_from(offset.div_ceil(page_size)).unwrap_or(u32::MAX);
-        let first = u32::try_from(range.start / page_size).unwrap_or(u32::MAX);
-        let end = page(range.end.min(size)).max(first);
-        let mut pages = vec![Known::Nothing; (end - first) as usize];
-        let mut digests = file.digests.iter();
-        for extent in &file.extents {
-            for page in extent.page..extent.end() {
-                let known = match extent.at {
-                    At::Zeros => Known::Zero,
-                    At::Frame { .. } => match digests.next() {
-                        Some(digest) => Known::Digest(*digest),
-                        None => Known::Nothing,
-                    },
+        let file = match last.take().filter(|last| last.path == entry.path) {
+            Some(file) => file,
+            None => {
+                let mut walk = Walk::new(&parent.view, true).from(&entry.path);
+                let Some(file) = parent.maps.wait(self.bridge(), &mut walk)? else {
+                    return Ok(None);
                 };
-                let index = page.checked_sub(first).map(|index| index as usize);
-                if let Some(slot) = index.and_then(|index| pages.get_mut(index)) {
-                    *slot = known;
+                match file.attributes.kind {
+                    FileKind::File { size } if file.path == entry.path => {
+                        KnownFile::new(file, size)
+                    }
+                    _ => return Ok(None),
                 }
             }
+        };
+        let page_size = self.page_size();
+        let page = |page: u64| u32::try_from(page).unwrap_or(u32::MAX);
+        let first = page(range.start / page_size);
+        let end = page(range.end.min(file.size).div_ceil(page_size));
+        let pages = file.pages(&(first..end.max(first)));
+        *last = Some(file);
+        Ok(Some(pages))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypt::DataKey;
+    use crate::map::{Attributes, Extent, FrameRef, PackRef};
+    use neon_snapshot_format::pack::PackId;
+
+    fn in_frame() -> At {
+        let frame = FrameRef {
+            pack: PackRef {
+                id: PackId([1; 16]),
+                key: DataKey([2; 32]),
+            },
+            frame: 0,
+            offset: 0,
+            stored_length: 1,
+            plain_length: 1,
+            codec: 0,
+            sealed: false,
+            digest: [0; 16],
+        };
+        At::Frame { frame, offset: 0 }
+    }
+
+    #[test]
+    fn any_part_of_a_file_has_the_digests_of_its_own_pages() {
+        // Pages 2 to 4, zeros 4 to 9, nothing at 9, page 10, page 11.
+        let extents: Vec<Extent> = [
+            (2, 2, in_frame()),
+            (4, 5, At::Zeros),
+            (10, 1, in_frame()),
+            (11, 1, in_frame()),
+        ]
+        .into_iter()
+        .map(|(page, count, at)| Extent { page, count, at })
+        .collect();
+        let size = 12 * 8192;
+        let mapped = MappedFile {
+            path: SnapshotPath::new("base/5/1").unwrap(),
+            attributes: Attributes {
+                kind: FileKind::File { size },
+                mode: 0o600,
+                owner: None,
+                modified: 0,
+            },
+            extents,
+            digests: vec![[2; 16], [3; 16], [10; 16], [11; 16]],
+        };
+        let file = KnownFile::new(mapped, size);
+        let expected = |page: u32| match page {
+            2 | 3 | 10 | 11 => Known::Digest([u8::try_from(page).unwrap(); 16]),
+            4..=8 => Known::Zero,
+            _ => Known::Nothing,
+        };
+        for first in 0..14 {
+            for end in first..15 {
+                let part = file.pages(&(first..end));
+                let pages: Vec<Known> = (first..end).map(expected).collect();
+                assert_eq!((part.first, part.pages), (first, pages), "{first}..{end}");
+            }
         }
-        Ok(Some(KnownPages { first, pages }))
     }
 }

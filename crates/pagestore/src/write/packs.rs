@@ -3,7 +3,7 @@
 
 use neon_snapshot_format::pack::{Codec, FrameEncoder};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::map::{BlockSink, FrameRef};
 use crate::write::snapshot::Target;
 use crate::write::upload::{PackUpload, Uploaded};
@@ -21,6 +21,8 @@ pub(crate) struct Packs {
     stored: u64,
     /// Bytes of frames handed in.
     plain: u64,
+    /// A pack failed, and with it frames whose addresses were given out.
+    failed: bool,
 }
 
 impl Packs {
@@ -33,11 +35,18 @@ impl Packs {
             ended: None,
             stored: 0,
             plain: 0,
+            failed: false,
         }
     }
 
     /// Compresses and appends a frame. Its address is good when [`finish`](Self::finish) has returned.
     pub(crate) fn append(&mut self, plain: &[u8]) -> Result<FrameRef> {
+        let appended = self.try_append(plain);
+        self.failed |= appended.is_err();
+        appended
+    }
+
+    fn try_append(&mut self, plain: &[u8]) -> Result<FrameRef> {
         let frame = self
             .encoder
             .encode(plain)
@@ -64,8 +73,22 @@ impl Packs {
         Ok(())
     }
 
-    /// Ends the last pack and waits until all are durable.
+    /// Ends the last pack and waits until all are durable. Fails for ever once any of them did, also where that error
+    /// was passed over.
     pub(crate) fn finish(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.failed, true) {
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot",
+                "goes on although one of its packs could not be stored",
+            ));
+        }
+        self.end_all()?;
+        self.failed = false;
+        Ok(())
+    }
+
+    fn end_all(&mut self) -> Result<()> {
         if let Some(upload) = self.open.take() {
             self.end(upload)?;
         }

@@ -5,7 +5,7 @@
 //! differs becomes the newest run of the new map. The commit comes after that, and is not made here.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use neon_snapshot_format::pack::{Codec, FrameCipher};
@@ -164,6 +164,9 @@ pub(crate) struct Known {
 ///
 /// When [`end`](ParallelSink::end) has returned, all pages are durable;
 /// [`complete`](Self::complete) then makes the map. Dropped before, it leaves packs that no snapshot uses.
+/// An error of it or of a worker that is passed over, a worker that is dropped before it has
+/// [finished](ExtentSink::finish), and what comes after the end make `complete` fail: so the packs of a snapshot that it
+/// completes were all acknowledged by the storage.
 #[derive(Debug)]
 pub struct SnapshotWriter {
     pub(crate) options: SnapshotOptions,
@@ -177,6 +180,8 @@ pub struct SnapshotWriter {
     pub(crate) in_part: AtomicBool,
     announced: Mutex<Buffer>,
     idle: Mutex<Vec<State>>,
+    /// Rows of packs that were begun and of which not all is known to be durable.
+    open: AtomicUsize,
     ended: Mutex<Option<(End, u64)>>,
 }
 
@@ -207,6 +212,7 @@ impl SnapshotWriter {
             in_part: AtomicBool::new(false),
             announced: Mutex::default(),
             idle: Mutex::default(),
+            open: AtomicUsize::new(0),
             ended: Mutex::default(),
         })
     }
@@ -299,6 +305,19 @@ impl SnapshotWriter {
         &self.target.bridge
     }
 
+    /// Whether all that workers took is durable. What one of them took that was dropped, came after the end or could
+    /// not be stored may be in the list of files already, and its pack is nowhere.
+    pub(crate) fn require_stored(&self) -> Result<()> {
+        match self.open.load(Ordering::Acquire) {
+            0 => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Inconsistent,
+                "snapshot",
+                "is completed although a worker was given up, failed, or went on after the end",
+            )),
+        }
+    }
+
     /// Takes back what a worker used, for the next one.
     pub(crate) fn give_back(&self, state: State) {
         lock(&self.idle).push(state);
@@ -334,6 +353,7 @@ impl SnapshotWriter {
         let mut stored = 0;
         for state in states {
             stored += state.finish(self)?;
+            self.open.fetch_sub(1, Ordering::Release);
         }
         Ok(stored)
     }
@@ -386,7 +406,10 @@ impl ParallelSink for SnapshotWriter {
 
     fn worker(&self) -> neon_snapshot_format::Result<Box<dyn ExtentSink + '_>> {
         let idle = lock(&self.idle).pop();
-        let state = idle.unwrap_or_else(|| State::new(self));
+        let state = idle.unwrap_or_else(|| {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            State::new(self)
+        });
         Ok(Box::new(Worker::new(self, state)))
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::map::{At, PageDigest};
 use crate::write::bundle::{Bundle, OpenPart, Place, Run};
 use crate::write::gather::Buffer;
-use crate::write::known::KnownPages;
+use crate::write::known::{KnownFile, KnownPages};
 use crate::write::packs::Packs;
 use crate::write::part::{PART, put_part};
 use crate::write::snapshot::{Counted, SnapshotWriter, passed};
@@ -88,6 +88,8 @@ pub(crate) struct Worker<'a> {
     writer: &'a SnapshotWriter,
     state: Option<State>,
     current: Option<Current>,
+    /// What the parent has of the file that was begun last.
+    known: Option<KnownFile>,
 }
 
 #[derive(Debug)]
@@ -106,6 +108,7 @@ impl<'a> Worker<'a> {
             writer,
             state: Some(state),
             current: None,
+            known: None,
         }
     }
 
@@ -124,7 +127,7 @@ impl<'a> Worker<'a> {
             first: self.page(&subject, range.start)?,
             ..OpenPart::default()
         };
-        let known = self.writer.known_pages(entry, range)?;
+        let known = self.writer.known_pages(entry, range, &mut self.known)?;
         self.current = Some(Current {
             subject,
             known,

@@ -26,6 +26,7 @@ mod faults;
 mod files;
 mod garbage;
 mod gated;
+mod given_up;
 mod in_place;
 mod interleavings;
 mod listing;

@@ -17,14 +17,22 @@ fn key() -> Option<Key> {
     Key::new("fuzz/object").ok()
 }
 
-/// The envelope of every kind of object, and then its body.
+/// The envelope of every kind of object, and then its body: as it is, and with a digest that fits, as one who forges it
+/// would put there.
 pub fn repository_object(bytes: &[u8]) {
     let Some(key) = key() else { return };
-    for kind in ObjectKind::ALL {
-        if let Ok(object) = Object::decode(&key, kind, bytes, None) {
-            repository_body(&object.body);
+    let digest = blake3::hash(bytes);
+    let forged = [bytes, digest.as_bytes().as_slice()].concat();
+    for bytes in [bytes, &forged] {
+        for kind in ObjectKind::ALL {
+            if let Ok(object) = Object::decode(&key, kind, bytes, None) {
+                match kind {
+                    ObjectKind::Commit => repository_commit(&object.body),
+                    _ => repository_body(&object.body),
+                }
+            }
+            drop(Object::decode(&key, kind, bytes, Some(&[])));
         }
-        drop(Object::decode(&key, kind, bytes, Some(&[])));
     }
 }
 

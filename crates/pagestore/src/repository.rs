@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use neon_snapshot_format::pack::PackId;
-use neon_storage::{Body, GetOptions, PutOptions, PutToken, Storage, StorageExt};
+use neon_storage::{Body, GetOptions, ObjectMeta, PutOptions, PutToken, Storage, StorageExt};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -316,7 +316,7 @@ impl Repository {
         &self,
         key: &neon_storage::Key,
         object: &Object,
-    ) -> Result<neon_storage::ObjectMeta> {
+    ) -> Result<ObjectMeta> {
         self.require_writable()?;
         let seal = self.epochs().and_then(<[EpochKey]>::last);
         let bytes = object.encode(key, seal)?;
@@ -359,7 +359,7 @@ impl Repository {
         kind: ObjectKind,
         writer: WriterId,
         body: &T,
-    ) -> Result<neon_storage::ObjectMeta> {
+    ) -> Result<ObjectMeta> {
         let body = serde_json::to_vec(body).map_err(|error| {
             Error::malformed(key.as_str(), "cannot be written").caused_by(error)
         })?;
@@ -411,7 +411,7 @@ pub(crate) async fn create(
     storage: &dyn Storage,
     key: &neon_storage::Key,
     body: Vec<u8>,
-) -> Result<neon_storage::ObjectMeta> {
+) -> Result<ObjectMeta> {
     create_from(storage, key, Bytes::from(body).into()).await
 }
 
@@ -420,11 +420,42 @@ pub(crate) async fn create_from(
     storage: &dyn Storage,
     key: &neon_storage::Key,
     body: Body,
-) -> Result<neon_storage::ObjectMeta> {
-    let options = PutOptions::create().with_token(PutToken::random());
-    storage
-        .put(key, body, options)
+) -> Result<ObjectMeta> {
+    put_new(storage, key, body)
         .await
+        .map_err(|error| Error::storage(key.as_str(), error))
+}
+
+/// Creates an object. Where the storage refuses to replace what is there, it does; where it cannot, what is there is looked
+/// for first, and only two who create the same key at the same time replace each other's: that names, and nothing else,
+/// would mind.
+pub(crate) async fn put_new(
+    storage: &dyn Storage,
+    key: &neon_storage::Key,
+    body: Body,
+) -> neon_storage::Result<ObjectMeta> {
+    let can = storage.capabilities();
+    let refuses = can.create_only || !can.write || storage.probe().await?.create_only;
+    let options = if refuses {
+        PutOptions::create()
+    } else if storage.exists(key).await? {
+        return Err(neon_storage::Error::new(
+            neon_storage::ErrorKind::Exists,
+            neon_storage::Operation::Put,
+        )
+        .subject(key.as_str()));
+    } else {
+        PutOptions::overwrite()
+    };
+    let options = options.with_token(PutToken::random());
+    storage.put(key, body, options).await
+}
+
+/// Creates an object that only one may create: refused where the storage lets two.
+pub(crate) async fn create_alone(storage: &dyn Storage, key: &neon_storage::Key) -> Result<()> {
+    let options = PutOptions::create().with_token(PutToken::random());
+    let put = storage.put(key, Bytes::new().into(), options).await;
+    put.map(drop)
         .map_err(|error| Error::storage(key.as_str(), error))
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{RepositoryId, WriterId, from_hex, random};
 use crate::keys::{self, KEYS};
 use crate::object::{Object, ObjectKind};
-use crate::repository::{Repository, create, read_small};
+use crate::repository::{Repository, create, create_alone, read_small};
 
 /// The identity of a key envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -470,7 +470,8 @@ impl Repository {
     /// [`Invalid`](ErrorKind::Invalid) without a key, or when the repository is not encrypted;
     /// [`Busy`](ErrorKind::Busy) when somebody else begins an epoch: until the grace has passed, if they were interrupted;
     /// [`Inconsistent`](ErrorKind::Inconsistent) when the keys were renewed since this handle was opened, and neither what
-    /// it was opened with nor these keys open the new ones. Nothing was removed then.
+    /// it was opened with nor these keys open the new ones. Nothing was removed then;
+    /// [`Unsupported`](ErrorKind::Unsupported) where the storage lets two create the same object: both would begin the epoch.
     pub async fn rekey(&self, sources: Vec<KeySource>) -> Result<Self> {
         let Some(first) = sources.first().cloned() else {
             return Err(Error::new(
@@ -491,8 +492,8 @@ impl Repository {
             .checked_add(1)
             .ok_or_else(|| Error::new(ErrorKind::Limit, "keys", "were renewed too often"))?;
         // Only one begins an epoch.
-        match create(storage, &keys::epoch(epoch)?, Vec::new()).await {
-            Ok(_) => {}
+        match create_alone(storage, &keys::epoch(epoch)?).await {
+            Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Exists => {
                 return Err(self.others_renew().caused_by(error));
             }

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use neon_snapshot_format::pack::{
     Codec, EncodedFrame, FrameCipher, FrameRecord, PackOptions, PackWriter,
 };
-use neon_storage::{Body, Key, PutOptions, PutToken, Storage};
+use neon_storage::{Body, Key, Storage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::bridge::Bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{FrameRef, PackRef};
+use crate::repository::put_new;
 
 /// Packs are ended when they have grown to this.
 pub(crate) const PACK_SIZE: u64 = 64 << 20;
@@ -103,9 +104,8 @@ impl PackUpload {
         let (sender, receiver) = mpsc::channel(PIECES);
         let target = key.clone();
         let task = bridge.spawn(async move {
-            let options = PutOptions::create().with_token(PutToken::random());
             let body = Body::stream(body(receiver));
-            let stored = storage.put(&target, body, options).await?;
+            let stored = put_new(&*storage, &target, body).await?;
             Ok(stored.size)
         });
         let put = Uploaded {

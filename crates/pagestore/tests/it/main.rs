@@ -30,6 +30,7 @@ mod given_up;
 mod in_place;
 mod interleavings;
 mod listing;
+mod locked;
 mod names;
 mod power;
 mod processes;

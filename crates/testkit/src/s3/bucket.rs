@@ -22,6 +22,30 @@ pub enum Conditions {
     Racy(Duration),
 }
 
+/// What becomes of an object that is deleted or written over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Retention {
+    /// It is gone.
+    #[default]
+    None,
+    /// It stays as an older version behind a marker or its successor, as in a bucket with versioning. Object lock
+    /// refuses only to delete a version by its number, which no storage of ours asks for.
+    Versions,
+    /// It stays what it is, and both are refused: what a policy of the bucket may say, and some providers' locks.
+    Refused,
+}
+
+/// What became of one key of a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Versions {
+    /// How often an object was stored under it.
+    pub stored: u64,
+    /// How often an object that was there was deleted.
+    pub deleted: u64,
+    /// How often a change of an object that was there was refused.
+    pub refused: u64,
+}
+
 /// An object as it is kept.
 #[derive(Debug, Clone)]
 pub(super) struct Object {
@@ -49,6 +73,7 @@ pub(super) struct Upload {
 pub(super) struct Bucket {
     pub(super) objects: BTreeMap<String, Object>,
     pub(super) uploads: HashMap<String, Upload>,
+    pub(super) versions: BTreeMap<String, Versions>,
 }
 
 /// What a test may know about an object.
@@ -76,6 +101,44 @@ pub struct PendingUpload {
 }
 
 impl Bucket {
+    fn changed(&mut self, key: &str) -> &mut Versions {
+        self.versions.entry(key.to_owned()).or_default()
+    }
+
+    fn refuses(&mut self, retention: Retention, key: &str) -> bool {
+        let refused = retention == Retention::Refused && self.objects.contains_key(key);
+        if refused {
+            self.changed(key).refused += 1;
+        }
+        refused
+    }
+
+    /// Stores an object, if what is there lets it.
+    pub(super) fn store(
+        &mut self,
+        retention: Retention,
+        key: &str,
+        object: Object,
+    ) -> S3Result<()> {
+        if self.refuses(retention, key) {
+            return Err(s3_error!(AccessDenied));
+        }
+        self.changed(key).stored += 1;
+        self.objects.insert(key.to_owned(), object);
+        Ok(())
+    }
+
+    /// Deletes an object, if that is allowed. One that is not there is deleted.
+    pub(super) fn delete(&mut self, retention: Retention, key: &str) -> S3Result<()> {
+        if self.refuses(retention, key) {
+            return Err(s3_error!(AccessDenied));
+        }
+        if self.objects.remove(key).is_some() {
+            self.changed(key).deleted += 1;
+        }
+        Ok(())
+    }
+
     /// Whether a write may go ahead.
     pub(super) fn admits(
         &self,

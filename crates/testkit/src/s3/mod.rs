@@ -3,7 +3,8 @@
 //! Requests are signed and verified as with a real provider (signature version 4); conditional
 //! writes are atomic, so a race between clients has exactly one winner and the server is an oracle.
 //! It can also be told to be worse than that: to ignore conditions, to check them too early, to
-//! answer with errors, to drop connections before or after the work is done.
+//! answer with errors, to drop connections before or after the work is done. Its buckets keep what is
+//! written over or deleted if they are told to, and count how often that was tried.
 //!
 //! Content above a mebibyte is spooled to unnamed temporary files.
 
@@ -13,6 +14,6 @@ mod fault;
 mod server;
 mod service;
 
-pub use bucket::{Conditions, PendingUpload, StoredObject};
+pub use bucket::{Conditions, PendingUpload, Retention, StoredObject, Versions};
 pub use fault::{Fault, RequestInfo};
 pub use server::{S3Server, S3ServerOptions};

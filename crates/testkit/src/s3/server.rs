@@ -1,6 +1,6 @@
 //! The server's socket and the handle that a test holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
-use super::bucket::{Bucket, Conditions, PendingUpload, StoredObject};
+use super::bucket::{Bucket, Conditions, PendingUpload, Retention, StoredObject, Versions};
 use super::content::Content;
 use super::fault::{Fault, RequestInfo};
 use super::service::{Service, State};
@@ -41,6 +41,8 @@ pub struct S3ServerOptions {
     pub conditions: Conditions,
     /// Whether the buckets have object lock: uploads without a digest are refused.
     pub object_lock: bool,
+    /// What becomes of an object that is deleted or written over.
+    pub retention: Retention,
     /// Whether it speaks TLS, with a certificate by an authority of its own.
     pub tls: bool,
 }
@@ -53,6 +55,7 @@ impl Default for S3ServerOptions {
             buckets: vec!["bucket".to_owned()],
             conditions: Conditions::Atomic,
             object_lock: false,
+            retention: Retention::None,
             tls: false,
         }
     }
@@ -135,6 +138,7 @@ impl S3Server {
             conditions: Mutex::new(options.conditions),
             next_upload: AtomicU64::new(1),
             object_lock: options.object_lock,
+            retention: options.retention,
             ahead: Mutex::new(Duration::ZERO),
         });
         let tls = options.tls.then(Tls::make);
@@ -248,6 +252,12 @@ impl S3Server {
                 .collect()
         });
         objects.unwrap()
+    }
+
+    /// Every key of a bucket under which anything was ever stored, and what became of it.
+    pub fn versions(&self, bucket: &str) -> BTreeMap<String, Versions> {
+        let versions = self.shared.state.bucket(bucket, |b| b.versions.clone());
+        versions.unwrap()
     }
 
     /// Uploads that were neither completed nor aborted.

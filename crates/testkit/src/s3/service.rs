@@ -7,7 +7,7 @@ use futures_util::stream;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use super::bucket::{Bucket, Conditions, Object, Upload};
+use super::bucket::{Bucket, Conditions, Object, Retention, Upload};
 use super::content::{Content, base64, hex};
 
 /// What the service and the handle of the test share.
@@ -17,6 +17,7 @@ pub(super) struct State {
     pub(super) conditions: Mutex<Conditions>,
     pub(super) next_upload: std::sync::atomic::AtomicU64,
     pub(super) object_lock: bool,
+    pub(super) retention: Retention,
     /// How far its clock is ahead of this machine's.
     pub(super) ahead: Mutex<Duration>,
 }
@@ -62,7 +63,7 @@ impl State {
             }
             let object = make(bucket)?;
             let etag = object.etag.clone();
-            bucket.objects.insert(key.to_owned(), object);
+            bucket.store(self.retention, key, object)?;
             Ok(etag)
         })?
     }
@@ -225,8 +226,9 @@ impl S3 for Service {
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
         let input = req.input;
+        let retention = self.0.retention;
         self.0
-            .bucket(&input.bucket, |bucket| bucket.objects.remove(&input.key))?;
+            .bucket(&input.bucket, |bucket| bucket.delete(retention, &input.key))??;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -238,24 +240,27 @@ impl S3 for Service {
         if input.delete.objects.len() > 1000 {
             return Err(s3_error!(MalformedXML));
         }
-        let deleted = self.0.bucket(&input.bucket, |bucket| {
-            input
-                .delete
-                .objects
-                .into_iter()
-                .map(|object| {
-                    bucket.objects.remove(&object.key);
-                    DeletedObject {
+        let retention = self.0.retention;
+        let (mut deleted, mut errors) = (Vec::new(), Vec::new());
+        self.0.bucket(&input.bucket, |bucket| {
+            for object in input.delete.objects {
+                match bucket.delete(retention, &object.key) {
+                    Ok(()) => deleted.push(DeletedObject {
                         key: Some(object.key),
                         ..Default::default()
-                    }
-                })
-                .collect::<Vec<_>>()
+                    }),
+                    Err(error) => errors.push(s3s::dto::Error {
+                        code: Some(error.code().as_str().to_owned()),
+                        key: Some(object.key),
+                        ..Default::default()
+                    }),
+                }
+            }
         })?;
         let quiet = input.delete.quiet == Some(true);
-        let deleted = (!quiet).then_some(deleted);
         Ok(S3Response::new(DeleteObjectsOutput {
-            deleted,
+            deleted: (!quiet).then_some(deleted),
+            errors: (!errors.is_empty()).then_some(errors),
             ..Default::default()
         }))
     }

@@ -13,6 +13,14 @@ use neon_snapshot_format::pgdata::{
 use neon_snapshot_format::{End, ParallelSink, Sequential, Sink};
 use neon_testkit::{Backup, Cluster, Installation, PgMajor, StoppedBackup, tree};
 
+/// These majors; with `NEON_LONG_TESTS` all.
+pub(crate) fn majors(some: [PgMajor; 2]) -> Vec<PgMajor> {
+    match std::env::var_os("NEON_LONG_TESTS") {
+        Some(_) => PgMajor::ALL.to_vec(),
+        None => some.to_vec(),
+    }
+}
+
 /// A running cluster with what makes copying hard: large and empty relations, unlogged ones, a second
 /// database, tablespaces outside and in place, a large object, a prepared transaction.
 pub(crate) fn varied(major: PgMajor, checksums: bool) -> Cluster {

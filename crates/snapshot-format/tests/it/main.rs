@@ -26,6 +26,7 @@ mod pgdata_refuses;
 mod pgdata_selected;
 mod survives;
 mod tar_sets;
+mod torn;
 
 /// One test per major, each calling `$body(PgMajor)`.
 macro_rules! for_every_major {

@@ -9,7 +9,7 @@ use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, Flush, PgD
 use neon_snapshot_format::{Chunk, ChunkData, ParallelSink, Sequential, SnapshotKind, Source};
 use neon_testkit::{Cluster, PgMajor, StopMode, assert_cold_copy, tree};
 
-use crate::clusters::{check_stopped, contents, options, start, unpack, varied, verify};
+use crate::clusters::{check_stopped, contents, majors, options, start, unpack, varied, verify};
 use crate::for_every_major;
 use crate::pgdata_selected::Recorder;
 
@@ -131,13 +131,19 @@ fn a_linked_log_directory_and_group_access_survive() {
 
 #[test]
 fn a_crashed_cluster_and_a_stopped_standby_are_copied_with_their_log() {
-    let mut cluster = varied(PgMajor::V18, true);
+    for major in majors([PgMajor::V13, PgMajor::V18]) {
+        a_crashed_cluster_is_copied(major);
+    }
+}
+
+fn a_crashed_cluster_is_copied(major: PgMajor) {
+    let mut cluster = varied(major, true);
     let before = contents(&cluster);
     cluster.kill9();
     assert!(PgData::cold(&cluster.data_dir()).is_err());
-    let mut copy = Cluster::without_data(PgMajor::V18);
+    let mut copy = Cluster::without_data(major);
     unpack(&mut PgData::crashed(&cluster.data_dir()).unwrap(), &copy);
-    verify(&copy.data_dir(), PgMajor::V18);
+    verify(&copy.data_dir(), major);
     start(&mut copy);
     assert_eq!(contents(&copy), before);
     assert_eq!(
@@ -152,9 +158,9 @@ fn a_crashed_cluster_and_a_stopped_standby_are_copied_with_their_log() {
     fs::write(copy.data_dir().join("standby.signal"), "").unwrap();
     copy.start();
     copy.stop(StopMode::Fast);
-    let mut standby = Cluster::without_data(PgMajor::V18);
+    let mut standby = Cluster::without_data(major);
     unpack(&mut PgData::recovery(&copy.data_dir()).unwrap(), &standby);
-    verify(&standby.data_dir(), PgMajor::V18);
+    verify(&standby.data_dir(), major);
     start(&mut standby);
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
     // A standby shows no prepared transactions before it is promoted.

@@ -8,7 +8,8 @@ use neon_snapshot_format::{Sequential, SnapshotKind};
 use neon_testkit::{Backup, Cluster, PgMajor, StopMode};
 
 use crate::clusters::{
-    bracket, check_stopped, copy_online, copy_online_parallel, options, start, stop, varied, verify,
+    bracket, check_stopped, copy_online, copy_online_parallel, majors, options, start, stop,
+    varied, verify,
 };
 use crate::for_every_major;
 
@@ -110,7 +111,12 @@ for_every_major!(an_online_copy_under_load_starts_and_is_whole:
 
 #[test]
 fn a_copy_of_a_standby_starts_and_is_whole() {
-    let major = PgMajor::V16;
+    for major in majors([PgMajor::V14, PgMajor::V16]) {
+        a_standby_is_copied(major);
+    }
+}
+
+fn a_standby_is_copied(major: PgMajor) {
     let primary = varied(major, true);
     let load = Load::on(&primary);
     let mut standby = Cluster::without_data(major);

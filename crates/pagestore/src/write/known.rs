@@ -114,7 +114,7 @@ impl KnownFile {
 
 impl SnapshotWriter {
     /// What the parent has of a part of a file that is to be compared: of whole files always, because many of them come
-    /// only because nobody knows whether they changed; of parts only if that was asked for. `last` is the file that was
+    /// only because nobody knows whether they changed; of ranges only if that was asked for. `last` is the file that was
     /// asked for last.
     pub(crate) fn known_pages(
         &self,
@@ -122,11 +122,10 @@ impl SnapshotWriter {
         range: &Range<u64>,
         last: &mut Option<KnownFile>,
     ) -> Result<Option<KnownPages>> {
-        let whole = *range == (0..entry.size());
         let Some(parent) = self
             .parent
             .as_ref()
-            .filter(|_| whole || self.options.compare)
+            .filter(|_| self.options.compare || self.comes_whole(entry, range))
         else {
             return Ok(None);
         };

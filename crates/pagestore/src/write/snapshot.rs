@@ -4,12 +4,14 @@
 //! one sorted list. When all pages are durable, the list and the parent's map are walked side by side, and what
 //! differs becomes the newest run of the new map. The commit comes after that, and is not made here.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use neon_snapshot_format::pack::{Codec, FrameCipher};
-use neon_snapshot_format::{Change, End, Entry, ExtentSink, ParallelSink, Wanted};
+use neon_snapshot_format::{Change, End, Entry, ExtentSink, ParallelSink, SnapshotPath, Wanted};
 
 use crate::bridge::Bridge;
 use crate::changes::{ChangeSet, Hints};
@@ -34,8 +36,8 @@ pub struct SnapshotOptions {
     pub page_size: u32,
     /// A pack ends when it has grown to this many bytes.
     pub pack_size: u64,
-    /// Whether parts of files are compared with the parent too, and not only whole files: for a source that reads
-    /// everything because nobody knows what changed.
+    /// Whether ranges of files are compared with the parent too, and not only files that come whole: for a source that
+    /// reads everything because nobody knows what changed.
     pub compare: bool,
     /// Where a nameless temporary file may be made for the list of files. In memory if absent, which a million
     /// files want to be 200 MB.
@@ -57,6 +59,9 @@ impl Default for SnapshotOptions {
         }
     }
 }
+
+/// Smaller files come in one part.
+const SPLIT: u64 = 1 << 20;
 
 /// Where packs go.
 #[derive(Debug, Clone)]
@@ -179,6 +184,8 @@ pub struct SnapshotWriter {
     /// Whether any file was announced of which not all comes.
     pub(crate) in_part: AtomicBool,
     announced: Mutex<Buffer>,
+    /// Files that come whole and may do so in several parts.
+    whole: Mutex<HashSet<SnapshotPath>>,
     idle: Mutex<Vec<State>>,
     /// Rows of packs that were begun and of which not all is known to be durable.
     open: AtomicUsize,
@@ -211,6 +218,7 @@ impl SnapshotWriter {
             known: None,
             in_part: AtomicBool::new(false),
             announced: Mutex::default(),
+            whole: Mutex::default(),
             idle: Mutex::default(),
             open: AtomicUsize::new(0),
             ended: Mutex::default(),
@@ -318,6 +326,11 @@ impl SnapshotWriter {
         }
     }
 
+    /// Whether all of a file comes, this part or others.
+    pub(crate) fn comes_whole(&self, entry: &Entry, range: &Range<u64>) -> bool {
+        *range == (0..entry.size()) || lock(&self.whole).contains(&entry.path)
+    }
+
     /// Takes back what a worker used, for the next one.
     pub(crate) fn give_back(&self, state: State) {
         lock(&self.idle).push(state);
@@ -340,6 +353,9 @@ impl SnapshotWriter {
         if entry.is_file() {
             Counted::add(&self.counted.files, 1);
             Counted::add(&self.counted.bytes, entry.size());
+        }
+        if *coming == Coming::Whole && self.parent.is_some() && entry.size() > SPLIT {
+            lock(&self.whole).insert(entry.path.clone());
         }
         let mut buffer = lock(&self.announced);
         let path = entry.path.as_bytes();

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use neon_pagestore::ErrorKind;
+use neon_pagestore::changes::Hints;
 use neon_pagestore::read::Snapshot;
+use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
 use neon_snapshot_format::Wanted;
 use neon_storage::{Memory, Meter, Operation, Storage};
 
-use crate::files::{Files, Selection, make, noise, path, reader, restored, sent, varied};
-use crate::support::{init, options};
+use crate::files::{Files, Selection, make, noise, path, reader, restored, send_all, sent, varied};
+use crate::support::{empty_commit, init, options};
 
 fn without_root(mut files: Files) -> Files {
     files.remove("/");
@@ -146,6 +148,51 @@ async fn a_snapshot_with_a_parent_has_what_came_and_the_rest_of_the_parent() {
         assert_eq!(found.len(), files.len());
         assert!(report.used.received < 2 * report.live);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_large_file_that_comes_whole_only_pages_that_changed_are_stored() {
+    let repository = init(&Memory::new()).await;
+    let mut files = Files::from([
+        ("/".to_owned(), Vec::new()),
+        ("base/".to_owned(), Vec::new()),
+        ("base/1_fsm".to_owned(), noise(5_000_000, 1)),
+        ("base/2".to_owned(), noise(5_000_000, 2)),
+    ]);
+    let made = make(&repository, files.clone(), Selection::new(), None)
+        .await
+        .unwrap();
+    let parent = Snapshot::open(&repository, made.id, &reader(&repository))
+        .await
+        .unwrap();
+    for name in ["base/1_fsm", "base/2"] {
+        files.get_mut(name).unwrap()[3_000_000..3_000_010].fill(7);
+    }
+    let range = 3_000_000 / 8192 * 8192..3_000_000 / 8192 * 8192 + 3 * 8192;
+    let selection = Selection::from([
+        ("base/1_fsm".to_owned(), Wanted::Whole),
+        ("base/2".to_owned(), Wanted::Ranges([range].into())),
+    ]);
+    let writing = repository.begin_writing().await.unwrap();
+    let (to, writer, sent_files) = (repository.clone(), writing.writer(), files.clone());
+    let with = parent.clone();
+    let stored = tokio::task::spawn_blocking(move || {
+        let sink = SnapshotWriter::new(&to, writer, SnapshotOptions::default())
+            .unwrap()
+            .with_hints(Hints::Exact)
+            .with_parent(Parent::of(&with));
+        send_all(&sink, &sent_files, &selection);
+        sink.complete().unwrap()
+    })
+    .await
+    .unwrap();
+    // Of the ranges all that came, of the whole file what is new.
+    let report = stored.report;
+    assert_eq!((report.pages, report.same_pages), (4, 610), "{report:?}");
+    let commit = stored.commit(empty_commit(&[]).facts).unwrap();
+    let id = writing.commit(&commit).await.unwrap().id;
+    let snapshot = Snapshot::open(&repository, id, &reader(&repository)).await;
+    assert!(restored(&snapshot.unwrap()).await.0 == files);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -217,7 +217,7 @@ impl Neon {
         match step {
             Step::Create { name, id } => {
                 let name: Name = name.parse()?;
-                Box::pin(self.pg().destroy_of(&name, Some(id))).await?;
+                Box::pin(self.pg().destroy_of(&name, Some(id), false)).await?;
                 Ok((format!("pg {name} is in the trash"), None))
             }
             Step::Destroy { id } => {

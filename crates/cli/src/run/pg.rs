@@ -387,7 +387,10 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let done = !wanted.consent.dry_run;
     if done {
         confirm(scene, "pg destroy", &plan, wanted.consent.yes).await?;
-        instances.destroy_this(name, &pg.record.id).await?;
+        match wanted.lost {
+            true => instances.destroy_lost(name, &pg.record.id).await?,
+            false => instances.destroy_this(name, &pg.record.id).await?,
+        };
         if pg.record.adopted.is_none() {
             scene.note(&format!(
                 "{} stay in the trash: {NAME} undo brings {name} back, {NAME} pg trash --empty frees them",

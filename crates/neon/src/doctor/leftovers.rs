@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{DoctorOptions, Findings, Severity};
 use crate::error::Result;
 use crate::events::Event;
+use crate::home::TRASHED;
 use crate::instances::{CREATION, PgRecord, Stage};
 use crate::name::Name;
 use crate::neon::Neon;
@@ -112,7 +113,8 @@ impl Neon {
         }
         for record in self.readable(&home.trash()).0 {
             let live = instances.iter().any(|live| live.id == record.id);
-            if record.adopted.is_none() && !live && !home.trash_folder(&record.id).exists() {
+            let gone = !home.trash_folder(&record.id).exists() && home.is_mounted().is_ok();
+            if record.adopted.is_none() && !live && gone {
                 let path = home.trash().join(format!("{}.json", record.id));
                 found.push(Leftover::Trash(path));
             }
@@ -246,9 +248,19 @@ impl Neon {
     /// Folders that no record speaks of, and records whose folders are gone.
     fn unknown_folders(&self, findings: &mut Findings) {
         let home = self.home();
+        if let Err(error) = home.is_mounted() {
+            findings.failed("disk-unmounted", error.subject().to_owned(), &error);
+        }
         let instances = self.readable_instances();
         for path in files(&home.path().join("pg")) {
             let name = name_of(&path);
+            if let Some(id) = name.strip_prefix(TRASHED)
+                && !home.trash().join(format!("{id}.json")).exists()
+                && !home.gone(id).exists()
+                && !instances.iter().any(|record| record.id == id)
+            {
+                trash_unknown(&path, findings);
+            }
             let known = home.instances().join(format!("{name}.json")).exists();
             if !known && !name.starts_with('.') {
                 findings
@@ -270,17 +282,21 @@ impl Neon {
             }
             let live = instances.iter().any(|record| record.id == id);
             if !live && !home.trash().join(format!("{id}.json")).exists() {
-                findings
-                    .warning(
-                        "trash-unknown",
-                        path.display().to_string(),
-                        "is in the trash, and nothing is remembered of it",
-                    )
-                    .hinted("remove it, if nothing in it is missed");
+                trash_unknown(&path, findings);
             }
         }
         for record in instances {
             let data = self.pg().data_dir(&record);
+            if let Err(error) = self.pg().is_mounted(&record) {
+                // That of all is told of once.
+                if home.is_mounted().is_ok() {
+                    findings.failed("disk-unmounted", format!("pg {}", record.name), &error);
+                }
+                continue;
+            }
+            if let Err(error) = self.pg().is_whole(&record) {
+                findings.failed("disk-unmounted", format!("pg {}", record.name), &error);
+            }
             if record.stage == Stage::Ready && !data.join("PG_VERSION").exists() {
                 let hint = if record.adopted.is_some() {
                     format!("neon pg destroy {}, which forgets it", record.name)
@@ -372,6 +388,16 @@ impl Neon {
                 .hinted("neon op log");
         }
     }
+}
+
+fn trash_unknown(path: &Path, findings: &mut Findings) {
+    findings
+        .warning(
+            "trash-unknown",
+            path.display().to_string(),
+            "is in the trash, and nothing is remembered of it",
+        )
+        .hinted("remove it, if nothing in it is missed");
 }
 
 fn tell(leftover: &Leftover, findings: &mut Findings) {

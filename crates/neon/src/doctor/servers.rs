@@ -34,7 +34,9 @@ impl Neon {
             let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
                 continue;
             };
-            if self.pg().data_dir(&record).join("PG_VERSION").exists() {
+            if self.pg().is_mounted(&record).is_ok()
+                && self.pg().data_dir(&record).join("PG_VERSION").exists()
+            {
                 self.examine_server(&record, findings).await;
             }
         }

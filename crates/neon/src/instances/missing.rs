@@ -33,6 +33,7 @@ impl Instances<'_> {
     fn is_missing(&self, record: &PgRecord) -> Result<bool> {
         let folder = self.0.home().instance_folder(record.name.as_str());
         let data = self.data_dir(record);
+        self.is_mounted(record)?;
         if data.is_dir() {
             return Ok(false);
         }
@@ -129,7 +130,7 @@ impl Instances<'_> {
         let mut kept = gone.clone();
         kept.stage = Stage::Destroying;
         record::replace(&home.trash().join(format!("{}.json", gone.id)), &kept)?;
-        record::rename(&folder, &home.trash_folder(&gone.id))
+        home.to_trash(&folder, &gone.id)
     }
 
     /// Whether what is made has its name: then it stays.

@@ -15,6 +15,7 @@ mod heads;
 mod isolate;
 mod life;
 mod missing;
+mod mounted;
 mod ports;
 mod record;
 mod replica;
@@ -156,6 +157,7 @@ impl Instances<'_> {
         let status = match record.stage {
             Stage::Ready if record.is_changing() => None,
             Stage::Ready => {
+                self.is_mounted(&record)?;
                 let status = Status::of(&self.data_dir(&record)).await;
                 Some(status.map_err(|error| Error::server(format!("pg {}", record.name), error))?)
             }
@@ -174,6 +176,7 @@ impl Instances<'_> {
 
     pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
         let subject = || format!("pg {}", record.name);
+        self.is_mounted(record)?;
         let installation = match Installation::at(&record.bin_dir) {
             Ok(installation) if installation.major().to_string() == record.major => installation,
             // Upgraded or moved: any of the same major will do.
@@ -214,9 +217,13 @@ impl Instances<'_> {
             return Ok(());
         };
         if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
+            self.is_mounted(&record)?;
             return Box::pin(self.settle_checkout(&record, under_way, start)).await;
         }
         let folder = self.0.home().instance_folder(name.as_str());
+        if record.stage != Stage::Ready {
+            self.is_mounted(&record)?;
+        }
         match record.stage {
             Stage::Ready => Ok(()),
             Stage::Creating if self.is_placed(&record) => {
@@ -247,7 +254,7 @@ impl Instances<'_> {
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
                 self.put_away(&record)?;
                 if folder.exists() {
-                    records::rename(&folder, &home.trash_folder(&record.id))?;
+                    home.to_trash(&folder, &record.id)?;
                 }
                 self.keep_number(&record)?;
                 records::remove(&self.record(name))

@@ -71,12 +71,15 @@ impl Instances<'_> {
         operation.detail("id", trashed.id.clone());
         let path = home.trash().join(format!("{}.json", trashed.id));
         let known = record::read::<PgRecord>(&path)?;
-        if known.is_none_or(|record| record.id != trashed.id) {
+        let Some(known) = known.filter(|record| record.id == trashed.id) else {
             return operation.end(Err(Error::new(
                 ErrorKind::NotFound,
                 format!("pg {}", trashed.name),
                 "is not in the trash",
             )));
+        };
+        if let Err(hidden) = self.is_trash_mounted(&known) {
+            return operation.end(Err(hidden));
         }
         let gone = record::rename(&path, &home.gone(&trashed.id));
         operation.end(gone)?;

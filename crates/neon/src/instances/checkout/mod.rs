@@ -140,6 +140,8 @@ impl Instances<'_> {
             marks: Vec::new(),
             operation: Some(operation.operation().clone()),
         };
+        self.is_whole(&record)?;
+        self.remember_disks(&record)?;
         let attached = self.0.storages().hold(&plan.storage).await?;
         self.update(name, |record| {
             record.checkouts = under_way.head.saturating_add(1);

@@ -13,6 +13,7 @@ mod destroy;
 mod elsewhere;
 mod heads;
 mod isolate;
+mod kept_log;
 mod life;
 mod missing;
 mod mounted;
@@ -45,11 +46,12 @@ pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan};
 pub use create::CreatePg;
 pub use heads::Head;
+pub use kept_log::KeptLog;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
-pub(crate) use restore::{Fill, has_room};
+pub(crate) use restore::{Fill, has_room, room_for};
 pub use trash::TrashedPg;
 pub use used::bytes_on_disk;
 
@@ -235,6 +237,9 @@ impl Instances<'_> {
                 self.update(name, |record| {
                     record.stage = Stage::Ready;
                     record.in_place_of = None;
+                    if let Some(base) = &mut record.base {
+                        base.locator = None;
+                    }
                 })?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))?;
                 match record.checkout {
@@ -355,7 +360,20 @@ impl Instances<'_> {
 
     pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.lock_file(name);
-        Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
+        let lock = Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await;
+        lock.map(|lock| self.while_known(name, lock))
+    }
+
+    /// The lock of an instance, if nobody has it.
+    pub(crate) fn lock_if_free(&self, name: &Name) -> Option<Lock> {
+        let lock = Lock::free(&self.lock_file(name))?;
+        Some(self.while_known(name, lock))
+    }
+
+    /// Nothing stays of a name that no instance has.
+    fn while_known(&self, name: &Name, lock: Lock) -> Lock {
+        let others = vec![self.writing(name)];
+        lock.only_with(&self.lock_file(name), &self.record(name), others)
     }
 
     pub(super) fn lock_file(&self, name: &Name) -> PathBuf {

@@ -122,7 +122,40 @@ async fn log_that_was_not_archived_is_kept_and_its_number_is_in_the_plan() {
         .collect();
     assert!(kept.len() as u64 >= planned.unarchived, "{kept:?}");
     assert_eq!(kept.first().unwrap().metadata().unwrap().len(), 16 << 20);
+    let shown = neon.pg().kept_log(&neon.pg().record_of(&pg).unwrap());
+    let heads: Vec<_> = shown.iter().map(|one| one.head.clone()).collect();
+    assert_eq!(heads, [Some("pgdata1@HEAD{0}".parse().unwrap())]);
+    assert!(shown[0].bytes >= 16 << 20, "{shown:?}");
+    // It goes with the state before that checkout.
+    let again = plan(neon, &snap).await;
+    neon.pg().checkout(&again).await.unwrap();
+    assert!(shown[0].path.exists());
+    let snapshots = neon.snapshots();
+    let head = snapshots.plan_destroy("pgdata1@HEAD{0}", None);
+    let head = head.await.unwrap();
+    assert_eq!(head.kept_log, shown[0].bytes);
+    neon.snapshots().destroy(&head).await.unwrap();
+    assert!(!shown[0].path.exists());
     neon.pg().stop(&pg).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_of_a_checkout_that_is_not_kept_any_more_goes_with_the_next() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.stopped("pgdata1")).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    let kept = home.scratch.path().join("home/pg/pgdata1/wal-kept");
+    fs::create_dir_all(kept.join("0123")).unwrap();
+    // Of a state that nobody keeps.
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    assert!(!kept.exists());
+    assert!(
+        neon.pg()
+            .kept_log(&neon.pg().record_of(&pg).unwrap())
+            .is_empty()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,12 +38,12 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
-use crate::instances::heads::{Head, head_name};
+use crate::instances::heads::head_name;
 use crate::instances::isolate::{include, keep_password, roles};
 use crate::instances::restore::{
     Ending, SPARE, ownership, read_control, recover, target, timelines_in,
 };
-use crate::instances::{Base, Instances, PgRecord, archived, between};
+use crate::instances::{Base, Instances, PgRecord, between};
 use crate::name::Name;
 use crate::operation::{Begun, seconds};
 use crate::snapshots::redo;
@@ -191,18 +191,7 @@ impl Instances<'_> {
             let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
             let new = own_places(&record, &compared, snapshot.facts());
             room::require(&self.places(&record, &instance, &directory, wanted, &new))?;
-            let kept = self
-                .0
-                .home()
-                .instance_folder(name.as_str())
-                .join("wal-kept");
-            let kept = kept.join(record.lineage.to_string());
-            if archived::keep(instance.data_dir(), &kept)? {
-                self.0.tell(Event::Warning(format!(
-                    "Log of {name} that was not archived yet is kept in {}.",
-                    kept.display()
-                )));
-            }
+            self.keep_log(&record, instance.data_dir())?;
             let subject = plan.found.subject();
             let created = redo::of_snapshot(&snapshot, &subject).await?;
             redo::refuse(&created, Some(instance.data_dir()), &subject)?;
@@ -463,23 +452,17 @@ impl Instances<'_> {
             record
                 .timelines
                 .extend(timelines.iter().map(|timeline| timeline.get()));
+            record.heads.extend(under_way.head_of(record, now));
             record.lineage = lineage;
             record.base = Some(Base {
                 snapshot: under_way.snapshot,
                 storage: Some(under_way.storage.clone()),
+                locator: None,
             });
             record.checkout = Some(UnderWay {
                 phase: Phase::Starting,
                 ..under_way.clone()
             });
-            if let Some(head) = under_way.head_id {
-                record.heads.push(Head {
-                    number: under_way.head,
-                    snapshot: head,
-                    storage: under_way.kept_in(record),
-                    taken: now,
-                });
-            }
         })?;
         self.0.step("checkout: done");
         Ok(())

@@ -313,21 +313,62 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
+    unused: Option<Unused>,
+}
+
+/// What goes with a lock of something that is not there any more, or never was.
+#[derive(Debug)]
+struct Unused {
+    lock: PathBuf,
+    record: PathBuf,
+    others: Vec<PathBuf>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let Some(unused) = self.unused.take() else {
+            return;
+        };
+        if !matches!(fs::symlink_metadata(&unused.record), Err(error) if error.kind() == IoKind::NotFound)
+        {
+            return;
+        }
+        for other in &unused.others {
+            if let Some(_held) = held_if_free(other) {
+                drop(fs::remove_file(other));
+            }
+        }
+        // Who waits for it sees that it is gone, and takes the next.
+        drop(fs::remove_file(&unused.lock));
+    }
 }
 
 impl Lock {
+    fn of(file: File) -> Self {
+        Self {
+            _file: file,
+            unused: None,
+        }
+    }
+
+    /// Removes its file at its end, and those others that are free, if there is no such record then.
+    pub(crate) fn only_with(mut self, lock: &Path, record: &Path, others: Vec<PathBuf>) -> Self {
+        self.unused = Some(Unused {
+            lock: lock.to_owned(),
+            record: record.to_owned(),
+            others,
+        });
+        self
+    }
+
     /// Takes a lock that is held for moments only, and waits for it. For threads.
     pub(crate) fn wait(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        let mut file = lockable(path)?;
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) if is_at(&file, path) => return Ok(Self::of(file)),
+                // Removed between being opened and being locked.
+                Ok(()) => file = lockable(path)?,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::io(path, "cannot be locked", error)),
             }
@@ -336,15 +377,9 @@ impl Lock {
 
     /// Takes a lock unless somebody holds it.
     pub(crate) fn free(path: &Path) -> Option<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .ok()?;
+        let file = lockable(path).ok()?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-        Some(Self { _file: file })
+        is_at(&file, path).then(|| Self::of(file))
     }
 
     /// Takes the lock, waiting this long for who holds it.
@@ -354,18 +389,14 @@ impl Lock {
     /// # Errors
     /// [`Busy`](ErrorKind::Busy) with `subject` when it is still held then.
     pub(crate) async fn take(path: &Path, subject: &str, patience: Duration) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        let mut file = lockable(path)?;
         let begun = Instant::now();
         let mut pause = Duration::from_millis(5);
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) if is_at(&file, path) => return Ok(Self::of(file)),
+                // Removed between being opened and being locked.
+                Ok(()) => file = lockable(path)?,
                 Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < patience => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));
@@ -383,6 +414,17 @@ impl Lock {
     }
 }
 
+/// A file to be locked, made if it is not there.
+fn lockable(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| Error::io(path, "cannot be opened", error))
+}
+
 /// Whether nobody has a file or folder locked.
 pub(crate) fn is_free(path: &Path) -> bool {
     held_if_free(path).is_some()
@@ -394,6 +436,28 @@ pub(crate) fn held_if_free(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     Some(file)
+}
+
+/// As [`held_if_free`], waiting for who has it locked; nothing if it is not there then. For threads.
+pub(crate) fn held(path: &Path) -> Result<Option<File>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, "cannot be opened", error)),
+    };
+    loop {
+        match flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(is_at(&file, path).then_some(file)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::io(path, "cannot be locked", error)),
+        }
+    }
+}
+
+/// Whether an open file is the one that has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (ours, now) = (file.metadata(), fs::symlink_metadata(path));
+    matches!((ours, now), (Ok(ours), Ok(now)) if (ours.dev(), ours.ino()) == (now.dev(), now.ino()))
 }
 
 /// Whether a file is empty or its last line is whole.

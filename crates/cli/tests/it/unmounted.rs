@@ -152,6 +152,7 @@ fn what_an_instance_has_on_a_disk_that_is_not_mounted_is_not_gone() {
              ls -A {point}/space
              neon pg destroy place --lost --yes
              neon pg trash --empty place --yes --dry-run
+             neon pg trash --empty nobody --yes
              rmdir {point}/space
              on
              echo back
@@ -181,7 +182,7 @@ fn what_an_instance_has_on_a_disk_that_is_not_mounted_is_not_gone() {
         lines(&said),
         [
             "0", "0", "0", "0", "hidden", "6", "6", "6", "6", "6", "6", "1", "space", "0", "0",
-            "back", "0", "0", "0", "1", "0", "0", "6", "6", "1", "0", "0", "6", "0", "place",
+            "3", "back", "0", "0", "0", "1", "0", "0", "6", "6", "1", "0", "0", "6", "0", "place",
             "space"
         ],
         "{said:#?}"

@@ -68,10 +68,8 @@ impl Neon {
     }
 
     /// Whether no other command is at an instance: then nobody can be while the lock is kept.
-    pub(super) async fn free(&self, name: &Name) -> Option<Lock> {
-        let path = self.home().instances().join(format!("{name}.lock"));
-        let lock = Lock::take(&path, "an instance", Duration::ZERO).await;
-        lock.ok()
+    pub(super) fn free(&self, name: &Name) -> Option<Lock> {
+        self.pg().lock_if_free(name)
     }
 
     async fn leftovers(&self, busy: &mut Vec<Name>) -> Vec<Leftover> {
@@ -81,7 +79,7 @@ impl Neon {
         let mut folders = files(&home.path().join("pg"));
         folders.extend(files(&home.path().join("trash")));
         for record in self.readable_instances() {
-            if self.free(&record.name).await.is_none() {
+            if self.free(&record.name).is_none() {
                 busy.push(record.name.clone());
                 continue;
             }

@@ -31,7 +31,7 @@ impl Neon {
         for record in records {
             self.shared(&record, findings);
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
-            let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
+            let Some(_lock) = self.free(&record.name).filter(|_| settled) else {
                 continue;
             };
             if self.pg().is_mounted(&record).is_ok()
@@ -221,7 +221,7 @@ impl Neon {
                 continue;
             }
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
-            let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
+            let Some(_lock) = self.free(&record.name).filter(|_| settled) else {
                 continue;
             };
             let name = &record.name;

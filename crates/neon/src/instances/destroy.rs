@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
-use crate::record::{self, Lock};
+use crate::record;
 
 /// At most so many instances are kept in the trash beside those of the last day, and none but the newest for longer.
 const MOST_IN_TRASH: usize = 5;
@@ -118,7 +118,7 @@ impl Instances<'_> {
                 continue;
             }
             // Not while somebody brings it back.
-            let lock = Lock::free(&self.lock_file(&record.name));
+            let lock = self.lock_if_free(&record.name);
             if record.name != *held && lock.is_none() {
                 continue;
             }
@@ -154,16 +154,26 @@ impl Instances<'_> {
             if self.is_trash_mounted(&record).is_err() {
                 continue;
             }
-            // What was under way in it is never ended.
-            self.let_go(&record).await;
-            let (mark, left) = (home.gone(id), self.remains(&record));
-            let removed = beside(move || {
-                left.iter().try_for_each(|left| record::remove_tree(left))?;
-                record::remove(&mark)
-            });
-            // What cannot be removed now is tried again.
-            drop(removed.await);
+            // What cannot be removed now is tried again, and what somebody is at is removed by them.
+            if record::is_free(&home.gone(id)) {
+                drop(self.finish_removal(&record).await);
+            }
         }
+    }
+
+    /// Removes one of which that was said. Another command may be at it: then that is waited for.
+    pub(super) async fn finish_removal(&self, record: &PgRecord) -> Result<()> {
+        // What was under way in it is never ended.
+        self.let_go(record).await;
+        let (mark, left) = (self.0.home().gone(&record.id), self.remains(record));
+        beside(move || {
+            let Some(_held) = record::held(&mark)? else {
+                return Ok(());
+            };
+            left.iter().try_for_each(|left| record::remove_tree(left))?;
+            record::remove(&mark)
+        })
+        .await
     }
 
     /// Brings an instance back from the trash under the name it had, and starts it if it ran when it was destroyed.

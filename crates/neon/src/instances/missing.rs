@@ -61,10 +61,13 @@ impl Instances<'_> {
                 "bring its disk back; neon pg create --snapshot makes another instance".to_owned(),
             );
         }
-        if record.replica.is_some() {
+        if let Some(of) = &record.replica {
             return elsewhere(
                 "is a replica, and its directory is gone".to_owned(),
-                "make it again from its primary: neon pg start --replica".to_owned(),
+                format!(
+                    "make another from its primary: neon pg start --replica {}; neon pg destroy {} forgets this one",
+                    of.name, record.name
+                ),
             );
         }
         for path in [&folder, &data] {

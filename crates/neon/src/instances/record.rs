@@ -123,6 +123,9 @@ pub struct Base {
     /// The storage it was taken from, by its name then; absent for one that came from outside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Name>,
+    /// Where it is, while it is needed, of one in a storage that is not attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locator: Option<String>,
 }
 
 /// Where an adopted cluster is.

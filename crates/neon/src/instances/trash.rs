@@ -83,15 +83,16 @@ impl Instances<'_> {
         }
         let gone = record::rename(&path, &home.gone(&trashed.id));
         operation.end(gone)?;
-        self.finish_removals().await;
-        if home.gone(&trashed.id).exists() {
-            return Err(Error::new(
+        self.finish_removal(&known).await.map_err(|error| {
+            Error::new(
                 ErrorKind::Failed,
                 format!("pg {}", trashed.name),
                 "could not be removed whole",
             )
-            .hinted("what is left of it goes with the next destroy"));
-        }
+            .hinted("what is left of it goes with the next destroy")
+            .caused_by(error)
+        })?;
+        self.finish_removals().await;
         Ok(())
     }
 }

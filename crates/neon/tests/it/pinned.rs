@@ -153,6 +153,17 @@ async fn what_an_instance_is_made_from_is_kept_and_what_a_kill_left_of_that_goes
         neon.doctor(&fix).await.unwrap();
         assert_eq!(pins(&neon, "tank").await, 0, "{step}");
     }
+    // Also where the storage is not attached.
+    let third = home.scratch.path().join("third");
+    let unattached = Fixture::at(neon_pg::PgMajor::V15, &third);
+    let address = home.scratch.path().join("tank/pgdata1@a");
+    let verb = format!("create from {}", address.display());
+    killed(&third, &verb, "create: written", None);
+    assert_eq!(pins(&neon, "tank").await, 1);
+    // The next command on it, whichever.
+    let gone = unattached.pg().start(&name("copy")).await;
+    assert_eq!(refused(gone), ErrorKind::NotFound);
+    assert_eq!(pins(&neon, "tank").await, 0);
     // One that is at work while others destroy and collect.
     let (mut hook, tank, gone) = (Some(()), other.clone(), found.clone());
     let slow = home.with(|options| {

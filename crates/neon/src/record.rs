@@ -249,21 +249,16 @@ fn written(
 ) -> Result<(PathBuf, File)> {
     sweep(parent(path)?);
     let failed = |error| Error::io(path, "cannot be written", error);
-    let (temporary, mut file) = loop {
-        let temporary = temporary(path)?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        // Who sweeps holds it for a moment at most; where nothing can be locked, nothing is swept.
-        let _locked = flock(&file, FlockOperation::LockExclusive);
-        let ours = file.metadata().map_err(failed)?;
-        if fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino()) {
-            break (temporary, file);
-        }
-    };
+    let (temporary, mut file) = claimed(
+        path,
+        || temporary(path),
+        |temporary| {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600);
+            options.open(temporary).map(drop)
+        },
+        |temporary| OpenOptions::new().write(true).open(temporary),
+    )?;
     if let Err(error) = write(&mut file).and_then(|()| file.sync_all()) {
         drop(fs::remove_file(&temporary));
         return Err(failed(error));
@@ -271,19 +266,53 @@ fn written(
     Ok((temporary, file))
 }
 
-/// Removes files that killed commands were about to give a name to. What cannot be removed is in nobody's way.
+/// Removes files that killed commands were about to give a name to.
 fn sweep(folder: &Path) {
+    sweep_left(folder, |name| name.strip_prefix(TEMPORARY));
+}
+
+/// Makes a file or folder under a name of the kind that nobody else gives, locked from then on: so what a killed command left is
+/// told from what another one is at. In errors it is `to`.
+pub(crate) fn claimed(
+    to: &Path,
+    name: impl Fn() -> Result<PathBuf>,
+    make: impl Fn(&Path) -> std::io::Result<()>,
+    open: impl Fn(&Path) -> std::io::Result<File>,
+) -> Result<(PathBuf, File)> {
+    let failed = |error| Error::io(to, "cannot be written", error);
+    loop {
+        let path = name()?;
+        make(&path).map_err(failed)?;
+        let file = match open(&path) {
+            // Swept before it was locked.
+            Err(error) if error.kind() == IoKind::NotFound => continue,
+            opened => opened.map_err(failed)?,
+        };
+        // Where nothing can be locked, nothing is swept.
+        let _locked = flock(&file, FlockOperation::LockExclusive);
+        // Who sweeps may have taken it for a left one before.
+        if is_at(&file, &path) {
+            return Ok((path, file));
+        }
+    }
+}
+
+/// Removes from a folder what killed commands left under such names, each with sixteen hexadecimal digits where `id` finds
+/// them. What somebody is at stays; what cannot be removed is in nobody's way.
+pub(crate) fn sweep_left(folder: &Path, id: impl Fn(&str) -> Option<&str>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|name| {
-            name.strip_prefix(TEMPORARY)
-                .is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        });
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if ours
-            && is_file
-            && let Some(_held) = held_if_free(&entry.path())
-        {
-            drop(fs::remove_file(entry.path()));
+        let (name, path) = (entry.file_name(), entry.path());
+        let ours = name
+            .to_str()
+            .and_then(&id)
+            .is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let Some(_held) = ours.then(|| held_if_free(&path)).flatten() else {
+            continue;
+        };
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => drop(fs::remove_dir_all(&path)),
+            Ok(kind) if kind.is_file() => drop(fs::remove_file(&path)),
+            _ => {}
         }
     }
 }

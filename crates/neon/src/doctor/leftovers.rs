@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::{DoctorOptions, Findings, Severity};
 use crate::error::Result;
@@ -24,8 +23,6 @@ const CLONE: &str = ".neon-clone.";
 const REMOVAL: &str = ".neon-remove.";
 /// What opened snapshots are in.
 const OPEN: &str = ".open-";
-/// A file that is younger may be on its way to its name.
-const YOUNG: Duration = Duration::from_secs(60);
 
 /// Something that a killed command left.
 #[derive(Debug)]
@@ -45,21 +42,12 @@ enum Leftover {
 }
 
 impl Neon {
-    /// The records that can be read, and those that cannot.
-    fn readable(&self, folder: &Path) -> (Vec<PgRecord>, Vec<(PathBuf, crate::Error)>) {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for path in files(folder) {
-            let json = path.extension().is_some_and(|ending| ending == "json");
-            if !json || hidden(&path) {
-                continue;
-            }
-            match record::read::<PgRecord>(&path) {
-                Ok(record) => good.extend(record),
-                Err(error) => bad.push((path, error)),
-            }
+    /// The records of a folder that can be read, and why others cannot.
+    fn readable(&self, folder: &Path) -> (Vec<PgRecord>, Vec<crate::Error>) {
+        match record::list_readable::<PgRecord>(folder) {
+            Ok((good, bad)) => (good.into_iter().map(|(_, record)| record).collect(), bad),
+            Err(error) => (Vec::new(), vec![error]),
         }
-        good.sort_by(|one, other| one.name.cmp(&other.name));
-        (good, bad)
     }
 
     /// The records of instances that can be read.
@@ -126,14 +114,8 @@ impl Neon {
             home.path().to_owned(),
             home.path().join("cache"),
         ];
-        let now = self.now();
         for path in folders.iter().flat_map(|folder| files(folder)) {
-            let young = fs::symlink_metadata(&path)
-                .and_then(|meta| meta.modified())
-                .map_or(true, |at| {
-                    now.duration_since(at).unwrap_or_default() < YOUNG
-                });
-            if name_of(&path).starts_with(NEW) && path.is_file() && !young {
+            if name_of(&path).starts_with(NEW) && path.is_file() && is_free(&path) {
                 found.push(Leftover::File(path));
             }
         }
@@ -215,11 +197,11 @@ impl Neon {
     }
 
     pub(super) async fn examine_leftovers(&self, findings: &mut Findings) {
-        for (path, error) in [self.home().instances(), self.home().trash()]
+        for error in [self.home().instances(), self.home().trash()]
             .iter()
             .flat_map(|folder| self.readable(folder).1)
         {
-            let (subject, why) = (path.display().to_string(), with_causes(&error));
+            let (subject, why) = (error.subject().to_owned(), with_causes(&error));
             let why = why.strip_prefix(&format!("{subject}: ")).unwrap_or(&why);
             findings
                 .error("record-damaged", subject, why.to_owned())

@@ -25,7 +25,7 @@ use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Located, S
 use crate::storages::LOCAL;
 
 /// What names of such snapshots begin with.
-pub(crate) const TEMPORARY: &str = "temporary-";
+const TEMPORARY: &str = "temporary-";
 
 /// That an import is under way, or was when its command was killed.
 #[derive(Debug, Serialize, Deserialize)]

@@ -77,6 +77,7 @@ async fn what_an_interrupted_checkout_goes_to_is_neither_destroyed_nor_detached(
         ("checkout: recovered", "5000"),
         ("checkout: done", "5000"),
     ] {
+        let before = home.neon.pg().record_of(&name("pgdata1")).unwrap();
         killed(&place, "checkout", step, None);
         // By neither home.
         for neon in [&home.again(), &other] {
@@ -98,6 +99,10 @@ async fn what_an_interrupted_checkout_goes_to_is_neither_destroyed_nor_detached(
         assert_eq!(sql(&neon, "pgdata1", "select count(*) from t").await, rows);
         assert_eq!(pins(&neon, "tank").await, 0, "{step}");
         assert_eq!(pins(&neon, "local").await, 0, "{step}");
+        // A number that nothing got is given again, and no other.
+        let after = neon.pg().record_of(&name("pgdata1")).unwrap();
+        let saved = !["checkout: begun", "checkout: stopped"].contains(&step);
+        assert_eq!(after.checkouts, before.checkouts + u32::from(saved));
         if rows == "5000" {
             run(&neon, "pgdata1", "insert into t select 1").await;
         }

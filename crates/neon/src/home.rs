@@ -19,7 +19,7 @@
 //! through and list nothing, and all else is closed.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -135,7 +135,16 @@ impl Home {
         if !pg.is_dir() || !ours {
             return Ok(());
         }
-        let signed = record::put(&self.sign_of_pg(), b"", 0o600, None).and_then(|()| {
+        // Nothing is in it, so that it needs no other name first.
+        let sign = self.sign_of_pg();
+        let made = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&sign)
+            .map_err(|error| Error::io(&sign, "cannot be made", error));
+        let made = made.and_then(|_| record::sync_folder(&pg));
+        let signed = made.and_then(|()| {
             let about = About {
                 version: VERSION,
                 id: self.id.clone(),

@@ -128,8 +128,8 @@ impl Neon {
 impl SnapshotFirst<'_> {
     /// Starts the cluster. A directory that is there is used as it is. One that was below the home and is gone is restored
     /// from the newest snapshot of the cluster in `storage_dest`, the remembered one or this; how old that is, is in the
-    /// result and told. Until that is done, nothing is forgotten. `HEAD{i}`, the states that checkouts left, and what
-    /// imports are at work on do not count.
+    /// result and told. Until that is done, nothing is forgotten. `HEAD{i}`, the states that checkouts left, do
+    /// not count.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when nothing was initialized and no storage is named, or it has no snapshots;

@@ -101,6 +101,12 @@ fn below(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
     ErrorKind::Failed
 }
 
+/// Whether a file system that is full, or full for us, lies below an error.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Io;
+    matches!(error.kind(), Io::StorageFull | Io::QuotaExceeded)
+}
+
 /// What to do about what lies below an error: what the system says of a file first, then what a storage says of itself.
 fn remedy(error: &Error) -> Option<&'static str> {
     use neon_storage::ErrorKind as Storage;
@@ -281,7 +287,7 @@ impl Error {
                     found.map_or((ErrorKind::Failed, "cannot be used now"), of_storage);
                 (kind, reason, None)
             }
-            _ => (ErrorKind::Failed, "could not be worked with", None),
+            _ => (below(&error), "could not be worked with", None),
         };
         let whole = Self::new(kind, subject, reason).caused_by(error);
         match hint {
@@ -346,6 +352,18 @@ impl Error {
             self.0.hint = remedy(&self).map(Cow::Borrowed);
         }
         self
+    }
+
+    /// Whether what lies below it is a file system without room.
+    pub(crate) fn is_of_a_full_disk(&self) -> bool {
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            if cause.downcast_ref().is_some_and(is_full) {
+                return true;
+            }
+            source = cause.source();
+        }
+        false
     }
 
     /// What went wrong.

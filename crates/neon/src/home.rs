@@ -3,6 +3,7 @@
 //! ```text
 //! neon.json               format version and id
 //! pg/<name>/              instances: data, log, run, pgpass; .new-<id> while one is made from a snapshot
+//! pg/.home-<id>           empty: says that this is the folder of this home, and not what a disk was mounted on
 //! trash/<id>/             instances that were destroyed, for a while
 //! trees/<snapshot>/        the files of snapshots that instances share blocks with
 //! store/local/            the storage that is there from the start
@@ -18,7 +19,7 @@
 //! through and list nothing, and all else is closed.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -28,11 +29,16 @@ use crate::record;
 
 const VERSION: u32 = 1;
 const ABOUT: &str = "neon.json";
+/// An instance of the trash, beside the others.
+pub(crate) const TRASHED: &str = ".trash-";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct About {
     version: u32,
     id: String,
+    /// Whether the folder of instances got its sign.
+    #[serde(default)]
+    signed: bool,
 }
 
 /// Where a home is, made if it was not there.
@@ -77,6 +83,7 @@ impl Home {
                 let new = About {
                     version: VERSION,
                     id: random_id()?,
+                    signed: false,
                 };
                 // Two first commands at once: one of them makes it.
                 match record::create(&place, &new) {
@@ -99,7 +106,56 @@ impl Home {
             )
             .hinted("use a newer neon"));
         }
-        Ok(Self { root, id: about.id })
+        let home = Self { root, id: about.id };
+        if !about.signed {
+            home.sign()?;
+        }
+        Ok(home)
+    }
+
+    /// Marks the folder of instances, if it is the one: with instances of ours in it, or before there were any. What cannot be
+    /// marked now is marked by who may write there.
+    fn sign(&self) -> Result<()> {
+        let pg = self.root.join("pg");
+        let names: Vec<_> = fs::read_dir(self.instances())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                Some(
+                    entry
+                        .file_name()
+                        .to_str()?
+                        .strip_suffix(".json")?
+                        .to_owned(),
+                )
+            })
+            .collect();
+        let ours = names.is_empty() || names.iter().any(|name| pg.join(name).exists());
+        if !pg.is_dir() || !ours {
+            return Ok(());
+        }
+        // Nothing is in it, so that it needs no other name first.
+        let sign = self.sign_of_pg();
+        let made = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&sign)
+            .map_err(|error| Error::io(&sign, "cannot be made", error));
+        let made = made.and_then(|_| record::sync_folder(&pg));
+        let signed = made.and_then(|()| {
+            let about = About {
+                version: VERSION,
+                id: self.id.clone(),
+                signed: true,
+            };
+            record::replace(&self.root.join(ABOUT), &about)
+        });
+        match signed {
+            Err(error) if error.kind() != ErrorKind::Environment => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The folder.
@@ -130,6 +186,17 @@ impl Home {
         self.root.join("pg").join(name)
     }
 
+    /// What is in the folder of instances as long as it is that of this home.
+    pub(crate) fn sign_of_pg(&self) -> PathBuf {
+        self.root.join("pg").join(format!(".home-{}", self.id))
+    }
+
+    /// Whether the sign was put there.
+    pub(crate) fn is_signed(&self) -> bool {
+        let about = record::read::<About>(&self.root.join(ABOUT));
+        about.is_ok_and(|about| about.is_some_and(|about| about.signed))
+    }
+
     /// Where an instance is made before it gets its name.
     pub(crate) fn new_folder(&self, id: &str) -> PathBuf {
         self.root.join("pg").join(format!(".new-{id}"))
@@ -149,8 +216,32 @@ impl Home {
         self.trash().join(format!("{id}.gone"))
     }
 
+    /// The folder that the trash has of an instance: beside the instances where these are on a disk of their own.
     pub(crate) fn trash_folder(&self, id: &str) -> PathBuf {
-        self.root.join("trash").join(id)
+        let beside = self.trash_beside(id);
+        match beside.exists() {
+            true => beside,
+            false => self.root.join("trash").join(id),
+        }
+    }
+
+    /// Moves the folder of an instance to the trash. Durable when it returns.
+    pub(crate) fn to_trash(&self, folder: &Path, id: &str) -> Result<()> {
+        let trash = self.root.join("trash").join(id);
+        match fs::rename(folder, &trash) {
+            Ok(()) => {
+                record::sync_folder(&self.root.join("trash"))?;
+                record::sync_folder(&self.root.join("pg"))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+                record::rename(folder, &self.trash_beside(id))
+            }
+            Err(error) => Err(Error::io(folder, "cannot be moved", error)),
+        }
+    }
+
+    fn trash_beside(&self, id: &str) -> PathBuf {
+        self.root.join("pg").join(format!("{TRASHED}{id}"))
     }
 
     /// What was read from distant repositories, for each of them. May be removed at any time.

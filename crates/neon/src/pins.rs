@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use futures_util::TryStreamExt;
 use neon_pagestore::{CommitId, Pin};
-use neon_storage::ListOptions;
+use neon_storage::{ListOptions, Locator};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
@@ -57,7 +57,7 @@ pub(crate) struct LeftPin {
 
 impl Neon {
     /// Pins a snapshot for what the record of an instance says is under way. In a storage that we may only read nothing can
-    /// be pinned, and the snapshot is as safe as who writes there leaves it.
+    /// be pinned, and the snapshot is as safe as who writes there leaves it; so it is in one without room, which is told.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when the snapshot was destroyed meanwhile, and what the storage answers.
@@ -77,6 +77,14 @@ impl Neon {
         let Err(error) = pinned.map_err(|error| Error::repository(at.label(), error)) else {
             return Ok(());
         };
+        if error.is_of_a_full_disk() {
+            self.tell(Event::Warning(format!(
+                "{} has no room to say that pg {} needs snapshot {id}: nobody may destroy it there, or collect, until this command is done",
+                at.label(),
+                record.name
+            )));
+            return Ok(());
+        }
         match error.kind() {
             ErrorKind::Environment | ErrorKind::Invalid => Ok(()),
             _ => Err(error),
@@ -183,21 +191,39 @@ impl Instances<'_> {
     pub(crate) async fn let_go_but(&self, record: &PgRecord, but: Option<CommitId>) {
         for storage in record.needs() {
             let repository = self.0.storages().existing_repository(&storage).await;
-            let unpinned = match repository {
-                Ok(Some(repository)) => self.0.unpin(&repository, record, but).await,
-                Ok(None) => Ok(()),
-                Err(error) => Err(error),
+            self.unpinned(record, but, storage.as_str(), repository)
+                .await;
+        }
+        if let Some(place) = record.needs_at() {
+            let repository = match Locator::parse(place) {
+                Ok(locator) => self.0.storages().repository_at(&locator).await,
+                Err(error) => Err(Error::storage(format!("storage {place}"), error)),
             };
-            match unpinned {
-                // What is behind HTTP, or is not attached any more, has no pins of ours.
-                Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => {
-                    self.0.tell(Event::Warning(format!(
-                        "what pg {} needed stays pinned in storage {storage} ({error}); neon doctor --fix removes that",
-                        record.name
-                    )));
-                }
-                _ => {}
+            self.unpinned(record, but, place, repository).await;
+        }
+    }
+
+    async fn unpinned(
+        &self,
+        record: &PgRecord,
+        but: Option<CommitId>,
+        storage: &str,
+        repository: Result<Option<StorageRepository>>,
+    ) {
+        let unpinned = match repository {
+            Ok(Some(repository)) => self.0.unpin(&repository, record, but).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match unpinned {
+            // What is behind HTTP, or is not attached any more, has no pins of ours.
+            Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => {
+                self.0.tell(Event::Warning(format!(
+                    "what pg {} needed stays pinned in storage {storage} ({error}); neon doctor --fix removes that",
+                    record.name
+                )));
             }
+            _ => {}
         }
     }
 
@@ -230,6 +256,13 @@ impl PgRecord {
             needed.extend(base.and_then(|base| base.storage.clone()));
         }
         needed
+    }
+
+    /// The storage that is not attached, and needed for what is under way.
+    fn needs_at(&self) -> Option<&str> {
+        let base = self.base.as_ref();
+        let base = base.filter(|base| self.stage == Stage::Creating && base.storage.is_none());
+        base?.locator.as_deref()
     }
 }
 

@@ -249,21 +249,16 @@ fn written(
 ) -> Result<(PathBuf, File)> {
     sweep(parent(path)?);
     let failed = |error| Error::io(path, "cannot be written", error);
-    let (temporary, mut file) = loop {
-        let temporary = temporary(path)?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        // Who sweeps holds it for a moment at most; where nothing can be locked, nothing is swept.
-        let _locked = flock(&file, FlockOperation::LockExclusive);
-        let ours = file.metadata().map_err(failed)?;
-        if fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino()) {
-            break (temporary, file);
-        }
-    };
+    let (temporary, mut file) = claimed(
+        path,
+        || temporary(path),
+        |temporary| {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600);
+            options.open(temporary).map(drop)
+        },
+        |temporary| OpenOptions::new().write(true).open(temporary),
+    )?;
     if let Err(error) = write(&mut file).and_then(|()| file.sync_all()) {
         drop(fs::remove_file(&temporary));
         return Err(failed(error));
@@ -271,19 +266,53 @@ fn written(
     Ok((temporary, file))
 }
 
-/// Removes files that killed commands were about to give a name to. What cannot be removed is in nobody's way.
+/// Removes files that killed commands were about to give a name to.
 fn sweep(folder: &Path) {
+    sweep_left(folder, |name| name.strip_prefix(TEMPORARY));
+}
+
+/// Makes a file or folder under a name of the kind that nobody else gives, locked from then on: so what a killed command left is
+/// told from what another one is at. In errors it is `to`.
+pub(crate) fn claimed(
+    to: &Path,
+    name: impl Fn() -> Result<PathBuf>,
+    make: impl Fn(&Path) -> std::io::Result<()>,
+    open: impl Fn(&Path) -> std::io::Result<File>,
+) -> Result<(PathBuf, File)> {
+    let failed = |error| Error::io(to, "cannot be written", error);
+    loop {
+        let path = name()?;
+        make(&path).map_err(failed)?;
+        let file = match open(&path) {
+            // Swept before it was locked.
+            Err(error) if error.kind() == IoKind::NotFound => continue,
+            opened => opened.map_err(failed)?,
+        };
+        // Where nothing can be locked, nothing is swept.
+        let _locked = flock(&file, FlockOperation::LockExclusive);
+        // Who sweeps may have taken it for a left one before.
+        if is_at(&file, &path) {
+            return Ok((path, file));
+        }
+    }
+}
+
+/// Removes from a folder what killed commands left under such names, each with sixteen hexadecimal digits where `id` finds
+/// them. What somebody is at stays; what cannot be removed is in nobody's way.
+pub(crate) fn sweep_left(folder: &Path, id: impl Fn(&str) -> Option<&str>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let ours = entry.file_name().to_str().is_some_and(|name| {
-            name.strip_prefix(TEMPORARY)
-                .is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        });
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if ours
-            && is_file
-            && let Some(_held) = held_if_free(&entry.path())
-        {
-            drop(fs::remove_file(entry.path()));
+        let (name, path) = (entry.file_name(), entry.path());
+        let ours = name
+            .to_str()
+            .and_then(&id)
+            .is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let Some(_held) = ours.then(|| held_if_free(&path)).flatten() else {
+            continue;
+        };
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => drop(fs::remove_dir_all(&path)),
+            Ok(kind) if kind.is_file() => drop(fs::remove_file(&path)),
+            _ => {}
         }
     }
 }
@@ -313,21 +342,62 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
+    unused: Option<Unused>,
+}
+
+/// What goes with a lock of something that is not there any more, or never was.
+#[derive(Debug)]
+struct Unused {
+    lock: PathBuf,
+    record: PathBuf,
+    others: Vec<PathBuf>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let Some(unused) = self.unused.take() else {
+            return;
+        };
+        if !matches!(fs::symlink_metadata(&unused.record), Err(error) if error.kind() == IoKind::NotFound)
+        {
+            return;
+        }
+        for other in &unused.others {
+            if let Some(_held) = held_if_free(other) {
+                drop(fs::remove_file(other));
+            }
+        }
+        // Who waits for it sees that it is gone, and takes the next.
+        drop(fs::remove_file(&unused.lock));
+    }
 }
 
 impl Lock {
+    fn of(file: File) -> Self {
+        Self {
+            _file: file,
+            unused: None,
+        }
+    }
+
+    /// Removes its file at its end, and those others that are free, if there is no such record then.
+    pub(crate) fn only_with(mut self, lock: &Path, record: &Path, others: Vec<PathBuf>) -> Self {
+        self.unused = Some(Unused {
+            lock: lock.to_owned(),
+            record: record.to_owned(),
+            others,
+        });
+        self
+    }
+
     /// Takes a lock that is held for moments only, and waits for it. For threads.
     pub(crate) fn wait(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        let mut file = lockable(path)?;
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) if is_at(&file, path) => return Ok(Self::of(file)),
+                // Removed between being opened and being locked.
+                Ok(()) => file = lockable(path)?,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::io(path, "cannot be locked", error)),
             }
@@ -336,15 +406,9 @@ impl Lock {
 
     /// Takes a lock unless somebody holds it.
     pub(crate) fn free(path: &Path) -> Option<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .ok()?;
+        let file = lockable(path).ok()?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-        Some(Self { _file: file })
+        is_at(&file, path).then(|| Self::of(file))
     }
 
     /// Takes the lock, waiting this long for who holds it.
@@ -354,18 +418,14 @@ impl Lock {
     /// # Errors
     /// [`Busy`](ErrorKind::Busy) with `subject` when it is still held then.
     pub(crate) async fn take(path: &Path, subject: &str, patience: Duration) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| Error::io(path, "cannot be opened", error))?;
+        let mut file = lockable(path)?;
         let begun = Instant::now();
         let mut pause = Duration::from_millis(5);
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) if is_at(&file, path) => return Ok(Self::of(file)),
+                // Removed between being opened and being locked.
+                Ok(()) => file = lockable(path)?,
                 Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < patience => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));
@@ -383,6 +443,17 @@ impl Lock {
     }
 }
 
+/// A file to be locked, made if it is not there.
+fn lockable(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| Error::io(path, "cannot be opened", error))
+}
+
 /// Whether nobody has a file or folder locked.
 pub(crate) fn is_free(path: &Path) -> bool {
     held_if_free(path).is_some()
@@ -394,6 +465,28 @@ pub(crate) fn held_if_free(path: &Path) -> Option<File> {
     let file = File::open(path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     Some(file)
+}
+
+/// As [`held_if_free`], waiting for who has it locked; nothing if it is not there then. For threads.
+pub(crate) fn held(path: &Path) -> Result<Option<File>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, "cannot be opened", error)),
+    };
+    loop {
+        match flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(is_at(&file, path).then_some(file)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::io(path, "cannot be locked", error)),
+        }
+    }
+}
+
+/// Whether an open file is the one that has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (ours, now) = (file.metadata(), fs::symlink_metadata(path));
+    matches!((ours, now), (Ok(ours), Ok(now)) if (ours.dev(), ours.ino()) == (now.dev(), now.ino()))
 }
 
 /// Whether a file is empty or its last line is whole.

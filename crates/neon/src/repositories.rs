@@ -26,6 +26,8 @@ const CACHE: u64 = 1 << 30;
 pub struct StorageRepository {
     /// The name of its storage; absent for one that is not attached.
     pub name: Option<Name>,
+    /// Where its storage is.
+    pub(crate) locator: String,
     /// It.
     pub repository: Repository,
     /// How new frames are compressed.
@@ -288,6 +290,7 @@ impl Storages<'_> {
         let frames = repository.frames_with(options);
         Ok(StorageRepository {
             name: name.cloned(),
+            locator: record.locator.clone(),
             maps: MapReader::new(frames, MAPS),
             repository,
             codec: chosen.codec,

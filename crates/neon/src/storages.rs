@@ -360,9 +360,12 @@ impl Storages<'_> {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!("storage {name}"),
-                format!("holds the snapshots of {}", users.join(", ")),
+                format!("is where pg {} keep their snapshots", users.join(", pg ")),
             )
-            .hinted("destroy them, or keep the storage"));
+            .hinted(format!(
+                "destroy what keeps its snapshots there (neon pg destroy {}), or keep the storage: an instance stays with the storage it was made with",
+                users.join("; neon pg destroy ")
+            )));
         }
         let records = self.0.pg().records()?;
         let kept = records

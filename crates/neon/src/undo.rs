@@ -61,12 +61,20 @@ impl Neon {
             .collect())
     }
 
-    /// The operation that [`undo`](Self::undo) would take back; none when there is none.
+    /// The operation that [`undo`](Self::undo) would take back.
     ///
     /// # Errors
-    /// When the log cannot be read.
-    pub fn undoable(&self) -> Result<Option<Operation>> {
-        Ok(self.undoables()?.into_iter().next())
+    /// [`NotFound`](ErrorKind::NotFound) when nothing is left to take back; when the log cannot be read.
+    pub fn undoable(&self) -> Result<Operation> {
+        let mut undoables = self.undoables()?.into_iter();
+        undoables.next().ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                "operation log",
+                "has nothing that could be undone",
+            )
+            .hinted("see `neon op log`")
+        })
     }
 
     /// The operation with this id, or with one that begins so, that [`undo_of`](Self::undo_of) would take back.
@@ -125,14 +133,7 @@ impl Neon {
     /// names others, for [`undo_of`](Self::undo_of). [`Partial`](ErrorKind::Partial) when it is taken back, and a server that
     /// ran before does not start. As the verb that takes it back.
     pub async fn undo(&self) -> Result<Undone> {
-        let Some(operation) = self.undoable()? else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                "operation log",
-                "has nothing that could be undone",
-            )
-            .hinted("see `neon op log`"));
-        };
+        let operation = self.undoable()?;
         Box::pin(self.undo_one(operation)).await
     }
 
@@ -217,7 +218,7 @@ impl Neon {
         match step {
             Step::Create { name, id } => {
                 let name: Name = name.parse()?;
-                Box::pin(self.pg().destroy_of(&name, Some(id))).await?;
+                Box::pin(self.pg().destroy_of(&name, Some(id), false)).await?;
                 Ok((format!("pg {name} is in the trash"), None))
             }
             Step::Destroy { id } => {

@@ -118,6 +118,25 @@ pub struct Finding {
 
 impl CheckedStorage {
     pub(crate) fn of(subject: String, with_data: bool, checked: Checked) -> Self {
+        let mut findings: Vec<Finding> = Vec::new();
+        for found in checked.findings {
+            // Who looks at a frame and who reads it say the same of it.
+            let said = findings
+                .iter_mut()
+                .find(|one| one.object == found.object && found.problem.ends_with(&one.problem));
+            match said {
+                Some(one) => {
+                    let more = found.snapshots.into_iter();
+                    let more: Vec<_> = more.filter(|id| !one.snapshots.contains(id)).collect();
+                    one.snapshots.extend(more);
+                }
+                None => findings.push(Finding {
+                    object: found.object,
+                    problem: found.problem,
+                    snapshots: found.snapshots.into_iter().collect(),
+                }),
+            }
+        }
         Self {
             subject,
             with_data,
@@ -126,15 +145,7 @@ impl CheckedStorage {
             packs: checked.packs,
             frames: checked.frames,
             pages: checked.pages,
-            findings: checked
-                .findings
-                .into_iter()
-                .map(|finding| Finding {
-                    object: finding.object,
-                    problem: finding.problem,
-                    snapshots: finding.snapshots.into_iter().collect(),
-                })
-                .collect(),
+            findings,
         }
     }
 

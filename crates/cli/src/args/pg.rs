@@ -167,6 +167,9 @@ pub(crate) struct Destroy {
     /// The instance
     #[arg(value_name = "PGDATA")]
     pub(crate) name: Name,
+    /// Although it is on a disk that is not mounted, and lost for good
+    #[arg(long)]
+    pub(crate) lost: bool,
     #[command(flatten)]
     pub(crate) consent: Consent,
 }

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use crate::args::Format;
 use crate::failure::{Failure, Outcome};
 
-pub(crate) use quantity::{age, bytes, duration, rate};
+pub(crate) use neon_pg::bytes_in_words as bytes;
+pub(crate) use quantity::{age, duration, rate};
 pub(crate) use table::{Align, Table};
 
 /// The version of the JSON that is printed: docs/cli-json.md.

@@ -1,40 +1,15 @@
-//! Sizes, rates, ages and durations in few letters.
+//! Rates, ages and durations in few letters.
 
 use std::time::Duration;
 
-/// `0`, `812B`, `39.1M`, `5G`, `120G`: binary units, at most one digit after the point.
-pub(crate) fn bytes(count: u64) -> String {
-    scaled(count, &["B", "K", "M", "G", "T", "P", "E"], 1024)
-}
+use neon_pg::in_units;
 
 /// `20MB/s`, decimal as rates are.
 pub(crate) fn rate(per_second: u64) -> String {
     format!(
         "{}/s",
-        scaled(per_second, &["B", "kB", "MB", "GB", "TB", "PB", "EB"], 1000)
+        in_units(per_second, &["B", "kB", "MB", "GB", "TB", "PB", "EB"], 1000)
     )
-}
-
-/// Rounded half up, in integers: no float decides what is shown.
-fn scaled(count: u64, units: &[&str], step: u64) -> String {
-    if count == 0 {
-        return "0".to_owned() + units.first().unwrap_or(&"").trim_start_matches('B');
-    }
-    let (mut divisor, mut chosen) = (1_u128, 0);
-    let count = u128::from(count);
-    let step = u128::from(step);
-    // What would round up to a whole next unit is shown in that.
-    while chosen + 1 < units.len() && count * 2 >= divisor * (step * 2 - 1) {
-        divisor *= step;
-        chosen += 1;
-    }
-    let unit = units.get(chosen).copied().unwrap_or_default();
-    let tenths = (count * 20 + divisor) / (divisor * 2);
-    if chosen == 0 || tenths >= 1000 || tenths % 10 == 0 {
-        format!("{}{unit}", (count * 2 + divisor) / (divisor * 2))
-    } else {
-        format!("{}.{}{unit}", tenths / 10, tenths % 10)
-    }
 }
 
 /// How long ago: `12s`, `3m`, `2h`, `5d`.
@@ -61,22 +36,6 @@ pub(crate) fn duration(length: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        let shown = |count| bytes(count);
-        assert_eq!(shown(0), "0");
-        assert_eq!(shown(812), "812B");
-        assert_eq!(shown(1023), "1023B");
-        assert_eq!(shown(1024), "1K");
-        assert_eq!(shown(1536), "1.5K");
-        assert_eq!(shown(41_000_000), "39.1M");
-        assert_eq!(shown(5_476_083_302), "5.1G");
-        assert_eq!(shown(5 << 30), "5G");
-        assert_eq!(shown((1 << 20) - 1), "1M");
-        assert_eq!(shown(300 << 20), "300M");
-        assert_eq!(shown(u64::MAX), "16E");
-    }
 
     #[test]
     fn rates_ages_and_durations_are_short() {

@@ -41,14 +41,7 @@ pub(crate) fn run(verb: &Op, scene: &Scene<'_>) -> Outcome<Answer> {
 pub(crate) async fn undo(wanted: &Undo, scene: &Scene<'_>) -> Outcome<Answer> {
     let operation = match &wanted.operation {
         Some(id) => scene.neon.undoable_of(id)?,
-        None => {
-            let Some(operation) = scene.neon.undoable()? else {
-                // The library says it better.
-                scene.neon.undo().await?;
-                return Ok(Answer::default());
-            };
-            operation
-        }
+        None => scene.neon.undoable()?,
     };
     let plan = format!(
         "{} {}, done {} ago, will be taken back",

@@ -198,7 +198,19 @@ async fn show(name: &Name, scene: &Scene<'_>) -> Outcome<Answer> {
     if let Some(of) = &pg.record.replica {
         text.push_str(&format!("  replica of: {}\n", of.name));
     }
+    let kept = scene.neon.pg().kept_log(&pg.record);
+    for one in &kept {
+        let head = one
+            .head
+            .as_ref()
+            .map_or("no state that is kept".to_owned(), ToString::to_string);
+        text.push_str(&format!(
+            "  log not archived before a checkout: {}, kept with {head}\n",
+            bytes(one.bytes)
+        ));
+    }
     let mut whole = data(&pg, Some(used));
+    whole.insert("kept_log".to_owned(), as_data(&kept)?);
     let mut spaces = Vec::new();
     let mut all = 0_u64;
     let mut tree = String::new();
@@ -387,7 +399,10 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     let done = !wanted.consent.dry_run;
     if done {
         confirm(scene, "pg destroy", &plan, wanted.consent.yes).await?;
-        instances.destroy_this(name, &pg.record.id).await?;
+        match wanted.lost {
+            true => instances.destroy_lost(name, &pg.record.id).await?,
+            false => instances.destroy_this(name, &pg.record.id).await?,
+        };
         if pg.record.adopted.is_none() {
             scene.note(&format!(
                 "{} stay in the trash: {NAME} undo brings {name} back, {NAME} pg trash --empty frees them",
@@ -408,6 +423,12 @@ async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
     let mut trashed = instances.trash().await?;
     if let Some(name) = &wanted.name {
         trashed.retain(|one| one.name == *name);
+        if wanted.empty && trashed.is_empty() {
+            return Err(
+                Failure::own(3, "not-found", format!("pg {name} is not in the trash"))
+                    .hinted(format!("see {NAME} pg trash")),
+            );
+        }
     }
     let mut table = Table::new(&[
         ("PGDATA", Align::Left),

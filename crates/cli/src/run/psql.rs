@@ -159,6 +159,12 @@ fn on_path(scene: &Scene<'_>) -> Option<PathBuf> {
 pub(crate) async fn logs(wanted: &Logs, scene: &Scene<'_>) -> Outcome<Answer> {
     let instance = scene.neon.pg().instance(&wanted.name).await?;
     let lines = instance.log_tail(wanted.lines);
+    if lines.is_empty() && scene.neon.pg().record_of(&wanted.name)?.adopted.is_some() {
+        scene.note(&format!(
+            "{} was adopted, and its server has no log collector: it logs where who started it said (journalctl -u UNIT, the file of pg_ctl -l, /var/log/postgresql)",
+            wanted.name
+        ));
+    }
     if !wanted.follow {
         let text = lines.join("\n");
         let rows = lines

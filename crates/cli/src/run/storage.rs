@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use neon_pg::{CollectStorage, ListedStorage, Storages};
 
-use super::snapshot::checked_in_words;
+use super::snapshot::{REMEDY, checked_in_words};
 use super::{Scene, absolute, data, mark, now};
 use crate::args::storage::{Attach, Check, Gc, Storage};
 use crate::asking::confirm;
@@ -158,6 +158,7 @@ async fn check(wanted: &Check, scene: &Scene<'_>) -> Outcome<Answer> {
     let text = checked_in_words(&checked);
     let mut answer = Answer::of(text, data(&checked)?);
     if !checked.is_sound() {
+        scene.note(REMEDY);
         answer.exit = 5;
     }
     Ok(answer)

@@ -181,16 +181,16 @@ fn bash_completes_names_that_it_cuts_at_their_signs() {
     assert!(shown.contains(r#""name":"shelf""#), "{shown}");
     let shown = shell.line("neon snapshot check shop@bef\t");
     assert!(
-        shown.contains("snapshot shop@before: 1 snapshots"),
+        shown.contains("snapshot shop@before: 1 snapshot,"),
         "{shown}"
     );
     let shown = shell.line("neon snapshot check 'shop@bes\t");
     assert!(
-        shown.contains("snapshot shop@beside: 1 snapshots"),
+        shown.contains("snapshot shop@beside: 1 snapshot,"),
         "{shown}"
     );
     let shown = shell.line("neon snapshot check other@\t --storage=ta\t");
-    assert!(shown.contains("snapshot other@far: 1 snapshots"), "{shown}");
+    assert!(shown.contains("snapshot other@far: 1 snapshot,"), "{shown}");
     let shown = shell.line("neon storage show ta\t");
     assert!(
         shown.contains("\ntank:") || shown.contains("\rtank:"),
@@ -210,7 +210,7 @@ fn bash_completes_names_that_it_cuts_at_their_signs() {
     assert!(shown.contains("type: native"), "{shown}");
     let shown = shell.line("neon snapshot check shop@bef -s local\x1bb\x1bb\x1b[D\x1b[D\t");
     assert!(
-        shown.contains("snapshot shop@before: 1 snapshots"),
+        shown.contains("snapshot shop@before: 1 snapshot,"),
         "{shown}"
     );
     // A folder with a blank in its name.

@@ -24,4 +24,5 @@ mod settings;
 mod storages;
 mod support;
 mod texts;
+mod unmounted;
 mod verbs;

@@ -83,9 +83,13 @@ fn a_snapshot_is_proved_and_damage_is_exit_code_5() {
         let found = home.run(arguments);
         assert_eq!(found.code, 5, "{found:#?}");
         assert!(
-            found.out.contains("in snapshots") || found.out.contains("is damaged"),
+            found.out.contains("in snapshot ") || found.out.contains("is damaged"),
             "{found:#?}"
         );
+        // Told once, with what to do.
+        let told = found.out.matches("its bytes are not those").count();
+        assert_eq!(told, 1, "{found:#?}");
+        assert!(found.err.contains("note: what still reads"), "{found:#?}");
     }
     let refused = home.run(&["pg", "create", "--snapshot", "p@a", "--no-start"]);
     assert_eq!(refused.code, 5, "{refused:#?}");
@@ -307,4 +311,50 @@ fn a_plain_user_does_it_all() {
     for name in ["p", "q"] {
         plain(&["pg", "destroy", name, "--yes"]);
     }
+}
+
+#[test]
+fn what_is_not_there_leaves_nothing_and_what_is_refused_says_what_to_do() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    home.ok(&["snapshot", "create", "one@a"]);
+    // No lock of a name that nobody has, or has any more.
+    home.fails(3, &["pg", "stop", "nobody"]);
+    home.ok(&["pg", "create", "two", "--snapshot", "one@a", "--no-start"]);
+    home.ok(&["pg", "destroy", "two", "--yes"]);
+    let state = std::fs::read_dir(home.path().join("state/pg")).unwrap();
+    let mut names: Vec<String> = state
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["one.json", "one.lock"]);
+    // Why blocks are not shared is for who asked to share them.
+    let made = home.run(&["pg", "create", "three", "--snapshot", "one@a", "--no-start"]);
+    assert!(!made.err.contains("note: "), "{made:#?}");
+    // A file may be called what no snapshot is called.
+    let file = home.scratch().join("head.neon");
+    let file = file.to_str().unwrap();
+    home.ok(&["snapshot", "export", "one@a", "--to", file]);
+    let imported = home.json(&["snapshot", "import", "--from", file]);
+    assert_eq!(imported["name"], "import1");
+    let said = home.fails(3, &["snapshot", "import", "--from", "one@a"]);
+    assert!(said.contains("needs no import"), "{said}");
+    // Where an instance keeps its snapshots stays, and is named.
+    let tank = home.scratch().join("tank");
+    home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
+    home.ok(&["pg", "create", "four", "-s", "tank", "--no-start"]);
+    let said = home.fails(4, &["storage", "detach", "tank", "--yes"]);
+    assert!(said.contains("is where pg four keep"), "{said}");
+    assert!(said.contains("neon pg destroy four"), "{said}");
+    home.ok(&["pg", "destroy", "four", "--yes"]);
+    home.ok(&["storage", "detach", "tank", "--yes"]);
+    // A mistyped place is not made.
+    let other = Home::new();
+    let typo = other.scratch().join("far/away");
+    let place = format!("--storage_dest={}", typo.display());
+    other.fails(3, &["start", &place]);
+    assert!(!other.scratch().join("far").exists());
+    // Of one there is one.
+    let checked = home.ok(&["snapshot", "check", "one@a"]);
+    assert!(checked.contains(": 1 snapshot, "), "{checked}");
 }

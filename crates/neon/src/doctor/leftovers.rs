@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::{DoctorOptions, Findings, Severity};
 use crate::error::Result;
 use crate::events::Event;
+use crate::home::TRASHED;
 use crate::instances::{CREATION, PgRecord, Stage};
 use crate::name::Name;
 use crate::neon::Neon;
@@ -23,8 +23,6 @@ const CLONE: &str = ".neon-clone.";
 const REMOVAL: &str = ".neon-remove.";
 /// What opened snapshots are in.
 const OPEN: &str = ".open-";
-/// A file that is younger may be on its way to its name.
-const YOUNG: Duration = Duration::from_secs(60);
 
 /// Something that a killed command left.
 #[derive(Debug)]
@@ -44,21 +42,12 @@ enum Leftover {
 }
 
 impl Neon {
-    /// The records that can be read, and those that cannot.
-    fn readable(&self, folder: &Path) -> (Vec<PgRecord>, Vec<(PathBuf, crate::Error)>) {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for path in files(folder) {
-            let json = path.extension().is_some_and(|ending| ending == "json");
-            if !json || hidden(&path) {
-                continue;
-            }
-            match record::read::<PgRecord>(&path) {
-                Ok(record) => good.extend(record),
-                Err(error) => bad.push((path, error)),
-            }
+    /// The records of a folder that can be read, and why others cannot.
+    fn readable(&self, folder: &Path) -> (Vec<PgRecord>, Vec<crate::Error>) {
+        match record::list_readable::<PgRecord>(folder) {
+            Ok((good, bad)) => (good.into_iter().map(|(_, record)| record).collect(), bad),
+            Err(error) => (Vec::new(), vec![error]),
         }
-        good.sort_by(|one, other| one.name.cmp(&other.name));
-        (good, bad)
     }
 
     /// The records of instances that can be read.
@@ -67,10 +56,8 @@ impl Neon {
     }
 
     /// Whether no other command is at an instance: then nobody can be while the lock is kept.
-    pub(super) async fn free(&self, name: &Name) -> Option<Lock> {
-        let path = self.home().instances().join(format!("{name}.lock"));
-        let lock = Lock::take(&path, "an instance", Duration::ZERO).await;
-        lock.ok()
+    pub(super) fn free(&self, name: &Name) -> Option<Lock> {
+        self.pg().lock_if_free(name)
     }
 
     async fn leftovers(&self, busy: &mut Vec<Name>) -> Vec<Leftover> {
@@ -80,7 +67,7 @@ impl Neon {
         let mut folders = files(&home.path().join("pg"));
         folders.extend(files(&home.path().join("trash")));
         for record in self.readable_instances() {
-            if self.free(&record.name).await.is_none() {
+            if self.free(&record.name).is_none() {
                 busy.push(record.name.clone());
                 continue;
             }
@@ -112,7 +99,8 @@ impl Neon {
         }
         for record in self.readable(&home.trash()).0 {
             let live = instances.iter().any(|live| live.id == record.id);
-            if record.adopted.is_none() && !live && !home.trash_folder(&record.id).exists() {
+            let gone = !home.trash_folder(&record.id).exists() && home.is_mounted().is_ok();
+            if record.adopted.is_none() && !live && gone {
                 let path = home.trash().join(format!("{}.json", record.id));
                 found.push(Leftover::Trash(path));
             }
@@ -126,14 +114,8 @@ impl Neon {
             home.path().to_owned(),
             home.path().join("cache"),
         ];
-        let now = self.now();
         for path in folders.iter().flat_map(|folder| files(folder)) {
-            let young = fs::symlink_metadata(&path)
-                .and_then(|meta| meta.modified())
-                .map_or(true, |at| {
-                    now.duration_since(at).unwrap_or_default() < YOUNG
-                });
-            if name_of(&path).starts_with(NEW) && path.is_file() && !young {
+            if name_of(&path).starts_with(NEW) && path.is_file() && is_free(&path) {
                 found.push(Leftover::File(path));
             }
         }
@@ -215,11 +197,11 @@ impl Neon {
     }
 
     pub(super) async fn examine_leftovers(&self, findings: &mut Findings) {
-        for (path, error) in [self.home().instances(), self.home().trash()]
+        for error in [self.home().instances(), self.home().trash()]
             .iter()
             .flat_map(|folder| self.readable(folder).1)
         {
-            let (subject, why) = (path.display().to_string(), with_causes(&error));
+            let (subject, why) = (error.subject().to_owned(), with_causes(&error));
             let why = why.strip_prefix(&format!("{subject}: ")).unwrap_or(&why);
             findings
                 .error("record-damaged", subject, why.to_owned())
@@ -246,9 +228,19 @@ impl Neon {
     /// Folders that no record speaks of, and records whose folders are gone.
     fn unknown_folders(&self, findings: &mut Findings) {
         let home = self.home();
+        if let Err(error) = home.is_mounted() {
+            findings.failed("disk-unmounted", error.subject().to_owned(), &error);
+        }
         let instances = self.readable_instances();
         for path in files(&home.path().join("pg")) {
             let name = name_of(&path);
+            if let Some(id) = name.strip_prefix(TRASHED)
+                && !home.trash().join(format!("{id}.json")).exists()
+                && !home.gone(id).exists()
+                && !instances.iter().any(|record| record.id == id)
+            {
+                trash_unknown(&path, findings);
+            }
             let known = home.instances().join(format!("{name}.json")).exists();
             if !known && !name.starts_with('.') {
                 findings
@@ -270,17 +262,21 @@ impl Neon {
             }
             let live = instances.iter().any(|record| record.id == id);
             if !live && !home.trash().join(format!("{id}.json")).exists() {
-                findings
-                    .warning(
-                        "trash-unknown",
-                        path.display().to_string(),
-                        "is in the trash, and nothing is remembered of it",
-                    )
-                    .hinted("remove it, if nothing in it is missed");
+                trash_unknown(&path, findings);
             }
         }
         for record in instances {
             let data = self.pg().data_dir(&record);
+            if let Err(error) = self.pg().is_mounted(&record) {
+                // That of all is told of once.
+                if home.is_mounted().is_ok() {
+                    findings.failed("disk-unmounted", format!("pg {}", record.name), &error);
+                }
+                continue;
+            }
+            if let Err(error) = self.pg().is_whole(&record) {
+                findings.failed("disk-unmounted", format!("pg {}", record.name), &error);
+            }
             if record.stage == Stage::Ready && !data.join("PG_VERSION").exists() {
                 let hint = if record.adopted.is_some() {
                     format!("neon pg destroy {}, which forgets it", record.name)
@@ -372,6 +368,16 @@ impl Neon {
                 .hinted("neon op log");
         }
     }
+}
+
+fn trash_unknown(path: &Path, findings: &mut Findings) {
+    findings
+        .warning(
+            "trash-unknown",
+            path.display().to_string(),
+            "is in the trash, and nothing is remembered of it",
+        )
+        .hinted("remove it, if nothing in it is missed");
 }
 
 fn tell(leftover: &Leftover, findings: &mut Findings) {

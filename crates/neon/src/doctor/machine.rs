@@ -9,6 +9,7 @@ use neon_pgctl::OsUser;
 
 use super::{DoctorOptions, Findings};
 use crate::neon::Neon;
+use crate::quantity::bytes_in_words;
 
 /// Less room than this, or than a twentieth of the disk below ten times as much, is worth a word.
 const LITTLE: u64 = 1 << 30;
@@ -141,7 +142,11 @@ impl Neon {
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         let total = stat.f_blocks.saturating_mul(stat.f_frsize);
         let subject = home.display().to_string();
-        let text = format!("{free} bytes of {total} are free");
+        let text = format!(
+            "{} of {} are free",
+            bytes_in_words(free),
+            bytes_in_words(total)
+        );
         let hint = "neon storage gc, neon snapshot destroy, or a larger disk";
         if free < TOO_LITTLE {
             findings.error("disk-full", subject, text).hinted(hint);

@@ -31,10 +31,12 @@ impl Neon {
         for record in records {
             self.shared(&record, findings);
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
-            let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
+            let Some(_lock) = self.free(&record.name).filter(|_| settled) else {
                 continue;
             };
-            if self.pg().data_dir(&record).join("PG_VERSION").exists() {
+            if self.pg().is_mounted(&record).is_ok()
+                && self.pg().data_dir(&record).join("PG_VERSION").exists()
+            {
                 self.examine_server(&record, findings).await;
             }
         }
@@ -219,7 +221,7 @@ impl Neon {
                 continue;
             }
             let settled = record.stage == Stage::Ready && record.checkout.is_none();
-            let Some(_lock) = self.free(&record.name).await.filter(|_| settled) else {
+            let Some(_lock) = self.free(&record.name).filter(|_| settled) else {
                 continue;
             };
             let name = &record.name;

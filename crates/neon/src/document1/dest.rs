@@ -19,12 +19,18 @@ pub(super) struct Dest {
     pub(super) name: Name,
     /// Whether it was attached just now.
     new: bool,
+    /// The folders that were made for it.
+    made: Vec<PathBuf>,
 }
 
 impl Dest {
     /// One that is attached.
     pub(super) fn of(name: Name) -> Self {
-        Self { name, new: false }
+        Self {
+            name,
+            new: false,
+            made: Vec::new(),
+        }
     }
 }
 
@@ -60,6 +66,7 @@ impl SnapshotFirst<'_> {
             }
             return Ok(Dest::of(name));
         }
+        let made = missing(&place);
         let mut number = 1_u32;
         loop {
             let name: Name = match number {
@@ -67,9 +74,18 @@ impl SnapshotFirst<'_> {
                 _ => format!("{DEST}{number}").parse()?,
             };
             match storages.attach(&name, &place, options.clone()).await {
-                Ok(_) => return Ok(Dest { name, new: true }),
+                Ok(_) => {
+                    return Ok(Dest {
+                        name,
+                        new: true,
+                        made,
+                    });
+                }
                 Err(error) if error.kind() == ErrorKind::Exists => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    remove_empty(&made);
+                    return Err(error);
+                }
             }
             number = number.saturating_add(1);
         }
@@ -79,9 +95,29 @@ impl SnapshotFirst<'_> {
     pub(super) async fn unless_failed<T>(&self, dest: Dest, done: Result<T>) -> Result<T> {
         if done.is_err() && dest.new {
             // One that something is kept in already stays.
-            drop(self.0.storages().detach(&dest.name).await);
+            let detached = self.0.storages().detach(&dest.name).await;
+            if detached.is_ok() {
+                remove_empty(&dest.made);
+            }
         }
         done
+    }
+}
+
+/// The folders on the way to a place that are not there yet, the innermost first.
+fn missing(place: &Locator) -> Vec<PathBuf> {
+    let path = place.file_path().map(std::path::absolute);
+    let path = path.and_then(std::io::Result::ok).unwrap_or_default();
+    let missing = path.ancestors().take_while(|path| !path.exists());
+    missing.map(Path::to_owned).collect()
+}
+
+/// Removes folders in which nothing is.
+fn remove_empty(folders: &[PathBuf]) {
+    for folder in folders {
+        if fs::remove_dir(folder).is_err() {
+            return;
+        }
     }
 }
 

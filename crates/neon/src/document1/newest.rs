@@ -13,7 +13,7 @@ use crate::instances::PgRecord;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
-use crate::snapshots::{Found, TEMPORARY};
+use crate::snapshots::Found;
 
 /// A snapshot that somebody named.
 #[derive(Clone, Copy)]
@@ -193,13 +193,13 @@ async fn readable(repository: &StorageRepository) -> Result<Vec<Listed>> {
     .hinted(hint))
 }
 
-/// Those that somebody named: no states before checkouts, nothing that an import is at work on.
+/// Those that somebody named: no states before checkouts.
 fn named(listed: &[Listed]) -> Vec<Named<'_>> {
     let mut named = Vec::new();
     for one in listed {
         let Ok(summary) = &one.summary else { continue };
         let given = one.names.iter().filter(|name| match name {
-            SnapshotName::Bare(name) => !name.starts_with(TEMPORARY),
+            SnapshotName::Bare(_) => true,
             SnapshotName::Tagged { tag, .. } => matches!(tag, Tag::Given(_)),
         });
         named.extend(given.map(|name| Named {

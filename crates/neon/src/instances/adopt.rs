@@ -9,7 +9,6 @@ use neon_pgctl::{AdoptOptions, Adopted, Installation, Instance, ManagedBy};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::Event;
 use crate::instances::{AdoptedPlace, CreatePg, Instances, PgRecord, Stage};
 use crate::name::Name;
 use crate::record;
@@ -175,9 +174,6 @@ impl Instances<'_> {
             operation.detail("id", record.id.clone());
             operation.detail("data_dir", found.data_dir.display().to_string());
             operation.end(Ok(()))?;
-            for line in &advice {
-                self.0.tell(Event::Note(line.clone()));
-            }
             return Ok(AdoptedPg {
                 name,
                 record,

@@ -50,6 +50,15 @@ pub(super) fn missing(data: &Path) -> Vec<String> {
     names
 }
 
+/// Bytes of them.
+pub(super) fn bytes_of_missing(data: &Path) -> u64 {
+    let names = missing(data);
+    let sizes = names
+        .iter()
+        .filter_map(|name| Some(fs::metadata(data.join("pg_wal").join(name)).ok()?.len()));
+    sizes.fold(0, u64::saturating_add)
+}
+
 /// Copies what the archiver did not get yet to a folder, with the histories. Whether there was anything. Durable when it
 /// returns.
 pub(super) fn keep(data: &Path, folder: &Path) -> Result<bool> {

@@ -148,6 +148,7 @@ impl Instances<'_> {
                 snapshot: taken.id,
                 storage: taken.storage.clone(),
                 taken: now,
+                lineage: None,
             });
         })?;
         self.0.tell(Event::Warning(format!(

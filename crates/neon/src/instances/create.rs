@@ -1,6 +1,6 @@
 //! New instances.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use neon_pagestore::LineageId;
@@ -118,6 +118,7 @@ impl Instances<'_> {
         storage: Name,
         installation: &Installation,
     ) -> Result<(Name, Lock)> {
+        self.0.home().is_mounted()?;
         self.can_be_made(wanted)?;
         let mut number = 0_u32;
         loop {
@@ -159,7 +160,7 @@ impl Instances<'_> {
         storage: Name,
         installation: &Installation,
     ) -> Result<PgRecord> {
-        Ok(PgRecord {
+        let mut record = PgRecord {
             id: random_id()?,
             name: name.clone(),
             stage: Stage::Creating,
@@ -181,8 +182,11 @@ impl Instances<'_> {
             in_place_of: None,
             pgdata: wanted.pgdata.clone(),
             tablespaces_beside: false,
+            disks: BTreeMap::new(),
             checkout: None,
-        })
+        };
+        record.disks = self.disks(&record);
+        Ok(record)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
-use crate::record::{self, Lock};
+use crate::record;
 
 /// At most so many instances are kept in the trash beside those of the last day, and none but the newest for longer.
 const MOST_IN_TRASH: usize = 5;
@@ -23,7 +23,7 @@ impl Instances<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn destroy(&self, name: &Name) -> Result<String> {
-        self.destroy_logged(name, None).await
+        self.destroy_logged(name, None, false).await
     }
 
     /// As [`destroy`](Self::destroy), only the instance with this id, as somebody agreed to.
@@ -31,39 +31,48 @@ impl Instances<'_> {
     /// # Errors
     /// As [`destroy`](Self::destroy); [`Busy`](ErrorKind::Busy) when the name is another's by now.
     pub async fn destroy_this(&self, name: &Name, id: &str) -> Result<String> {
-        if self.known(name)?.id != id {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("pg {name}"),
-                "is another instance by now",
-            ));
-        }
-        self.destroy_logged(name, Some(id)).await
+        self.destroy_logged(name, Some(id), false).await
     }
 
-    async fn destroy_logged(&self, name: &Name, id: Option<&str>) -> Result<String> {
+    /// As [`destroy_this`](Self::destroy_this), also if what it has on disks that are not mounted is lost.
+    ///
+    /// # Errors
+    /// As [`destroy_this`](Self::destroy_this).
+    pub async fn destroy_lost(&self, name: &Name, id: &str) -> Result<String> {
+        self.destroy_logged(name, Some(id), true).await
+    }
+
+    async fn destroy_logged(&self, name: &Name, id: Option<&str>, lost: bool) -> Result<String> {
         let record = self.known(name)?;
+        is_that(&record, id)?;
         let mut operation = self.0.begin_relief("pg destroy", name.as_str())?;
-        let destroyed = Box::pin(self.destroy_of(name, id)).await;
+        let destroyed = Box::pin(self.destroy_of(name, id, lost)).await;
         operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
         operation.end(destroyed)
     }
 
-    /// As [`destroy`](Self::destroy), without a word in the log; with an id only that instance.
-    pub(crate) async fn destroy_of(&self, name: &Name, id: Option<&str>) -> Result<String> {
+    /// As [`destroy`](Self::destroy), without a word in the log; with an id only that instance; if said, although its
+    /// disks are lost.
+    pub(crate) async fn destroy_of(
+        &self,
+        name: &Name,
+        id: Option<&str>,
+        lost: bool,
+    ) -> Result<String> {
         let _lock = self.lock(name).await?;
+        if lost {
+            is_that(&self.known(name)?, id)?;
+            self.update(name, |record| record.disks.clear())?;
+        }
         // A journal goes to the trash with its instance, and is ended when that is brought back.
         let ready = |record: &PgRecord| record.stage == Stage::Ready && record.is_changing();
         if !record::read::<PgRecord>(&self.record(name))?.is_some_and(|record| ready(&record)) {
             Box::pin(self.settle_with(name, false)).await?;
         }
         let record = self.known(name)?;
-        if id.is_some_and(|id| id != record.id) {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("pg {name}"),
-                "is another instance by now",
-            ));
+        is_that(&record, id)?;
+        if record.adopted.is_none() {
+            self.is_mounted(&record)?;
         }
         // What was adopted goes on without us. Without a server nothing is needed to end it.
         if record.adopted.is_none() && self.may_run(&record).await {
@@ -109,8 +118,11 @@ impl Instances<'_> {
                 continue;
             }
             // Not while somebody brings it back.
-            let lock = Lock::free(&self.lock_file(&record.name));
+            let lock = self.lock_if_free(&record.name);
             if record.name != *held && lock.is_none() {
+                continue;
+            }
+            if self.is_trash_mounted(&record).is_err() {
                 continue;
             }
             // First nobody finds it any more, then it goes: half of an instance is never brought back.
@@ -139,16 +151,29 @@ impl Instances<'_> {
             let Ok(Some(record)) = record::read::<PgRecord>(&home.gone(id)) else {
                 continue;
             };
-            // What was under way in it is never ended.
-            self.let_go(&record).await;
-            let (mark, left) = (home.gone(id), self.remains(&record));
-            let removed = beside(move || {
-                left.iter().try_for_each(|left| record::remove_tree(left))?;
-                record::remove(&mark)
-            });
-            // What cannot be removed now is tried again.
-            drop(removed.await);
+            if self.is_trash_mounted(&record).is_err() {
+                continue;
+            }
+            // What cannot be removed now is tried again, and what somebody is at is removed by them.
+            if record::is_free(&home.gone(id)) {
+                drop(self.finish_removal(&record).await);
+            }
         }
+    }
+
+    /// Removes one of which that was said. Another command may be at it: then that is waited for.
+    pub(super) async fn finish_removal(&self, record: &PgRecord) -> Result<()> {
+        // What was under way in it is never ended.
+        self.let_go(record).await;
+        let (mark, left) = (self.0.home().gone(&record.id), self.remains(record));
+        beside(move || {
+            let Some(_held) = record::held(&mark)? else {
+                return Ok(());
+            };
+            left.iter().try_for_each(|left| record::remove_tree(left))?;
+            record::remove(&mark)
+        })
+        .await
     }
 
     /// Brings an instance back from the trash under the name it had, and starts it if it ran when it was destroyed.
@@ -198,6 +223,7 @@ impl Instances<'_> {
         if !trash.exists() {
             return Err(missing());
         }
+        self.is_trash_mounted(&record)?;
         Self::can_come_back(&record)?;
         let restored = (|| {
             record.stage = Stage::Creating;
@@ -241,4 +267,17 @@ impl Instances<'_> {
         }
         Ok((self.known(&name)?, trouble))
     }
+}
+
+/// An error when an instance is not the one with this id, as somebody agreed to.
+fn is_that(record: &PgRecord, id: Option<&str>) -> Result<()> {
+    if id.is_none_or(|id| id == record.id) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!("pg {}", record.name),
+        "is another instance by now",
+    )
+    .hinted("see `neon pg list`"))
 }

@@ -1,6 +1,6 @@
 //! `HEAD{i}`: the states before checkouts. Their numbers are never given again, and the oldest go.
 
-use neon_pagestore::{CommitId, SnapshotName, Tag};
+use neon_pagestore::{CommitId, LineageId, SnapshotName, Tag};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -21,11 +21,14 @@ pub struct Head {
     pub storage: Name,
     /// When it was taken, in seconds since 1970.
     pub taken: u64,
+    /// The history of log that it ends: what of that was not archived is kept as long as this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<LineageId>,
 }
 
 /// At most so many states before checkouts are kept, and none but the newest for longer.
 const MOST_HEADS: usize = 5;
-const OLDEST_HEAD: u64 = 7 * 24 * 60 * 60;
+pub(super) const OLDEST_HEAD: u64 = 7 * 24 * 60 * 60;
 
 impl Instances<'_> {
     /// The first number that neither this instance nor one that had its name before gave.
@@ -67,7 +70,7 @@ impl Instances<'_> {
         .hinted("try again: the next number is used then"))
     }
 
-    /// Removes states before checkouts that are beyond the limits. What cannot be removed now is tried again.
+    /// Removes states before checkouts that are beyond the limits, and the log that is kept with them. What cannot be removed now is tried again.
     pub(crate) async fn trim_heads(&self, name: &Name) {
         let Ok(record) = self.known(name) else { return };
         let now = seconds(self.0.now());
@@ -95,6 +98,9 @@ impl Instances<'_> {
                     return;
                 }
             }
+        }
+        if let Ok(record) = self.known(name) {
+            self.trim_log(&record);
         }
     }
 }

@@ -39,6 +39,8 @@ impl Instances<'_> {
             let folder = self.0.home().instance_folder(name.as_str());
             record::folder(&folder, 0o711)?;
         }
+        self.is_whole(&record)?;
+        self.remember_disks(&record)?;
         self.log_at_home(&record)?;
         self.refuse_shared(&record)?;
         let port = match record.port {
@@ -125,6 +127,8 @@ impl Instances<'_> {
             Err(error) if error.kind() == neon_pgctl::ErrorKind::NotRunning => {}
             Err(error) => return Err(Error::server(format!("pg {name}"), error)),
         }
+        // Of tablespaces that were made while it ran, too.
+        drop(self.remember_disks(&self.known(name)?));
         if remember {
             self.update(name, |record| record.wanted = false)?;
         }

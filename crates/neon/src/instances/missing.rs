@@ -33,6 +33,7 @@ impl Instances<'_> {
     fn is_missing(&self, record: &PgRecord) -> Result<bool> {
         let folder = self.0.home().instance_folder(record.name.as_str());
         let data = self.data_dir(record);
+        self.is_mounted(record)?;
         if data.is_dir() {
             return Ok(false);
         }
@@ -60,10 +61,13 @@ impl Instances<'_> {
                 "bring its disk back; neon pg create --snapshot makes another instance".to_owned(),
             );
         }
-        if record.replica.is_some() {
+        if let Some(of) = &record.replica {
             return elsewhere(
                 "is a replica, and its directory is gone".to_owned(),
-                "make it again from its primary: neon pg start --replica".to_owned(),
+                format!(
+                    "make another from its primary: neon pg start --replica {}; neon pg destroy {} forgets this one",
+                    of.name, record.name
+                ),
             );
         }
         for path in [&folder, &data] {
@@ -129,7 +133,7 @@ impl Instances<'_> {
         let mut kept = gone.clone();
         kept.stage = Stage::Destroying;
         record::replace(&home.trash().join(format!("{}.json", gone.id)), &kept)?;
-        record::rename(&folder, &home.trash_folder(&gone.id))
+        home.to_trash(&folder, &gone.id)
     }
 
     /// Whether what is made has its name: then it stays.

@@ -13,8 +13,10 @@ mod destroy;
 mod elsewhere;
 mod heads;
 mod isolate;
+mod kept_log;
 mod life;
 mod missing;
+mod mounted;
 mod ports;
 mod record;
 mod replica;
@@ -44,11 +46,12 @@ pub use adopt::{AdoptPg, AdoptedPg};
 pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan};
 pub use create::CreatePg;
 pub use heads::Head;
+pub use kept_log::KeptLog;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
-pub(crate) use restore::{Fill, has_room};
+pub(crate) use restore::{Fill, has_room, room_for};
 pub use trash::TrashedPg;
 pub use used::bytes_on_disk;
 
@@ -156,6 +159,7 @@ impl Instances<'_> {
         let status = match record.stage {
             Stage::Ready if record.is_changing() => None,
             Stage::Ready => {
+                self.is_mounted(&record)?;
                 let status = Status::of(&self.data_dir(&record)).await;
                 Some(status.map_err(|error| Error::server(format!("pg {}", record.name), error))?)
             }
@@ -174,6 +178,7 @@ impl Instances<'_> {
 
     pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
         let subject = || format!("pg {}", record.name);
+        self.is_mounted(record)?;
         let installation = match Installation::at(&record.bin_dir) {
             Ok(installation) if installation.major().to_string() == record.major => installation,
             // Upgraded or moved: any of the same major will do.
@@ -214,9 +219,13 @@ impl Instances<'_> {
             return Ok(());
         };
         if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
+            self.is_mounted(&record)?;
             return Box::pin(self.settle_checkout(&record, under_way, start)).await;
         }
         let folder = self.0.home().instance_folder(name.as_str());
+        if record.stage != Stage::Ready {
+            self.is_mounted(&record)?;
+        }
         match record.stage {
             Stage::Ready => Ok(()),
             Stage::Creating if self.is_placed(&record) => {
@@ -228,6 +237,9 @@ impl Instances<'_> {
                 self.update(name, |record| {
                     record.stage = Stage::Ready;
                     record.in_place_of = None;
+                    if let Some(base) = &mut record.base {
+                        base.locator = None;
+                    }
                 })?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))?;
                 match record.checkout {
@@ -247,7 +259,7 @@ impl Instances<'_> {
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
                 self.put_away(&record)?;
                 if folder.exists() {
-                    records::rename(&folder, &home.trash_folder(&record.id))?;
+                    home.to_trash(&folder, &record.id)?;
                 }
                 self.keep_number(&record)?;
                 records::remove(&self.record(name))
@@ -348,7 +360,20 @@ impl Instances<'_> {
 
     pub(crate) async fn lock(&self, name: &Name) -> Result<Lock> {
         let path = self.lock_file(name);
-        Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await
+        let lock = Lock::take(&path, &format!("pg {name}"), self.0.options().patience).await;
+        lock.map(|lock| self.while_known(name, lock))
+    }
+
+    /// The lock of an instance, if nobody has it.
+    pub(crate) fn lock_if_free(&self, name: &Name) -> Option<Lock> {
+        let lock = Lock::free(&self.lock_file(name))?;
+        Some(self.while_known(name, lock))
+    }
+
+    /// Nothing stays of a name that no instance has.
+    fn while_known(&self, name: &Name, lock: Lock) -> Lock {
+        let others = vec![self.writing(name)];
+        lock.only_with(&self.lock_file(name), &self.record(name), others)
     }
 
     pub(super) fn lock_file(&self, name: &Name) -> PathBuf {

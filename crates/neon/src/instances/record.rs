@@ -1,6 +1,6 @@
 //! What a home remembers of an instance.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use neon_pagestore::{CommitId, LineageId};
@@ -72,6 +72,9 @@ pub struct PgRecord {
     /// Whether the folder for tablespaces beside that place is ours: said before we make it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tablespaces_beside: bool,
+    /// What it has on file systems that are mounted somewhere, and where they are: below the home relative to it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disks: BTreeMap<PathBuf, PathBuf>,
     /// Whose replica it is, of one that was made to follow another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<ReplicaOf>,
@@ -120,6 +123,9 @@ pub struct Base {
     /// The storage it was taken from, by its name then; absent for one that came from outside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Name>,
+    /// Where it is, while it is needed, of one in a storage that is not attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locator: Option<String>,
 }
 
 /// Where an adopted cluster is.

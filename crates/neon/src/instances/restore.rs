@@ -137,13 +137,16 @@ impl Instances<'_> {
             let method = match trees::choose(&job, from, how.clone).await? {
                 Way::Restored(why) => {
                     job.write().await?;
-                    why.iter()
-                        .for_each(|why| self.0.tell(Event::Note(why.clone())));
+                    if how.clone != Wanted::Best {
+                        why.iter()
+                            .for_each(|why| self.0.tell(Event::Note(why.clone())));
+                    }
                     Method::Copy
                 }
                 Way::Cloned(tree) => {
                     let cloned = job.share(&tree, how.clone).await?;
-                    for why in &cloned.not_used {
+                    let asked = how.clone != Wanted::Best;
+                    for why in cloned.not_used.iter().filter(|_| asked) {
                         self.0.tell(Event::Note(why.to_string()));
                     }
                     cloned.method
@@ -171,6 +174,9 @@ impl Instances<'_> {
             self.update(&name, |record| {
                 record.stage = Stage::Ready;
                 record.in_place_of = None;
+                if let Some(base) = &mut record.base {
+                    base.locator = None;
+                }
             })
         }
         .await;
@@ -207,6 +213,7 @@ impl Instances<'_> {
         self.update(name, |record| {
             record.base = Some(Base {
                 snapshot: from.id,
+                locator: storage.is_none().then(|| from.repository.locator.clone()),
                 storage,
             });
         })?;
@@ -317,7 +324,7 @@ pub(crate) fn has_room(place: &Path, facts: &Facts) -> Result<()> {
     room_for(place, facts.cost.bytes)
 }
 
-pub(super) fn room_for(place: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn room_for(place: &Path, bytes: u64) -> Result<()> {
     room::require(&[Place {
         spare: SPARE,
         ..Place::new(place, bytes)

@@ -71,24 +71,28 @@ impl Instances<'_> {
         operation.detail("id", trashed.id.clone());
         let path = home.trash().join(format!("{}.json", trashed.id));
         let known = record::read::<PgRecord>(&path)?;
-        if known.is_none_or(|record| record.id != trashed.id) {
+        let Some(known) = known.filter(|record| record.id == trashed.id) else {
             return operation.end(Err(Error::new(
                 ErrorKind::NotFound,
                 format!("pg {}", trashed.name),
                 "is not in the trash",
             )));
+        };
+        if let Err(hidden) = self.is_trash_mounted(&known) {
+            return operation.end(Err(hidden));
         }
         let gone = record::rename(&path, &home.gone(&trashed.id));
         operation.end(gone)?;
-        self.finish_removals().await;
-        if home.gone(&trashed.id).exists() {
-            return Err(Error::new(
+        self.finish_removal(&known).await.map_err(|error| {
+            Error::new(
                 ErrorKind::Failed,
                 format!("pg {}", trashed.name),
                 "could not be removed whole",
             )
-            .hinted("what is left of it goes with the next destroy"));
-        }
+            .hinted("what is left of it goes with the next destroy")
+            .caused_by(error)
+        })?;
+        self.finish_removals().await;
         Ok(())
     }
 }

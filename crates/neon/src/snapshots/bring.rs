@@ -1,6 +1,7 @@
 //! A snapshot from outside on its way into a repository: one thread beside the runtime writes it, the commit comes
 //! last.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -9,6 +10,7 @@ use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
+use crate::instances::room_for;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 use crate::snapshots::inspection::Inspection;
@@ -20,6 +22,7 @@ pub(crate) struct Bringing<'a> {
     neon: &'a Neon,
     writer: &'a SnapshotWriter,
     to: &'a StorageRepository,
+    instance: Option<PathBuf>,
     dropped: Arc<AtomicBool>,
     pub(crate) subject: &'a str,
     /// Damaged pages are noted instead of refused.
@@ -42,6 +45,9 @@ impl<'a> Bringing<'a> {
 
     /// That what comes fits: at least this many bytes.
     pub(crate) fn require_room(&self, bytes: u64) -> Result<()> {
+        if let Some(place) = &self.instance {
+            room_for(place, bytes)?;
+        }
         room::check(self.neon, self.to, bytes)
     }
 
@@ -76,6 +82,8 @@ pub(crate) struct Arrival<'a> {
     /// Where it comes from, in messages.
     pub(crate) subject: &'a str,
     pub(crate) name: &'a SnapshotName,
+    /// Where an instance will be made of it, which must have room for it, too.
+    pub(crate) instance: Option<&'a Path>,
     /// Bytes of a page.
     pub(crate) page_size: u32,
     pub(crate) allow_bad_pages: bool,
@@ -93,6 +101,7 @@ pub(crate) async fn bring(
         to,
         subject,
         name,
+        instance,
         page_size,
         allow_bad_pages,
     } = arrival;
@@ -102,6 +111,7 @@ pub(crate) async fn bring(
     let stop = Wanting::default();
     let (home, target) = (neon.clone(), to.clone());
     let (dropped, told) = (stop.flag(), subject.to_owned());
+    let instance = instance.map(Path::to_owned);
     let options = SnapshotOptions {
         codec: to.codec,
         page_size,
@@ -115,6 +125,7 @@ pub(crate) async fn bring(
             neon: &home,
             writer: &sink,
             to: &target,
+            instance,
             dropped,
             subject: &told,
             allow_bad_pages,

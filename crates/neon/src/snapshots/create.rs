@@ -128,6 +128,7 @@ impl Snapshots<'_> {
         let _lock = self.0.pg().lock(&pg).await?;
         Box::pin(self.0.pg().settle(&pg)).await?;
         let record = self.0.pg().record_of(&pg)?;
+        self.0.pg().is_whole(&record)?;
         let mut operation = self
             .0
             .begin_operation("snapshot create", &wanted.name.to_string())?;

@@ -22,7 +22,7 @@ pub struct CurrentState {
     pub storage: Name,
     /// Bytes in its data directory and tablespaces.
     pub size: u64,
-    /// The snapshot that the next one will share pages with, among those that were listed.
+    /// The snapshot that it comes from, among those that were listed: the newest of its history, or the one that this began with.
     pub parent: Option<CommitId>,
 }
 
@@ -45,7 +45,7 @@ impl Snapshots<'_> {
                 .filter(|listed| listed.storage == record.storage)
                 .map(|listed| &listed.listed)
                 .collect();
-            let parent = parent::best(own, &record, system.as_deref());
+            let parent = parent::of_history(own, &record, system.as_deref());
             let data = self.0.pg().data_dir(&record);
             let size = beside(move || Ok(size_of(&data))).await?;
             all.push(CurrentState {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
+use crate::record;
 use crate::snapshots::{Found, Snapshots, parent};
 
 /// What destroying a snapshot means.
@@ -26,6 +27,8 @@ pub struct DestroySnapshot {
     /// Instances whose next snapshot would have been built on this one, and has to be compared with another, or stored in
     /// whole.
     pub parent_of_next: Vec<Name>,
+    /// Bytes of log that was not archived before a checkout, kept with this state: nothing brings it back.
+    pub kept_log: u64,
     #[serde(skip)]
     found: Found,
 }
@@ -65,6 +68,12 @@ impl Snapshots<'_> {
             retained: details.retained,
             children: details.children,
             parent_of_next,
+            kept_log: self
+                .0
+                .pg()
+                .log_kept_with(details.id)
+                .iter()
+                .fold(0, |sum, kept| sum.saturating_add(kept.bytes)),
             found,
         })
     }
@@ -88,7 +97,10 @@ impl Snapshots<'_> {
         let names: Vec<_> = plan.names.iter().map(ToString::to_string).collect();
         operation.detail("names", names.join(" "));
         let destroyed = target.repository.destroy(plan.id).await;
-        operation.end(destroyed.map_err(|error| Error::repository(target.label(), error)))
+        operation.end(destroyed.map_err(|error| Error::repository(target.label(), error)))?;
+        let kept = self.0.pg().log_kept_with(plan.id);
+        kept.iter()
+            .try_for_each(|kept| record::remove_tree(&kept.path))
     }
 
     /// An error when an instance is being made from a snapshot, or goes back to it.

@@ -25,7 +25,7 @@ use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Located, S
 use crate::storages::LOCAL;
 
 /// What names of such snapshots begin with.
-pub(crate) const TEMPORARY: &str = "temporary-";
+const TEMPORARY: &str = "temporary-";
 
 /// That an import is under way, or was when its command was killed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,7 +116,17 @@ impl Snapshots<'_> {
         let made = Box::pin(async {
             let place = Locator::path_of(&places.folder);
             let repository = self.0.storages().repository_made_at(&place).await?;
-            let imported = self.import_into(&import, repository, storage, name).await?;
+            let pg = self.0.home().path().join("pg");
+            let beside = wanted.pgdata.as_deref().and_then(Path::parent);
+            let imported = self
+                .import_into(
+                    &import,
+                    repository,
+                    storage,
+                    name,
+                    Some(beside.unwrap_or(&pg)),
+                )
+                .await?;
             let pg = Box::pin(self.0.pg().create_from(wanted, &imported.found, how)).await;
             Ok((pg?, imported))
         })

@@ -112,7 +112,9 @@ impl Snapshots<'_> {
             .begin_operation("snapshot import", &name.to_string())?;
         operation.detail("storage", storage.to_string());
         operation.detail("source", wanted.source.to_string());
-        let imported = self.import_into(wanted, repository, storage, name).await;
+        let imported = self
+            .import_into(wanted, repository, storage, name, None)
+            .await;
         if let Ok(imported) = &imported {
             operation.detail("id", imported.id.to_string());
         }
@@ -126,6 +128,7 @@ impl Snapshots<'_> {
         repository: StorageRepository,
         storage: Name,
         name: SnapshotName,
+        instance: Option<&Path>,
     ) -> Result<Imported> {
         let begun = Instant::now();
         let subject = wanted.source.to_string();
@@ -133,6 +136,7 @@ impl Snapshots<'_> {
             to: &repository,
             subject: &subject,
             name: &name,
+            instance,
             page_size: page_size(Shape::default()),
             allow_bad_pages: wanted.allow_bad_pages,
         };
@@ -182,8 +186,10 @@ impl Snapshots<'_> {
             return Ok(name.clone());
         }
         if let Some(name) = wanted.source.suggested() {
-            let name = given(&name)?;
-            if self.require_free(repository, &name).await.is_ok() {
+            // What a file is called may be no name for a snapshot.
+            if let Ok(name) = given(&name)
+                && self.require_free(repository, &name).await.is_ok()
+            {
                 return Ok(name);
             }
         }
@@ -224,6 +230,15 @@ impl Snapshots<'_> {
         let path = std::path::absolute(path)
             .map_err(|error| Error::io(path, "cannot be made absolute", error))?;
         let subject = path.display().to_string();
+        if let Err(error) = std::fs::symlink_metadata(&path)
+            && error.kind() == std::io::ErrorKind::NotFound
+        {
+            return Err(
+                Error::new(ErrorKind::NotFound, &*subject, "is not there").hinted(
+                    "give the path of a data directory, a base backup or a .neon file; a snapshot that is stored already needs no import",
+                ),
+            );
+        }
         let place = path.clone();
         let found = tokio::task::spawn_blocking(move || detect(&place))
             .await

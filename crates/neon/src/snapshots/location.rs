@@ -134,7 +134,9 @@ fn is_address(text: &str) -> bool {
 
 /// Whether a folder is a repository.
 pub(crate) fn is_repository(path: &Path) -> bool {
-    path.join(ABOUT).is_file() && path.join("snapshots").is_dir()
+    // One that no snapshot came to yet, as its first writer failed, has a lock and no snapshots.
+    let begun = ["snapshots", "packs", "leases", ".neon-storage"];
+    path.join(ABOUT).is_file() && begun.iter().any(|name| path.join(name).is_dir())
 }
 
 impl Snapshots<'_> {

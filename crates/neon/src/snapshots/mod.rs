@@ -52,7 +52,7 @@ pub use diff::{OtherDiff, RelationDiff, SnapshotDiff};
 pub(crate) use export::require_free;
 pub use export::{ExportFormat, ExportOptions, Exported};
 pub use implicit::CreatedFrom;
-pub(crate) use implicit::{LeftImport, TEMPORARY};
+pub(crate) use implicit::LeftImport;
 pub use import::{ImportSnapshot, Imported};
 pub use location::{ImportSource, Located};
 pub use open::OpenSnapshot;

@@ -1,6 +1,6 @@
 //! Which snapshot a new one shares its pages with.
 
-use neon_pagestore::{CommitId, Listed};
+use neon_pagestore::{CommitId, Listed, Summary};
 use neon_pg_layout::{ControlFile, Lsn};
 
 use crate::error::{Error, Result};
@@ -47,26 +47,47 @@ pub(crate) fn best<'a>(
     system: Option<&str>,
 ) -> Option<CommitId> {
     let listed = listed.into_iter();
-    let fitting = || {
-        listed.clone().filter_map(|listed| {
-            let summary = listed.summary.as_ref().ok()?;
-            (system.is_none_or(|system| summary.system == system)
-                && summary.major.to_string() == record.major)
-                .then_some((listed.id, summary))
-        })
-    };
-    let position = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Lsn>().ok());
-    let newest_of_lineage = fitting()
+    of_history(listed.clone(), record, system).or_else(|| {
+        system?;
+        let fitting = fitting(listed, record, system);
+        fitting
+            .max_by_key(|(_, summary)| (summary.taken, position(&summary.stop)))
+            .map(|(id, _)| id)
+    })
+}
+
+/// As [`best`], only what the instance comes from: the newest of its lineage, or the one that this began with.
+pub(crate) fn of_history<'a>(
+    listed: impl IntoIterator<Item = &'a Listed, IntoIter: Clone>,
+    record: &PgRecord,
+    system: Option<&str>,
+) -> Option<CommitId> {
+    let listed = listed.into_iter();
+    let newest_of_lineage = fitting(listed.clone(), record, system)
         .filter(|(_, summary)| summary.lineage == Some(record.lineage))
         .max_by_key(|(_, summary)| (summary.taken, position(&summary.stop)));
     let base = record.base.as_ref().map(|base| base.snapshot);
     newest_of_lineage
-        .or_else(|| fitting().find(|(id, _)| Some(*id) == base))
-        .or_else(|| {
-            system?;
-            fitting().max_by_key(|(_, summary)| (summary.taken, position(&summary.stop)))
-        })
+        .or_else(|| fitting(listed, record, system).find(|(id, _)| Some(*id) == base))
         .map(|(id, _)| id)
+}
+
+/// Those of the same cluster.
+fn fitting<'a>(
+    listed: impl Iterator<Item = &'a Listed>,
+    record: &PgRecord,
+    system: Option<&str>,
+) -> impl Iterator<Item = (CommitId, &'a Summary)> {
+    listed.filter_map(move |listed| {
+        let summary = listed.summary.as_ref().ok()?;
+        (system.is_none_or(|system| summary.system == system)
+            && summary.major.to_string() == record.major)
+            .then_some((listed.id, summary))
+    })
+}
+
+fn position(text: &Option<String>) -> Option<Lsn> {
+    text.as_ref()?.parse().ok()
 }
 
 /// The identifier of an instance's cluster, if its control file can be read.

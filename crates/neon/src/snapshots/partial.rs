@@ -3,16 +3,14 @@
 //! Who writes holds a lock on what has the name, which goes with the process. So what a killed export left is told
 //! from what another one writes, and the next export to the same path removes it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::home::random_id;
-use crate::record::held_if_free;
+use crate::record::{claimed, sweep_left};
 
 const ENDING: &str = ".partial";
 
@@ -43,24 +41,10 @@ impl Partial {
     }
 
     fn make(to: &Path, make: impl Fn(&Path) -> io::Result<()>) -> Result<Self> {
-        let failed = |error| Error::io(to, "cannot be written", error);
         sweep(to);
-        loop {
-            let path = to.with_file_name(format!("{}{}{ENDING}", beginning(to), random_id()?));
-            make(&path).map_err(failed)?;
-            let lock = match File::open(&path) {
-                // Swept before it was locked.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened.map_err(failed)?,
-            };
-            flock(&lock, FlockOperation::LockExclusive)
-                .map_err(|error| failed(io::Error::from(error)))?;
-            // Who sweeps may have taken it for a left one before it was locked.
-            let ours = lock.metadata().map_err(failed)?;
-            if fs::symlink_metadata(&path).is_ok_and(|now| now.ino() == ours.ino()) {
-                return Ok(Self { path, _lock: lock });
-            }
-        }
+        let name = || Ok(to.with_file_name(format!("{}{}{ENDING}", beginning(to), random_id()?)));
+        let (path, lock) = claimed(to, name, make, |path| File::open(path))?;
+        Ok(Self { path, _lock: lock })
     }
 }
 
@@ -70,35 +54,20 @@ fn beginning(to: &Path) -> String {
     format!(".{name}-")
 }
 
-/// Removes what killed exports to this path left. What cannot be removed is in nobody's way.
+/// Removes what killed exports to this path left.
 fn sweep(to: &Path) {
-    let (Some(parent), beginning) = (to.parent(), beginning(to)) else {
-        return;
-    };
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let id = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(&*beginning)?.strip_suffix(ENDING));
-        let ours =
-            id.is_some_and(|id| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        let path = entry.path();
-        if !ours {
-            continue;
-        }
-        let Some(_held) = held_if_free(&path) else {
-            continue;
-        };
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => drop(fs::remove_dir_all(&path)),
-            Ok(kind) if kind.is_file() => drop(fs::remove_file(&path)),
-            _ => {}
-        }
+    let beginning = beginning(to);
+    if let Some(parent) = to.parent() {
+        sweep_left(parent, |name| {
+            name.strip_prefix(&*beginning)?.strip_suffix(ENDING)
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ use neon_storage::Locator;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::neon::Neon;
+use crate::quantity::bytes_in_words;
 use crate::repositories::StorageRepository;
 
 /// What is left free in a storage in any case: for maps, the commit, and others who write there.
@@ -134,7 +135,11 @@ pub(crate) fn require(places: &[Place]) -> Result<()> {
             return Err(Error::new(
                 ErrorKind::Environment,
                 sum.path.display().to_string(),
-                format!("has room for {} bytes, and {needed} are needed", disk.free),
+                format!(
+                    "has room for {}, and {} are needed",
+                    bytes_in_words(disk.free),
+                    bytes_in_words(needed)
+                ),
             )
             .hinted("free some space, or choose another disk"));
         }

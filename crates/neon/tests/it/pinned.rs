@@ -77,6 +77,7 @@ async fn what_an_interrupted_checkout_goes_to_is_neither_destroyed_nor_detached(
         ("checkout: recovered", "5000"),
         ("checkout: done", "5000"),
     ] {
+        let before = home.neon.pg().record_of(&name("pgdata1")).unwrap();
         killed(&place, "checkout", step, None);
         // By neither home.
         for neon in [&home.again(), &other] {
@@ -98,6 +99,10 @@ async fn what_an_interrupted_checkout_goes_to_is_neither_destroyed_nor_detached(
         assert_eq!(sql(&neon, "pgdata1", "select count(*) from t").await, rows);
         assert_eq!(pins(&neon, "tank").await, 0, "{step}");
         assert_eq!(pins(&neon, "local").await, 0, "{step}");
+        // A number that nothing got is given again, and no other.
+        let after = neon.pg().record_of(&name("pgdata1")).unwrap();
+        let saved = !["checkout: begun", "checkout: stopped"].contains(&step);
+        assert_eq!(after.checkouts, before.checkouts + u32::from(saved));
         if rows == "5000" {
             run(&neon, "pgdata1", "insert into t select 1").await;
         }
@@ -153,6 +158,17 @@ async fn what_an_instance_is_made_from_is_kept_and_what_a_kill_left_of_that_goes
         neon.doctor(&fix).await.unwrap();
         assert_eq!(pins(&neon, "tank").await, 0, "{step}");
     }
+    // Also where the storage is not attached.
+    let third = home.scratch.path().join("third");
+    let unattached = Fixture::at(neon_pg::PgMajor::V15, &third);
+    let address = home.scratch.path().join("tank/pgdata1@a");
+    let verb = format!("create from {}", address.display());
+    killed(&third, &verb, "create: written", None);
+    assert_eq!(pins(&neon, "tank").await, 1);
+    // The next command on it, whichever.
+    let gone = unattached.pg().start(&name("copy")).await;
+    assert_eq!(refused(gone), ErrorKind::NotFound);
+    assert_eq!(pins(&neon, "tank").await, 0);
     // One that is at work while others destroy and collect.
     let (mut hook, tank, gone) = (Some(()), other.clone(), found.clone());
     let slow = home.with(|options| {

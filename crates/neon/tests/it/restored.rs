@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use neon_pg::{ErrorKind, Event, EventSink, PgMajor, RestoreChoice, Stage};
 
-use crate::support::{Fixture, name, refused, run, sql, take};
+use crate::support::{Fixture, name, names_in, refused, run, sql, take};
 
 /// What was told, in order.
 pub(crate) fn listening(home: &Fixture) -> (neon_pg::Neon, Arc<Mutex<Vec<Event>>>) {
@@ -96,12 +96,8 @@ async fn a_copy_lives_beside_its_origin(major: PgMajor) {
         fs::read_to_string(theirs.pass_file().unwrap()).unwrap()
     );
     // Nothing of how it was made is left.
-    let left: Vec<_> = fs::read_dir(home.scratch.path().join("home/pg"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .filter(|name| name.to_str().unwrap().starts_with('.'))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    let left = names_in(&home.scratch.path().join("home/pg"));
+    assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
 
     // Of a stopped cluster, and as it is. A second copy of one lineage is on a timeline that the first is not judged by.
     pg.stop(&name("pgdata1")).await.unwrap();
@@ -159,8 +155,7 @@ async fn a_snapshot_is_opened_to_be_read_and_leaves_nothing() {
     second.connect("postgres").await.unwrap().close().await;
     drop(second);
     for folder in ["pg", "state/open"] {
-        let left = fs::read_dir(home.scratch.path().join("home").join(folder)).unwrap();
-        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        let left = names_in(&home.scratch.path().join("home").join(folder));
         assert!(left.iter().all(|name| name == "pgdata1"), "{left:?}");
     }
     home.neon.pg().stop(&name("pgdata1")).await.unwrap();
@@ -345,12 +340,8 @@ async fn what_would_not_run_is_refused_with_its_repair_and_leaves_nothing() {
         refused(neon.pg().get(&name("two")).await),
         ErrorKind::NotFound
     );
-    let left = fs::read_dir(home.scratch.path().join("home/pg"))
-        .unwrap()
-        .flatten();
-    for entry in left {
-        assert!(!entry.file_name().to_str().unwrap().starts_with('.'));
-    }
+    let left = names_in(&home.scratch.path().join("home/pg"));
+    assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
 }
 
 /// Data directories at places of their own, and tablespaces, which are never the origin's.

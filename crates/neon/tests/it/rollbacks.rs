@@ -2,10 +2,39 @@
 
 use std::fs;
 
-use neon_pg::{CheckoutChoice, ErrorKind};
+use neon_pg::{CheckoutChoice, ErrorKind, Neon};
 
 use crate::checkouts::plan;
 use crate::support::{Fixture, name, refused, run, sql, take};
+
+/// The home, as of who is rolled back while somebody starts a server at a step, and perhaps stops it.
+async fn with_a_server(home: &Fixture, at: &'static str, stop: bool) -> Neon {
+    let instance = home.neon.pg().instance(&name("pgdata1")).await.unwrap();
+    home.with(|options| {
+        options.at_step = Some(std::sync::Arc::new(move |step: &str| {
+            if step != at {
+                return;
+            }
+            let instance = instance.clone();
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Runtime::new().unwrap();
+                runtime.block_on(async {
+                    let options = neon_pgctl::StartOptions::new();
+                    instance.start(&options).await.unwrap();
+                    let mut client = instance.connect("postgres").await.unwrap();
+                    let made = client.simple_query("create table precious as select 7 i");
+                    made.await.unwrap();
+                    client.close().await;
+                    if stop {
+                        let options = neon_pgctl::StopOptions::new(neon_pgctl::StopMode::Fast);
+                        instance.stop(&options).await.unwrap();
+                    }
+                });
+            });
+            thread.join().unwrap();
+        }));
+    })
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_archiver_goes_on_after_a_checkout_of_a_stopped_state() {
@@ -122,7 +151,40 @@ async fn log_that_was_not_archived_is_kept_and_its_number_is_in_the_plan() {
         .collect();
     assert!(kept.len() as u64 >= planned.unarchived, "{kept:?}");
     assert_eq!(kept.first().unwrap().metadata().unwrap().len(), 16 << 20);
+    let shown = neon.pg().kept_log(&neon.pg().record_of(&pg).unwrap());
+    let heads: Vec<_> = shown.iter().map(|one| one.head.clone()).collect();
+    assert_eq!(heads, [Some("pgdata1@HEAD{0}".parse().unwrap())]);
+    assert!(shown[0].bytes >= 16 << 20, "{shown:?}");
+    // It goes with the state before that checkout.
+    let again = plan(neon, &snap).await;
+    neon.pg().checkout(&again).await.unwrap();
+    assert!(shown[0].path.exists());
+    let snapshots = neon.snapshots();
+    let head = snapshots.plan_destroy("pgdata1@HEAD{0}", None);
+    let head = head.await.unwrap();
+    assert_eq!(head.kept_log, shown[0].bytes);
+    neon.snapshots().destroy(&head).await.unwrap();
+    assert!(!shown[0].path.exists());
     neon.pg().stop(&pg).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_of_a_checkout_that_is_not_kept_any_more_goes_with_the_next() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.stopped("pgdata1")).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    let kept = home.scratch.path().join("home/pg/pgdata1/wal-kept");
+    fs::create_dir_all(kept.join("0123")).unwrap();
+    // Of a state that nobody keeps.
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    assert!(!kept.exists());
+    assert!(
+        neon.pg()
+            .kept_log(&neon.pg().record_of(&pg).unwrap())
+            .is_empty()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,29 +222,7 @@ async fn a_server_that_somebody_starts_before_the_first_change_keeps_what_it_wro
     let neon = &home.neon;
     neon.pg().create(&home.create()).await.unwrap();
     let snap = take(neon, "pgdata1", "a").await;
-    let instance = neon.pg().instance(&name("pgdata1")).await.unwrap();
-    let hasty = home.with(|options| {
-        options.at_step = Some(std::sync::Arc::new(move |step: &str| {
-            if step != "checkout: compared" {
-                return;
-            }
-            let instance = instance.clone();
-            let thread = std::thread::spawn(move || {
-                let runtime = tokio::runtime::Runtime::new().unwrap();
-                runtime.block_on(async {
-                    let options = neon_pgctl::StartOptions::new();
-                    instance.start(&options).await.unwrap();
-                    let mut client = instance.connect("postgres").await.unwrap();
-                    let made = client
-                        .simple_query("create table precious as select 7 i")
-                        .await;
-                    made.unwrap();
-                    client.close().await;
-                });
-            });
-            thread.join().unwrap();
-        }));
-    });
+    let hasty = with_a_server(&home, "checkout: compared", false).await;
     let outcome = hasty.pg().checkout(&plan(neon, &snap).await).await;
     assert!(outcome.is_err());
     assert_eq!(sql(neon, "pgdata1", "select i from precious").await, "7");
@@ -399,31 +439,7 @@ async fn what_a_server_wrote_while_the_state_before_was_taken_is_not_rewritten()
     let pg = name("pgdata1");
     neon.pg().create(&home.create()).await.unwrap();
     let snap = take(neon, "pgdata1", "a").await;
-    let instance = neon.pg().instance(&pg).await.unwrap();
-    let hasty = home.with(|options| {
-        options.at_step = Some(std::sync::Arc::new(move |step: &str| {
-            if step != "checkout: saved" {
-                return;
-            }
-            let instance = instance.clone();
-            let thread = std::thread::spawn(move || {
-                let runtime = tokio::runtime::Runtime::new().unwrap();
-                runtime.block_on(async {
-                    let options = neon_pgctl::StartOptions::new();
-                    instance.start(&options).await.unwrap();
-                    let mut client = instance.connect("postgres").await.unwrap();
-                    let made = client
-                        .simple_query("create table precious as select 7 i")
-                        .await;
-                    made.unwrap();
-                    client.close().await;
-                    let options = neon_pgctl::StopOptions::new(neon_pgctl::StopMode::Fast);
-                    instance.stop(&options).await.unwrap();
-                });
-            });
-            thread.join().unwrap();
-        }));
-    });
+    let hasty = with_a_server(&home, "checkout: saved", true).await;
     let outcome = hasty.pg().checkout(&plan(neon, &snap).await).await;
     assert_eq!(refused(outcome), ErrorKind::Busy);
     assert_eq!(sql(neon, "pgdata1", "select i from precious").await, "7");

@@ -127,3 +127,28 @@ async fn names_that_cannot_be_given_are_refused_before_anything_is_copied() {
     let (listed, failed) = home.neon.snapshots().list(None).await.unwrap();
     assert_eq!((listed.len(), failed.len()), (1, 0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_state_comes_from_its_own_history_and_not_from_what_is_like_it() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    neon.pg().create(&home.stopped("one")).await.unwrap();
+    let first = crate::support::take(neon, "one", "a").await;
+    let how = neon_pg::RestoreChoice::default();
+    let copy = home.stopped("two");
+    neon.pg().create_from(&copy, &first, &how).await.unwrap();
+    let second = crate::support::take(neon, "one", "b").await;
+    let parents = async || {
+        let (listed, _) = neon.snapshots().list(None).await.unwrap();
+        let current = neon.snapshots().current(&listed).await.unwrap();
+        current
+            .into_iter()
+            .map(|one| one.parent)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(parents().await, [Some(second.id), Some(first.id)]);
+    let plan = neon.snapshots().plan_destroy("one@a", None).await.unwrap();
+    neon.snapshots().destroy(&plan).await.unwrap();
+    // The next snapshot of it is compared with the other one; it does not come from there.
+    assert_eq!(parents().await, [Some(second.id), None]);
+}

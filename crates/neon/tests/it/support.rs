@@ -97,6 +97,13 @@ impl Drop for Fixture {
     }
 }
 
+/// The names in a folder of a home, but for the sign of the home.
+pub(crate) fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.starts_with(".home-")).collect()
+}
+
 /// Ends the server of a data directory at once, if there is one.
 pub(crate) fn end_server(data: &Path) {
     let pid = std::fs::read_to_string(data.join("postmaster.pid"))

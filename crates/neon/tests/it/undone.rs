@@ -135,7 +135,7 @@ async fn what_ran_when_it_was_destroyed_runs_when_that_is_undone() {
     drop(taken);
     neon.pg().start(&pg).await.unwrap();
     // Which is done, and not tried again.
-    assert_eq!(neon.undoable().unwrap().unwrap().verb, "pg create");
+    assert_eq!(neon.undoable().unwrap().verb, "pg create");
     neon.pg().stop(&pg).await.unwrap();
     neon.pg().destroy(&pg).await.unwrap();
     assert_eq!(neon.undo().await.unwrap().what, "pg pgdata1 is back");
@@ -153,7 +153,7 @@ async fn an_undo_that_cannot_be_names_the_others_which_can_be_asked_for() {
     // The trash has kept it long enough.
     let trash = home.scratch.path().join("home");
     std::fs::remove_file(trash.join(format!("state/trash/{id}.json"))).unwrap();
-    let last = neon.undoable().unwrap().unwrap();
+    let last = neon.undoable().unwrap();
     assert_eq!(
         (last.verb.as_str(), last.subject.as_str()),
         ("pg destroy", "one")

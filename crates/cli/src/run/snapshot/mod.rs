@@ -16,7 +16,7 @@ use crate::asking::confirm;
 use crate::failure::Outcome;
 use crate::render::{Answer, bytes, duration};
 
-pub(super) use proof::checked_in_words;
+pub(super) use proof::{REMEDY, checked_in_words};
 pub(super) use transfer::form;
 
 pub(crate) async fn run(verb: Snapshot, scene: &Scene<'_>) -> Outcome<Answer> {
@@ -100,6 +100,12 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
     for pg in &plan.parent_of_next {
         text.push_str(&format!(
             " The next snapshot of {pg} will have to be compared with another, or stored whole."
+        ));
+    }
+    if plan.kept_log > 0 {
+        text.push_str(&format!(
+            " Log that was not archived is kept with it, {}, and goes for good.",
+            bytes(plan.kept_log)
         ));
     }
     let mut whole = data(&plan)?;

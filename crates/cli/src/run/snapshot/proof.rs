@@ -59,6 +59,7 @@ pub(super) async fn verify(wanted: &Verify, scene: &Scene<'_>) -> Outcome<Answer
     text.push_str(&format!("{} {verdict}", verified.snapshot));
     let mut answer = Answer::of(text, data(&verified)?);
     if !sound {
+        scene.note(REMEDY);
         answer.exit = 5;
     } else if unread {
         answer.exit = 7;
@@ -74,21 +75,31 @@ pub(super) async fn check(wanted: &Show, scene: &Scene<'_>) -> Outcome<Answer> {
     let checked = snapshots.check(&found).await?;
     let mut answer = Answer::of(checked_in_words(&checked), data(&checked)?);
     if !checked.is_sound() {
+        scene.note(REMEDY);
         answer.exit = 5;
     }
     Ok(answer)
 }
 
+/// What to do about damage.
+pub(in crate::run) const REMEDY: &str = "what still reads is whole; for the rest, pull the snapshots from another storage \
+     that has them, or take new ones with --no-parent, which share nothing with these";
+
+/// `1 page`, `2 pages`.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// What a check looked at and found.
 pub(in crate::run) fn checked_in_words(checked: &CheckedStorage) -> String {
     let mut text = format!(
-        "{}: {} snapshots, {} objects, {} packs, {} frames, {} pages looked at{}\n",
+        "{}: {}, {}, {}, {}, {} looked at{}\n",
         checked.subject,
-        checked.snapshots,
-        checked.objects,
-        checked.packs,
-        checked.frames,
-        checked.pages,
+        counted(checked.snapshots, "snapshot"),
+        counted(checked.objects, "object"),
+        counted(checked.packs, "pack"),
+        counted(checked.frames, "frame"),
+        counted(checked.pages, "page"),
         if checked.with_data {
             ""
         } else {
@@ -99,7 +110,8 @@ pub(in crate::run) fn checked_in_words(checked: &CheckedStorage) -> String {
         let snapshots: Vec<String> = finding.snapshots.iter().map(short).collect();
         text.push_str(&format!("{}: {}", finding.object, finding.problem));
         if !snapshots.is_empty() {
-            text.push_str(&format!(" (in snapshots {})", snapshots.join(", ")));
+            let word = if snapshots.len() == 1 { "" } else { "s" };
+            text.push_str(&format!(" (in snapshot{word} {})", snapshots.join(", ")));
         }
         text.push('\n');
     }

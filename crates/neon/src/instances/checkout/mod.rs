@@ -38,12 +38,12 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
-use crate::instances::heads::{Head, head_name};
+use crate::instances::heads::head_name;
 use crate::instances::isolate::{include, keep_password, roles};
 use crate::instances::restore::{
     Ending, SPARE, ownership, read_control, recover, target, timelines_in,
 };
-use crate::instances::{Base, Instances, PgRecord, archived, between};
+use crate::instances::{Base, Instances, PgRecord, between};
 use crate::name::Name;
 use crate::operation::{Begun, seconds};
 use crate::snapshots::redo;
@@ -140,6 +140,8 @@ impl Instances<'_> {
             marks: Vec::new(),
             operation: Some(operation.operation().clone()),
         };
+        self.is_whole(&record)?;
+        self.remember_disks(&record)?;
         let attached = self.0.storages().hold(&plan.storage).await?;
         self.update(name, |record| {
             record.checkouts = under_way.head.saturating_add(1);
@@ -189,18 +191,7 @@ impl Instances<'_> {
             let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
             let new = own_places(&record, &compared, snapshot.facts());
             room::require(&self.places(&record, &instance, &directory, wanted, &new))?;
-            let kept = self
-                .0
-                .home()
-                .instance_folder(name.as_str())
-                .join("wal-kept");
-            let kept = kept.join(record.lineage.to_string());
-            if archived::keep(instance.data_dir(), &kept)? {
-                self.0.tell(Event::Warning(format!(
-                    "Log of {name} that was not archived yet is kept in {}.",
-                    kept.display()
-                )));
-            }
+            self.keep_log(&record, instance.data_dir())?;
             let subject = plan.found.subject();
             let created = redo::of_snapshot(&snapshot, &subject).await?;
             redo::refuse(&created, Some(instance.data_dir()), &subject)?;
@@ -355,51 +346,94 @@ impl Instances<'_> {
         touched: &mut bool,
     ) -> Result<()> {
         let name = &record.name;
-        let subject = format!("pg {name}");
-        let data = instance.data_dir();
         // What was half rewritten tells nothing.
         let roles_before = compared.as_ref().and_then(|_| roles(instance));
         if compared.is_none() {
             self.nobody_runs(instance, name).await?;
             Box::pin(self.save_strangers(record, instance, under_way)).await?;
         }
-        let snapshots = between::mark_of(snapshot).await;
+        let theirs = between::mark_of(snapshot).await;
         let mut marks = under_way.marks.clone();
-        marks.extend(between::mark_in(data));
-        marks.extend(snapshots.clone());
+        marks.extend(between::mark_in(instance.data_dir()));
+        marks.extend(theirs.clone());
         let under_way = &UnderWay {
             marks,
             ..under_way.clone()
         };
-        let mut used = self.used_timelines(snapshot.facts())?;
         let record = self.known(name)?;
-        used.extend(
-            record
-                .timelines
-                .iter()
-                .filter_map(|n| TimelineId::new(*n).ok()),
-        );
-        // Those of the log that will be replaced. After a crash the control file may be missing.
-        if let Ok(control) = read_control(data) {
-            used.extend(timelines_in(data, &control)?);
-        }
-        let next = used.last().map_or(2, |last| last.get().saturating_add(1));
-        self.update(name, |record| {
-            record
-                .timelines
-                .extend(used.iter().map(|timeline| timeline.get()));
-            record.timelines.insert(next);
-            record.checkout = Some(under_way.clone());
-        })?;
+        let used = self.say_changing(&record, instance, snapshot, under_way)?;
         self.0.step("checkout: changing");
-        let (directory, plan) = match compared {
+        let compared = match compared {
             Some(compared) => compared,
             None => {
                 self.compare(&record, instance, snapshot, under_way.choice)
                     .await?
             }
         };
-        let tablespaces = self.places_for(&record, &plan, snapshot.facts())?;
+        let tablespaces = self.places_for(&record, &compared.1, snapshot.facts())?;
+        let executed = self
+            .rewrite(name, instance, snapshot, compared, tablespaces)
+            .await;
+        // The control file goes before the first change and comes back, as the snapshot's, with the last.
+        let left = between::mark_in(instance.data_dir());
+        *touched |= executed.is_ok() || left.is_none() || theirs.is_none() || left == theirs;
+        executed?;
+        self.0.step("checkout: rewritten");
+        let timelines = self
+            .recover_in_place(&record, instance, snapshot, under_way, used)
+            .await?;
+        self.0.step("checkout: recovered");
+        // The superuser of another instance, or of another time, may have another password than our pass file.
+        let facts = snapshot.facts();
+        let same = facts.instance.as_ref() == Some(&record.id)
+            && roles_before.is_some()
+            && roles_before == roles(instance);
+        if !same && record.adopted.is_none() {
+            keep_password(self.0, instance, facts, self.0.os_user()?.as_ref()).await?;
+        }
+        self.say_done(name, under_way, &timelines)?;
+        self.0.step("checkout: done");
+        Ok(())
+    }
+
+    /// Writes down that the directory is being rewritten, with every timeline that was ever used and the one that recovery
+    /// will end on. Returns those used.
+    fn say_changing(
+        &self,
+        record: &PgRecord,
+        instance: &Instance,
+        snapshot: &Snapshot,
+        under_way: &UnderWay,
+    ) -> Result<BTreeSet<TimelineId>> {
+        let data = instance.data_dir();
+        let mut used = self.used_timelines(snapshot.facts())?;
+        let known = record.timelines.iter();
+        used.extend(known.filter_map(|n| TimelineId::new(*n).ok()));
+        // Those of the log that will be replaced. After a crash the control file may be missing.
+        if let Ok(control) = read_control(data) {
+            used.extend(timelines_in(data, &control)?);
+        }
+        let next = used.last().map_or(2, |last| last.get().saturating_add(1));
+        self.update(&record.name, |record| {
+            record
+                .timelines
+                .extend(used.iter().map(|timeline| timeline.get()));
+            record.timelines.insert(next);
+            record.checkout = Some(under_way.clone());
+        })?;
+        Ok(used)
+    }
+
+    /// Makes the files those of the snapshot.
+    async fn rewrite(
+        &self,
+        name: &Name,
+        instance: &Instance,
+        snapshot: &Snapshot,
+        (directory, plan): (ExistingDirectory, RestorePlan),
+        tablespaces: TablespacePlaces,
+    ) -> Result<()> {
+        let subject = format!("pg {name}");
         let writing = DirectoryOptions {
             ownership: ownership(Some(instance.os_user()).filter(|_| OsUser::current().is_root())),
             tablespaces,
@@ -410,7 +444,7 @@ impl Instances<'_> {
         let mut options = RestoreOptions::default();
         options.threads = self.0.options().threads;
         let (to, about) = (snapshot.clone(), subject.clone());
-        let executed = background::run(
+        background::run(
             self.0,
             &subject,
             self.writing(name),
@@ -421,14 +455,22 @@ impl Instances<'_> {
                     .map_err(|error| Error::repository(about, error))
             },
         )
-        .await;
-        // The control file goes before the first change and comes back, as the snapshot's, with the last.
-        let left = between::mark_in(data);
-        *touched |= executed.is_ok() || left.is_none() || snapshots.is_none() || left == snapshots;
-        executed?;
-        self.0.step("checkout: rewritten");
+        .await
+        .map(drop)
+    }
+
+    /// Recovers what was rewritten onto a timeline that was never used. Returns all that were.
+    async fn recover_in_place(
+        &self,
+        record: &PgRecord,
+        instance: &Instance,
+        snapshot: &Snapshot,
+        under_way: &UnderWay,
+        used: BTreeSet<TimelineId>,
+    ) -> Result<BTreeSet<TimelineId>> {
         let plan =
             RecoveryPlan::new(WalSource::Command("exit 1".to_owned()), target(snapshot)).in_place();
+        let subject = format!("pg {}", record.name);
         let ending = Ending {
             neon: self.0,
             snapshot,
@@ -439,48 +481,41 @@ impl Instances<'_> {
         if under_way.choice.configuration && record.adopted.is_none() {
             include(instance, self.0.os_user()?.as_ref())?;
         }
-        let left = between::mark_in(data);
-        self.update(name, |record| {
+        let left = between::mark_in(instance.data_dir());
+        self.update(&record.name, |record| {
             if let Some(under_way) = &mut record.checkout {
                 under_way.marks.extend(left);
             }
         })?;
-        self.0.step("checkout: recovered");
-        // The superuser of another instance, or of another time, may have another password than our pass file.
-        let facts = snapshot.facts();
-        let same = facts.instance.as_ref() == Some(&record.id)
-            && roles_before.is_some()
-            && roles_before == roles(instance);
-        if !same && record.adopted.is_none() {
-            keep_password(self.0, instance, facts, self.0.os_user()?.as_ref()).await?;
-        }
+        Ok(timelines)
+    }
+
+    /// Writes down that the instance is the snapshot, in a lineage of its own.
+    fn say_done(
+        &self,
+        name: &Name,
+        under_way: &UnderWay,
+        timelines: &BTreeSet<TimelineId>,
+    ) -> Result<()> {
         let lineage =
-            LineageId::random().map_err(|error| Error::repository(subject.as_str(), error))?;
+            LineageId::random().map_err(|error| Error::repository(format!("pg {name}"), error))?;
         let now = seconds(self.0.now());
         self.update(name, |record| {
             record
                 .timelines
                 .extend(timelines.iter().map(|timeline| timeline.get()));
+            record.heads.extend(under_way.head_of(record, now));
             record.lineage = lineage;
             record.base = Some(Base {
                 snapshot: under_way.snapshot,
                 storage: Some(under_way.storage.clone()),
+                locator: None,
             });
             record.checkout = Some(UnderWay {
                 phase: Phase::Starting,
                 ..under_way.clone()
             });
-            if let Some(head) = under_way.head_id {
-                record.heads.push(Head {
-                    number: under_way.head,
-                    snapshot: head,
-                    storage: under_way.kept_in(record),
-                    taken: now,
-                });
-            }
-        })?;
-        self.0.step("checkout: done");
-        Ok(())
+        })
     }
 }
 

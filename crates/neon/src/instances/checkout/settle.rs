@@ -196,8 +196,15 @@ impl Instances<'_> {
         start: bool,
     ) -> Result<()> {
         self.let_go(&self.known(name)?).await;
-        self.drop_head(name, under_way).await;
-        self.update(name, |record| record.checkout = None)?;
+        let saved = self.drop_head(name, under_way).await;
+        self.forget_log(&self.known(name)?);
+        self.update(name, |record| {
+            // A number that nobody saw is given again.
+            if !saved && record.checkouts == under_way.head.saturating_add(1) {
+                record.checkouts = under_way.head;
+            }
+            record.checkout = None;
+        })?;
         if !start || !under_way.start {
             return Ok(());
         }
@@ -211,21 +218,30 @@ impl Instances<'_> {
         Ok(())
     }
 
-    /// Removes a `HEAD{i}` of a checkout that is not done. What cannot be reached stays, and shows in listings.
-    pub(crate) async fn drop_head(&self, name: &Name, under_way: &UnderWay) {
-        let Ok(record) = self.known(name) else { return };
+    /// Removes a `HEAD{i}` of a checkout that is not done. What cannot be reached stays, and shows in listings. Whether
+    /// there was, or may have been, one.
+    pub(crate) async fn drop_head(&self, name: &Name, under_way: &UnderWay) -> bool {
+        let Ok(record) = self.known(name) else {
+            return true;
+        };
         let storage = under_way.kept_in(&record);
         let repository = self.0.storages().existing_repository(&storage).await;
-        let Ok(Some(repository)) = repository else {
-            return;
+        let repository = match repository {
+            Ok(Some(repository)) => repository,
+            Ok(None) => return false,
+            Err(_) => return true,
         };
         let head = head_name(name, under_way.head);
-        if let Ok(id) = repository.repository.resolve_name(&head).await
-            && let Ok(snapshot) = repository.snapshot(id).await
+        let id = match repository.repository.resolve_name(&head).await {
+            Ok(id) => id,
+            Err(error) => return error.kind() != neon_pagestore::ErrorKind::NotFound,
+        };
+        if let Ok(snapshot) = repository.snapshot(id).await
             && snapshot.facts().instance.as_ref() == Some(&record.id)
         {
             drop(repository.repository.destroy(id).await);
         }
+        true
     }
 
     /// The snapshot could not be reached or is damaged: the state before is put back.

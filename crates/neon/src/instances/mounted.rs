@@ -1,0 +1,254 @@
+//! Disks that are not mounted: what is on them is out of sight, and not gone.
+//!
+//! Two signs tell one from the other. The folder of all instances has a file that is called after the home: where it is missing, a
+//! folder is seen that a disk was mounted on. And a record remembers, of the data directory and of each tablespace, the mount
+//! point that it is behind: nothing that is not there is taken for gone as long as nothing is mounted there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use neon_pg_layout::{PgMajor, tablespace_version_directory};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::home::Home;
+use crate::instances::{Instances, PgRecord};
+
+impl Home {
+    /// An error when the folder of instances, or the trash, is not the one that this home has: its disk is not mounted.
+    pub(crate) fn is_mounted(&self) -> Result<()> {
+        let hidden = |folder: &Path, again: String| {
+            Error::new(
+                ErrorKind::Environment,
+                folder.display().to_string(),
+                "is not the folder that this home has there: its disk is not mounted",
+            )
+            .hinted(format!(
+                "mount it; if it is lost for good: mkdir -p {}{again}",
+                folder.display()
+            ))
+        };
+        let trash = self.path().join("trash");
+        if !trash.is_dir() {
+            return Err(hidden(&trash, String::new()));
+        }
+        let (pg, sign) = (self.path().join("pg"), self.sign_of_pg());
+        if pg.is_dir() && (sign.exists() || !self.is_signed()) {
+            return Ok(());
+        }
+        Err(hidden(&pg, format!(" && touch {}", sign.display())))
+    }
+}
+
+impl Instances<'_> {
+    /// An error when what an instance has on disk is out of sight: nothing may be made of that, and nothing removed.
+    pub(crate) fn is_mounted(&self, record: &PgRecord) -> Result<()> {
+        if record.adopted.is_none() {
+            self.0.home().is_mounted()?;
+        }
+        for (place, point) in &record.disks {
+            let (place, point) = (self.absolute(place), self.absolute(point));
+            if !is_seen(&place) && !is_mount_point(&point) {
+                let own = [record.pgdata.as_ref(), Some(&self.data_dir(record))];
+                let hint = match own.contains(&Some(&place)) {
+                    true => format!(
+                        "mount it; if it is lost for good: neon pg destroy --lost {}",
+                        record.name
+                    ),
+                    false => without(&place.join(version_directory(record).unwrap_or_default())),
+                };
+                return Err(Error::new(
+                    ErrorKind::Environment,
+                    format!("pg {}", record.name),
+                    format!(
+                        "has {} on a disk that is not mounted: nothing is at {}",
+                        place.display(),
+                        point.display()
+                    ),
+                )
+                .hinted(hint));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`is_mounted`](Self::is_mounted), of one in the trash.
+    pub(super) fn is_trash_mounted(&self, record: &PgRecord) -> Result<()> {
+        self.0.home().is_mounted()?;
+        let remains = self.remains(record);
+        let Some(place) = record.pgdata.as_ref() else {
+            return Ok(());
+        };
+        let point = record.disks.get(&self.relative(place));
+        let hidden = point.filter(|point| !is_mount_point(&self.absolute(point)));
+        // Beside the folder of the home.
+        let mut beside = remains.iter().skip(1);
+        let (Some(point), false) = (hidden, place.exists() || beside.any(|left| left.exists()))
+        else {
+            return Ok(());
+        };
+        let away = remains.last().unwrap_or(place);
+        Err(Error::new(
+            ErrorKind::Environment,
+            format!("pg {}", record.name),
+            format!("is on a disk that is not mounted at {}", point.display()),
+        )
+        .hinted(format!(
+            "mount it; if it is lost for good: mkdir -p {}, and try again",
+            away.display()
+        )))
+    }
+
+    /// As [`is_mounted`](Self::is_mounted), and all tablespaces are there: a server that misses one loses what it has to
+    /// write there, and a copy would miss what is in it.
+    pub(crate) fn is_whole(&self, record: &PgRecord) -> Result<()> {
+        self.is_mounted(record)?;
+        let Some(own) = version_directory(record) else {
+            return Ok(());
+        };
+        for (link, target) in tablespaces(&self.data_dir(record)) {
+            let inside = target.join(&own);
+            if !inside.is_dir() && stays_without(&link, &inside) {
+                return Err(Error::new(
+                    ErrorKind::Environment,
+                    format!("pg {}", record.name),
+                    format!(
+                        "has tablespace {} in {}, where nothing of it is: is its disk mounted?",
+                        link.file_name().unwrap_or_default().display(),
+                        target.display()
+                    ),
+                )
+                .hinted(without(&inside)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers the file systems that an instance is on now. Its lock is held.
+    pub(crate) fn remember_disks(&self, record: &PgRecord) -> Result<()> {
+        let disks = self.disks(record);
+        if disks == record.disks {
+            return Ok(());
+        }
+        for (place, point) in &record.disks {
+            let (place, point) = (self.absolute(place), self.absolute(point));
+            if is_seen(&place) && !is_mount_point(&point) {
+                self.0.tell(Event::Warning(format!(
+                    "pg {}: {} was on a disk mounted at {}, where nothing is mounted now; what is there now is on another",
+                    record.name,
+                    place.display(),
+                    point.display()
+                )));
+            }
+        }
+        self.update(&record.name, |record| record.disks = disks)
+    }
+
+    /// The mount points behind which a data directory, which may not be there yet, and its tablespaces are.
+    pub(super) fn disks(&self, record: &PgRecord) -> BTreeMap<PathBuf, PathBuf> {
+        let data = self.data_dir(record);
+        let places = tablespaces(&data).into_iter().map(|(_, target)| target);
+        let own = record.pgdata.clone().unwrap_or(data);
+        let places = std::iter::once(own).chain(places);
+        places
+            .filter_map(|place| {
+                let point = self.mount_point_of(&place)?;
+                Some((self.relative(&place), self.relative(&point)))
+            })
+            .collect()
+    }
+
+    /// The mount point that a path is behind, unless it is there whenever the folder of instances is.
+    fn mount_point_of(&self, place: &Path) -> Option<PathBuf> {
+        let there = place.ancestors().find(|path| path.exists())?;
+        let real = fs::canonicalize(there).ok()?;
+        let point = real.ancestors().find(|path| is_mount_point(path))?;
+        let pg = fs::canonicalize(self.0.home().path().join("pg")).ok()?;
+        // Behind the same as the others.
+        (!pg.starts_with(point) && point.parent().is_some()).then(|| point.to_owned())
+    }
+
+    /// Below the home relative to it, so that it can be moved.
+    fn relative(&self, path: &Path) -> PathBuf {
+        let home = self.0.home().path();
+        path.strip_prefix(home).unwrap_or(path).to_owned()
+    }
+
+    fn absolute(&self, path: &Path) -> PathBuf {
+        self.0.home().path().join(path)
+    }
+}
+
+/// What a tablespace has of a cluster.
+fn version_directory(record: &PgRecord) -> Option<String> {
+    let major = record.major.parse::<PgMajor>().ok()?;
+    Some(tablespace_version_directory(major.layout()))
+}
+
+/// How to go on without a tablespace.
+fn without(inside: &Path) -> String {
+    format!(
+        "mount it; if it is lost for good: mkdir -p {}, start the server, and drop what was in that tablespace",
+        inside.display()
+    )
+}
+
+/// The links of a data directory to its tablespaces, with where they lead.
+fn tablespaces(data: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let entries = fs::read_dir(data.join("pg_tblspc"));
+    let links = entries.into_iter().flatten().flatten();
+    let links = links.map(|entry| entry.path());
+    links
+        .filter_map(|link| Some((link.clone(), fs::read_link(link).ok()?)))
+        .filter(|(_, target)| target.is_absolute() && target.to_str().is_some())
+        .collect()
+}
+
+/// Whether a tablespace has nothing of the cluster, and is not about to be dropped.
+fn stays_without(link: &Path, inside: &Path) -> bool {
+    std::thread::sleep(Duration::from_millis(100));
+    fs::symlink_metadata(link).is_ok() && !inside.is_dir()
+}
+
+/// Whether something is in a folder.
+fn is_seen(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Whether a file system, or a part of one, is mounted at a path.
+fn is_mount_point(path: &Path) -> bool {
+    let Some(parent) = path.parent() else {
+        return true;
+    };
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let asked = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::TYPE);
+    if let Ok(facts) = asked
+        && facts
+            .stx_attributes_mask
+            .contains(StatxAttributes::MOUNT_ROOT)
+    {
+        return facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    }
+    let disk = |path: &Path| fs::symlink_metadata(path).map(|facts| facts.dev()).ok();
+    disk(path).is_some() && disk(path) != disk(parent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_is_told_from_a_folder() {
+        assert!(is_mount_point(Path::new("/")));
+        assert!(is_mount_point(Path::new("/proc")));
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("there");
+        fs::create_dir(&there).unwrap();
+        assert!(!is_mount_point(&there));
+        assert!(!is_mount_point(&folder.path().join("missing")));
+    }
+}

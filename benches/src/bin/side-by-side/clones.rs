@@ -21,7 +21,7 @@ const QUERY: &str = "select count(*) from pg_class";
 pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str) {
     tell("clones: what they are made of");
     let wanted = verify::content(&place.source);
-    let mut ours = Ours::new(place, "source", PgMajor::V15, ZSTD);
+    let mut ours = Ours::new(place, "source", PgMajor::V15, ZSTD, "clone");
     ours.prepare();
     measured(ours.first(), &place.folder, None, false);
     let mut pgbackrest = place

@@ -94,6 +94,7 @@ pub(crate) struct Ours {
     instance: String,
     major: PgMajor,
     name: &'static str,
+    label: &'static str,
     compression: &'static str,
     storages: usize,
     snapshots: usize,
@@ -101,13 +102,21 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    pub(crate) fn new(place: &Place, instance: &str, major: PgMajor, name: &'static str) -> Self {
+    /// `label` tells its storages from those of other stages.
+    pub(crate) fn new(
+        place: &Place,
+        instance: &str,
+        major: PgMajor,
+        name: &'static str,
+        label: &'static str,
+    ) -> Self {
         Self {
             home: Home::of(place),
             folder: place.folder.join("repositories"),
             instance: instance.to_owned(),
             major,
             name,
+            label,
             compression: if name == LZ4 { "lz4" } else { "zstd:1" },
             storages: 0,
             snapshots: 0,
@@ -117,7 +126,7 @@ impl Ours {
 
     pub(crate) fn storage(&self) -> String {
         let codec = self.compression.trim_end_matches(":1");
-        format!("{}{codec}{}", self.instance, self.storages)
+        format!("{}{codec}{}", self.label, self.storages)
     }
 
     /// The name of the last snapshot.

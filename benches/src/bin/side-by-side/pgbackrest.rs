@@ -59,14 +59,20 @@ impl<'a> Pgbackrest<'a> {
         self.folder.with_extension("conf")
     }
 
-    /// The program with its configuration. `data` is what it reads, or writes to.
-    pub(crate) fn command(&self, data: &Path, arguments: &[&str]) -> Command {
+    fn bare(&self) -> Command {
         let mut command = program(&self.path);
         command
             .env("PGPASSWORD", &self.place.source.password)
             .arg(format!("--config={}", self.configuration().display()))
+            .arg("--stanza=main");
+        command
+    }
+
+    /// The program with its configuration. `data` is what it reads, or writes to.
+    pub(crate) fn command(&self, data: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.bare();
+        command
             .arg(format!("--pg1-path={}", data.display()))
-            .arg("--stanza=main")
             .args(arguments);
         command
     }
@@ -153,6 +159,8 @@ impl Tool for Pgbackrest<'_> {
     }
 
     fn list(&self) -> Option<Job> {
-        Some(Job::of([self.on_source(&["info"])]))
+        let mut command = self.bare();
+        command.arg("info");
+        Some(Job::of([command]))
     }
 }

@@ -29,7 +29,7 @@ struct Way<'a> {
 pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str) {
     tell("rollback: backups to go back to");
     let wanted = verify::content(&place.source);
-    let mut ours = Ours::new(place, "source", neon_testkit::PgMajor::V15, ZSTD);
+    let mut ours = Ours::new(place, "source", neon_testkit::PgMajor::V15, ZSTD, "back");
     let mut pgbackrest = place
         .peers
         .get("pgbackrest")

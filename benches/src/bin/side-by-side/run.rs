@@ -175,7 +175,7 @@ fn source(home: &Home, name: &str, major: PgMajor, data: Data, archive: Option<&
 }
 
 fn tools(place: &Place) -> Vec<Box<dyn Tool + '_>> {
-    let ours = |name| Box::new(Ours::new(place, "source", PgMajor::V15, name));
+    let ours = |name| Box::new(Ours::new(place, "source", PgMajor::V15, name, "main"));
     let mut all: Vec<Box<dyn Tool + '_>> = vec![ours(ZSTD), ours(LZ4)];
     if let Some(path) = place.peers.get("pgbackrest") {
         all.push(Box::new(Pgbackrest::new(place, path, "zst")));
@@ -339,7 +339,7 @@ impl Rounds<'_> {
         let place = self.place;
         let source = source(self.home, "source18", PgMajor::V18, place.data, None);
         let mut tools: Vec<Box<dyn Tool + '_>> = vec![
-            Box::new(Ours::new(place, "source18", PgMajor::V18, ZSTD)),
+            Box::new(Ours::new(place, "source18", PgMajor::V18, ZSTD, "new")),
             Box::new(BaseBackup::new(place, &source, Form::Incremental)),
         ];
         for tool in &mut tools {

@@ -51,7 +51,7 @@ pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str)
     for kind in ["xfs", "btrfs"] {
         tell(&format!("clones on {kind}"));
         let mount = mount(place, kind);
-        let home = Home::new(&place.peers.neon, mount.join("home"), "21100-21199");
+        let home = Home::new(&place.peers.neon, mount.join("home"), "31100-31199");
         home.attach("shared", &ours.repository(), "zstd:1");
         rung.home = home;
         rung.folder = mount.join("peers");

@@ -98,9 +98,9 @@ impl Options {
             let scales = match (kind, self.full) {
                 _ if !self.scale.is_empty() => self.scale.clone(),
                 (Kind::Pgbench, true) => vec![100, 700],
-                (Kind::Pgbench, false) => vec![20],
+                (Kind::Pgbench, false) => vec![10],
                 (Kind::Mixed, true) => vec![20],
-                (Kind::Mixed, false) => vec![2],
+                (Kind::Mixed, false) => vec![1],
             };
             all.extend(scales.into_iter().map(|scale| match kind {
                 Kind::Pgbench => Data::Pgbench { scale },

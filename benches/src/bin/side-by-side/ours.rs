@@ -31,7 +31,7 @@ impl Home {
 
     /// The one of the source.
     pub(crate) fn of(place: &Place) -> Self {
-        Self::new(&place.peers.neon, place.folder.join("home"), "21000-21099")
+        Self::new(&place.peers.neon, place.folder.join("home"), "31000-31099")
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
@@ -73,7 +73,7 @@ impl Home {
             installation: Installation::of(major),
             socket: folder.join("run"),
             // One that was never started has none yet.
-            port: u16::try_from(shown["port"].as_u64().unwrap_or(21_000)).unwrap(),
+            port: u16::try_from(shown["port"].as_u64().unwrap_or(31_000)).unwrap(),
             password: pass.trim().rsplit_once(':').unwrap().1.to_owned(),
             log: folder.join("log"),
         }

@@ -30,7 +30,8 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["sh", "-c", "\"$@\" & wait $!", "side-by-side"])
+            // A session of its own: the process group outside has no number inside.
+            .args(["setsid", "sh", "-c", "\"$@\" & wait $!", "side-by-side"])
             .arg(std::env::current_exe().unwrap())
             .args(std::env::args_os().skip(1))
             .arg("--inside")

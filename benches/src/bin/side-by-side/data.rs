@@ -69,15 +69,12 @@ impl Data {
 fn mixed(server: &Server, scale: u64, tables: u64) {
     let documents = scale * 60_000;
     server.sql(&format!(
-        "select setseed(0.5);
-        create table words as select i, substr(md5(i::text), 1, 3 + (i * 7919 % 8)) as word from generate_series(0, 4999) i;
-        alter table words add primary key (i);
-        create table documents (id bigint primary key, seen int not null default 0, title text, body text, facts jsonb)
+        "create table documents (id bigint primary key, seen int not null default 0, title text, body text, facts jsonb)
           with (fillfactor = 90);
         create function words(seed bigint, count int) returns text language sql stable as $$
-          select string_agg(word, ' ') from (
-            select word from generate_series(1, count) g
-            join words on i = (power(((hashint8(seed * 1000 + g)::bigint & 1048575) / 1048576.0)::float8, 3) * 5000)::int % 5000
+          select string_agg(substr(md5(n::text), 1, 3 + n * 7919 % 8), ' ') from (
+            select (power(((hashint8(seed * 1000 + g)::bigint & 1048575) / 1048576.0)::float8, 3) * 5000)::int as n
+            from generate_series(1, count) g
           ) w $$;
         insert into documents select id, 0, words(id, 6), words(id + 1000000000, case when id % 50 = 0 then 3000 else 90 end),
           jsonb_build_object('id', id, 'kind', (array['order', 'invoice', 'note', 'message'])[1 + id % 4],

@@ -99,7 +99,7 @@ impl Options {
                 _ if !self.scale.is_empty() => self.scale.clone(),
                 (Kind::Pgbench, true) => vec![100, 700],
                 (Kind::Pgbench, false) => vec![10],
-                (Kind::Mixed, true) => vec![20],
+                (Kind::Mixed, true) => vec![10],
                 (Kind::Mixed, false) => vec![1],
             };
             all.extend(scales.into_iter().map(|scale| match kind {

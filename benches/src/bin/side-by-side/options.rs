@@ -9,7 +9,7 @@ use crate::data::Data;
 /// Compares `neon` with its peers: whole processes on one machine in one run, in turn.
 #[derive(Debug, Clone, Parser)]
 pub(crate) struct Options {
-    /// One small data set, few rounds: under five minutes [default]
+    /// One small data set, few rounds: under five minutes; what is done if nothing is said
     #[arg(long, conflicts_with = "full")]
     pub(crate) quick: bool,
     /// pgbench at scale 100 and 700 and the mixed schema with 20,000 small tables, more rounds

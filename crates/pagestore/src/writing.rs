@@ -400,6 +400,19 @@ impl Writing {
         Err(refused.unwrap_or_else(|| gone(id, "was collected")))
     }
 
+    /// Whether this writer can still commit. To be asked when it finds something amiss in the repository: who slept for
+    /// too long sees the work of collections that took it for gone, and that is no damage.
+    ///
+    /// # Errors
+    /// [`Busy`](ErrorKind::Busy) when it was silent for too long.
+    pub async fn require_heard(&self) -> Result<()> {
+        match self.lease.prove().await {
+            Err(error) if error.kind() == ErrorKind::Busy => Err(error),
+            // Nothing is known then, and what was found stands.
+            _ => Ok(()),
+        }
+    }
+
     /// Ends without a snapshot.
     pub async fn abandon(self) {
         self.lease.release().await;

@@ -141,9 +141,11 @@ pub(crate) async fn bring(
     let (stored, mut facts) = match written.and_then(|written| written) {
         Ok(written) => written,
         Err(error) => {
+            let heard = writing.require_heard().await;
             writing.abandon().await;
             // What somebody asked for is no fault of the source.
             neon.go_on()?;
+            heard.map_err(failed)?;
             return Err(error);
         }
     };

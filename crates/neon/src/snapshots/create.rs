@@ -13,6 +13,7 @@ use neon_pagestore::read::Snapshot;
 use neon_pagestore::write::Stored;
 use neon_pagestore::{Commit, CommitId, Facts, NameOutcome, Noted, SnapshotName, Writing};
 use neon_pg_layout::{ControlFile, Lsn};
+use neon_pgctl::facts::Facts as ServerFacts;
 use neon_pgctl::{BackupBracket, BracketOptions, Instance, Quiet, ServerState, WalHold};
 use neon_snapshot_format::SnapshotKind;
 use serde::Serialize;
@@ -275,7 +276,6 @@ async fn prepare(
     wanted: &CreateSnapshot,
     storage: &Name,
 ) -> Result<Prepared> {
-    let subject = format!("snapshot {}", wanted.name);
     let target = neon.storages().repository(storage).await?;
     refuse_taken(&target, &wanted.name).await?;
     let instance = neon.pg().open(record).await?;
@@ -297,9 +297,69 @@ async fn prepare(
     let writing = Held(Some(
         writing.map_err(|error| Error::repository(target.label(), error))?,
     ));
+    let wish = Wish {
+        neon,
+        record,
+        wanted,
+        target: &target,
+        instance: &instance,
+        kind,
+        parent,
+        found,
+        quiet,
+    };
+    match store(wish, &control, writing.get()?).await {
+        Ok((commit, checkpoint)) => Ok(Prepared {
+            writing,
+            commit,
+            checkpoint,
+        }),
+        Err(error) if error.kind() == ErrorKind::Damaged => {
+            // Who slept for too long sees the work of collections.
+            let heard = writing.get()?.require_heard().await;
+            heard.map_err(|asleep| Error::repository(target.label(), asleep))?;
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What is to be copied, from where, to where, and what is known of it.
+struct Wish<'a> {
+    neon: &'a Neon,
+    record: &'a PgRecord,
+    wanted: &'a CreateSnapshot,
+    target: &'a StorageRepository,
+    instance: &'a Instance,
+    kind: SnapshotKind,
+    parent: Option<CommitId>,
+    found: ServerFacts,
+    /// Nobody else uses the data directory.
+    quiet: Option<Quiet>,
+}
+
+/// Stores everything but the commit.
+async fn store(
+    wish: Wish<'_>,
+    control: &ControlFile,
+    writing: &Writing,
+) -> Result<(Commit, Duration)> {
+    let Wish {
+        neon,
+        record,
+        wanted,
+        target,
+        instance,
+        kind,
+        parent,
+        found,
+        quiet,
+    } = wish;
+    let subject = format!("snapshot {}", wanted.name);
+    let of_server = |error| Error::server(format!("pg {}", record.name), error);
     let parent = match parent {
         None => None,
-        Some(id) => Some(protect(&target, writing.get()?, id).await?),
+        Some(id) => Some(protect(target, writing, id).await?),
     };
     // Dropped with this future, it stops the threads.
     let (_wanting, go_on) = Wanting::new(neon);
@@ -316,13 +376,13 @@ async fn prepare(
         found,
         meter: Arc::new(Meter::new(neon, subject.clone(), go_on)),
     });
-    let writer = writing.get()?.writer();
+    let writer = writing.writer();
     let copying = Arc::clone(&job);
     let mut checkpoint = Duration::ZERO;
-    let (stored, facts) = if running {
+    let (stored, facts) = if kind.is_bracketed() {
         let waiting = format!("Waiting for a checkpoint of {}.", record.name);
         neon.tell(Event::Step(waiting));
-        let client = connect(&instance).await.map_err(of_server)?;
+        let client = connect(instance).await.map_err(of_server)?;
         let options =
             BracketOptions::new(subject.clone()).with_fast_checkpoint(wanted.fast_checkpoint);
         let waited = Instant::now();
@@ -331,13 +391,13 @@ async fn prepare(
         checkpoint = waited.elapsed();
         neon.tell(Event::Step(format!("Copying {}.", record.name)));
         let start = bracket.started().clone();
-        let asked = insert_position(&instance, kind);
+        let asked = insert_position(instance, kind);
         let copy = beside(move || copying.copy(writer, Some((start.start, start.timeline, asked))));
         let copy = bracket.during(copy).await.map_err(of_server)??;
         let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
         let finishing = async {
             let finished = beside(move || job.finish(copy, Some(&backup))).await?;
-            with_creations(&instance, &control, finished).await
+            with_creations(instance, control, finished).await
         };
         let finished = held(&mut hold, finishing).await;
         hold.release().await;
@@ -349,7 +409,7 @@ async fn prepare(
             copying.finish(copy, None)
         })
         .await?;
-        with_creations(&instance, &control, finished).await?
+        with_creations(instance, control, finished).await?
     };
     if let Some(quiet) = quiet {
         quiet.check().map_err(of_server)?;
@@ -357,12 +417,8 @@ async fn prepare(
     let commit = stored
         .commit(facts)
         .map_err(|error| Error::repository(subject.as_str(), error))?;
-    let commit = carry_bad_pages(&target, commit, wanted.allow_bad_pages, &subject).await?;
-    Ok(Prepared {
-        writing,
-        commit,
-        checkpoint,
-    })
+    let commit = carry_bad_pages(target, commit, wanted.allow_bad_pages, &subject).await?;
+    Ok((commit, checkpoint))
 }
 
 /// How long to wait for the processes of a server that is dead already.

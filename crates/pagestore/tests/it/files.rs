@@ -227,8 +227,9 @@ pub(crate) async fn try_make(
     let stored = match made {
         Ok(stored) => stored,
         Err(error) => {
+            let heard = writing.require_heard().await;
             writing.abandon().await;
-            return Err(error);
+            return Err(heard.err().unwrap_or(error));
         }
     };
     writing

@@ -184,7 +184,8 @@ fn what_one_view_made_known_is_not_read_again_for_another() {
         mark.live().pack(PackId([1; 16])).0,
         u64::from(FILES * PAGES / 16)
     );
-    assert_eq!(mark.live().pack(PackId([19; 16])), (1, 40_000));
+    // One page of sixteen.
+    assert_eq!(mark.live().pack(PackId([19; 16])), (1, 40_000 / 16));
 }
 
 /// Follows what a machine keeps of the record blocks that it was given.

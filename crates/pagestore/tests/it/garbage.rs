@@ -124,6 +124,10 @@ async fn overwritten(keep: usize, codec: Codec) -> (Held, Restored) {
             repository.destroy(kept.pop_front().unwrap()).await.unwrap();
         }
         if turn % 10 == 0 {
+            repository.collect().await.unwrap();
+            storage.advance(GRACE * 2);
+        }
+        if turn % 50 == 0 {
             settle(&storage, &repository).await;
             let held = measure(&storage, &repository, &maps, kept.make_contiguous()).await;
             bounded(held, codec, &format!("{keep} kept, after {turn}"));

@@ -3,6 +3,7 @@
 
 mod again;
 mod keys;
+mod thinning;
 
 use std::sync::Arc;
 

@@ -37,6 +37,7 @@ mod scale;
 mod scattered;
 mod stopped;
 mod support;
+mod thinned;
 mod told;
 mod truth;
 mod written;

@@ -111,14 +111,14 @@ fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
         length: 100,
         form: if wrapped { Form::Wrapped } else { Form::Same },
     };
-    let thinned = |frame, sealed| MovedFrame {
+    let thinned = |frame: u8, sealed| MovedFrame {
         form: Form::Thinned(Thinned {
             cells: Cells::from_bits(0b1000_0000_0001_0110),
             codec: 2,
             sealed,
-            digest: [frame as u8; 16],
+            digest: [frame; 16],
         }),
-        ..moved(frame, false)
+        ..moved(frame.into(), false)
     };
     vec![
         (

@@ -263,15 +263,20 @@ fn check_mark(snapshots: &[(View, Model)], store: &Store) {
             }
         }
     }
-    let mut mark = Mark::new();
-    for (view, _) in snapshots {
-        mark.add(view.clone());
-        if view.runs.len() % 2 == 0 {
-            drive(&mut mark, |frame| store.get(frame)).unwrap();
+    let marked = |views: &mut dyn Iterator<Item = &View>| {
+        let mut mark = Mark::new();
+        for view in views {
+            mark.add(view.clone());
+            if view.runs.len() % 2 == 0 {
+                drive(&mut mark, |frame| store.get(frame)).unwrap();
+            }
         }
-    }
-    drive(&mut mark, |frame| store.get(frame)).unwrap();
-    let live = mark.into_live();
+        drive(&mut mark, |frame| store.get(frame)).unwrap();
+        mark.into_live()
+    };
+    // The oldest first, and the newest: what that one hides of a frame the others show.
+    let live = marked(&mut snapshots.iter().map(|(view, _)| view));
+    assert!(live == marked(&mut snapshots.iter().map(|(view, _)| view).rev()));
     let mut found = BTreeMap::new();
     for (pack, frames, bytes) in live.packs() {
         let of_pack: Vec<_> = live.frames(pack).collect();

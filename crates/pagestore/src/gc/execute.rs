@@ -180,12 +180,13 @@ impl Run<'_> {
             .map(|(id, ..)| *id)
             .filter(|id| !shunned.contains(id))
             .collect();
-        if !sparse.is_empty() {
-            done.moved =
-                repack::repack(self.repository, self.lease, &inventory, &marked, &sparse).await?;
-        }
         let mut dead = Dead::of(&plan);
-        dead.packs.extend(&sparse);
+        if !sparse.is_empty() {
+            let rewritten =
+                repack::repack(self.repository, self.lease, &inventory, &marked, &sparse).await?;
+            done.moved = rewritten.bytes;
+            dead.packs.extend(rewritten.packs);
+        }
         let known: HashSet<_> = young
             .iter()
             .flat_map(|list| &list.body.packs)

@@ -79,18 +79,18 @@ impl Filling<'_> {
             .ok_or_else(|| Error::new(crate::ErrorKind::Limit, "pack", "cannot be begun"))
     }
 
-    /// Moves what is to be kept of a pack; returns the bytes that were written.
+    /// Moves what is to be kept of a pack; returns the bytes that were written, or nothing when it is left as it is.
     async fn take(
         &mut self,
         marked: &Marked,
         id: PackId,
         size: u64,
         frames: &[Kept],
-    ) -> Result<u64> {
+    ) -> Result<Option<u64>> {
         let file = self.repository.pack_file(id, size).await?;
         // Read by anybody, rewritten only by who knows its additions: it stays as large as it is.
         if !file.flags.writable() {
-            return Ok(0);
+            return Ok(None);
         }
         let mut moving = found(id, frames, &file.records)?;
         moving.sort_unstable_by_key(|moving| moving.record.offset());
@@ -119,7 +119,7 @@ impl Filling<'_> {
             }
             written = written.saturating_add(self.some(marked, id, now).await?);
         }
-        Ok(written)
+        Ok(Some(written))
     }
 
     /// Moves some frames that lie side by side.
@@ -183,15 +183,24 @@ impl Filling<'_> {
     }
 }
 
-/// Copies what is live of these packs to new ones and says where it is. The old packs are redundant then.
-/// Returns the bytes that were written.
+/// What was rewritten.
+#[derive(Debug, Default)]
+pub(crate) struct Rewritten {
+    /// Bytes that were written.
+    pub(crate) bytes: u64,
+    /// Packs of which all that is live is elsewhere now.
+    pub(crate) packs: Vec<PackId>,
+}
+
+/// Copies what is live of these packs to new ones and says where it is. The old packs are redundant then, but for those that
+/// only a newer version of this program may rewrite.
 pub(crate) async fn repack(
     repository: &Repository,
     lease: &Lease,
     inventory: &Inventory,
     marked: &Marked,
     sparse: &[PackId],
-) -> Result<u64> {
+) -> Result<Rewritten> {
     let mut filling = Filling {
         repository,
         lease,
@@ -199,18 +208,21 @@ pub(crate) async fn repack(
         moves: BTreeMap::new(),
         filled: HashSet::new(),
     };
-    let mut written = 0_u64;
+    let mut rewritten = Rewritten::default();
     for some in sparse.chunks(AT_ONCE) {
         let frames = marked.frames_in(inventory, some)?;
         for id in some {
             let (Some(frames), Some(size)) = (frames.get(id), inventory.packs.get(id)) else {
                 continue;
             };
-            written = written.saturating_add(filling.take(marked, *id, *size, frames).await?);
+            if let Some(bytes) = filling.take(marked, *id, *size, frames).await? {
+                rewritten.bytes = rewritten.bytes.saturating_add(bytes);
+                rewritten.packs.push(*id);
+            }
         }
     }
     filling.flush().await?;
-    Ok(written)
+    Ok(rewritten)
 }
 
 fn not_held(id: PackId, kept: &Kept) -> Error {

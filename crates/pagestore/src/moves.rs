@@ -224,8 +224,9 @@ fn ids(key: &Key) -> Option<(PackId, PackId)> {
 /// What a pack's moves are remembered in: those of some 100 GB of moved frames.
 const REMEMBERED: u64 = 32 << 20;
 
-/// Looks up where frames are, and remembers for a while, in bounded memory. A pack that frames moved to goes no sooner
-/// than a grace after it was said where they moved next, so what was true a moment ago still is.
+/// Looks up where frames are, and remembers for a while, in bounded memory. Each cell is looked for where a collection keeps
+/// it: in the home that was stored last of those that have it. That one goes no sooner than a grace after it was said where its
+/// cells moved next, so what was true a moment ago still is.
 pub(crate) struct MoveCache {
     repository: Repository,
     known: Mutex<Memory<Known>>,
@@ -244,8 +245,8 @@ impl Known {
         parts.iter().map(|part| self.place(part)).collect()
     }
 
-    /// Where all wanted cells of a frame are: in the home that was stored last of those that have all, else in several, each
-    /// cell in the last one that has it. None if some cell is nowhere.
+    /// Where all wanted cells of a frame are: each in the home that was stored last of those that have it. An earlier one may
+    /// have all of them, but a collection keeps it for none of them. None if some cell is nowhere.
     fn place(&self, part: &Part) -> Option<Vec<Place>> {
         let homes = self.pieces.iter().filter_map(|piece| {
             let moved = piece.find(part.frame.frame)?;
@@ -257,10 +258,6 @@ impl Known {
             };
             Some((place, moved.form.cells(part.frame.whole())))
         });
-        let mut whole = homes.clone();
-        if let Some((place, _)) = whole.find(|(_, cells)| cells.contains(part.cells)) {
-            return Some(vec![place]);
-        }
         let (mut places, mut left) = (Vec::new(), part.cells);
         for (place, cells) in homes {
             if !left.common(cells).is_empty() {

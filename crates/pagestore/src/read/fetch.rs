@@ -197,14 +197,18 @@ impl Fetch {
     }
 
     /// The stored bytes of parts from the storage. Where what was known of moved frames is not true any more, it is asked
-    /// for once again.
+    /// for once again; and again, as packs are deleted one after the other.
     async fn received(&self, parts: &[Part]) -> Result<Vec<Stored>> {
-        match self.received_by(parts, true).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.received_by(parts, false).await
+        let mut received = self.received_by(parts, true).await;
+        for _ in 0..3 {
+            match received {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    received = self.received_by(parts, false).await;
+                }
+                other => return other,
             }
-            other => other,
         }
+        received
     }
 
     /// Of packs that are known to be gone from where their frames moved to, if that is to be relied on; else from the packs,

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use neon_pagestore::crypt::KeySource;
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pagestore::{CommitId, OpenOptions, Repository};
 use neon_snapshot_format::pack::Codec;
-use neon_storage::{Memory, StorageExt};
+use neon_storage::{Fault, Faulty, Key, Memory, Operation, StorageExt};
 
 use crate::clocked::Clocked;
 use crate::files::{Files, Kept, Selection, make, make_as, noise, path, reader, restored, sent};
@@ -307,6 +308,66 @@ async fn what_lies_in_several_packs_is_put_together_here_and_there() {
         repository.copy_to(&source, id).await.unwrap();
     }
     is_whole(&source, &taken, "at home").await;
+}
+
+/// Two cells of a frame lie together in a pack that was announced, and each alone in one that was stored later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_takes_frames_from_where_they_stay_whatever_has_more_of_them() {
+    let source = init(&Memory::new()).await;
+    let mut taken = BTreeMap::new();
+    let mut take = async |parent: Option<CommitId>, pages: &[u64]| {
+        let parent = match parent {
+            Some(id) => Some(open(&source, id).await),
+            None => None,
+        };
+        let files = files(pages, loud);
+        let made = make(&source, files.clone(), Selection::new(), parent.as_ref()).await;
+        let id = made.unwrap().id;
+        taken.insert(id, files);
+        id
+    };
+    let all = take(None, &[1, 2, 3, 4]).await;
+    let first = take(Some(all), &[1, 12, 13, 14]).await;
+    let second = take(Some(all), &[21, 2, 23, 24]).await;
+    let both = take(Some(all), &[1, 2, 33, 34]).await;
+    let storage = Clocked::new();
+    let target = init(&storage).await;
+    for id in [both, first, second] {
+        let thinned = Clocked::new();
+        let repository = init(&thinned).await;
+        source.copy_to(&repository, all).await.unwrap();
+        source.copy_to(&repository, id).await.unwrap();
+        repository.destroy(all).await.unwrap();
+        settle(&thinned, &repository).await;
+        repository.copy_to(&target, id).await.unwrap();
+        if id == both {
+            target.destroy(both).await.unwrap();
+            target.collect().await.unwrap();
+        }
+        storage.advance(Duration::from_secs(1));
+    }
+    source.copy_to(&target, both).await.unwrap();
+    let dead = target.plan_collection().await.unwrap().packs;
+    let dead: Vec<Key> = dead
+        .iter()
+        .map(|(id, _)| Repository::pack_key(*id).unwrap())
+        .collect();
+    let moves = storage.list_all("moves/").await.unwrap();
+    let is_dead = |key: &Key| {
+        dead.iter()
+            .any(|dead| dead.segments().last() == key.segments().last())
+    };
+    assert!(moves.iter().any(|object| is_dead(&object.key)));
+    // Each was there when it was looked for, and is gone when it is read.
+    let going = Faulty::planned(Arc::new(storage), move |_, operation, key| {
+        let reads = !matches!(operation, Operation::Head | Operation::List);
+        let gone = reads && key.is_some_and(|key| dead.contains(key));
+        gone.then_some(Fault::Fail(neon_storage::ErrorKind::NotFound))
+    });
+    let target = Repository::open(Arc::new(going), options()).await.unwrap();
+    for id in [both, first, second] {
+        assert!(restored(&open(&target, id).await).await.0 == taken[&id]);
+    }
 }
 
 /// What a restore comes to, with all that an error says.

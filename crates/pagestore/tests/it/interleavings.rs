@@ -6,6 +6,7 @@ mod keys;
 mod thinning;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;

@@ -404,6 +404,17 @@ impl Writing {
     pub async fn abandon(self) {
         self.lease.release().await;
     }
+
+    /// Ends without a snapshot after an error, and tells what it means: [`Busy`](ErrorKind::Busy) when this writer was silent for
+    /// too long, for what it missed then, of its parent or of its own, may have been collected meanwhile; else the error itself.
+    pub async fn fail(self, error: Error) -> Error {
+        let error = match self.lease.prove().await {
+            Err(asleep) if asleep.kind() == ErrorKind::Busy => asleep.caused_by(error),
+            _ => error,
+        };
+        self.abandon().await;
+        error
+    }
 }
 
 /// Why nothing is built on a snapshot.

@@ -238,10 +238,7 @@ pub(crate) async fn try_make(
     let made = try_store(repository, &writing, parent, files).await;
     let stored = match made {
         Ok(stored) => stored,
-        Err(error) => {
-            writing.abandon().await;
-            return Err(error);
-        }
+        Err(error) => return Err(writing.fail(error).await),
     };
     writing
         .commit(&stored.commit(empty_commit(names).facts)?)

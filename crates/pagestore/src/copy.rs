@@ -4,12 +4,16 @@
 //! the needed frames go into new packs, with a note where they are. Into an encrypted repository frames that are not
 //! sealed are sealed on the way, with the key that the map has for their pack. What is there is not sent again, also
 //! after a copy that did not come to its end.
+//!
+//! What is there, and what is needed, is counted in cells of frames: here and there frames may have been thinned to what the
+//! snapshots of either side show. A frame that is there without a needed cell comes again, in the form that it has here, and
+//! is a further home of its cells there. It takes nothing away from those that are there: each cell is looked for in all.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId};
+use neon_snapshot_format::pack::{FrameCipher, FrameRecord, PackId};
 
 use crate::claim::NameOutcome;
 use crate::crypt::PackCipher;
@@ -17,11 +21,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gc::{list_packs, run};
 use crate::id::CommitId;
 use crate::keys;
-use crate::map::{At, FrameRef, MapFrame, View, Walk};
+use crate::map::{Cells, FrameRef, MapFrame, View, Walk};
 use crate::moves::MovedFrame;
 use crate::name::SnapshotName;
 use crate::pack_file::NewPack;
-use crate::read::FrameReader;
+use crate::read::form::{Content, Stored, context, record, thin};
+use crate::read::plain::subject;
+use crate::read::{Form, FrameReader, Part, Thinned};
 use crate::repository::{Repository, create_from};
 use crate::writing::Writing;
 
@@ -63,8 +69,8 @@ pub struct CopyProgress {
 /// Takes how far a copy is; an error ends it.
 type Watch = Arc<dyn Fn(CopyProgress) -> Result<()> + Send + Sync>;
 
-/// The frames of one pack that a snapshot needs, by number.
-type Needed = BTreeMap<PackId, BTreeMap<u64, FrameRef>>;
+/// What of the frames of each pack a snapshot needs, by number.
+type Needed = BTreeMap<PackId, BTreeMap<u64, Part>>;
 
 impl Repository {
     /// Copies a snapshot to another repository; its parents need not be there. When this returns it exists there, as
@@ -147,14 +153,17 @@ impl Repository {
     }
 }
 
-/// Every frame that a view needs, its own map included.
+/// What a view needs of every frame, its own map included.
 async fn needed(reader: &FrameReader, view: &View) -> Result<Needed> {
     let mut needed = Needed::new();
-    let mut need = |frame: &FrameRef| {
-        needed
-            .entry(frame.pack.id)
-            .or_default()
-            .insert(frame.frame, *frame);
+    let mut need = |frame: &FrameRef, cells: Cells| {
+        let of_pack = needed.entry(frame.pack.id).or_default();
+        let part = Part {
+            frame: *frame,
+            cells,
+        };
+        let known = of_pack.entry(frame.frame).or_insert(part);
+        known.cells = known.cells.and(cells);
     };
     for frame in view
         .runs
@@ -162,18 +171,19 @@ async fn needed(reader: &FrameReader, view: &View) -> Result<Needed> {
         .flat_map(|run| run.index_frames())
         .map(|(_, frame)| frame)
     {
-        need(frame);
+        need(frame, frame.whole());
         let index = MapFrame::decode(&reader.get(frame).await?)?.index()?;
         for block in &index.blocks {
-            need(&block.record);
-            block.digests.iter().for_each(&mut need);
+            for frame in std::iter::once(&block.record).chain(&block.digests) {
+                need(frame, frame.whole());
+            }
         }
     }
     let mut walk = Walk::new(view, false);
     while let Some(file) = run(reader, &mut walk).await? {
         for extent in &file.extents {
-            if let At::Frame { frame, .. } = &extent.at {
-                need(frame);
+            if let Some((frame, cells)) = extent.cells(view.page_size) {
+                need(frame, cells);
             }
         }
     }
@@ -222,7 +232,7 @@ impl Sent {
 /// What of a pack is to be sent.
 enum Sending {
     Whole { size: u64 },
-    Frames(Vec<FrameRef>),
+    Frames(Vec<Part>),
 }
 
 impl Sending {
@@ -234,8 +244,10 @@ impl Sending {
     }
 }
 
-fn stored(frames: &[FrameRef]) -> u64 {
-    let lengths = frames.iter().map(|frame| u64::from(frame.stored_length));
+fn stored(frames: &[Part]) -> u64 {
+    let lengths = frames
+        .iter()
+        .map(|part| u64::from(part.frame.stored_length));
     lengths.fold(0, u64::saturating_add)
 }
 
@@ -287,7 +299,7 @@ impl Copy<'_> {
                 continue;
             }
             let stored = stored(&missing);
-            let wrap = self.to.is_encrypted() && frames.values().any(|frame| !frame.sealed);
+            let wrap = self.to.is_encrypted() && frames.values().any(|part| !part.frame.sealed);
             let sending = match sizes.get(&id) {
                 Some(size)
                     if absent.contains(&id) && !wrap && stored.saturating_mul(2) >= *size =>
@@ -301,25 +313,23 @@ impl Copy<'_> {
         Ok(plan)
     }
 
-    /// The frames of a pack that are not in another pack there, one that stays.
-    async fn not_moved_there(
-        &self,
-        id: PackId,
-        frames: &BTreeMap<u64, FrameRef>,
-    ) -> Result<Vec<FrameRef>> {
+    /// The frames of a pack of which not all that is needed is in other packs there, ones that stay.
+    async fn not_moved_there(&self, id: PackId, frames: &BTreeMap<u64, Part>) -> Result<Vec<Part>> {
         let pieces = self.to.moves_of(id).await?;
         let new: Vec<PackId> = pieces.iter().map(|piece| piece.new).collect();
         let stay: HashSet<PackId> = match new.is_empty() {
             true => HashSet::new(),
             false => self.writing.bring(&new).await?.there.into_iter().collect(),
         };
-        let moved = |number: u64| {
-            let mut pieces = pieces.iter().filter(|piece| stay.contains(&piece.new));
-            pieces.any(|piece| piece.find(number).is_some())
+        let there = |frame: &FrameRef| {
+            let pieces = pieces.iter().filter(|piece| stay.contains(&piece.new));
+            let moved = pieces.filter_map(|piece| piece.find(frame.frame));
+            let cells = moved.map(|moved| moved.form.cells(frame.whole()));
+            cells.fold(Cells::NONE, Cells::and)
         };
         Ok(frames
             .values()
-            .filter(|frame| !moved(frame.frame))
+            .filter(|part| !there(&part.frame).contains(part.cells))
             .copied()
             .collect())
     }
@@ -345,7 +355,7 @@ impl Copy<'_> {
     }
 
     /// Some frames of a pack, into a new one.
-    async fn frames(&mut self, id: PackId, frames: &[FrameRef]) -> Result<()> {
+    async fn frames(&mut self, id: PackId, frames: &[Part]) -> Result<()> {
         // As many as a request takes many times over, and memory easily.
         for some in frames.chunks(BATCH) {
             for (frame, stored) in self.reader.stored(some).await? {
@@ -363,44 +373,25 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn frame(&mut self, id: PackId, frame: &FrameRef, stored: &[u8]) -> Result<()> {
-        let context = FrameContext {
-            pack: id,
-            frame: frame.frame,
-        };
-        let format = |error| Error::format(format!("frame {} of pack {id}", frame.frame), error);
-        let record = |bytes: &[u8], sealed, digest| {
-            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            FrameRecord::from_parts(
-                context,
-                0,
-                length,
-                frame.plain_length,
-                frame.codec,
-                sealed,
-                digest,
-            )
-            .map_err(format)
-        };
-        record(stored, frame.sealed, frame.digest)?
-            .check(stored)
-            .map_err(format)?;
-        let wrapped = self.to.is_encrypted() && !frame.sealed && !stored.is_empty();
+    fn frame(&mut self, id: PackId, frame: &FrameRef, stored: &Stored) -> Result<()> {
+        let encrypted = self.to.is_encrypted();
         if self.filling.is_none() {
             self.filling = Some(NewPack::new(self.writing.writer().new_pack()?)?);
         }
         let Some(pack) = &mut self.filling else {
             return Ok(());
         };
-        let new = if wrapped {
-            let sealed = PackCipher::new(&frame.pack.key)
-                .seal(context, stored)
-                .map_err(format)?;
-            let digest = blake3::hash(&sealed);
-            let digest = digest.as_bytes().first_chunk().copied().unwrap_or_default();
-            pack.append(&record(&sealed, true, digest)?, &sealed)?
-        } else {
-            pack.append(&record(stored, frame.sealed, frame.digest)?, stored)?
+        let (new, form) = match stored.0.as_slice() {
+            [piece] => {
+                let sent = match &piece.content {
+                    Content::Whole { .. } => whole(pack, frame, &piece.bytes, encrypted),
+                    Content::Thinned(thinned) => {
+                        thinned_as(pack, frame, thinned, &piece.bytes, encrypted)
+                    }
+                };
+                sent.map_err(|error| piece.about(frame, error))?
+            }
+            _ => joined(pack, frame, stored, encrypted)?,
         };
         self.copied.frames = self.copied.frames.saturating_add(1);
         self.copied.bytes = self.copied.bytes.saturating_add(new.stored_length().into());
@@ -408,7 +399,7 @@ impl Copy<'_> {
             frame: frame.frame,
             offset: new.offset(),
             length: new.stored_length(),
-            wrapped,
+            form,
         });
         Ok(())
     }
@@ -426,4 +417,106 @@ impl Copy<'_> {
         }
         Ok(())
     }
+}
+
+/// Appends a whole frame, sealed once more where it must not lie there open.
+fn whole(
+    pack: &mut NewPack,
+    frame: &FrameRef,
+    stored: &[u8],
+    encrypted: bool,
+) -> Result<(FrameRecord, Form)> {
+    let known = record(frame)?;
+    known.check(stored).map_err(|error| format(frame, error))?;
+    if encrypted && !frame.sealed && !stored.is_empty() {
+        let sealed = sealed(frame, stored)?;
+        let record = resealed(frame, &known, &sealed, true)?;
+        return Ok((pack.append(&record, &sealed)?, Form::Wrapped));
+    }
+    Ok((pack.append(&known, stored)?, Form::Same))
+}
+
+/// Appends a thinned frame, sealed or opened if that is how frames are stored there.
+fn thinned_as(
+    pack: &mut NewPack,
+    frame: &FrameRef,
+    thinned: &Thinned,
+    stored: &[u8],
+    encrypted: bool,
+) -> Result<(FrameRecord, Form)> {
+    let length = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+    let known = thinned.record(frame, length)?;
+    let seal = !stored.is_empty() && (encrypted || frame.sealed);
+    let new = if seal == thinned.sealed {
+        known.check(stored).map_err(|error| format(frame, error))?;
+        pack.append(&known, stored)?
+    } else {
+        let cipher = PackCipher::new(&frame.pack.key);
+        let opened = known.unseal(
+            stored,
+            thinned.sealed.then_some(&cipher as &dyn FrameCipher),
+        );
+        let opened = opened.map_err(|error| format(frame, error))?;
+        let bytes = match seal {
+            true => sealed(frame, opened.bytes())?,
+            false => opened.bytes().to_vec(),
+        };
+        pack.append(&resealed(frame, &known, &bytes, seal)?, &bytes)?
+    };
+    let form = Form::Thinned(Thinned {
+        sealed: new.is_sealed(),
+        digest: *new.digest(),
+        ..*thinned
+    });
+    Ok((new, form))
+}
+
+/// Appends what comes in several pieces, as one: of a frame there is one in each pack.
+fn joined(
+    pack: &mut NewPack,
+    frame: &FrameRef,
+    stored: &Stored,
+    encrypted: bool,
+) -> Result<(FrameRecord, Form)> {
+    let plain = stored.decode(frame)?;
+    let (seal, codec) = (encrypted || frame.sealed, frame.codec);
+    let thinned = thin(&frame.pack, frame.frame, codec, seal, plain.side_by_side())?;
+    let new = pack.append_sealed(&thinned)?;
+    let form = Form::Thinned(Thinned {
+        cells: plain.cells(),
+        codec: new.codec(),
+        sealed: new.is_sealed(),
+        digest: *new.digest(),
+    });
+    Ok((new, form))
+}
+
+fn sealed(frame: &FrameRef, bytes: &[u8]) -> Result<Vec<u8>> {
+    let cipher = PackCipher::new(&frame.pack.key);
+    let sealed = cipher.seal(context(frame), bytes);
+    sealed.map_err(|error| format(frame, error))
+}
+
+/// The record of the same content in other stored bytes.
+fn resealed(
+    frame: &FrameRef,
+    known: &FrameRecord,
+    stored: &[u8],
+    sealed: bool,
+) -> Result<FrameRecord> {
+    let digest = blake3::hash(stored);
+    FrameRecord::from_parts(
+        context(frame),
+        0,
+        u32::try_from(stored.len()).unwrap_or(u32::MAX),
+        known.plain_length(),
+        known.codec(),
+        sealed,
+        digest.as_bytes().first_chunk().copied().unwrap_or_default(),
+    )
+    .map_err(|error| format(frame, error))
+}
+
+fn format(frame: &FrameRef, error: neon_snapshot_format::Error) -> Error {
+    Error::format(subject(frame), error)
 }

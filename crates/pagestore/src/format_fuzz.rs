@@ -51,8 +51,11 @@ pub fn repository_body(bytes: &[u8]) {
     json::<Vec<Entry>>(bytes);
     drop(crate::crypt::check_envelope(bytes));
     drop(crate::repository::check_identity(bytes));
-    if let Some(key) = key() {
-        drop(crate::moves::decode(&key, bytes));
+    if let Some(key) = key()
+        && let Ok(moved) = crate::moves::decode(&key, bytes)
+    {
+        let again = crate::moves::encode(&moved);
+        assert_eq!(again, bytes, "moves are written as they are read");
     }
 }
 

@@ -12,8 +12,10 @@ use crate::commit_object::CommitObject;
 use crate::crypt::{EpochKey, KeySource, Keyring};
 use crate::doomed::{DoomedBody, Stage};
 use crate::lease::LeaseBody;
+use crate::map::Cells;
 use crate::moves::{MovedFrame, decode, encode};
 use crate::pin::PinBody;
+use crate::read::{Form, Thinned};
 use crate::tombstone::TombstoneBody;
 use neon_pg_layout::{PgMajor, SystemIdentifier, TimelineId};
 use neon_snapshot_format::SnapshotKind;
@@ -107,7 +109,16 @@ fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
         frame,
         offset: 64 + frame,
         length: 100,
-        wrapped,
+        form: if wrapped { Form::Wrapped } else { Form::Same },
+    };
+    let thinned = |frame: u8, sealed| MovedFrame {
+        form: Form::Thinned(Thinned {
+            cells: Cells::from_bits(0b1000_0000_0001_0110),
+            codec: 2,
+            sealed,
+            digest: [frame; 16],
+        }),
+        ..moved(frame.into(), false)
     };
     vec![
         (
@@ -163,6 +174,17 @@ fn objects() -> Vec<(&'static str, &'static str, ObjectKind, Vec<u8>)> {
             "moves/golden",
             ObjectKind::Moves,
             encode(&[moved(1, false), moved(9, true)]),
+        ),
+        (
+            "object-v1.moves-thinned",
+            "moves/golden",
+            ObjectKind::Moves,
+            encode(&[
+                moved(1, false),
+                thinned(2, false),
+                thinned(7, true),
+                moved(9, true),
+            ]),
         ),
     ]
 }
@@ -223,7 +245,7 @@ fn objects_of_version_1_are_written_and_read_as_ever() {
         decode(&Key::new("moves/golden").unwrap(), &moves)
             .unwrap()
             .len(),
-        2
+        4
     );
 }
 
@@ -257,10 +279,54 @@ fn key_envelopes_of_version_1_are_opened_as_ever() {
     }
 }
 
+fn forms() -> impl Strategy<Value = Form> {
+    let thinned = (1..=u16::MAX, 0..4_u8, any::<bool>(), any::<[u8; 16]>());
+    let thinned = thinned.prop_map(|(cells, codec, sealed, digest)| {
+        Form::Thinned(Thinned {
+            cells: Cells::from_bits(cells),
+            codec,
+            sealed,
+            digest,
+        })
+    });
+    prop_oneof![Just(Form::Same), Just(Form::Wrapped), thinned]
+}
+
 proptest! {
     #[test]
+    fn moves_are_read_as_they_were_written_and_not_when_cut_or_of_an_unknown_kind(
+        frames in prop::collection::btree_map(any::<u64>(), (any::<u64>(), any::<u32>(), forms()), 0..20),
+        cut in any::<prop::sample::Index>(),
+        kind in 4..=u8::MAX,
+    ) {
+        let key = Key::new("moves/some").unwrap();
+        let moved: Vec<MovedFrame> = frames
+            .into_iter()
+            .map(|(frame, (offset, length, form))| MovedFrame { frame, offset, length, form })
+            .collect();
+        let bytes = encode(&moved);
+        prop_assert_eq!(&decode(&key, &bytes).unwrap()[..], &moved[..]);
+        let whole = (0..=moved.len()).map(|count| encode(&moved[..count]).len());
+        let whole: Vec<usize> = whole.collect();
+        let at = cut.index(bytes.len() + 1);
+        prop_assert_eq!(decode(&key, &bytes[..at]).is_ok(), whole.contains(&at));
+        if !moved.is_empty() {
+            let mut unknown = bytes.clone();
+            unknown[20] = kind;
+            prop_assert!(decode(&key, &unknown).is_err());
+            // A mask or a codec with a kind that has none, or no mask with one that has.
+            let mut odd = bytes;
+            match moved[0].form {
+                Form::Thinned(_) => odd[22..24].fill(0),
+                _ => odd[21 + at % 3] = 1,
+            }
+            prop_assert!(decode(&key, &odd).is_err());
+        }
+    }
+
+    #[test]
     fn fuzz_targets_take_mutated_objects(
-        which in 0..9_usize,
+        which in 0..10_usize,
         cut in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         resum in any::<bool>(),

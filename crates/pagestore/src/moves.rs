@@ -2,7 +2,9 @@
 //!
 //! A frame keeps its address for ever. When the pack it was written to is sparse and its live frames are copied out, or
 //! only some of its frames are brought from another repository, an object under `moves/<that pack>/<new pack>` says
-//! where they lie. The byte table stands in `docs/formats/repository.md`.
+//! where they lie, and of those that came without some of their cells, which they came with. A cell is read from, and kept
+//! in, the home that was stored last among those that have it and are there. The byte table stands in
+//! `docs/formats/repository.md`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -17,14 +19,19 @@ use neon_storage::{Key, ListOptions, StorageExt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{WriterId, from_hex};
 use crate::keys::{self, MOVES};
-use crate::map::FrameRef;
+use crate::map::Cells;
 use crate::object::{Object, ObjectKind};
 use crate::read::memory::Memory;
-use crate::read::{Moved, Place};
+use crate::read::{Form, Moved, Part, Place, Thinned};
 use crate::repository::Repository;
 
 const ENTRY: usize = 24;
-const WRAPPED: u32 = 1;
+/// What follows of an entry that is thinned.
+const DIGEST: usize = 16;
+const SAME: u8 = 0;
+const WRAPPED: u8 = 1;
+const THINNED: u8 = 2;
+const THINNED_SEALED: u8 = 3;
 
 /// A frame of the old pack, in the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,8 +42,8 @@ pub(crate) struct MovedFrame {
     pub(crate) offset: u64,
     /// How many bytes there are in the new pack.
     pub(crate) length: u32,
-    /// The stored bytes were sealed once more on their way, with the old pack's key and this frame's address.
-    pub(crate) wrapped: bool,
+    /// What those bytes are of the frame.
+    pub(crate) form: Form,
 }
 
 /// Some frames of one pack that lie in another one.
@@ -67,45 +74,75 @@ pub(crate) fn encode(frames: &[MovedFrame]) -> Vec<u8> {
         out.extend_from_slice(&moved.frame.to_le_bytes());
         out.extend_from_slice(&moved.offset.to_le_bytes());
         out.extend_from_slice(&moved.length.to_le_bytes());
-        out.extend_from_slice(&if moved.wrapped { WRAPPED } else { 0 }.to_le_bytes());
+        let (kind, thinned) = match &moved.form {
+            Form::Same => (SAME, None),
+            Form::Wrapped => (WRAPPED, None),
+            Form::Thinned(thinned) if thinned.sealed => (THINNED_SEALED, Some(thinned)),
+            Form::Thinned(thinned) => (THINNED, Some(thinned)),
+        };
+        let (codec, cells) =
+            thinned.map_or((0, 0), |thinned| (thinned.codec, thinned.cells.bits()));
+        out.extend_from_slice(&[kind, codec]);
+        out.extend_from_slice(&cells.to_le_bytes());
+        if let Some(thinned) = thinned {
+            out.extend_from_slice(&thinned.digest);
+        }
     }
     out
 }
 
 pub(crate) fn decode(key: &Key, body: &[u8]) -> Result<Arc<[MovedFrame]>> {
     let malformed = |reason| Error::malformed(key.as_str(), reason);
-    let (entries, rest) = body.as_chunks::<ENTRY>();
-    if !rest.is_empty() {
-        return Err(malformed("ends within an entry"));
-    }
-    let mut frames = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let u64_at = |at: usize| {
-            let bytes = entry.get(at..).and_then(|bytes| bytes.first_chunk());
-            bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
-        };
-        let u32_at = |at: usize| {
-            let bytes = entry.get(at..).and_then(|bytes| bytes.first_chunk());
-            bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
-        };
-        if u32_at(20) > WRAPPED {
-            return Err(malformed("has an entry of an unknown kind"));
-        }
-        let moved = MovedFrame {
-            frame: u64_at(0),
-            offset: u64_at(8),
-            length: u32_at(16),
-            wrapped: u32_at(20) == WRAPPED,
-        };
-        if frames
-            .last()
-            .is_some_and(|last: &MovedFrame| last.frame >= moved.frame)
-        {
+    let mut frames: Vec<MovedFrame> = Vec::with_capacity(body.len() / ENTRY);
+    let mut rest = body;
+    while !rest.is_empty() {
+        let moved;
+        (moved, rest) = entry(rest).map_err(malformed)?;
+        if frames.last().is_some_and(|last| last.frame >= moved.frame) {
             return Err(malformed("is not in order"));
         }
         frames.push(moved);
     }
     Ok(frames.into())
+}
+
+/// The first entry, and what comes after it.
+fn entry(bytes: &[u8]) -> std::result::Result<(MovedFrame, &[u8]), &'static str> {
+    const CUT: &str = "ends within an entry";
+    let (frame, rest) = bytes.split_first_chunk().ok_or(CUT)?;
+    let (offset, rest) = rest.split_first_chunk().ok_or(CUT)?;
+    let (length, rest) = rest.split_first_chunk().ok_or(CUT)?;
+    let ([kind, codec, low, high], rest) = rest.split_first_chunk().ok_or(CUT)?;
+    let cells = Cells::from_bits(u16::from_le_bytes([*low, *high]));
+    let (form, rest) = match *kind {
+        SAME | WRAPPED if *codec != 0 || !cells.is_empty() => {
+            return Err("has an entry with what is not of its kind");
+        }
+        SAME => (Form::Same, rest),
+        WRAPPED => (Form::Wrapped, rest),
+        THINNED | THINNED_SEALED => {
+            let (digest, rest) = rest.split_first_chunk::<DIGEST>().ok_or(CUT)?;
+            let thinned = Thinned {
+                cells,
+                codec: *codec,
+                sealed: *kind == THINNED_SEALED,
+                digest: *digest,
+            };
+            // Whether they are in the frame is known to who knows its length.
+            if cells.is_empty() {
+                return Err("has a thinned frame without cells");
+            }
+            (Form::Thinned(thinned), rest)
+        }
+        _ => return Err("has an entry of an unknown kind"),
+    };
+    let moved = MovedFrame {
+        frame: u64::from_le_bytes(*frame),
+        offset: u64::from_le_bytes(*offset),
+        length: u32::from_le_bytes(*length),
+        form,
+    };
+    Ok((moved, rest))
 }
 
 impl Repository {
@@ -184,11 +221,12 @@ fn ids(key: &Key) -> Option<(PackId, PackId)> {
     Some((PackId(from_hex(old)?), PackId(from_hex(new)?)))
 }
 
-/// What a pack's moves are remembered in: those of some 170 GB of moved frames.
+/// What a pack's moves are remembered in: those of some 100 GB of moved frames.
 const REMEMBERED: u64 = 32 << 20;
 
-/// Looks up where frames are, and remembers for a while, in bounded memory. A pack that frames moved to goes no sooner
-/// than a grace after it was said where they moved next, so what was true a moment ago still is.
+/// Looks up where frames are, and remembers for a while, in bounded memory. Each cell is looked for where a collection keeps
+/// it: in the home that was stored last of those that have it. That one goes no sooner than a grace after it was said where its
+/// cells moved next, so what was true a moment ago still is.
 pub(crate) struct MoveCache {
     repository: Repository,
     known: Mutex<Memory<Known>>,
@@ -203,20 +241,31 @@ struct Known {
 }
 
 impl Known {
-    fn places(&self, frames: &[FrameRef]) -> Option<Vec<Place>> {
-        frames.iter().map(|frame| self.place(frame)).collect()
+    fn places(&self, parts: &[Part]) -> Option<Vec<Vec<Place>>> {
+        parts.iter().map(|part| self.place(part)).collect()
     }
 
-    fn place(&self, frame: &FrameRef) -> Option<Place> {
-        self.pieces.iter().find_map(|piece| {
-            let moved = piece.find(frame.frame)?;
-            Some(Place {
+    /// Where all wanted cells of a frame are: each in the home that was stored last of those that have it. An earlier one may
+    /// have all of them, but a collection keeps it for none of them. None if some cell is nowhere.
+    fn place(&self, part: &Part) -> Option<Vec<Place>> {
+        let homes = self.pieces.iter().filter_map(|piece| {
+            let moved = piece.find(part.frame.frame)?;
+            let place = Place {
                 pack: piece.new,
                 offset: moved.offset,
                 length: moved.length,
-                wrapped: moved.wrapped,
-            })
-        })
+                form: moved.form,
+            };
+            Some((place, moved.form.cells(part.frame.whole())))
+        });
+        let (mut places, mut left) = (Vec::new(), part.cells);
+        for (place, cells) in homes {
+            if !left.common(cells).is_empty() {
+                places.push(place);
+                left = left.without(cells);
+            }
+        }
+        (left.is_empty() && !places.is_empty()).then_some(places)
     }
 }
 
@@ -277,23 +326,23 @@ impl MoveCache {
 }
 
 impl Moved for MoveCache {
-    fn known(&self, frames: &[FrameRef]) -> Option<Vec<Place>> {
-        let pack = frames.first()?.pack.id;
+    fn known(&self, parts: &[Part]) -> Option<Vec<Vec<Place>>> {
+        let pack = parts.first()?.frame.pack.id;
         let known = self.lock().get((pack, 0))?;
         let fresh = self.repository.shared.options.grace / 4;
         if known.since.elapsed() >= fresh {
             return None;
         }
-        known.places(frames)
+        known.places(parts)
     }
 
-    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>> {
+    fn find<'a>(&'a self, parts: &'a [Part]) -> BoxFuture<'a, Result<Vec<Option<Vec<Place>>>>> {
         Box::pin(async move {
-            let Some(first) = frames.first() else {
+            let Some(first) = parts.first() else {
                 return Ok(Vec::new());
             };
-            let known = self.ask(first.pack.id).await?;
-            Ok(frames.iter().map(|frame| known.place(frame)).collect())
+            let known = self.ask(first.frame.pack.id).await?;
+            Ok(parts.iter().map(|part| known.place(part)).collect())
         })
     }
 }

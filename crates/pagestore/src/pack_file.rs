@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use neon_snapshot_format::pack::{
-    Flags, FrameRecord, Opening, PackId, PackOptions, PackWriter, Step,
+    Flags, FrameRecord, Opening, PackId, PackOptions, PackWriter, SealedFrame, Step,
 };
 use neon_storage::{Body, Storage, StorageExt};
 
@@ -243,6 +243,13 @@ impl NewPack {
     pub(crate) fn append(&mut self, record: &FrameRecord, stored: &[u8]) -> Result<FrameRecord> {
         self.writer
             .append_stored(record, stored)
+            .map_err(|error| Error::format(format!("pack {}", self.id), error))
+    }
+
+    /// Appends a frame that was sealed for its own address; returns its place.
+    pub(crate) fn append_sealed(&mut self, frame: &SealedFrame<'_>) -> Result<FrameRecord> {
+        self.writer
+            .append_sealed(frame)
             .map_err(|error| Error::format(format!("pack {}", self.id), error))
     }
 

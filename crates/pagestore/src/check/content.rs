@@ -2,8 +2,6 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
-
 use crate::check::packs::frame_name;
 use crate::check::seen::SeenPages;
 use crate::check::{Check, Problem, told};
@@ -15,6 +13,8 @@ use crate::id::{CommitId, WriterId};
 use crate::keys;
 use crate::map::{At, Extent, FileKind, FrameRef, MappedFile, Walk};
 use crate::page_checks::{FileChecks, PageChecks};
+use crate::read::Part;
+use crate::read::plain::Plain;
 use crate::tombstone::Tombstones;
 
 /// Extents of a file whose frames are read together.
@@ -102,10 +102,10 @@ impl Check<'_> {
         let mut walk = Walk::new(&view, true);
         while let Some(file) = run(&reader, &mut walk).await? {
             for extent in &file.extents {
-                let At::Frame { frame, .. } = &extent.at else {
+                let Some((frame, cells)) = extent.cells(view.page_size) else {
                     continue;
                 };
-                if let Some(problem) = self.frame(frame).await? {
+                if let Some(problem) = self.frame(frame, cells).await? {
                     self.found
                         .push((frame_name(frame.pack.id, frame.frame), problem));
                 }
@@ -140,19 +140,19 @@ impl Check<'_> {
             if ahead == AHEAD {
                 ahead = 0;
                 let soon = file.extents.iter().skip(at).take(AHEAD);
-                let soon: Vec<FrameRef> = soon
+                let soon: Vec<Part> = soon
                     .filter_map(|extent| match &extent.at {
                         At::Frame { frame, offset } => {
                             let mut starts = starts(extent, *offset, page_size);
                             let unseen = starts
                                 .any(|(_, start)| !self.seen(page_size).contains(frame, start));
-                            unseen.then_some(*frame)
+                            unseen.then(|| part(extent, frame, *offset, page_size))
                         }
                         At::Zeros => None,
                     })
                     .collect();
                 // Few requests for many frames; what fails is read again, and named, one by one.
-                drop(self.reader.get_many(&soon).await);
+                drop(self.reader.parts(&soon).await);
             }
             ahead = ahead.saturating_add(1);
             let At::Frame { frame, offset } = &extent.at else {
@@ -162,7 +162,8 @@ impl Check<'_> {
                 return Err(Error::malformed(shown, "has fewer digests than pages"));
             };
             digests = rest;
-            let mut plain: Option<Bytes> = None;
+            let part = part(extent, frame, *offset, page_size);
+            let mut plain: Option<Plain> = None;
             for ((number, start), digest) in starts(extent, *offset, page_size).zip(own) {
                 let block = u64::from(extent.page).saturating_add(number.into());
                 let address = (frame.pack.id, frame.frame, start);
@@ -176,7 +177,7 @@ impl Check<'_> {
                 }
                 let bytes = match &plain {
                     Some(bytes) => bytes.clone(),
-                    None => match self.reader.get(frame).await {
+                    None => match self.reader.part(&part).await {
                         Ok(bytes) => plain.insert(bytes).clone(),
                         Err(error) => {
                             self.found_error(error)?;
@@ -187,9 +188,11 @@ impl Check<'_> {
                 self.seen(page_size).insert(frame, start);
                 self.checked.pages = self.checked.pages.saturating_add(1);
                 let end = file_end(file, block, page_size, start);
-                let end = start.saturating_add(page_size).min(end) as usize;
-                let page = bytes.get(start as usize..end.min(bytes.len()));
+                let end = start.saturating_add(page_size).min(end);
+                let end = u64::from(end.min(frame.plain_length));
+                let page = bytes.range(frame, &(start.into()..end));
                 let page = page.unwrap_or_default();
+                let page = page.as_ref();
                 let problem = match blake3::hash(page).as_bytes().first_chunk() == Some(digest) {
                     true => rules.judge(page, block),
                     false => Some("does not match its digest".to_owned()),
@@ -225,6 +228,14 @@ impl Rules {
             return None;
         }
         self.checks?.judge(page, block)
+    }
+}
+
+/// What of a frame an extent needs.
+fn part(extent: &Extent, frame: &FrameRef, offset: u32, page_size: u32) -> Part {
+    Part {
+        frame: *frame,
+        cells: frame.cells_of(offset, extent.count, page_size),
     }
 }
 

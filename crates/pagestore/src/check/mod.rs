@@ -15,7 +15,7 @@ use crate::check::seen::SeenPages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::run;
 use crate::id::CommitId;
-use crate::map::{At, LiveFrames, Walk};
+use crate::map::{At, Cells, LiveFrames, Walk};
 use crate::moves::MovePiece;
 use crate::read::FrameReader;
 use crate::repository::Repository;
@@ -121,9 +121,10 @@ struct Check<'a> {
     moves: HashMap<PackId, Vec<MovePiece>>,
     /// Packs of which it was asked a second time where their frames moved.
     asked_again: HashSet<PackId>,
-    /// Frames that were looked at; those that are bad are among `bad` too.
+    /// What of frames was looked at; what is bad is among `bad` too.
     good: LiveFrames,
-    bad: HashMap<(PackId, u64), Problem>,
+    /// By the cells that are.
+    bad: HashMap<(PackId, u64), (Cells, Problem)>,
     /// Pages that were looked at, by their size; those that are bad are among `bad_pages` too.
     seen: HashMap<u32, SeenPages>,
     bad_pages: HashMap<(PackId, u64, u32), Problem>,

@@ -9,8 +9,9 @@ use neon_storage::StorageExt;
 use crate::check::{Check, Problem};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys;
-use crate::map::FrameRef;
+use crate::map::{Cells, FrameRef};
 use crate::pack_file::PackFile;
+use crate::read::{Form, Part};
 
 /// What a pack's directory says of a frame, in few bytes: there are eight million in a terabyte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl Check<'_> {
                         problem.0,
                         None,
                     );
-                    self.bad.insert((file.id, number), problem);
+                    self.bad.insert((file.id, number), (Cells::ALL, problem));
                 }
                 Err(error) => return Err(error),
             }
@@ -140,29 +141,39 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What is wrong with where a frame is, by the map and by what is said about moves; notes nothing.
-    pub(super) async fn frame(&mut self, frame: &FrameRef) -> Result<Option<Problem>> {
-        let (pack, number) = frame.id();
-        if let Some(problem) = self.bad.get(&(pack, number)) {
+    /// What is wrong with where cells of a frame are, by the map and by what is said about moves; notes nothing.
+    pub(super) async fn frame(
+        &mut self,
+        frame: &FrameRef,
+        cells: Cells,
+    ) -> Result<Option<Problem>> {
+        if let Some((bad, problem)) = self.bad.get(&frame.id())
+            && !bad.common(cells).is_empty()
+        {
             return Ok(Some(problem.clone()));
         }
-        if !self.good.insert(frame) {
+        if self.good.cells(frame.id()).is_empty() {
+            self.checked.frames = self.checked.frames.saturating_add(1);
+        }
+        let cells = self.good.insert_cells(frame, cells);
+        if cells.is_empty() {
             return Ok(None);
         }
-        self.checked.frames = self.checked.frames.saturating_add(1);
-        let mut looked = self.look(frame);
+        let mut looked = self.look(frame, cells);
         if matches!(looked, Some((ErrorKind::NotFound, _))) {
             self.ask_again(frame.pack.id).await?;
-            looked = self.look(frame);
+            looked = self.look(frame, cells);
         }
         let problem = match looked {
             // What is nowhere may have been moved while we looked.
-            Some((ErrorKind::NotFound, _)) if self.moved_meanwhile(frame).await? => None,
+            Some((ErrorKind::NotFound, _)) if self.moved_meanwhile(frame, cells).await? => None,
             Some((ErrorKind::NotFound, problem)) => Some((ErrorKind::Damaged, problem)),
             found => found,
         };
         if let Some(problem) = &problem {
-            self.bad.insert((pack, number), problem.clone());
+            let known = self.bad.entry(frame.id());
+            let (bad, _) = known.or_insert_with(|| (cells, problem.clone()));
+            *bad = bad.and(cells);
         }
         Ok(problem)
     }
@@ -184,20 +195,24 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn moved_meanwhile(&mut self, frame: &FrameRef) -> Result<bool> {
+    async fn moved_meanwhile(&mut self, frame: &FrameRef, cells: Cells) -> Result<bool> {
         let pack = frame.pack.id;
         let pieces = self.moves.get(&pack).map(Vec::as_slice).unwrap_or_default();
         if !pieces.iter().any(|piece| piece.find(frame.frame).is_some()) {
             return Ok(false);
         }
-        match self.reader.get(frame).await {
+        let part = Part {
+            frame: *frame,
+            cells,
+        };
+        match self.reader.part(&part).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_of_object() => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn look(&self, frame: &FrameRef) -> Option<Problem> {
+    fn look(&self, frame: &FrameRef, cells: Cells) -> Option<Problem> {
         let damaged = |problem: &str| Some((ErrorKind::Damaged, problem.to_owned()));
         if let Some(records) = self.files.get(&frame.pack.id) {
             let Some(records) = records else {
@@ -212,20 +227,41 @@ impl Check<'_> {
             };
         }
         let pieces = self.moves.get(&frame.pack.id).map(Vec::as_slice);
+        let mut left = cells;
         for piece in pieces.unwrap_or_default() {
             let (Some(moved), Some(Some(records))) =
                 (piece.find(frame.frame), self.files.get(&piece.new))
             else {
                 continue;
             };
+            let held = moved.form.cells(frame.whole());
+            if held.common(left).is_empty() {
+                continue;
+            }
             let at = records.binary_search_by_key(&moved.offset, |noted| noted.offset);
             let noted = at.ok().and_then(|at| records.get(at));
-            return match noted.is_some_and(|noted| noted.length == moved.length) {
-                true => None,
-                false => damaged("is not in the pack that it moved to"),
+            let is = |digest| noted == Some(&Noted::new(moved.offset, moved.length, digest));
+            let there = match &moved.form {
+                // Of zeros nothing is stored, and of what was sealed once more the map does not know the digest.
+                _ if moved.length == 0 => true,
+                Form::Wrapped => noted.is_some_and(|noted| noted.length == moved.length),
+                Form::Same => is(&frame.digest),
+                Form::Thinned(thinned) => thinned.is_of(frame.whole()) && is(&thinned.digest),
             };
+            if !there {
+                let problem = format!("is not as it is said to be in pack {}", piece.new);
+                return Some((ErrorKind::Damaged, problem));
+            }
+            left = left.without(held);
+            if left.is_empty() {
+                return None;
+            }
         }
-        Some((ErrorKind::NotFound, "is not in the storage".to_owned()))
+        let problem = match left == cells {
+            true => "is not in the storage",
+            false => "is not in the storage with all that is needed of it",
+        };
+        Some((ErrorKind::NotFound, problem.to_owned()))
     }
 }
 

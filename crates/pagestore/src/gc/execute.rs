@@ -180,12 +180,13 @@ impl Run<'_> {
             .map(|(id, ..)| *id)
             .filter(|id| !shunned.contains(id))
             .collect();
-        if !sparse.is_empty() {
-            done.moved =
-                repack::repack(self.repository, self.lease, &inventory, &marked, &sparse).await?;
-        }
         let mut dead = Dead::of(&plan);
-        dead.packs.extend(&sparse);
+        if !sparse.is_empty() {
+            let rewritten =
+                repack::repack(self.repository, self.lease, &inventory, &marked, &sparse).await?;
+            done.moved = rewritten.bytes;
+            dead.packs.extend(rewritten.packs);
+        }
         let known: HashSet<_> = young
             .iter()
             .flat_map(|list| &list.body.packs)
@@ -196,10 +197,14 @@ impl Run<'_> {
             .flat_map(|list| &list.body.commits)
             .copied()
             .collect();
+        // With packs go, on the same list, all commits that are dead now, also those on young lists: who brings one of them
+        // back looks for it, not for the packs that it needs, and the lists go at different times.
         dead.retain(
             |pack| !known.contains(pack) && !doomed.packs.contains(pack),
-            |id| !known_commits.contains(id) && !doomed.commits.contains(id),
+            |id| !doomed.commits.contains(id),
         );
+        let is_new = |id: &CommitObject| !known_commits.contains(id);
+        let anything_new = !dead.packs.is_empty() || dead.commits.iter().any(is_new);
         done.live = plan.live;
         done.announced = dead.packs.len() as u64;
         let first = young
@@ -207,7 +212,7 @@ impl Run<'_> {
             .map(|list| grace.saturating_sub(age(list, now)))
             .min();
         done.next = first;
-        if !dead.is_empty() {
+        if anything_new {
             self.repository
                 .publish_doomed(dead.body(Stage::Announced))
                 .await?;

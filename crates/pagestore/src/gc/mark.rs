@@ -1,4 +1,11 @@
 //! What is live, and in which packs it lies.
+//!
+//! What is live is a set of cells of frames: those that any root shows, no more. Each of them is assigned to a pack that
+//! has to keep it: the home of its frame that was stored last, of those that are there, have that cell, and that nobody else may
+//! be deleting. A pack to which nothing was assigned can go, for each live cell is in another one that stays; it does not
+//! matter of how many homes a frame is made up, nor that cells which were dropped come alive again: then they are
+//! assigned to an earlier home, which still has them, and which therefore stays. A cell that no home has ends the
+//! collection before it deletes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -8,9 +15,9 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::gc::Inventory;
 use crate::id::CommitId;
-use crate::map::{LiveFrames, Machine, MapFrame, Mark, Step, View, decode_runs};
-use crate::moves::MovePiece;
-use crate::read::FrameReader;
+use crate::map::{Cells, LiveFrame, LiveFrames, Machine, MapFrame, Mark, Step, View, decode_runs};
+use crate::moves::{MovePiece, MovedFrame};
+use crate::read::{Form, FrameReader};
 use crate::repository::Repository;
 
 /// A frame as maps know it: the pack it was written to, and its number there.
@@ -29,10 +36,41 @@ pub(crate) struct Marked {
 /// What a pack is needed for.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
-    /// How many live frames it holds.
+    /// How many frames with live cells that it has to keep it holds.
     pub(crate) frames: u64,
-    /// Their stored bytes.
+    /// What of their stored bytes is for those cells.
     pub(crate) bytes: u64,
+}
+
+/// Live cells of a frame in one of its homes, which has to keep them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept {
+    pub(crate) address: Address,
+    pub(crate) live: LiveFrame,
+    /// Where it moved; nothing in its own pack.
+    pub(crate) moved: Option<MovedFrame>,
+    /// What is to be kept there.
+    pub(crate) cells: Cells,
+}
+
+impl Kept {
+    /// The cells that this home has.
+    pub(crate) fn held(&self) -> Cells {
+        held(&self.live, self.moved.as_ref())
+    }
+
+    /// What of the stored bytes of this home is for the cells that it has to keep.
+    fn bytes(&self) -> u64 {
+        let stored = self
+            .moved
+            .map_or(self.live.stored_length, |moved| moved.length);
+        self.held().share(self.cells, stored)
+    }
+}
+
+/// The cells of a frame that one of its homes has.
+fn held(live: &LiveFrame, moved: Option<&MovedFrame>) -> Cells {
+    moved.map_or(live.whole, |moved| moved.form.cells(live.whole))
 }
 
 impl Commit {
@@ -87,10 +125,10 @@ impl Marked {
         )
         .await?;
         let mut held: HashMap<PackId, Held> = HashMap::new();
-        place(&live, inventory, shunned, |place, _, bytes| {
+        place(&live, inventory, shunned, |place, kept| {
             let held = held.entry(place).or_default();
             held.frames = held.frames.saturating_add(1);
-            held.bytes = held.bytes.saturating_add(bytes);
+            held.bytes = held.bytes.saturating_add(kept.bytes());
         })?;
         let shunned = shunned.clone();
         Ok(Self {
@@ -100,17 +138,17 @@ impl Marked {
         })
     }
 
-    /// Which live frames some packs hold. Of all packs at once it would be more than fits into memory.
+    /// What of which live frames some packs have to keep. Of all packs at once it would be more than fits into memory.
     pub(crate) fn frames_in(
         &self,
         inventory: &Inventory,
         packs: &[PackId],
-    ) -> Result<HashMap<PackId, Vec<Address>>> {
-        let mut found: HashMap<PackId, Vec<Address>> =
+    ) -> Result<HashMap<PackId, Vec<Kept>>> {
+        let mut found: HashMap<PackId, Vec<Kept>> =
             packs.iter().map(|pack| (*pack, Vec::new())).collect();
-        place(&self.live, inventory, &self.shunned, |place, address, _| {
+        place(&self.live, inventory, &self.shunned, |place, kept| {
             if let Some(frames) = found.get_mut(&place) {
-                frames.push(address);
+                frames.push(kept);
             }
         })?;
         Ok(found)
@@ -130,14 +168,13 @@ pub(crate) async fn mark<'a>(
     Ok(mark.into_live())
 }
 
-/// Tells for every live frame which pack has to keep it, and how many bytes it takes there: where it moved last, among
-/// packs that are there and that no other collection may be deleting. The bytes of frames that did not move are told with
-/// the last of them.
+/// Tells for every live cell which pack has to keep it: where its frame moved last, among packs that are there, that have it,
+/// and that no other collection may be deleting; last of all, the frame's own.
 fn place(
     live: &LiveFrames,
     inventory: &Inventory,
     shunned: &HashSet<PackId>,
-    mut keep: impl FnMut(PackId, Address, u64),
+    mut keep: impl FnMut(PackId, Kept),
 ) -> Result<()> {
     let mut pieces: HashMap<PackId, Vec<&MovePiece>> = HashMap::new();
     for piece in &inventory.moves {
@@ -149,40 +186,63 @@ fn place(
     for pack in packs {
         let pieces = pieces.get(&pack).map(Vec::as_slice).unwrap_or_default();
         let stays = inventory.there.contains_key(&pack);
-        let (_, bytes) = live.pack(pack);
-        let (mut last, mut elsewhere) = (None, 0_u64);
-        // Told late, to know how much of the pack is elsewhere.
-        let mut own = |frame| last.replace(frame).map(|before| (pack, before));
-        for frame in live.frames(pack) {
-            let address = (pack, frame);
-            let places = pieces
-                .iter()
-                .filter_map(|piece| Some((piece.new, piece.find(frame)?.length)));
-            let safe = places.clone().find(|(place, _)| !shunned.contains(place));
-            if let Some((place, length)) = safe {
-                keep(place, address, length.into());
-                elsewhere = elsewhere.saturating_add(length.into());
-            } else if stays && !shunned.contains(&pack) {
-                own(frame)
-                    .into_iter()
-                    .for_each(|before| keep(pack, before, 0));
-            } else if stays || places.clone().next().is_some() {
-                // Whoever is at those packs marks too, and finds them needed; so do we.
-                places.for_each(|(place, length)| keep(place, address, length.into()));
-                if stays {
-                    own(frame)
-                        .into_iter()
-                        .for_each(|before| keep(pack, before, 0));
+        for live in live.frames(pack) {
+            let moved = pieces.iter().filter_map(|piece| {
+                let moved = piece.find(live.frame)?;
+                Some((piece.new, Some(*moved)))
+            });
+            let homes: Vec<_> = moved.chain(stays.then_some((pack, None))).collect();
+            check(pack, &live, &homes)?;
+            let (safe, unsafe_): (Vec<_>, Vec<_>) = homes
+                .into_iter()
+                .partition(|(place, _)| !shunned.contains(place));
+            let mut assign = |place, moved: Option<MovedFrame>, left: Cells| {
+                let cells = held(&live, moved.as_ref()).common(left);
+                if !cells.is_empty() {
+                    let address = (pack, live.frame);
+                    let kept = Kept {
+                        address,
+                        live,
+                        moved,
+                        cells,
+                    };
+                    keep(place, kept);
                 }
-            } else {
+                cells
+            };
+            let mut left = live.cells;
+            for (place, moved) in safe {
+                left = left.without(assign(place, moved, left));
+            }
+            // Whoever is at those packs marks too, and finds them needed; so do we, in each.
+            let mut nowhere = left;
+            for (place, moved) in unsafe_ {
+                nowhere = nowhere.without(assign(place, moved, left));
+            }
+            if !nowhere.is_empty() {
                 return Err(Error::damaged(
-                    format!("frame {frame} of pack {pack}"),
-                    "is needed and not in the storage; nothing is deleted",
+                    format!("frame {} of pack {pack}", live.frame),
+                    "is needed and not in the storage, or not all of it; nothing is deleted",
                 ));
             }
         }
-        if let Some(frame) = last {
-            keep(pack, (pack, frame), bytes.saturating_sub(elsewhere));
+    }
+    Ok(())
+}
+
+/// That what is said of a frame's homes can be true.
+fn check(pack: PackId, live: &LiveFrame, homes: &[(PackId, Option<MovedFrame>)]) -> Result<()> {
+    for (new, moved) in homes {
+        if let Some(MovedFrame {
+            form: Form::Thinned(thinned),
+            ..
+        }) = moved
+            && !thinned.is_of(live.whole)
+        {
+            return Err(Error::malformed(
+                format!("moves of pack {pack} to {new}"),
+                format!("have cells of frame {} that it does not have", live.frame),
+            ));
         }
     }
     Ok(())

@@ -27,7 +27,8 @@ pub struct CollectionPlan {
     pub commits: Vec<CommitId>,
     /// Bytes in all packs.
     pub stored: u64,
-    /// Bytes that snapshots, writers at work and pins need.
+    /// Bytes that snapshots, writers at work and pins need: of frames of which only some cells of 8 KiB are needed, their
+    /// share.
     pub live: u64,
     /// The objects that hold those, and others of snapshots that were brought again.
     pub(crate) objects: Vec<CommitObject>,
@@ -65,9 +66,9 @@ impl CollectionPlan {
                 .values()
                 .fold(0, |sum, size| sum.saturating_add(*size)),
             live: marked
-                .live
-                .packs()
-                .fold(0, |sum, (.., bytes)| sum.saturating_add(bytes)),
+                .held
+                .values()
+                .fold(0, |sum, held| sum.saturating_add(held.bytes)),
             ..Self::default()
         };
         let packs: BTreeMap<_, _> = inventory.packs.iter().collect();

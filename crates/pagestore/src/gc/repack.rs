@@ -1,21 +1,49 @@
-//! Rewrites packs of which little is live: their live frames, as they are stored, move to new packs.
+//! Rewrites packs of which little is live: their live frames move to new packs, as they are stored, or thinned to the cells
+//! that are live.
+//!
+//! A frame of whose cells at least three quarters are live travels as it is. So at least that much of a new pack is live,
+//! which is more than the two thirds below which it would be rewritten again: whatever compression makes of a thinned frame,
+//! it is not written again until more of it dies. A thinned frame is made of bytes that were verified by what the map says,
+//! or by what was said when they were thinned before; nothing is dropped here, for what it came from stays until a later
+//! collection has found all that is live elsewhere.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use neon_snapshot_format::pack::{FrameRecord, PackId};
+use bytes::Bytes;
+use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId, SealedFrame};
 
+use crate::bridge::blocking;
+use crate::crypt::{DataKey, PackCipher};
 use crate::error::{Error, Result};
-use crate::gc::mark::Address;
+use crate::gc::mark::{Address, Kept};
 use crate::gc::{Inventory, Marked};
 use crate::lease::Lease;
+use crate::map::{Cells, PackRef};
 use crate::moves::MovedFrame;
 use crate::pack_file::NewPack;
+use crate::read::form::{keep, thin};
+use crate::read::{Form, Thinned};
 use crate::repository::Repository;
 
 /// Of so many packs live frames are kept in mind at once.
 const AT_ONCE: usize = 256;
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
+/// So many stored bytes are read, thinned and written together.
+const BATCH: u64 = 8 << 20;
+
+/// A frame on its way to a new pack.
+struct Moving {
+    kept: Kept,
+    /// What the directory of the pack that it is in says of it, under the address that it is known by.
+    record: FrameRecord,
+}
+
+/// A frame as it is to be stored.
+enum Ready {
+    AsItIs(FrameRecord, Bytes),
+    Thinned(Cells, SealedFrame<'static>),
+}
 
 /// New packs being filled, and what is to be said about them.
 struct Filling<'a> {
@@ -23,6 +51,7 @@ struct Filling<'a> {
     lease: &'a Lease,
     pack: Option<NewPack>,
     moves: BTreeMap<PackId, Vec<MovedFrame>>,
+    filled: HashSet<Address>,
 }
 
 impl Filling<'_> {
@@ -32,6 +61,7 @@ impl Filling<'_> {
         };
         let new = pack.id;
         pack.store(&*self.repository.shared.storage).await?;
+        self.filled.clear();
         for (old, frames) in std::mem::take(&mut self.moves) {
             self.repository
                 .put_moves(self.lease.writer(), old, new, frames)
@@ -49,137 +79,255 @@ impl Filling<'_> {
             .ok_or_else(|| Error::new(crate::ErrorKind::Limit, "pack", "cannot be begun"))
     }
 
-    /// Moves these frames of a pack; returns the bytes that were written.
+    /// Moves what is to be kept of a pack; returns the bytes that were written, or nothing when it is left as it is.
     async fn take(
         &mut self,
-        inventory: &Inventory,
+        marked: &Marked,
         id: PackId,
         size: u64,
-        frames: &[Address],
-    ) -> Result<u64> {
+        frames: &[Kept],
+    ) -> Result<Option<u64>> {
         let file = self.repository.pack_file(id, size).await?;
         // Read by anybody, rewritten only by who knows its additions: it stays as large as it is.
         if !file.flags.writable() {
-            return Ok(0);
+            return Ok(None);
         }
-        let mut wanted = places(inventory, id, frames, &file.records)?;
+        let mut moving = found(id, frames, &file.records)?;
+        moving.sort_unstable_by_key(|moving| moving.record.offset());
         let mut written = 0_u64;
-        wanted.sort_unstable_by_key(|(_, record, _)| record.offset());
-        let mut from = wanted.as_slice();
+        let mut from = moving.as_slice();
         while !from.is_empty() {
-            // As much as one new pack takes at most.
-            let room = PACK_SIZE.saturating_sub(self.pack.as_ref().map_or(0, NewPack::size));
             let mut sum = 0_u64;
-            let fits = from
+            let fits = from.iter().take_while(|moving| {
+                let fits = sum == 0 || sum < BATCH;
+                sum = sum.saturating_add(moving.record.stored_length().into());
+                fits
+            });
+            let (now, later) = from.split_at_checked(fits.count()).unwrap_or((from, &[]));
+            from = later;
+            // Of a frame that comes in two pieces, out of two packs, each needs a new pack of its own.
+            let again = now
                 .iter()
-                .take_while(|(_, record, _)| {
-                    let fits = sum == 0 || sum < room;
-                    sum = sum.saturating_add(record.stored_length().into());
-                    fits
-                })
-                .count();
-            let (now, later) = from.split_at_checked(fits).unwrap_or((from, &[]));
-            let records: Vec<FrameRecord> = now.iter().map(|(_, record, _)| *record).collect();
-            let mut addresses = now.iter();
-            let mut moved: BTreeMap<PackId, Vec<MovedFrame>> = BTreeMap::new();
-            let repository = self.repository;
-            let pack = self.pack()?;
-            repository
-                .each_stored(id, &records, |record, stored| {
-                    let new = pack.append(record, &stored)?;
-                    written = written.saturating_add(record.stored_length().into());
-                    if let Some(((old, frame), _, wrapped)) = addresses.next() {
-                        moved.entry(*old).or_default().push(MovedFrame {
-                            frame: *frame,
-                            offset: new.offset(),
-                            length: new.stored_length(),
-                            wrapped: *wrapped,
-                        });
-                    }
-                    Ok(())
-                })
-                .await?;
-            for (old, frames) in moved {
-                self.moves.entry(old).or_default().extend(frames);
-            }
-            if self
-                .pack
-                .as_ref()
-                .is_some_and(|pack| pack.size() >= PACK_SIZE)
+                .any(|moving| self.filled.contains(&moving.kept.address));
+            if again
+                || self
+                    .pack
+                    .as_ref()
+                    .is_some_and(|pack| pack.size() >= PACK_SIZE)
             {
                 self.flush().await?;
             }
-            from = later;
+            written = written.saturating_add(self.some(marked, id, now).await?);
+        }
+        Ok(Some(written))
+    }
+
+    /// Moves some frames that lie side by side.
+    async fn some(&mut self, marked: &Marked, id: PackId, now: &[Moving]) -> Result<u64> {
+        let records: Vec<FrameRecord> = now.iter().map(|moving| moving.record).collect();
+        let mut stored = Vec::with_capacity(now.len());
+        let read = self.repository.each_stored(id, &records, |_, bytes| {
+            stored.push(bytes);
+            Ok(())
+        });
+        read.await?;
+        let work: Vec<(Kept, FrameRecord, DataKey, Bytes)> = now
+            .iter()
+            .zip(stored)
+            .map(|(moving, bytes)| {
+                let (pack, _) = moving.kept.address;
+                let key = marked
+                    .live
+                    .key(pack)
+                    .ok_or_else(|| not_held(id, &moving.kept))?;
+                Ok((moving.kept, moving.record, key, bytes))
+            })
+            .collect::<Result<_>>()?;
+        let ready = blocking("thinning of frames", move || {
+            let ready = work
+                .into_iter()
+                .map(|(kept, record, key, bytes)| make(id, &kept, &record, key, bytes));
+            ready.collect::<Result<Vec<Ready>>>()
+        });
+        let ready = ready.await?;
+        let mut written = 0_u64;
+        for (moving, ready) in now.iter().zip(ready) {
+            let pack = self.pack()?;
+            let (record, form) = match ready {
+                Ready::AsItIs(record, bytes) => {
+                    let form = moving.kept.moved.map_or(Form::Same, |moved| moved.form);
+                    (pack.append(&record, &bytes)?, form)
+                }
+                Ready::Thinned(cells, frame) => {
+                    let record = pack.append_sealed(&frame)?;
+                    let thinned = Thinned {
+                        cells,
+                        codec: record.codec(),
+                        sealed: record.is_sealed(),
+                        digest: *record.digest(),
+                    };
+                    (record, Form::Thinned(thinned))
+                }
+            };
+            written = written.saturating_add(record.stored_length().into());
+            let (old, frame) = moving.kept.address;
+            self.filled.insert(moving.kept.address);
+            self.moves.entry(old).or_default().push(MovedFrame {
+                frame,
+                offset: record.offset(),
+                length: record.stored_length(),
+                form,
+            });
         }
         Ok(written)
     }
 }
 
-/// Copies the live frames of these packs to new ones and says where they are. The old packs are redundant then.
-/// Returns the bytes that were written.
+/// What was rewritten.
+#[derive(Debug, Default)]
+pub(crate) struct Rewritten {
+    /// Bytes that were written.
+    pub(crate) bytes: u64,
+    /// Packs of which all that is live is elsewhere now.
+    pub(crate) packs: Vec<PackId>,
+}
+
+/// Copies what is live of these packs to new ones and says where it is. The old packs are redundant then, but for those that
+/// only a newer version of this program may rewrite.
 pub(crate) async fn repack(
     repository: &Repository,
     lease: &Lease,
     inventory: &Inventory,
     marked: &Marked,
     sparse: &[PackId],
-) -> Result<u64> {
+) -> Result<Rewritten> {
     let mut filling = Filling {
         repository,
         lease,
         pack: None,
         moves: BTreeMap::new(),
+        filled: HashSet::new(),
     };
-    let mut written = 0_u64;
+    let mut rewritten = Rewritten::default();
     for some in sparse.chunks(AT_ONCE) {
         let frames = marked.frames_in(inventory, some)?;
         for id in some {
             let (Some(frames), Some(size)) = (frames.get(id), inventory.packs.get(id)) else {
                 continue;
             };
-            written = written.saturating_add(filling.take(inventory, *id, *size, frames).await?);
+            if let Some(bytes) = filling.take(marked, *id, *size, frames).await? {
+                rewritten.bytes = rewritten.bytes.saturating_add(bytes);
+                rewritten.packs.push(*id);
+            }
         }
     }
     filling.flush().await?;
-    Ok(written)
+    Ok(rewritten)
 }
 
-/// Where live frames lie in a pack, by its directory, and whether they are sealed once more.
-fn places(
-    inventory: &Inventory,
-    id: PackId,
-    frames: &[Address],
-    records: &[FrameRecord],
-) -> Result<Vec<(Address, FrameRecord, bool)>> {
+fn not_held(id: PackId, kept: &Kept) -> Error {
+    let (pack, frame) = kept.address;
+    let reason = format!("does not hold frame {frame} of pack {pack}, or another one there");
+    Error::damaged(format!("pack {id}"), reason)
+}
+
+/// What is to be kept of a pack, by its directory, which must say what maps and moves say.
+fn found(id: PackId, frames: &[Kept], records: &[FrameRecord]) -> Result<Vec<Moving>> {
     let by_offset: HashMap<u64, &FrameRecord> = records
         .iter()
         .filter(|record| record.stored_length() > 0)
         .map(|record| (record.offset(), record))
         .collect();
-    let pieces: HashMap<PackId, _> = inventory
-        .moves
-        .iter()
-        .filter(|piece| piece.new == id)
-        .map(|piece| (piece.old, piece))
-        .collect();
     let mut found = Vec::with_capacity(frames.len());
-    for (pack, frame) in frames {
-        let place = if *pack == id {
-            let number = usize::try_from(*frame).unwrap_or(usize::MAX);
-            records.get(number).map(|record| (*record, false))
-        } else {
-            pieces
-                .get(pack)
-                .and_then(|piece| piece.find(*frame))
-                .and_then(|moved| Some((**by_offset.get(&moved.offset)?, moved.wrapped)))
+    for kept in frames {
+        let (pack, frame) = kept.address;
+        let context = FrameContext { pack, frame };
+        let record = match &kept.moved {
+            None => usize::try_from(frame)
+                .ok()
+                .and_then(|frame| records.get(frame).copied()),
+            Some(moved) if moved.length == 0 => zeros(context, moved),
+            Some(moved) => by_offset.get(&moved.offset).copied().copied(),
         };
-        let (record, wrapped) = place.ok_or_else(|| {
-            Error::damaged(
-                format!("pack {id}"),
-                format!("does not hold frame {frame} of pack {pack}"),
-            )
-        })?;
-        found.push(((*pack, *frame), record, wrapped));
+        let record = record.filter(|record| is_meant(kept, record));
+        let record = record.ok_or_else(|| not_held(id, kept))?;
+        found.push(Moving {
+            kept: *kept,
+            record: record.for_address(context),
+        });
     }
     Ok(found)
+}
+
+/// Of zeros nothing is stored, so that they have no place of their own.
+fn zeros(context: FrameContext, moved: &MovedFrame) -> Option<FrameRecord> {
+    let Form::Thinned(thinned) = &moved.form else {
+        return None;
+    };
+    let length = thinned.cells.count().saturating_mul(Cells::SIZE);
+    let Thinned {
+        codec,
+        sealed,
+        digest,
+        ..
+    } = *thinned;
+    FrameRecord::from_parts(context, moved.offset, 0, length, codec, sealed, digest).ok()
+}
+
+/// Whether a record is that of the frame that is looked for, as far as it says.
+fn is_meant(kept: &Kept, record: &FrameRecord) -> bool {
+    let cells = Cells::whole(record.plain_length()).count() == kept.held().count();
+    let live = &kept.live;
+    let own =
+        record.stored_length() == live.stored_length && record.digest().starts_with(&live.digest);
+    cells
+        && match &kept.moved {
+            None => own,
+            Some(moved) => {
+                let there = record.stored_length() == moved.length;
+                there
+                    && match &moved.form {
+                        Form::Same => own,
+                        // Told when it is opened.
+                        Form::Wrapped => record.is_sealed(),
+                        Form::Thinned(thinned) => {
+                            *record.digest() == thinned.digest
+                                && record.codec() == thinned.codec
+                                && record.is_sealed() == thinned.sealed
+                        }
+                    }
+            }
+        }
+}
+
+/// What is stored anew: the frame as it is, or what is live of it.
+fn make(
+    id: PackId,
+    kept: &Kept,
+    record: &FrameRecord,
+    key: DataKey,
+    stored: Bytes,
+) -> Result<Ready> {
+    let held = kept.held();
+    if kept.cells.count().saturating_mul(4) >= held.count().saturating_mul(3) {
+        return Ok(Ready::AsItIs(*record, stored));
+    }
+    let (pack, frame) = kept.address;
+    let format = |error| Error::format(format!("frame {frame} of pack {pack} in pack {id}"), error);
+    let cipher = record.is_sealed().then(|| PackCipher::new(&key));
+    let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
+    let opened = record.unseal(&stored, cipher).map_err(format)?;
+    let wrapped = kept.moved.is_some_and(|moved| moved.form == Form::Wrapped);
+    if wrapped
+        && !blake3::hash(opened.bytes())
+            .as_bytes()
+            .starts_with(&kept.live.digest)
+    {
+        return Err(not_held(id, kept));
+    }
+    let plain = opened.decode().map_err(format)?;
+    let live = keep(&plain, held, kept.cells).ok_or_else(|| not_held(id, kept))?;
+    let pack = PackRef { id: pack, key };
+    let thinned = thin(&pack, frame, record.codec(), record.is_sealed(), &live)?;
+    Ok(Ready::Thinned(kept.cells, thinned))
 }

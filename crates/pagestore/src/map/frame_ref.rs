@@ -3,6 +3,7 @@
 use neon_snapshot_format::pack::PackId;
 
 use crate::crypt::DataKey;
+use crate::map::Cells;
 
 /// A pack, with the key that its frames are or may be sealed with.
 ///
@@ -43,5 +44,21 @@ impl FrameRef {
     #[must_use]
     pub const fn id(&self) -> (PackId, u64) {
         (self.pack.id, self.frame)
+    }
+
+    /// All its cells.
+    #[must_use]
+    pub fn whole(&self) -> Cells {
+        Cells::whole(self.plain_length)
+    }
+
+    /// The cells that some pages touch, the first of which begins at this offset. Of pages that are not in it, all.
+    pub(crate) fn cells_of(&self, offset: u32, pages: u32, page_size: u32) -> Cells {
+        if offset >= self.plain_length {
+            return self.whole();
+        }
+        let length = u64::from(pages).saturating_mul(page_size.into());
+        let end = u64::from(offset).saturating_add(length);
+        Cells::of(&(offset.into()..end.min(self.plain_length.into())))
     }
 }

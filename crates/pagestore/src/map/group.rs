@@ -3,7 +3,7 @@
 use neon_pg_layout::Oid;
 use neon_snapshot_format::{Entry, EntryKind, Owner, SnapshotPath};
 
-use crate::map::FrameRef;
+use crate::map::{Cells, FrameRef};
 
 /// A limit that hides nothing of older runs.
 pub const KEEP_ALL: u32 = u32::MAX;
@@ -101,6 +101,20 @@ impl Extent {
     #[must_use]
     pub const fn end(&self) -> u32 {
         self.page.saturating_add(self.count)
+    }
+
+    /// The frame that the pages are in and the cells that they touch, as pages of this size; none for zeros.
+    ///
+    /// The last page of a file may be short, which is not known here: it counts as a whole one. So all that look at an
+    /// extent get at least what anybody reads of it, and what is visible of it in a later snapshot gets no other cells.
+    #[must_use]
+    pub fn cells(&self, page_size: u32) -> Option<(&FrameRef, Cells)> {
+        match &self.at {
+            At::Zeros => None,
+            At::Frame { frame, offset } => {
+                Some((frame, frame.cells_of(*offset, self.count, page_size)))
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which frames views use: the mark of a garbage collection.
 //!
-//! Views of one repository share most of their blocks. A block is complete once all its frames are known to be
+//! Views of one repository share most of their blocks. A block is complete once all cells of its pages are known to be
 //! live; it is not read again. To judge what is visible of another, all blocks of newer runs that reach
 //! over its keys are laid over it, complete or not; nothing else is read.
 
@@ -12,9 +12,9 @@ use crate::map::index::Index;
 use crate::map::key_ranges::KeyRanges;
 use crate::map::machine::{FrameId, Inbox, Machine};
 use crate::map::overlay::{Event, Overlay};
-use crate::map::{At, FrameRef, LiveFrames, MapFrame, Step, View};
+use crate::map::{FrameRef, LiveFrames, MapFrame, Step, View};
 
-/// Marks the frames that views use: those with a visible page, and those that the maps are made of.
+/// Marks what views use of frames: the cells that visible pages touch, and the whole of those that the maps are made of.
 ///
 /// Views are added at any time; what one of them made known is not looked at again for the others. Adding the
 /// oldest first is fastest.
@@ -22,7 +22,7 @@ use crate::map::{At, FrameRef, LiveFrames, MapFrame, Step, View};
 pub struct Mark {
     live: LiveFrames,
     views: VecDeque<View>,
-    /// Record blocks of which all frames are live, and indexes of which all blocks are such.
+    /// Record blocks of which all pages are live, and indexes of which all blocks are such.
     complete: HashSet<FrameId>,
     /// Indexes whose blocks are marked as frames.
     indexed: HashSet<FrameId>,
@@ -51,6 +51,7 @@ struct Plan {
 
 #[derive(Debug)]
 struct Marking {
+    page_size: u32,
     overlay: Overlay,
     indexes: Vec<(FrameId, Arc<Index>)>,
 }
@@ -138,13 +139,20 @@ impl Mark {
                 Step::Ready(event) => event,
             };
             if let Some(Event::Pages(extent, _)) = &event
-                && let At::Frame { frame, .. } = &extent.at
+                && let Some((frame, cells)) = extent.cells(marking.page_size)
             {
-                self.live.insert(frame);
+                self.live.insert_cells(frame, cells);
             }
             for (id, block) in marking.overlay.take_passed() {
-                let mut frames = block.frames.iter();
-                if frames.all(|frame| self.live.contains(frame.pack.id, frame.frame)) {
+                // Every page in it, not only every frame: what is hidden here may be all that another view shows of one.
+                let mut extents = block.extents.iter();
+                let all = extents.all(|extent| {
+                    let extent = block.unpack(extent);
+                    extent
+                        .cells(block.page_size)
+                        .is_none_or(|(frame, cells)| self.live.cells(frame.id()).contains(cells))
+                });
+                if all {
                     self.complete.insert(id);
                 }
             }
@@ -175,6 +183,7 @@ impl Planning {
 
     fn finish(self) -> Marking {
         Marking {
+            page_size: self.view.page_size,
             overlay: Overlay::new(&self.view.runs, false).judging(&Arc::new(self.plan.skipped)),
             indexes: self.plan.indexes,
         }

@@ -1,59 +1,141 @@
-//! A set of frames.
+//! A set of cells of frames.
 
 use std::collections::{BTreeMap, HashMap};
 
 use neon_snapshot_format::pack::PackId;
 
-use crate::map::FrameRef;
+use crate::crypt::DataKey;
+use crate::map::{Cells, FrameRef};
 
-/// A set of frames of many packs, a few bits each.
+/// Frames that lie side by side.
+const TOGETHER: usize = 64;
+/// Bits of [`Facts`] for the stored length.
+const LENGTH_BITS: u32 = 28;
+
+/// A set of cells of frames of many packs, in ten bytes a frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LiveFrames {
     packs: HashMap<PackId, LivePack>,
 }
 
 /// The frames of one pack.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct LivePack {
-    /// Frame numbers divided by 64, and a bit for each of those 64.
-    words: BTreeMap<u64, u64>,
+    key: DataKey,
+    /// By the number of the frame, divided by 64.
+    words: BTreeMap<u64, Box<[Slot; TOGETHER]>>,
     frames: u64,
     bytes: u64,
 }
 
+/// What is known of a frame, if any cell of it is in the set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Slot {
+    cells: u16,
+    facts: Facts,
+    digest: [u8; 4],
+}
+
+/// How many bytes are stored, and above that how many cells there are, less one. In bytes, so that nothing is lost to
+/// alignment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Facts([u8; 4]);
+
+impl Facts {
+    fn of(frame: &FrameRef) -> Self {
+        let most = (1 << LENGTH_BITS) - 1;
+        let cells = frame.whole().count().saturating_sub(1);
+        Self((cells << LENGTH_BITS | frame.stored_length.min(most)).to_le_bytes())
+    }
+
+    fn stored_length(self) -> u32 {
+        u32::from_le_bytes(self.0) & ((1 << LENGTH_BITS) - 1)
+    }
+
+    fn whole(self) -> Cells {
+        let cells = u64::from(u32::from_le_bytes(self.0) >> LENGTH_BITS) + 1;
+        Cells::of(&(0..cells * u64::from(Cells::SIZE)))
+    }
+}
+
+/// A frame of which cells are in a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LiveFrame {
+    /// Its number in its pack.
+    pub frame: u64,
+    /// The cells that are in the set.
+    pub cells: Cells,
+    /// All that it has.
+    pub whole: Cells,
+    /// Bytes that are stored for all of them in its own pack.
+    pub stored_length: u32,
+    /// The first bytes of the digest of those.
+    pub digest: [u8; 4],
+}
+
+impl LiveFrame {
+    /// What of its stored bytes is for the cells that are in the set.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.whole.share(self.cells, self.stored_length)
+    }
+}
+
 impl LiveFrames {
-    /// Adds a frame; tells whether it is new.
+    /// Adds all of a frame; tells whether any of it is new.
     pub fn insert(&mut self, frame: &FrameRef) -> bool {
-        let pack = self.packs.entry(frame.pack.id).or_default();
-        let word = pack.words.entry(frame.frame / 64).or_default();
-        let bit = 1 << (frame.frame % 64);
-        let new = *word & bit == 0;
-        if new {
-            *word |= bit;
-            pack.frames += 1;
-            pack.bytes += u64::from(frame.stored_length);
+        !self.insert_cells(frame, frame.whole()).is_empty()
+    }
+
+    /// Adds cells of a frame; returns those that are new.
+    pub fn insert_cells(&mut self, frame: &FrameRef, cells: Cells) -> Cells {
+        let pack = self.packs.entry(frame.pack.id);
+        let pack = pack.or_insert_with(|| LivePack {
+            key: frame.pack.key,
+            words: BTreeMap::new(),
+            frames: 0,
+            bytes: 0,
+        });
+        let word = pack.words.entry(frame.frame / TOGETHER as u64);
+        let word = word.or_insert_with(|| Box::new([Slot::default(); TOGETHER]));
+        let at = usize::try_from(frame.frame % TOGETHER as u64).unwrap_or_default();
+        let Some(slot) = word.get_mut(at) else {
+            return Cells::NONE;
+        };
+        let before = Cells::from_bits(slot.cells);
+        let new = cells.common(frame.whole()).without(before);
+        if new.is_empty() {
+            return new;
         }
+        if before.is_empty() {
+            pack.frames += 1;
+            slot.facts = Facts::of(frame);
+            slot.digest = frame.digest.first_chunk().copied().unwrap_or_default();
+        }
+        slot.cells = before.and(new).bits();
+        pack.bytes += frame.whole().share(new, frame.stored_length);
         new
     }
 
-    /// Whether a frame is in it.
+    /// The cells of a frame that are in it.
     #[must_use]
-    pub fn contains(&self, pack: PackId, frame: u64) -> bool {
-        let word = self
-            .packs
-            .get(&pack)
-            .and_then(|pack| pack.words.get(&(frame / 64)));
-        word.is_some_and(|word| word & 1 << (frame % 64) != 0)
+    pub fn cells(&self, (pack, frame): (PackId, u64)) -> Cells {
+        let slot = self.packs.get(&pack).and_then(|pack| {
+            let word = pack.words.get(&(frame / TOGETHER as u64))?;
+            word.get(usize::try_from(frame % TOGETHER as u64).ok()?)
+        });
+        slot.map_or(Cells::NONE, |slot| Cells::from_bits(slot.cells))
     }
 
-    /// The packs that a frame in it belongs to: id, how many frames, their stored bytes. In no order.
+    /// The packs that a frame in it belongs to: id, how many frames, and what of their stored bytes is for cells in it. In
+    /// no order.
     pub fn packs(&self) -> impl Iterator<Item = (PackId, u64, u64)> {
         self.packs
             .iter()
             .map(|(id, pack)| (*id, pack.frames, pack.bytes))
     }
 
-    /// How many frames of a pack are in it, and their stored bytes.
+    /// How many frames of a pack are in it, and what of their stored bytes is for cells in it.
     #[must_use]
     pub fn pack(&self, id: PackId) -> (u64, u64) {
         self.packs
@@ -61,13 +143,42 @@ impl LiveFrames {
             .map_or((0, 0), |pack| (pack.frames, pack.bytes))
     }
 
-    /// The numbers of a pack's frames, in order.
-    pub fn frames(&self, id: PackId) -> impl Iterator<Item = u64> {
+    /// The key of a pack that has frames in it.
+    pub(crate) fn key(&self, id: PackId) -> Option<DataKey> {
+        self.packs.get(&id).map(|pack| pack.key)
+    }
+
+    /// One frame, if any of it is in it.
+    #[must_use]
+    pub fn get(&self, (pack, frame): (PackId, u64)) -> Option<LiveFrame> {
+        let word = self
+            .packs
+            .get(&pack)?
+            .words
+            .get(&(frame / TOGETHER as u64))?;
+        let slot = word.get(usize::try_from(frame % TOGETHER as u64).ok()?)?;
+        slot.shown(frame)
+    }
+
+    /// A pack's frames, in order.
+    pub fn frames(&self, id: PackId) -> impl Iterator<Item = LiveFrame> {
         let words = self.packs.get(&id).into_iter().flat_map(|pack| &pack.words);
         words.flat_map(|(number, word)| {
-            (0..64)
-                .filter(move |bit| word & 1 << bit != 0)
-                .map(move |bit| number * 64 + bit)
+            let slots = word.iter().zip(number * TOGETHER as u64..);
+            slots.filter_map(|(slot, frame)| slot.shown(frame))
+        })
+    }
+}
+
+impl Slot {
+    fn shown(&self, frame: u64) -> Option<LiveFrame> {
+        let (cells, facts) = (Cells::from_bits(self.cells), self.facts);
+        (!cells.is_empty()).then(|| LiveFrame {
+            frame,
+            cells,
+            whole: facts.whole(),
+            stored_length: facts.stored_length(),
+            digest: self.digest,
         })
     }
 }

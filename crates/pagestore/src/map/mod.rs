@@ -4,6 +4,7 @@
 //! about them and where some of their pages are; what it does not say, an older run does.
 
 mod block;
+mod cells;
 mod cursor;
 mod diff;
 mod differing;
@@ -30,13 +31,14 @@ mod view;
 mod walk;
 mod wire;
 
+pub use cells::Cells;
 pub use diff::{Diff, FileDiff};
 pub use frame_ref::{FrameRef, PackRef};
 pub use group::{At, Attributes, Extent, FileKind, FileState, Group, KEEP_ALL, PageDigest};
 pub use key::PageKey;
 pub use list::List;
 pub use live::Mark;
-pub use live_frames::LiveFrames;
+pub use live_frames::{LiveFrame, LiveFrames};
 pub use lookup::{Lookup, Stat};
 pub use machine::{Machine, Step, drive};
 pub use map_frame::MapFrame;

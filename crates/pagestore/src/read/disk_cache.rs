@@ -2,7 +2,8 @@
 //!
 //! An entry is a file with the stored bytes of one frame: still compressed, and still sealed if the repository
 //! is encrypted; or sealed once more, if that is how they came. The digest in the frame's address vouches for
-//! them, so nothing here is trusted: an entry that does not match is removed and counts as missing. Files appear by a rename and are never flushed;
+//! them, so nothing here is trusted: an entry that does not match is removed and counts as missing. Of a frame that is
+//! thinned, the moves have the digest. Files appear by a rename and are never flushed;
 //! losing the cache costs time only. Several processes may share a directory.
 
 use std::fs;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::random;
 use crate::map::FrameRef;
+use crate::read::form::Thinned;
 
 /// What an entry costs beside its bytes: about half a block, and an inode.
 const OVERHEAD: u64 = 2048;
@@ -81,26 +83,50 @@ impl DiskCache {
         self.read(self.inner.sealed_path(frame), frame, |bytes| open(&bytes))
     }
 
+    /// The stored bytes of a frame that is thinned so. Blocks.
+    pub(crate) fn get_thinned(&self, frame: &FrameRef, thinned: &Thinned) -> Option<Bytes> {
+        let path = self.inner.thinned_path(frame, thinned);
+        self.checked(&path, &thinned.digest, Some)
+    }
+
+    /// Keeps the stored bytes of a frame that is thinned so, if they are these. Blocks.
+    pub(crate) fn put_thinned(&self, frame: &FrameRef, thinned: &Thinned, stored: &[u8]) {
+        if blake3::hash(stored).as_bytes().first_chunk() == Some(&thinned.digest) {
+            self.keep(&self.inner.thinned_path(frame, thinned), stored);
+        }
+    }
+
     fn read(
         &self,
         path: PathBuf,
         frame: &FrameRef,
         open: impl FnOnce(Bytes) -> Option<Bytes>,
     ) -> Option<Bytes> {
-        let kept = Bytes::from(fs::read(&path).ok()?);
+        let length = u64::from(frame.stored_length);
+        self.checked(&path, &frame.digest, |bytes| {
+            open(bytes).filter(|bytes| bytes.len() as u64 == length)
+        })
+    }
+
+    fn checked(
+        &self,
+        path: &Path,
+        digest: &[u8; 16],
+        open: impl FnOnce(Bytes) -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        let kept = Bytes::from(fs::read(path).ok()?);
         if let Some(bytes) = open(kept)
-            && bytes.len() as u64 == u64::from(frame.stored_length)
-            && blake3::hash(&bytes).as_bytes().first_chunk() == Some(&frame.digest)
+            && blake3::hash(&bytes).as_bytes().first_chunk() == Some(digest)
         {
             // The age by which entries go. Failing to set it only makes this one go earlier.
             let touched = fs::File::options()
                 .append(true)
-                .open(&path)
+                .open(path)
                 .and_then(|file| file.set_modified(SystemTime::now()));
             drop(touched);
             return Some(bytes);
         }
-        drop(fs::remove_file(&path));
+        drop(fs::remove_file(path));
         None
     }
 
@@ -137,6 +163,11 @@ impl Inner {
 
     fn sealed_path(&self, frame: &FrameRef) -> PathBuf {
         self.path(frame).with_extension(SEALED)
+    }
+
+    fn thinned_path(&self, frame: &FrameRef, thinned: &Thinned) -> PathBuf {
+        let cells = format!("{:04x}", thinned.cells.bits());
+        self.path(frame).with_extension(cells)
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -213,8 +244,9 @@ fn is_entry(name: &std::ffi::OsStr) -> bool {
     match (name.strip_suffix(".tmp"), name.split_once('-')) {
         (Some(temporary), _) => temporary.len() == 16 && is_hex(temporary),
         (None, Some((pack, frame))) => {
-            let frame = frame.strip_suffix(".sealed").unwrap_or(frame);
-            pack.len() == 32 && is_hex(pack) && frame.parse::<u64>().is_ok()
+            let (frame, form) = frame.split_once('.').unwrap_or((frame, SEALED));
+            let known = form == SEALED || form.len() == 4 && is_hex(form);
+            known && pack.len() == 32 && is_hex(pack) && frame.parse::<u64>().is_ok()
         }
         (None, None) => false,
     }

@@ -13,12 +13,14 @@ use tokio::task::JoinHandle;
 
 use crate::bridge::Bridge;
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::{Extent, FileKind, FrameRef, MappedFile, Walk};
+use crate::map::{Cells, Extent, FileKind, FrameRef, MappedFile, Walk};
 use crate::read::arrange::arrange;
-use crate::read::frames::{FrameReader, decode_shared, subject};
+use crate::read::form::Stored;
+use crate::read::frames::FrameReader;
 use crate::read::layout::Layout;
 use crate::read::memory::Address;
 use crate::read::pages::Snapshot;
+use crate::read::plain::{Part, Plain, subject};
 use crate::read::source::CONTROL;
 
 /// Files, or what is wanted of them, are gathered up to so many bytes when they are told in order. Frames that
@@ -282,8 +284,8 @@ impl Drop for Fetched {
 
 #[derive(Debug)]
 enum Frame {
-    Plain(Bytes),
-    Stored(Bytes),
+    Plain(Plain),
+    Stored(Stored),
     /// Only what is wanted of it, by where that begins.
     Parts(BTreeMap<u64, Bytes>),
 }
@@ -293,16 +295,17 @@ impl Fetched {
     pub(crate) fn get(&mut self, frame: &FrameRef, range: Range<u64>) -> Result<Bytes> {
         let entry = self.frames.get_mut(&frame.id());
         let entry = entry.ok_or_else(|| Error::damaged(subject(frame), "was not brought"))?;
-        if let Frame::Stored(bytes) = entry {
-            let bytes = decode_shared(frame, bytes)?;
+        if let Frame::Stored(stored) = entry {
+            let plain = stored.decode_shared(frame)?;
             // The stored bytes remain as long as others of their request do.
-            let length = bytes.len();
-            *entry = Frame::Plain(bytes);
+            let length = plain.memory();
+            *entry = Frame::Plain(plain);
             self.held += length;
             self.gauge.add(length);
         }
         let found = match entry {
-            Frame::Plain(bytes) | Frame::Stored(bytes) => cut(bytes, &range),
+            Frame::Plain(plain) => return plain.range(frame, &range),
+            Frame::Stored(_) => None,
             Frame::Parts(parts) => {
                 let before = parts.range(..=range.start).next_back();
                 before.and_then(|(start, bytes)| {
@@ -343,32 +346,34 @@ async fn fetch(
     let (mut all, mut some) = (Vec::new(), Vec::new());
     for (frame, used) in used.into_values() {
         let bytes: u64 = used.iter().map(length).sum();
-        let whole = once || bytes >= u64::from(frame.plain_length);
-        if whole && frame.stored_length > 0 {
-            all.push(frame);
+        let cells = used.iter().map(|range| Part::of(&frame, range).cells);
+        let cells = cells.fold(Cells::NONE, Cells::and);
+        let part = Part { frame, cells };
+        if once || bytes >= u64::from(frame.plain_length) {
+            all.push(part);
         } else {
-            some.push((frame, used));
+            some.push((part, used));
         }
     }
-    some.sort_by_key(|(frame, _)| (frame.pack.id, frame.offset));
+    some.sort_by_key(|(part, _)| (part.frame.pack.id, part.frame.offset));
     let mut fetched = Fetched {
         frames: HashMap::new(),
         live,
         held: 0,
         gauge,
     };
-    for (frame, bytes) in frames.stored(&all).await? {
-        fetched.hold(bytes.len());
-        fetched.frames.insert(frame.id(), Frame::Stored(bytes));
+    for (frame, stored) in frames.stored(&all).await? {
+        fetched.hold(stored.bytes());
+        fetched.frames.insert(frame.id(), Frame::Stored(stored));
     }
     for together in some.chunks(AT_ONCE) {
-        let wanted: Vec<FrameRef> = together.iter().map(|(frame, _)| *frame).collect();
-        let plain = frames.get_many(&wanted).await?;
-        for ((frame, used), plain) in together.iter().zip(plain) {
+        let wanted: Vec<Part> = together.iter().map(|(part, _)| *part).collect();
+        let plain = frames.parts(&wanted).await?;
+        for ((Part { frame, .. }, used), plain) in together.iter().zip(plain) {
             let mut parts = BTreeMap::new();
             for range in used {
                 // What lies beyond the end is missed when it is asked for.
-                let Some(bytes) = cut(&plain, range) else {
+                let Ok(bytes) = plain.range(frame, range) else {
                     continue;
                 };
                 let bytes = Bytes::copy_from_slice(&bytes);

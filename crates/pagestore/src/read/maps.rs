@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::bridge::Bridge;
 use crate::error::{Error, Result};
 use crate::map::{FrameRef, Machine, MapFrame, Step};
-use crate::read::frames::{FrameReader, subject};
+use crate::read::frames::FrameReader;
 use crate::read::memory::Memory;
+use crate::read::plain::subject;
 
 /// Reads page maps. Clones share what is kept.
 #[derive(Clone)]

@@ -12,10 +12,9 @@ use crate::commit::Commit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::facts::Facts;
 use crate::id::CommitId;
-use crate::map::{
-    Attributes, FileKind, FrameRef, List, Lookup, PageKey, PagePlace, Stat, View, decode_runs,
-};
+use crate::map::{Attributes, FileKind, List, Lookup, PageKey, PagePlace, Stat, View, decode_runs};
 use crate::read::maps::MapReader;
+use crate::read::plain::Part;
 use crate::read::read_ahead::ReadAhead;
 use crate::repository::Repository;
 
@@ -139,7 +138,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when there is no such file; as [`MapReader::run`] and
-    /// [`FrameReader::get`](crate::read::FrameReader::get).
+    /// [`FrameReader::get_range`](crate::read::FrameReader::get_range).
     pub async fn read_page(&self, path: &SnapshotPath, page: u32) -> Result<Option<Bytes>> {
         let Some(length) = self.page_length(path, page).await? else {
             return Ok(None);
@@ -149,8 +148,9 @@ impl Snapshot {
         match place {
             PagePlace::Zeros => Ok(Some(Bytes::from(vec![0; length]))),
             PagePlace::Frame { frame, offset, .. } => {
-                let plain = self.inner.maps.frames().get(&frame).await?;
-                cut(path, &plain, offset, length).map(Some)
+                let frames = self.inner.maps.frames();
+                let range = bytes_at(offset, length);
+                frames.get_range(&frame, range).await.map(Some)
             }
             PagePlace::NotThere => Err(unmapped(path, page)),
         }
@@ -174,28 +174,36 @@ impl Snapshot {
             let page = u32::try_from(page).map_err(|_| limit("has more pages than a map holds"))?;
             places.push((page, self.place(path, page).await?));
         }
-        let mut frames: Vec<FrameRef> = Vec::new();
-        for (_, place) in &places {
-            if let PagePlace::Frame { frame, .. } = place
-                && frames.last().is_none_or(|last| last.id() != frame.id())
-            {
-                frames.push(*frame);
+        let length = |page: u32| {
+            let from = u64::from(page) * page_size;
+            usize::try_from(page_size.min(size - from)).unwrap_or(0)
+        };
+        let mut parts: Vec<Part> = Vec::new();
+        for (page, place) in &places {
+            let PagePlace::Frame { frame, offset, .. } = place else {
+                continue;
+            };
+            let part = Part::of(frame, &bytes_at(*offset, length(*page)));
+            match parts.last_mut() {
+                Some(last) if last.frame.id() == frame.id() => {
+                    last.cells = last.cells.and(part.cells);
+                }
+                _ => parts.push(part),
             }
         }
-        let plain = self.inner.maps.frames().get_many(&frames).await?;
-        let mut plain = frames.iter().zip(plain).peekable();
+        let plain = self.inner.maps.frames().parts(&parts).await?;
+        let mut plain = parts.iter().map(|part| part.frame).zip(plain).peekable();
         let mut out = BytesMut::new();
         for (page, place) in places {
-            let from = u64::from(page) * page_size;
-            let length = usize::try_from(page_size.min(size - from)).unwrap_or(0);
+            let length = length(page);
             match place {
                 PagePlace::NotThere => return Err(unmapped(path, page)),
                 PagePlace::Zeros => out.resize(out.len() + length, 0),
                 PagePlace::Frame { frame, offset, .. } => {
                     while plain.next_if(|(at, _)| at.id() != frame.id()).is_some() {}
-                    let bytes = plain.peek().map(|(_, bytes)| bytes);
-                    let bytes = bytes.ok_or_else(|| unmapped(path, page))?;
-                    out.extend_from_slice(&cut(path, bytes, offset, length)?);
+                    let plain = plain.peek().map(|(_, plain)| plain);
+                    let plain = plain.ok_or_else(|| unmapped(path, page))?;
+                    out.extend_from_slice(&plain.range(&frame, &bytes_at(offset, length))?);
                 }
             }
         }
@@ -269,32 +277,32 @@ impl Snapshot {
         let Some(pages) = self.recent().ahead.note(path, page) else {
             return Ok(());
         };
-        let mut frames: Vec<FrameRef> = Vec::new();
+        let page_size = self.inner.view.page_size;
+        let mut parts: Vec<Part> = Vec::new();
         for page in pages {
             match self.kept_place(path, page)? {
-                Some(PagePlace::Frame { frame, .. }) => {
-                    if frames.last().is_none_or(|last| last.id() != frame.id()) {
-                        frames.push(frame);
+                Some(PagePlace::Frame { frame, offset, .. }) => {
+                    let cells = frame.cells_of(offset, 1, page_size);
+                    match parts.last_mut() {
+                        Some(last) if last.frame.id() == frame.id() => {
+                            last.cells = last.cells.and(cells);
+                        }
+                        _ => parts.push(Part { frame, cells }),
                     }
                 }
                 Some(PagePlace::Zeros) => {}
                 Some(PagePlace::NotThere) | None => break,
             }
         }
-        self.inner.maps.frames().prefetch(frames);
+        self.inner.maps.frames().prefetch(parts);
         Ok(())
     }
 }
 
-fn cut(path: &SnapshotPath, plain: &Bytes, offset: u32, length: usize) -> Result<Bytes> {
-    let from = offset as usize;
-    match from.checked_add(length) {
-        Some(end) if end <= plain.len() => Ok(plain.slice(from..end)),
-        _ => Err(Error::malformed(
-            path.to_string(),
-            "the map leads beyond the end of a frame",
-        )),
-    }
+/// A page of so many bytes in a frame.
+fn bytes_at(offset: u32, length: usize) -> Range<u64> {
+    let from = u64::from(offset);
+    from..from.saturating_add(length as u64)
 }
 
 fn unmapped(path: &SnapshotPath, page: u32) -> Error {

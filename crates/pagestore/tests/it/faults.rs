@@ -94,6 +94,30 @@ async fn a_collection_runs_over_failing_calls() {
     .await;
 }
 
+/// Frames of which this and that is live are thinned, then thinned again, and what they came from is deleted.
+#[tokio::test]
+async fn a_collection_that_thins_runs_over_failing_calls() {
+    let prepare = async |storage: &Clocked| {
+        let repository = init(storage).await;
+        let files = [("a", 1), ("b", 2), ("c", 3), ("d", 4)];
+        let first = write(&repository, None, &files, &["pg@1"]).await;
+        let second = write(&repository, Some(first), &[("a", 11), ("b", 12)], &["pg@2"]).await;
+        repository.destroy(first).await.unwrap();
+        repository.collect().await.unwrap();
+        storage.advance(GRACE + Duration::from_secs(1));
+        repository.collect().await.unwrap();
+        write(&repository, Some(second), &[("c", 23)], &["pg@3"]).await;
+        repository.destroy(second).await.unwrap();
+        storage.advance(GRACE + Duration::from_secs(1));
+    };
+    every_call_fails(prepare, async |repository| {
+        let collected = repository.collect().await?;
+        assert!(collected.moved > 0);
+        Ok(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn destroying_undoing_pinning_and_listing_run_over_failing_calls() {
     let prepare = async |storage: &Clocked| {

@@ -191,6 +191,17 @@ pub(crate) async fn make(
     selection: Selection,
     parent: Option<&Snapshot>,
 ) -> neon_pagestore::Result<Made> {
+    make_as(repository, files, selection, parent, Codec::default()).await
+}
+
+/// As [`make`], with frames that are compressed so.
+pub(crate) async fn make_as(
+    repository: &Repository,
+    files: Files,
+    selection: Selection,
+    parent: Option<&Snapshot>,
+    codec: Codec,
+) -> neon_pagestore::Result<Made> {
     let writing = repository.begin_writing().await?;
     let writer = writing.writer();
     let (to, parent) = (repository.clone(), parent.cloned());
@@ -198,6 +209,7 @@ pub(crate) async fn make(
         let options = SnapshotOptions {
             pack_size: 1 << 20,
             compare: true,
+            codec,
             ..SnapshotOptions::default()
         };
         let mut sink = SnapshotWriter::new(&to, writer, options)?.with_hints(Hints::Exact);

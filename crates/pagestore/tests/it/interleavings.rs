@@ -3,8 +3,10 @@
 
 mod again;
 mod keys;
+mod thinning;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;

@@ -39,6 +39,7 @@ mod scale;
 mod scattered;
 mod stopped;
 mod support;
+mod thinned;
 mod told;
 mod truth;
 mod written;

@@ -249,12 +249,21 @@ async fn packs_with_additions_are_rewritten_by_class() {
         let reopened = open(&storage).await;
         assert!(!reopened.plan_collection().await.unwrap().sparse.is_empty());
         for _ in 0..4 {
-            reopened.collect().await.unwrap();
+            let collected = reopened.collect().await.unwrap();
+            // Only what was rewritten, or what nothing needs, is announced; and there is an end to it.
+            assert!(flags.writable() || collected.announced == 0);
             storage.advance(GRACE * 2);
         }
+        assert_eq!(reopened.collect().await.unwrap().next, None);
         let moves = storage.list_all("moves/").await.unwrap();
         assert_eq!(moves.is_empty(), !flags.writable());
         assert_eq!(read(&open(&storage).await, second).await.unwrap(), names);
+        // What only a snapshot needs goes no sooner than a grace after that was announced with it.
+        reopened.destroy(second).await.unwrap();
+        assert_eq!(reopened.collect().await.unwrap().packs, 0);
+        storage.advance(GRACE * 2);
+        assert!(reopened.collect().await.unwrap().packs > 0);
+        assert_eq!(storage.list_all("packs/").await.unwrap(), []);
     }
 }
 

@@ -11,9 +11,9 @@ use super::store::Store;
 use crate::error::Result;
 use crate::map::run_writer::Limits;
 use crate::map::{
-    At, Attributes, Diff, FileDiff, FrameRef, Group, List, Lookup, MAX_RUNS, MapFrame, Mark, Merge,
-    PageDigest, PageKey, PagePlace, RunRef, RunWriter, Spool, Stat, View, Walk, decode_runs, drive,
-    encode_runs, policy,
+    At, Attributes, Cells, Diff, FileDiff, FrameRef, Group, List, LiveFrame, Lookup, MAX_RUNS,
+    MapFrame, Mark, Merge, PageDigest, PageKey, PagePlace, RunRef, RunWriter, Spool, Stat, View,
+    Walk, decode_runs, drive, encode_runs, policy,
 };
 
 /// Writes a delta and merges it with so many of the newest runs.
@@ -244,43 +244,55 @@ fn check_diff(before: (&View, &Model), after: (&View, &Model), store: &Store, wi
 }
 
 fn check_mark(snapshots: &[(View, Model)], store: &Store) {
-    let mut expected = BTreeMap::new();
+    let mut expected: BTreeMap<_, (FrameRef, Cells)> = BTreeMap::new();
     for (view, model) in snapshots {
-        let pages = model.values().flat_map(|file| file.pages.iter().flatten());
-        expected.extend(pages.map(|(frame, ..)| (frame.id(), frame.stored_length)));
+        let mut expect = |frame: &FrameRef, cells| {
+            let known = expected.entry(frame.id());
+            let (_, known) = known.or_insert((*frame, Cells::NONE));
+            *known = known.and(cells);
+        };
+        for (frame, offset, ..) in model.values().flat_map(|file| file.pages.iter().flatten()) {
+            expect(frame, frame.cells_of(*offset, 1, view.page_size));
+        }
         for (_, frame) in view.runs.iter().flat_map(RunRef::index_frames) {
-            expected.insert(frame.id(), frame.stored_length);
+            expect(frame, frame.whole());
             for block in &store.get(frame).unwrap().index().unwrap().blocks {
                 for frame in std::iter::once(&block.record).chain(&block.digests) {
-                    expected.insert(frame.id(), frame.stored_length);
+                    expect(frame, frame.whole());
                 }
             }
         }
     }
-    let mut mark = Mark::new();
-    for (view, _) in snapshots {
-        mark.add(view.clone());
-        if view.runs.len() % 2 == 0 {
-            drive(&mut mark, |frame| store.get(frame)).unwrap();
+    let marked = |views: &mut dyn Iterator<Item = &View>| {
+        let mut mark = Mark::new();
+        for view in views {
+            mark.add(view.clone());
+            if view.runs.len() % 2 == 0 {
+                drive(&mut mark, |frame| store.get(frame)).unwrap();
+            }
         }
-    }
-    drive(&mut mark, |frame| store.get(frame)).unwrap();
-    let live = mark.into_live();
+        drive(&mut mark, |frame| store.get(frame)).unwrap();
+        mark.into_live()
+    };
+    // The oldest first, and the newest: what that one hides of a frame the others show.
+    let live = marked(&mut snapshots.iter().map(|(view, _)| view));
+    assert!(live == marked(&mut snapshots.iter().map(|(view, _)| view).rev()));
     let mut found = BTreeMap::new();
     for (pack, frames, bytes) in live.packs() {
-        let numbers: Vec<u64> = live.frames(pack).collect();
-        assert_eq!(numbers.len() as u64, frames);
-        let of_pack = numbers
-            .iter()
-            .map(|frame| ((pack, *frame), expected.get(&(pack, *frame)).copied()));
-        found.extend(of_pack);
-        let length = |frame: &u64| u64::from(expected.get(&(pack, *frame)).copied().unwrap_or(0));
-        assert_eq!(numbers.iter().map(length).sum::<u64>(), bytes);
-        assert!(numbers.iter().all(|frame| live.contains(pack, *frame)));
+        let of_pack: Vec<_> = live.frames(pack).collect();
+        assert_eq!(of_pack.len() as u64, frames);
+        assert_eq!(of_pack.iter().map(LiveFrame::bytes).sum::<u64>(), bytes);
+        for frame in of_pack {
+            assert_eq!(live.get((pack, frame.frame)), Some(frame));
+            found.insert((pack, frame.frame), frame.cells);
+            let (known, _) = &expected[&(pack, frame.frame)];
+            assert_eq!(frame.whole, known.whole());
+            assert_eq!(frame.stored_length, known.stored_length);
+        }
     }
     let expected: BTreeMap<_, _> = expected
         .into_iter()
-        .map(|(id, length)| (id, Some(length)))
+        .map(|(id, (_, cells))| (id, cells))
         .collect();
     assert_eq!(found, expected);
 }

@@ -3,25 +3,30 @@
 use std::time::Duration;
 
 use neon_snapshot_format::pack::{Codec, EncodedFrame};
-use neon_storage::{Fault, Faulty, Memory as MemoryStorage, Meter, Operation};
+use neon_storage::{Fault, Faulty, Memory as MemoryStorage, Meter, Operation, StorageExt};
 
 use super::*;
+use crate::ErrorKind;
 use crate::bridge::Bridge;
 use crate::crypt::DataKey;
 use crate::id::WriterId;
-use crate::map::PackRef;
+use crate::keys;
+use crate::map::{Cells, PackRef};
+use crate::pack_file::NewPack;
+use crate::read::form::{Thinned, thin};
+use crate::read::together::Together;
 use crate::write::PackUpload;
 
 #[derive(Debug)]
 struct Nowhere;
 
 impl Moved for Nowhere {
-    fn known(&self, _: &[FrameRef]) -> Option<Vec<Place>> {
+    fn known(&self, _: &[Part]) -> Option<Vec<Vec<Place>>> {
         None
     }
 
-    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>> {
-        std::future::ready(Ok(vec![None; frames.len()])).boxed()
+    fn find<'a>(&'a self, parts: &'a [Part]) -> BoxFuture<'a, Result<Vec<Option<Vec<Place>>>>> {
+        std::future::ready(Ok(vec![None; parts.len()])).boxed()
     }
 }
 
@@ -38,19 +43,19 @@ impl Into {
             pack: self.pack,
             offset: frame.offset,
             length: frame.stored_length,
-            wrapped: false,
+            form: Form::Same,
         }
     }
 }
 
 impl Moved for Into {
-    fn known(&self, frames: &[FrameRef]) -> Option<Vec<Place>> {
-        let places = frames.iter().map(|frame| self.place(frame));
+    fn known(&self, parts: &[Part]) -> Option<Vec<Vec<Place>>> {
+        let places = parts.iter().map(|part| vec![self.place(&part.frame)]);
         self.known.then(|| places.collect())
     }
 
-    fn find<'a>(&'a self, frames: &'a [FrameRef]) -> BoxFuture<'a, Result<Vec<Option<Place>>>> {
-        let places = frames.iter().map(|frame| Some(self.place(frame)));
+    fn find<'a>(&'a self, parts: &'a [Part]) -> BoxFuture<'a, Result<Vec<Option<Vec<Place>>>>> {
+        let places = parts.iter().map(|part| Some(vec![self.place(&part.frame)]));
         std::future::ready(Ok(places.collect())).boxed()
     }
 }
@@ -241,5 +246,197 @@ fn no_more_is_read_for_nothing_than_is_wanted() {
         read += whole.end - whole.start;
         assert!(read <= 2 * 10_000_000, "{read} with gaps of {gap}");
         assert_eq!(requests < 100, gap <= 1000, "{requests} with gaps of {gap}");
+    }
+}
+
+/// Some frame whose cells lie here and there, as moves have them.
+#[derive(Debug)]
+struct Scattered(Vec<(Cells, Place)>);
+
+impl Moved for Scattered {
+    fn known(&self, _: &[Part]) -> Option<Vec<Vec<Place>>> {
+        None
+    }
+
+    fn find<'a>(&'a self, parts: &'a [Part]) -> BoxFuture<'a, Result<Vec<Option<Vec<Place>>>>> {
+        let found = parts.iter().map(|part| {
+            let (mut left, mut places) = (part.cells, Vec::new());
+            for (cells, place) in &self.0 {
+                if !cells.common(left).is_empty() {
+                    places.push(*place);
+                    left = left.without(*cells);
+                }
+            }
+            left.is_empty().then_some(places)
+        });
+        std::future::ready(Ok(found.collect())).boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_frame_in_pieces_shows_what_they_have_and_nothing_else_also_from_caches() {
+    for sealed in [false, true] {
+        let place = tempfile::tempdir().unwrap();
+        let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let mut frame = pack_of(&memory, 1).await.pop().unwrap();
+        frame.plain_length = 100_000;
+        memory
+            .delete(&keys::pack(frame.pack.id).unwrap())
+            .await
+            .unwrap();
+        let plain: Vec<u8> = (0..100_000_u32).map(|at| (at / 5 % 251) as u8).collect();
+        let whole = Plain::new(&frame, frame.whole(), plain.clone().into()).unwrap();
+        let mut homes = Vec::new();
+        for bits in [0b1001_u16, 0b0001_0000_0110] {
+            let cells = Cells::from_bits(bits);
+            let part = Plain::joined(&frame, cells, std::slice::from_ref(&whole)).unwrap();
+            let frame = thin(&frame.pack, frame.frame, 2, sealed, part.side_by_side()).unwrap();
+            let mut pack = NewPack::new(WriterId::random().unwrap().new_pack().unwrap()).unwrap();
+            let (id, record) = (pack.id, pack.append_sealed(&frame).unwrap());
+            pack.store(&*memory).await.unwrap();
+            let thinned = Thinned {
+                cells,
+                codec: record.codec(),
+                sealed: record.is_sealed(),
+                digest: *record.digest(),
+            };
+            let place = Place {
+                pack: id,
+                offset: record.offset(),
+                length: record.stored_length(),
+                form: Form::Thinned(thinned),
+            };
+            homes.push((cells, place));
+        }
+        let disk = DiskCache::open(place.path(), 1 << 20).unwrap();
+        let reader = |gone: bool| {
+            let options = FrameReaderOptions {
+                disk: Some(disk.clone()),
+                ..FrameReaderOptions::default()
+            };
+            let storage = match gone {
+                true => Arc::new(MemoryStorage::new()),
+                false => Arc::clone(&memory),
+            };
+            FrameReader::new(storage, Arc::new(Scattered(homes.clone())), options)
+        };
+        // The second one reads from the disk alone.
+        for gone in [false, true] {
+            let reader = reader(gone);
+            for cell in [0_usize, 3, 1, 2, 8, 0, 9, 4, 12] {
+                let range = cell * 8192 + 5..((cell + 1) * 8192).min(100_000);
+                let asked = range.start as u64..range.end as u64;
+                let found = reader.get_range(&frame, asked).await;
+                match [0, 1, 2, 3, 8].contains(&cell) {
+                    true => {
+                        let expected = &plain[range];
+                        assert_eq!(found.unwrap(), expected, "{cell}");
+                    }
+                    false => assert_eq!(found.unwrap_err().kind(), ErrorKind::Damaged, "{cell}"),
+                }
+            }
+            // Out of both at once.
+            let range = 8000..32_768;
+            let found = reader.get_range(&frame, range).await.unwrap();
+            assert_eq!(found, plain[8000..32_768]);
+            assert_eq!(
+                reader.get(&frame).await.unwrap_err().kind(),
+                ErrorKind::Damaged
+            );
+            assert_eq!(reader.used().received == 0, gone);
+        }
+        // What is on the disk is not trusted either.
+        for entry in fs_files(place.path()) {
+            let mut bytes = std::fs::read(&entry).unwrap();
+            bytes[7] ^= 1;
+            std::fs::write(&entry, bytes).unwrap();
+        }
+        let fresh = reader(false);
+        let found = fresh.get_range(&frame, 0..32_768).await.unwrap();
+        assert_eq!(found, plain[..32_768]);
+        assert!(fresh.used().received > 0);
+    }
+}
+
+fn fs_files(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let shards = std::fs::read_dir(directory).unwrap();
+    let files = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
+    files.map(|file| file.unwrap().path()).collect()
+}
+
+/// Frames of two packs that moved into one lie side by side there, however far apart they were.
+#[tokio::test]
+async fn frames_that_lie_together_by_now_are_read_together() {
+    let memory: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let (first, second) = (pack_of(&memory, 40).await, pack_of(&memory, 40).await);
+    let wanted: Vec<FrameRef> = [&first, &second]
+        .into_iter()
+        .flat_map(|frames| frames.iter().step_by(8).copied())
+        .collect();
+    let mut pack = NewPack::new(WriterId::random().unwrap().new_pack().unwrap()).unwrap();
+    let mut homes = std::collections::HashMap::new();
+    for frame in &wanted {
+        let key = keys::pack(frame.pack.id).unwrap();
+        let end = frame.offset + u64::from(frame.stored_length);
+        let bytes = memory.read_range(&key, frame.offset..end).await.unwrap();
+        let new = pack.append(&crate::read::form::record(frame).unwrap(), &bytes);
+        homes.insert(frame.id(), (pack.id, new.unwrap().offset()));
+    }
+    pack.store(&*memory).await.unwrap();
+    for frame in [first[0], second[0]] {
+        let key = keys::pack(frame.pack.id).unwrap();
+        memory.delete(&key).await.unwrap();
+    }
+    let moved = Arc::new(Homes {
+        homes,
+        asked: Mutex::default(),
+    });
+    let (storage, gets) = metered(&memory);
+    let reader = FrameReader::new(storage, moved, FrameReaderOptions::default());
+    let parts: Vec<Part> = wanted.iter().map(Part::whole).collect();
+    let found = reader.stored(&parts).await.unwrap();
+    assert_eq!(found.len(), 10);
+    for (frame, stored) in found {
+        let plain = stored.decode(&frame).unwrap().all(&frame).unwrap();
+        assert!(plain.iter().all(|byte| u64::from(*byte) == frame.frame + 1));
+    }
+    // Two for packs that are gone, two for the frames that were asked for first, and two for the others, on either side of one
+    // of those.
+    assert_eq!(gets.load(Ordering::SeqCst), 6);
+}
+
+#[derive(Debug)]
+struct Homes {
+    homes: std::collections::HashMap<Address, (PackId, u64)>,
+    asked: Mutex<std::collections::HashSet<PackId>>,
+}
+
+impl Homes {
+    fn places(&self, parts: &[Part]) -> Vec<Vec<Place>> {
+        let place = |part: &Part| {
+            let (pack, offset) = self.homes[&part.frame.id()];
+            Place {
+                pack,
+                offset,
+                length: part.frame.stored_length,
+                form: Form::Same,
+            }
+        };
+        parts.iter().map(|part| vec![place(part)]).collect()
+    }
+}
+
+impl Moved for Homes {
+    fn known(&self, parts: &[Part]) -> Option<Vec<Vec<Place>>> {
+        let asked = self.asked.lock().unwrap();
+        asked
+            .contains(&parts[0].frame.pack.id)
+            .then(|| self.places(parts))
+    }
+
+    fn find<'a>(&'a self, parts: &'a [Part]) -> BoxFuture<'a, Result<Vec<Option<Vec<Place>>>>> {
+        self.asked.lock().unwrap().insert(parts[0].frame.pack.id);
+        let places = self.places(parts).into_iter().map(Some).collect();
+        std::future::ready(Ok(places)).boxed()
     }
 }

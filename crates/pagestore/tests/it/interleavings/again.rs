@@ -9,7 +9,7 @@ use super::*;
 use crate::gated::{follow, run_some};
 
 /// Copies a snapshot here.
-fn copier(storage: Gated, source: Repository, id: CommitId) -> Acting {
+pub(super) fn copier(storage: Gated, source: Repository, id: CommitId) -> Acting {
     async move {
         let work = async {
             let repository = reopen(storage).await?;

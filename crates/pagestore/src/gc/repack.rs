@@ -143,10 +143,11 @@ impl Filling<'_> {
                 Ok((moving.kept, moving.record, key, bytes))
             })
             .collect::<Result<_>>()?;
+        let encrypted = self.repository.is_encrypted();
         let ready = blocking("thinning of frames", move || {
             let ready = work
                 .into_iter()
-                .map(|(kept, record, key, bytes)| make(id, &kept, &record, key, bytes));
+                .map(|(kept, record, key, bytes)| make(id, &kept, &record, key, bytes, encrypted));
             ready.collect::<Result<Vec<Ready>>>()
         });
         let ready = ready.await?;
@@ -262,12 +263,15 @@ fn zeros(context: FrameContext, moved: &MovedFrame) -> Option<FrameRecord> {
     FrameRecord::from_parts(context, moved.offset, 0, length, codec, sealed, digest).ok()
 }
 
-/// Whether a record is that of the frame that is looked for, as far as it says.
+/// Whether a record is that of the frame that is looked for, as far as it says. A directory is not authentic, not even in an
+/// encrypted repository: how the bytes are opened and decoded is told by the map, or by what was said when they were thinned.
 fn is_meant(kept: &Kept, record: &FrameRecord) -> bool {
     let cells = Cells::whole(record.plain_length()).count() == kept.held().count();
     let live = &kept.live;
-    let own =
-        record.stored_length() == live.stored_length && record.digest().starts_with(&live.digest);
+    let own = record.stored_length() == live.stored_length
+        && record.digest().starts_with(&live.digest)
+        && record.codec() == live.codec
+        && record.is_sealed() == live.sealed;
     cells
         && match &kept.moved {
             None => own,
@@ -276,8 +280,10 @@ fn is_meant(kept: &Kept, record: &FrameRecord) -> bool {
                 there
                     && match &moved.form {
                         Form::Same => own,
-                        // Told when it is opened.
-                        Form::Wrapped => record.is_sealed(),
+                        // Its digest is told when it is opened.
+                        Form::Wrapped => {
+                            record.is_sealed() && !live.sealed && record.codec() == live.codec
+                        }
                         Form::Thinned(thinned) => {
                             *record.digest() == thinned.digest
                                 && record.codec() == thinned.codec
@@ -295,13 +301,20 @@ fn make(
     record: &FrameRecord,
     key: DataKey,
     stored: Bytes,
+    encrypted: bool,
 ) -> Result<Ready> {
     let held = kept.held();
     if kept.cells.count().saturating_mul(4) >= held.count().saturating_mul(3) {
         return Ok(Ready::AsItIs(*record, stored));
     }
     let (pack, frame) = kept.address;
-    let format = |error| Error::format(format!("frame {frame} of pack {pack} in pack {id}"), error);
+    let name = || format!("frame {frame} of pack {pack} in pack {id}");
+    // Nothing but a few bytes of a digest would tie it to the map, and the moves would vouch for it.
+    if encrypted && !record.is_sealed() && record.stored_length() > 0 {
+        let reason = "is not encrypted, in a repository that is";
+        return Err(Error::damaged(name(), reason));
+    }
+    let format = |error| Error::format(name(), error);
     let cipher = record.is_sealed().then(|| PackCipher::new(&key));
     let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
     let opened = record.unseal(&stored, cipher).map_err(format)?;

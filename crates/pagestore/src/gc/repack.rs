@@ -31,6 +31,8 @@ const AT_ONCE: usize = 256;
 const PACK_SIZE: u64 = 64 << 20;
 /// So many stored bytes are read, thinned and written together.
 const BATCH: u64 = 8 << 20;
+/// The codec of frames of zeros, as directories have it.
+const ZEROS: u8 = 3;
 
 /// A frame on its way to a new pack.
 struct Moving {
@@ -235,7 +237,7 @@ fn found(id: PackId, frames: &[Kept], records: &[FrameRecord]) -> Result<Vec<Mov
             None => usize::try_from(frame)
                 .ok()
                 .and_then(|frame| records.get(frame).copied()),
-            Some(moved) if moved.length == 0 => zeros(context, moved),
+            Some(moved) if moved.length == 0 => zeros(context, kept, moved),
             Some(moved) => by_offset.get(&moved.offset).copied().copied(),
         };
         let record = record.filter(|record| is_meant(kept, record));
@@ -249,18 +251,10 @@ fn found(id: PackId, frames: &[Kept], records: &[FrameRecord]) -> Result<Vec<Mov
 }
 
 /// Of zeros nothing is stored, so that they have no place of their own.
-fn zeros(context: FrameContext, moved: &MovedFrame) -> Option<FrameRecord> {
-    let Form::Thinned(thinned) = &moved.form else {
-        return None;
-    };
-    let length = thinned.cells.count().saturating_mul(Cells::SIZE);
-    let Thinned {
-        codec,
-        sealed,
-        digest,
-        ..
-    } = *thinned;
-    FrameRecord::from_parts(context, moved.offset, 0, length, codec, sealed, digest).ok()
+fn zeros(context: FrameContext, kept: &Kept, moved: &MovedFrame) -> Option<FrameRecord> {
+    let length = kept.held().count().saturating_mul(Cells::SIZE);
+    let digest = blake3::hash(&[]).as_bytes().first_chunk().copied()?;
+    FrameRecord::from_parts(context, moved.offset, 0, length, ZEROS, false, digest).ok()
 }
 
 /// Whether a record is that of the frame that is looked for, as far as it says. A directory is not authentic, not even in an

@@ -1,4 +1,5 @@
-//! Collections that rewrite packs whose directories this program would not have written.
+//! Collections that rewrite packs whose directories this program would not have written: forged ones, and those of other
+//! writers.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,7 @@ use neon_storage::{Key, StorageExt};
 
 use crate::clocked::Clocked;
 use crate::files::{Selection, make_as, noise};
+use crate::support::{ZEROS, init, read, write};
 use crate::thinned::{encrypted, files, is_whole, open, settle};
 
 const PAGE: usize = 8192;
@@ -109,5 +111,47 @@ async fn what_directories_say_of_sealing_and_compression_is_held_against_maps_be
         settle(&storage, &repository).await;
         is_whole(&repository, &taken, "genuine again").await;
         assert!(!packs(&storage).await.contains(key));
+    }
+}
+
+/// Frames of zeros lie where the frame after them begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_zeros_that_another_writer_made_move_as_often_as_others() {
+    for sealed in [false, true] {
+        let storage = Clocked::new();
+        let repository = match sealed {
+            true => encrypted(&storage).await,
+            false => init(&storage).await,
+        };
+        let names: Vec<String> = (0..96).map(|number| format!("a{number:02}")).collect();
+        // Sixteen files share a frame: noise, four times zeros, noise.
+        let seeds = |number: u64| match number {
+            16..80 => ZEROS,
+            _ => number,
+        };
+        let all: Vec<(&str, u64)> = names
+            .iter()
+            .zip(0..)
+            .map(|(name, number)| (name.as_str(), seeds(number)))
+            .collect();
+        let anew = |range: std::ops::Range<usize>, by: u64| -> Vec<(&str, u64)> {
+            all[range]
+                .iter()
+                .map(|(name, seed)| (*name, seed + by))
+                .collect()
+        };
+        let mut last = write(&repository, None, &all, &[]).await;
+        for (turn, range) in [(1, 0..16), (2, 80..88), (3, 88..92)] {
+            let next = write(&repository, Some(last), &anew(range, 1000 * turn), &[]).await;
+            repository.destroy(last).await.unwrap();
+            last = next;
+            let about = format!("sealed {sealed}, turn {turn}");
+            let collected = repository.collect().await.unwrap();
+            assert!(collected.moved > 0, "{about}: {collected:?}");
+            settle(&storage, &repository).await;
+            let checked = repository.check(true).await.unwrap();
+            assert!(checked.is_sound(), "{about}: {:?}", checked.findings);
+            assert_eq!(read(&repository, last).await.unwrap(), names, "{about}");
+        }
     }
 }

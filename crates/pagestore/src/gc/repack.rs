@@ -25,8 +25,9 @@ use crate::read::form::{keep, thin};
 use crate::read::{Form, Thinned};
 use crate::repository::Repository;
 
-/// Of so many packs live frames are kept in mind at once.
+/// Of so many packs live frames are kept in mind at once, and so many frames but for those of a single pack: some 50 MB.
 const AT_ONCE: usize = 256;
+const FRAMES_AT_ONCE: u64 = 500_000;
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
 /// So many stored bytes are read, thinned and written together.
@@ -129,7 +130,8 @@ impl Filling<'_> {
         let records: Vec<FrameRecord> = now.iter().map(|moving| moving.record).collect();
         let mut stored = Vec::with_capacity(now.len());
         let read = self.repository.each_stored(id, &records, |_, bytes| {
-            stored.push(bytes);
+            // What lies between frames that are far apart is read along: none of it is kept in memory.
+            stored.push(Bytes::copy_from_slice(&bytes));
             Ok(())
         });
         read.await?;
@@ -203,7 +205,9 @@ pub(crate) async fn repack(
         filled: HashSet::new(),
     };
     let mut written = 0_u64;
-    for some in sparse.chunks(AT_ONCE) {
+    for some in at_once(sparse, |id| {
+        marked.held.get(id).map_or(0, |held| held.frames)
+    }) {
         let frames = marked.frames_in(inventory, some)?;
         for id in some {
             let (Some(frames), Some(size)) = (frames.get(id), inventory.packs.get(id)) else {
@@ -214,6 +218,23 @@ pub(crate) async fn repack(
     }
     filling.flush().await?;
     Ok(written)
+}
+
+/// Cuts packs into those whose frames are kept in mind together.
+fn at_once(packs: &[PackId], frames: impl Fn(&PackId) -> u64) -> impl Iterator<Item = &[PackId]> {
+    let (mut packs_now, mut frames_now) = (0_usize, 0_u64);
+    packs.chunk_by(move |before, next| {
+        if packs_now == 0 {
+            (packs_now, frames_now) = (1, frames(before));
+        }
+        packs_now = packs_now.saturating_add(1);
+        frames_now = frames_now.saturating_add(frames(next));
+        let fits = packs_now <= AT_ONCE && frames_now <= FRAMES_AT_ONCE;
+        if !fits {
+            packs_now = 0;
+        }
+        fits
+    })
 }
 
 fn not_held(id: PackId, kept: &Kept) -> Error {
@@ -325,4 +346,34 @@ fn make(
     let pack = PackRef { id: pack, key };
     let thinned = thin(&pack, frame, record.codec(), record.is_sealed(), &live)?;
     Ok(Ready::Thinned(kept.cells, thinned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_frames_are_kept_in_mind_however_many_a_pack_has() {
+        let packs: Vec<PackId> = (0..=u16::MAX)
+            .take(600)
+            .map(|number| PackId(u128::from(number).to_le_bytes()))
+            .collect();
+        for (frames, together) in [
+            (1, 256),
+            (2000, 250),
+            (200_000, 2),
+            (300_000, 1),
+            (5 << 20, 1),
+        ] {
+            let lengths: Vec<usize> = at_once(&packs, |_| frames).map(<[PackId]>::len).collect();
+            assert_eq!(lengths.iter().sum::<usize>(), packs.len());
+            let (last, others) = lengths.split_last().unwrap();
+            assert!(
+                others.iter().all(|length| *length == together),
+                "{lengths:?}"
+            );
+            assert!(*last <= together);
+        }
+        assert_eq!(at_once(&[], |_| 1).count(), 0);
+    }
 }

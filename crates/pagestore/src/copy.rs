@@ -231,14 +231,18 @@ impl Sent {
 
 /// What of a pack is to be sent.
 enum Sending {
-    Whole { size: u64 },
+    /// All of it; the frames are what is needed of it.
+    Whole {
+        size: u64,
+        frames: Vec<Part>,
+    },
     Frames(Vec<Part>),
 }
 
 impl Sending {
     fn bytes(&self) -> u64 {
         match self {
-            Self::Whole { size } => *size,
+            Self::Whole { size, .. } => *size,
             Self::Frames(frames) => stored(frames),
         }
     }
@@ -261,7 +265,13 @@ impl Copy<'_> {
         self.sent.tell(0)?;
         for (id, sending) in plan {
             match sending {
-                Sending::Whole { size } => self.whole(id, size).await?,
+                Sending::Whole { size, frames } => match self.whole(id, size).await {
+                    // A collection has rewritten it since packs were listed: it lies elsewhere by now.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        self.frames(id, &frames).await?;
+                    }
+                    sent => sent?,
+                },
                 Sending::Frames(frames) => self.frames(id, &frames).await?,
             }
         }
@@ -304,7 +314,8 @@ impl Copy<'_> {
                 Some(size)
                     if absent.contains(&id) && !wrap && stored.saturating_mul(2) >= *size =>
                 {
-                    Sending::Whole { size: *size }
+                    let (size, frames) = (*size, missing);
+                    Sending::Whole { size, frames }
                 }
                 _ => Sending::Frames(missing),
             };

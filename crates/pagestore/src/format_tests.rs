@@ -13,7 +13,7 @@ use crate::crypt::{EpochKey, KeySource, Keyring};
 use crate::doomed::{DoomedBody, Stage};
 use crate::lease::LeaseBody;
 use crate::map::Cells;
-use crate::moves::{MovedFrame, decode, encode};
+use crate::moves::{MovedFrame, decode, encode, flags};
 use crate::pin::PinBody;
 use crate::read::{Form, Thinned};
 use crate::tombstone::TombstoneBody;
@@ -220,8 +220,12 @@ fn keep(name: &str, bytes: &[u8]) -> Vec<u8> {
 fn objects_of_version_1_are_written_and_read_as_ever() {
     for (name, key, kind, body) in objects() {
         let key = Key::new(key).unwrap();
-        let object = Object::new(kind, WRITER, body);
+        let mut object = Object::new(kind, WRITER, body);
+        if kind == ObjectKind::Moves {
+            object.flags = flags(&decode(&key, &object.body).unwrap());
+        }
         let bytes = object.encode(&key, None).unwrap();
+        assert_eq!(bytes[20], u8::from(name == "object-v1.moves-thinned"));
         assert_eq!(keep(name, &bytes), bytes, "{name}");
         assert_eq!(Object::decode(&key, kind, &bytes, None).unwrap(), object);
         let sealed = keep(
@@ -247,6 +251,29 @@ fn objects_of_version_1_are_written_and_read_as_ever() {
             .len(),
         4
     );
+}
+
+/// Who does not know what thinned frames are is told so, and not that they are damaged.
+#[test]
+fn additions_that_are_to_be_refused_are_refused_but_for_the_one_that_is_known() {
+    for kind in ObjectKind::ALL {
+        let key = Key::new("some/object").unwrap();
+        for bit in 0..32 {
+            let mut object = Object::new(kind, WRITER, Vec::new());
+            object.flags.refuse = 1 << bit;
+            for seal in [None, Some(epoch())] {
+                let bytes = object.encode(&key, seal.as_ref()).unwrap();
+                let keys = seal.as_ref().map(std::slice::from_ref);
+                match Object::decode(&key, kind, &bytes, keys) {
+                    Ok(read) => assert!(kind == ObjectKind::Moves && bit == 0 && read == object),
+                    Err(error) => {
+                        assert!(kind != ObjectKind::Moves || bit != 0);
+                        assert_eq!(error.kind(), ErrorKind::Unsupported);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -279,6 +306,30 @@ fn key_envelopes_of_version_1_are_opened_as_ever() {
     }
 }
 
+/// Nobody stores so much of a frame, and who reads it would take room for it first.
+#[test]
+fn moves_of_more_bytes_than_a_frame_has_are_refused() {
+    let key = Key::new("moves/some").unwrap();
+    let most = 131_072 + 64;
+    for (offset, length, fits) in [
+        (0, most, true),
+        (u64::MAX - u64::from(most), most, true),
+        (0, most + 1, false),
+        (0, u32::MAX, false),
+        (u64::MAX, 1, false),
+    ] {
+        for form in [Form::Same, Form::Wrapped] {
+            let moved = MovedFrame {
+                frame: 1,
+                offset,
+                length,
+                form,
+            };
+            assert_eq!(decode(&key, &encode(&[moved])).is_ok(), fits, "{moved:?}");
+        }
+    }
+}
+
 fn forms() -> impl Strategy<Value = Form> {
     let thinned = (1..=u16::MAX, 0..4_u8, any::<bool>(), any::<[u8; 16]>());
     let thinned = thinned.prop_map(|(cells, codec, sealed, digest)| {
@@ -295,7 +346,7 @@ fn forms() -> impl Strategy<Value = Form> {
 proptest! {
     #[test]
     fn moves_are_read_as_they_were_written_and_not_when_cut_or_of_an_unknown_kind(
-        frames in prop::collection::btree_map(any::<u64>(), (any::<u64>(), any::<u32>(), forms()), 0..20),
+        frames in prop::collection::btree_map(any::<u64>(), (0..1_u64 << 63, 0..=131_136_u32, forms()), 0..20),
         cut in any::<prop::sample::Index>(),
         kind in 4..=u8::MAX,
     ) {

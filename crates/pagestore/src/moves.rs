@@ -13,14 +13,14 @@ use std::time::{Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use neon_snapshot_format::pack::PackId;
+use neon_snapshot_format::pack::{Flags, PackId};
 use neon_storage::{Key, ListOptions, StorageExt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{WriterId, from_hex};
 use crate::keys::{self, MOVES};
-use crate::map::Cells;
-use crate::object::{Object, ObjectKind};
+use crate::map::{Cells, MAX_STORED};
+use crate::object::{MOVES_THINNED, Object, ObjectKind};
 use crate::read::memory::Memory;
 use crate::read::{Form, Moved, Part, Place, Thinned};
 use crate::repository::Repository;
@@ -91,6 +91,16 @@ pub(crate) fn encode(frames: &[MovedFrame]) -> Vec<u8> {
     out
 }
 
+/// What who reads these has to know.
+pub(crate) fn flags(frames: &[MovedFrame]) -> Flags {
+    let mut forms = frames.iter().map(|moved| moved.form);
+    let thinned = forms.any(|form| matches!(form, Form::Thinned(_)));
+    Flags {
+        refuse: if thinned { MOVES_THINNED } else { 0 },
+        ..Flags::default()
+    }
+}
+
 pub(crate) fn decode(key: &Key, body: &[u8]) -> Result<Arc<[MovedFrame]>> {
     let malformed = |reason| Error::malformed(key.as_str(), reason);
     let mut frames: Vec<MovedFrame> = Vec::with_capacity(body.len() / ENTRY);
@@ -142,6 +152,10 @@ fn entry(bytes: &[u8]) -> std::result::Result<(MovedFrame, &[u8]), &'static str>
         length: u32::from_le_bytes(*length),
         form,
     };
+    let end = moved.offset.checked_add(moved.length.into());
+    if moved.length > MAX_STORED || end.is_none() {
+        return Err("has an entry of more bytes than a frame has");
+    }
     Ok((moved, rest))
 }
 
@@ -155,7 +169,10 @@ impl Repository {
         mut frames: Vec<MovedFrame>,
     ) -> Result<()> {
         frames.sort_unstable();
-        let object = Object::new(ObjectKind::Moves, writer, encode(&frames));
+        let object = Object {
+            flags: flags(&frames),
+            ..Object::new(ObjectKind::Moves, writer, encode(&frames))
+        };
         self.put_object(&keys::moves(old, new)?, &object)
             .await
             .map(drop)

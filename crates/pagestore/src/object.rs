@@ -15,6 +15,8 @@ use crate::id::WriterId;
 const MAGIC: &[u8; 8] = b"NEONOBJ1";
 const VERSION: u8 = 1;
 const HEAD: usize = 40;
+/// Bit of `refuse`: moves with entries of thinned frames.
+pub(crate) const MOVES_THINNED: u32 = 1;
 const DIGEST: usize = 32;
 
 /// What an object is.
@@ -62,6 +64,14 @@ impl ObjectKind {
         match self {
             Self::Claim | Self::Declined | Self::Pin | Self::Tombstone | Self::Key => 1 << 20,
             Self::Commit | Self::Lease | Self::Doomed | Self::Moves | Self::Catalog => 64 << 20,
+        }
+    }
+
+    /// The bits of `refuse` that this version knows.
+    const fn known(self) -> u32 {
+        match self {
+            Self::Moves => MOVES_THINNED,
+            _ => 0,
         }
     }
 
@@ -255,7 +265,10 @@ impl<'a> Stored<'a> {
             read_only: u32_at(16),
             refuse: u32_at(20),
         };
-        if byte_at(9) != VERSION || flags.refuse != 0 {
+        let mut kinds = ObjectKind::ALL.into_iter();
+        let kind = kinds.find(|kind| kind.number() == byte_at(8));
+        let known = kind.map_or(0, ObjectKind::known);
+        if byte_at(9) != VERSION || flags.refuse & !known != 0 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 key.as_str(),

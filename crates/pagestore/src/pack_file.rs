@@ -221,7 +221,8 @@ impl Repository {
     }
 }
 
-/// A pack that is being made from frames that are stored already: in memory, of at most 64 MiB and a frame.
+/// A pack that is being made from frames that are stored already: in memory, of at most 64 MiB and a batch
+/// of some more.
 #[derive(Debug)]
 pub(crate) struct NewPack {
     pub(crate) id: PackId,

@@ -238,13 +238,12 @@ impl Check<'_> {
             if held.common(left).is_empty() {
                 continue;
             }
-            let at = records.binary_search_by_key(&moved.offset, |noted| noted.offset);
-            let noted = at.ok().and_then(|at| records.get(at));
-            let is = |digest| noted == Some(&Noted::new(moved.offset, moved.length, digest));
+            let noted = at(records, moved.offset);
+            let is = |digest| noted.contains(&Noted::new(moved.offset, moved.length, digest));
             let there = match &moved.form {
                 // Of zeros nothing is stored, and of what was sealed once more the map does not know the digest.
                 _ if moved.length == 0 => true,
-                Form::Wrapped => noted.is_some_and(|noted| noted.length == moved.length),
+                Form::Wrapped => noted.iter().any(|noted| noted.length == moved.length),
                 Form::Same => is(&frame.digest),
                 Form::Thinned(thinned) => thinned.is_of(frame.whole()) && is(&thinned.digest),
             };
@@ -265,6 +264,13 @@ impl Check<'_> {
     }
 }
 
+/// What begins at an offset, by records in order: a frame, and those of zeros before it, of which nothing is stored.
+fn at(records: &[Noted], offset: u64) -> &[Noted] {
+    let from = records.partition_point(|noted| noted.offset < offset);
+    let to = records.partition_point(|noted| noted.offset <= offset);
+    records.get(from..to).unwrap_or_default()
+}
+
 pub(super) fn frame_name(pack: PackId, frame: u64) -> String {
     format!("frame {frame} of pack {pack}")
 }
@@ -279,6 +285,27 @@ fn about_pack(id: PackId, error: Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_all_that_begins_at_an_offset_none_is_overlooked() {
+        let lengths = [9, 0, 0, 5, 0, 1];
+        let ends = lengths.iter().scan(64_u64, |end, length| {
+            let start = *end;
+            *end += u64::from(*length);
+            Some(Noted::new(start, *length, &[1; 16]))
+        });
+        let records: Vec<Noted> = ends.collect();
+        let found = |offset| -> Vec<u32> {
+            at(&records, offset)
+                .iter()
+                .map(|noted| noted.length)
+                .collect()
+        };
+        assert_eq!(found(64), [9]);
+        assert_eq!(found(73), [0, 0, 5]);
+        assert_eq!(found(78), [0, 1]);
+        assert!(found(74).is_empty() && found(79).is_empty() && found(0).is_empty());
+    }
 
     #[test]
     fn sixteen_bytes_a_frame_are_kept_of_what_a_directory_says() {

@@ -147,6 +147,8 @@ impl Run<'_> {
                 let now = self.lease.prove().await?;
                 let lists = self.repository.doomed_lists().await?;
                 shunned = executing(&lists, Some(&own.key));
+                // Not two of them in memory at once.
+                (inventory.moves, marked.live) = Default::default();
                 inventory = Inventory::take(self.repository, now, true).await?;
                 marked = Marked::of(self.repository, &inventory, &shunned).await?;
                 plan = CollectionPlan::of(&inventory, &marked);

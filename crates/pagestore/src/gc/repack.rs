@@ -25,12 +25,15 @@ use crate::read::form::{keep, thin};
 use crate::read::{Form, Thinned};
 use crate::repository::Repository;
 
-/// Of so many packs live frames are kept in mind at once.
+/// Of so many packs live frames are kept in mind at once, and so many frames but for those of a single pack: some 50 MB.
 const AT_ONCE: usize = 256;
+const FRAMES_AT_ONCE: u64 = 500_000;
 /// How large new packs grow.
 const PACK_SIZE: u64 = 64 << 20;
 /// So many stored bytes are read, thinned and written together.
 const BATCH: u64 = 8 << 20;
+/// The codec of frames of zeros, as directories have it.
+const ZEROS: u8 = 3;
 
 /// A frame on its way to a new pack.
 struct Moving {
@@ -127,7 +130,8 @@ impl Filling<'_> {
         let records: Vec<FrameRecord> = now.iter().map(|moving| moving.record).collect();
         let mut stored = Vec::with_capacity(now.len());
         let read = self.repository.each_stored(id, &records, |_, bytes| {
-            stored.push(bytes);
+            // What lies between frames that are far apart is read along: none of it is kept in memory.
+            stored.push(Bytes::copy_from_slice(&bytes));
             Ok(())
         });
         read.await?;
@@ -143,10 +147,11 @@ impl Filling<'_> {
                 Ok((moving.kept, moving.record, key, bytes))
             })
             .collect::<Result<_>>()?;
+        let encrypted = self.repository.is_encrypted();
         let ready = blocking("thinning of frames", move || {
             let ready = work
                 .into_iter()
-                .map(|(kept, record, key, bytes)| make(id, &kept, &record, key, bytes));
+                .map(|(kept, record, key, bytes)| make(id, &kept, &record, key, bytes, encrypted));
             ready.collect::<Result<Vec<Ready>>>()
         });
         let ready = ready.await?;
@@ -209,7 +214,9 @@ pub(crate) async fn repack(
         filled: HashSet::new(),
     };
     let mut rewritten = Rewritten::default();
-    for some in sparse.chunks(AT_ONCE) {
+    for some in at_once(sparse, |id| {
+        marked.held.get(id).map_or(0, |held| held.frames)
+    }) {
         let frames = marked.frames_in(inventory, some)?;
         for id in some {
             let (Some(frames), Some(size)) = (frames.get(id), inventory.packs.get(id)) else {
@@ -223,6 +230,23 @@ pub(crate) async fn repack(
     }
     filling.flush().await?;
     Ok(rewritten)
+}
+
+/// Cuts packs into those whose frames are kept in mind together.
+fn at_once(packs: &[PackId], frames: impl Fn(&PackId) -> u64) -> impl Iterator<Item = &[PackId]> {
+    let (mut packs_now, mut frames_now) = (0_usize, 0_u64);
+    packs.chunk_by(move |before, next| {
+        if packs_now == 0 {
+            (packs_now, frames_now) = (1, frames(before));
+        }
+        packs_now = packs_now.saturating_add(1);
+        frames_now = frames_now.saturating_add(frames(next));
+        let fits = packs_now <= AT_ONCE && frames_now <= FRAMES_AT_ONCE;
+        if !fits {
+            packs_now = 0;
+        }
+        fits
+    })
 }
 
 fn not_held(id: PackId, kept: &Kept) -> Error {
@@ -246,7 +270,7 @@ fn found(id: PackId, frames: &[Kept], records: &[FrameRecord]) -> Result<Vec<Mov
             None => usize::try_from(frame)
                 .ok()
                 .and_then(|frame| records.get(frame).copied()),
-            Some(moved) if moved.length == 0 => zeros(context, moved),
+            Some(moved) if moved.length == 0 => zeros(context, kept, moved),
             Some(moved) => by_offset.get(&moved.offset).copied().copied(),
         };
         let record = record.filter(|record| is_meant(kept, record));
@@ -260,26 +284,21 @@ fn found(id: PackId, frames: &[Kept], records: &[FrameRecord]) -> Result<Vec<Mov
 }
 
 /// Of zeros nothing is stored, so that they have no place of their own.
-fn zeros(context: FrameContext, moved: &MovedFrame) -> Option<FrameRecord> {
-    let Form::Thinned(thinned) = &moved.form else {
-        return None;
-    };
-    let length = thinned.cells.count().saturating_mul(Cells::SIZE);
-    let Thinned {
-        codec,
-        sealed,
-        digest,
-        ..
-    } = *thinned;
-    FrameRecord::from_parts(context, moved.offset, 0, length, codec, sealed, digest).ok()
+fn zeros(context: FrameContext, kept: &Kept, moved: &MovedFrame) -> Option<FrameRecord> {
+    let length = kept.held().count().saturating_mul(Cells::SIZE);
+    let digest = blake3::hash(&[]).as_bytes().first_chunk().copied()?;
+    FrameRecord::from_parts(context, moved.offset, 0, length, ZEROS, false, digest).ok()
 }
 
-/// Whether a record is that of the frame that is looked for, as far as it says.
+/// Whether a record is that of the frame that is looked for, as far as it says. A directory is not authentic, not even in an
+/// encrypted repository: how the bytes are opened and decoded is told by the map, or by what was said when they were thinned.
 fn is_meant(kept: &Kept, record: &FrameRecord) -> bool {
     let cells = Cells::whole(record.plain_length()).count() == kept.held().count();
     let live = &kept.live;
-    let own =
-        record.stored_length() == live.stored_length && record.digest().starts_with(&live.digest);
+    let own = record.stored_length() == live.stored_length
+        && record.digest().starts_with(&live.digest)
+        && record.codec() == live.codec
+        && record.is_sealed() == live.sealed;
     cells
         && match &kept.moved {
             None => own,
@@ -288,8 +307,10 @@ fn is_meant(kept: &Kept, record: &FrameRecord) -> bool {
                 there
                     && match &moved.form {
                         Form::Same => own,
-                        // Told when it is opened.
-                        Form::Wrapped => record.is_sealed(),
+                        // Its digest is told when it is opened.
+                        Form::Wrapped => {
+                            record.is_sealed() && !live.sealed && record.codec() == live.codec
+                        }
                         Form::Thinned(thinned) => {
                             *record.digest() == thinned.digest
                                 && record.codec() == thinned.codec
@@ -307,13 +328,20 @@ fn make(
     record: &FrameRecord,
     key: DataKey,
     stored: Bytes,
+    encrypted: bool,
 ) -> Result<Ready> {
     let held = kept.held();
     if kept.cells.count().saturating_mul(4) >= held.count().saturating_mul(3) {
         return Ok(Ready::AsItIs(*record, stored));
     }
     let (pack, frame) = kept.address;
-    let format = |error| Error::format(format!("frame {frame} of pack {pack} in pack {id}"), error);
+    let name = || format!("frame {frame} of pack {pack} in pack {id}");
+    // Nothing but a few bytes of a digest would tie it to the map, and the moves would vouch for it.
+    if encrypted && !record.is_sealed() && record.stored_length() > 0 {
+        let reason = "is not encrypted, in a repository that is";
+        return Err(Error::damaged(name(), reason));
+    }
+    let format = |error| Error::format(name(), error);
     let cipher = record.is_sealed().then(|| PackCipher::new(&key));
     let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
     let opened = record.unseal(&stored, cipher).map_err(format)?;
@@ -330,4 +358,34 @@ fn make(
     let pack = PackRef { id: pack, key };
     let thinned = thin(&pack, frame, record.codec(), record.is_sealed(), &live)?;
     Ok(Ready::Thinned(kept.cells, thinned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_frames_are_kept_in_mind_however_many_a_pack_has() {
+        let packs: Vec<PackId> = (0..=u16::MAX)
+            .take(600)
+            .map(|number| PackId(u128::from(number).to_le_bytes()))
+            .collect();
+        for (frames, together) in [
+            (1, 256),
+            (2000, 250),
+            (200_000, 2),
+            (300_000, 1),
+            (5 << 20, 1),
+        ] {
+            let lengths: Vec<usize> = at_once(&packs, |_| frames).map(<[PackId]>::len).collect();
+            assert_eq!(lengths.iter().sum::<usize>(), packs.len());
+            let (last, others) = lengths.split_last().unwrap();
+            assert!(
+                others.iter().all(|length| *length == together),
+                "{lengths:?}"
+            );
+            assert!(*last <= together);
+        }
+        assert_eq!(at_once(&[], |_| 1).count(), 0);
+    }
 }

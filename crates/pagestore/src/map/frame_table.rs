@@ -21,7 +21,7 @@ const CODEC: u8 = 0x1f;
 const FULL: u32 = 128 << 10;
 const _: () = assert!(FULL as usize == FRAME_SIZE);
 /// What a pack's directory can say at most: a full frame with nonce and tag.
-const MAX_STORED: u32 = FULL + 64;
+pub(crate) const MAX_STORED: u32 = FULL + 64;
 
 /// Collects frames in the order of their first mention.
 #[derive(Debug, Default)]

@@ -184,7 +184,9 @@ impl Planning {
     fn finish(self) -> Marking {
         Marking {
             page_size: self.view.page_size,
-            overlay: Overlay::new(&self.view.runs, false).judging(&Arc::new(self.plan.skipped)),
+            overlay: Overlay::new(&self.view.runs, false)
+                .of_pages(self.view.page_size)
+                .judging(&Arc::new(self.plan.skipped)),
             indexes: self.plan.indexes,
         }
     }

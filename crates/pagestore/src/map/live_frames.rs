@@ -9,8 +9,11 @@ use crate::map::{Cells, FrameRef};
 
 /// Frames that lie side by side.
 const TOGETHER: usize = 64;
-/// Bits of [`Facts`] for the stored length.
-const LENGTH_BITS: u32 = 28;
+/// Bits of [`Facts`] for the stored length, for the codec, and for whether it is sealed; the rest is for how many cells there are.
+const LENGTH_BITS: u32 = 22;
+const CODEC_BITS: u32 = 5;
+const SEALED: u32 = 1 << (LENGTH_BITS + CODEC_BITS);
+const CELLS_AT: u32 = LENGTH_BITS + CODEC_BITS + 1;
 
 /// A set of cells of frames of many packs, in ten bytes a frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,24 +39,39 @@ struct Slot {
     digest: [u8; 4],
 }
 
-/// How many bytes are stored, and above that how many cells there are, less one. In bytes, so that nothing is lost to
-/// alignment.
+/// How many bytes are stored; above that their codec and whether they are sealed, as the map says; above that how many cells
+/// there are, less one. In bytes, so that nothing is lost to alignment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Facts([u8; 4]);
 
 impl Facts {
     fn of(frame: &FrameRef) -> Self {
-        let most = (1 << LENGTH_BITS) - 1;
-        let cells = frame.whole().count().saturating_sub(1);
-        Self((cells << LENGTH_BITS | frame.stored_length.min(most)).to_le_bytes())
+        let most = |bits: u32| (1 << bits) - 1;
+        let length = frame.stored_length.min(most(LENGTH_BITS));
+        let codec = u32::from(frame.codec).min(most(CODEC_BITS)) << LENGTH_BITS;
+        let sealed = if frame.sealed { SEALED } else { 0 };
+        let cells = frame.whole().count().saturating_sub(1) << CELLS_AT;
+        Self((cells | sealed | codec | length).to_le_bytes())
+    }
+
+    fn bits(self) -> u32 {
+        u32::from_le_bytes(self.0)
     }
 
     fn stored_length(self) -> u32 {
-        u32::from_le_bytes(self.0) & ((1 << LENGTH_BITS) - 1)
+        self.bits() & ((1 << LENGTH_BITS) - 1)
+    }
+
+    fn codec(self) -> u8 {
+        u8::try_from(self.bits() >> LENGTH_BITS & ((1 << CODEC_BITS) - 1)).unwrap_or(u8::MAX)
+    }
+
+    fn is_sealed(self) -> bool {
+        self.bits() & SEALED != 0
     }
 
     fn whole(self) -> Cells {
-        let cells = u64::from(u32::from_le_bytes(self.0) >> LENGTH_BITS) + 1;
+        let cells = u64::from(self.bits() >> CELLS_AT) + 1;
         Cells::of(&(0..cells * u64::from(Cells::SIZE)))
     }
 }
@@ -69,6 +87,10 @@ pub struct LiveFrame {
     pub whole: Cells,
     /// Bytes that are stored for all of them in its own pack.
     pub stored_length: u32,
+    /// How those are compressed, as the map says.
+    pub codec: u8,
+    /// Whether they are encrypted, as the map says.
+    pub sealed: bool,
     /// The first bytes of the digest of those.
     pub digest: [u8; 4],
 }
@@ -164,8 +186,9 @@ impl LiveFrames {
     pub fn frames(&self, id: PackId) -> impl Iterator<Item = LiveFrame> {
         let words = self.packs.get(&id).into_iter().flat_map(|pack| &pack.words);
         words.flat_map(|(number, word)| {
-            let slots = word.iter().zip(number * TOGETHER as u64..);
-            slots.filter_map(|(slot, frame)| slot.shown(frame))
+            let first = number.saturating_mul(TOGETHER as u64);
+            let slots = word.iter().zip(0..TOGETHER as u64);
+            slots.filter_map(move |(slot, at)| slot.shown(first | at))
         })
     }
 }
@@ -178,7 +201,75 @@ impl Slot {
             cells,
             whole: facts.whole(),
             stored_length: facts.stored_length(),
+            codec: facts.codec(),
+            sealed: facts.is_sealed(),
             digest: self.digest,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::PackRef;
+
+    const PACK: PackId = PackId([7; 16]);
+
+    fn frame(number: u64) -> FrameRef {
+        FrameRef {
+            pack: PackRef {
+                id: PACK,
+                key: DataKey([0; 32]),
+            },
+            frame: number,
+            offset: 64,
+            stored_length: 131_136,
+            plain_length: 131_072,
+            codec: 2,
+            sealed: true,
+            digest: [9; 16],
+        }
+    }
+
+    #[test]
+    fn what_a_map_says_of_a_frame_is_kept() {
+        for (cells, codec, sealed, stored_length) in [
+            (1, 0, false, 0),
+            (1, 31, true, 131_136),
+            (7, 3, false, 1),
+            (16, 2, true, 131_136),
+            (16, 0, false, 131_072),
+        ] {
+            let mut live = LiveFrames::default();
+            live.insert(&FrameRef {
+                stored_length,
+                plain_length: cells * Cells::SIZE,
+                codec,
+                sealed,
+                ..frame(5)
+            });
+            let whole = Cells::whole(cells * Cells::SIZE);
+            let expected = LiveFrame {
+                frame: 5,
+                cells: whole,
+                whole,
+                stored_length,
+                codec,
+                sealed,
+                digest: [9; 4],
+            };
+            assert_eq!(live.get((PACK, 5)), Some(expected));
+        }
+    }
+
+    #[test]
+    fn frames_may_have_any_number() {
+        let numbers = [0, 63, 64, u64::MAX - 64, u64::MAX - 63, u64::MAX];
+        let mut live = LiveFrames::default();
+        for number in numbers {
+            assert!(live.insert(&frame(number)));
+        }
+        let found: Vec<u64> = live.frames(PACK).map(|live| live.frame).collect();
+        assert_eq!(found, numbers);
     }
 }

@@ -34,6 +34,7 @@ mod wire;
 pub use cells::Cells;
 pub use diff::{Diff, FileDiff};
 pub use frame_ref::{FrameRef, PackRef};
+pub(crate) use frame_table::MAX_STORED;
 pub use group::{At, Attributes, Extent, FileKind, FileState, Group, KEEP_ALL, PageDigest};
 pub use key::PageKey;
 pub use list::List;

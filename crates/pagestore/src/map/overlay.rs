@@ -68,6 +68,8 @@ pub(crate) struct Overlay {
     /// Its limit in all layers together.
     limit: u32,
     with_digests: bool,
+    /// Of which size its pages are, where that matters.
+    page_size: Option<u32>,
     reuse: Option<Reuse>,
     partial: Partial,
 }
@@ -142,9 +144,16 @@ impl Overlay {
             page: 0,
             limit: KEEP_ALL,
             with_digests,
+            page_size: None,
             reuse: None,
             partial: Partial::Never,
         }
+    }
+
+    /// Refuses pages of another size: who counts in bytes what the map counts in pages would miss some.
+    pub(crate) fn of_pages(mut self, page_size: u32) -> Self {
+        self.page_size = Some(page_size);
+        self
     }
 
     /// Passes these index frames and record blocks of the oldest run. A file of which only later parts remain
@@ -206,7 +215,10 @@ impl Overlay {
             if let Some(path) = self.path.take() {
                 let known = self.load_pages(&path, &mut needed)?;
                 let known = known && needed.is_empty();
-                let event = if known { self.next_pages(&path) } else { None };
+                let event = match known {
+                    true => self.next_pages(&path)?,
+                    false => None,
+                };
                 if !known || event.is_some() {
                     self.path = Some(path);
                 }
@@ -326,7 +338,7 @@ impl Overlay {
     }
 
     /// The next visible pages of the present file.
-    fn next_pages(&mut self, path: &SnapshotPath) -> Option<Event> {
+    fn next_pages(&mut self, path: &SnapshotPath) -> Result<Option<Event>> {
         // The layer, its first page, and the page before which a newer layer takes over.
         let mut next: Option<(usize, u32, u32)> = None;
         for (number, layer) in self.layers.iter().enumerate() {
@@ -342,8 +354,22 @@ impl Overlay {
                 None => next = Some((number, page, end)),
             }
         }
-        let (number, page, end) = next?;
-        let at = self.layers.get(number)?.cursor.extent()?;
+        let Some((number, page, end)) = next else {
+            return Ok(None);
+        };
+        let layer = self.layers.get(number);
+        let Some(at) = layer.and_then(|layer| layer.cursor.extent()) else {
+            return Ok(None);
+        };
+        if self
+            .page_size
+            .is_some_and(|size| size != at.block.page_size)
+        {
+            return Err(Error::malformed(
+                path.to_string(),
+                "the map has pages of another size than the snapshot",
+            ));
+        }
         let mut extent = at.extent;
         extent.count = end - page;
         let digests = if extent.frame == NO_FRAME || !self.with_digests {
@@ -362,7 +388,7 @@ impl Overlay {
             }
         }
         self.page = end;
-        Some(event)
+        Ok(Some(event))
     }
 
     /// A piece of the oldest run that no newer run says anything about.

@@ -38,7 +38,7 @@ impl Walk {
     #[must_use]
     pub fn new(view: &View, with_digests: bool) -> Self {
         Self {
-            overlay: Overlay::new(&view.runs, with_digests),
+            overlay: Overlay::new(&view.runs, with_digests).of_pages(view.page_size),
             page_size: view.page_size,
             with_digests,
             file: None,

@@ -88,8 +88,12 @@ impl Thinned {
 
 /// Encodes cells of a frame as the frame itself is, and seals them for its address if they are to be sealed.
 ///
+/// What it made is read again before it is handed out: it is going to take the place of what it was made from, and nobody but
+/// who made it will vouch for it.
+///
 /// # Errors
-/// [`Malformed`](crate::ErrorKind::Malformed) for an unknown codec, and what compressing and sealing return.
+/// [`Malformed`](crate::ErrorKind::Malformed) for an unknown codec, what compressing and sealing return, and
+/// [`Damaged`](crate::ErrorKind::Damaged) when it is not read as it was given.
 pub(crate) fn thin(
     pack: &PackRef,
     frame: u64,
@@ -110,9 +114,23 @@ pub(crate) fn thin(
     };
     let cipher = sealed.then(|| PackCipher::new(&pack.key));
     let cipher = cipher.as_ref().map(|cipher| cipher as &dyn FrameCipher);
-    EncodedFrame::new(plain, codec)
+    let format = |error| Error::format(name(), error);
+    let made = EncodedFrame::new(plain, codec)
         .and_then(|encoded| encoded.into_owned().seal(address, cipher))
-        .map_err(|error| Error::format(name(), error))
+        .map_err(format)?;
+    match holds(&made, cipher, plain).map_err(format)? {
+        true => Ok(made),
+        false => Err(Error::damaged(name(), "is not read as it was thinned")),
+    }
+}
+
+/// Whether a frame is read as these bytes.
+fn holds(
+    made: &SealedFrame<'_>,
+    cipher: Option<&dyn FrameCipher>,
+    plain: &[u8],
+) -> neon_snapshot_format::Result<bool> {
+    Ok(made.decode(cipher)? == plain)
 }
 
 /// Of the plain bytes of some cells, those of a few of them; none if they are not there.
@@ -242,4 +260,36 @@ pub(crate) fn record(frame: &FrameRef) -> Result<FrameRecord> {
         frame.digest,
     )
     .map_err(|error| Error::format(subject(frame), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypt::DataKey;
+
+    #[test]
+    fn what_is_thinned_is_read_again_with_its_codec_and_its_key() {
+        let pack = PackRef {
+            id: PackId([7; 16]),
+            key: DataKey([3; 32]),
+        };
+        let plain: Vec<u8> = (0..40_000_u32)
+            .map(|at| (at / 7).to_le_bytes()[0])
+            .collect();
+        let mut wrong = plain.clone();
+        wrong[39_999] ^= 1;
+        let cipher = PackCipher::new(&pack.key);
+        let cipher = &cipher as &dyn FrameCipher;
+        for (codec, sealed) in [(0, false), (1, true), (2, false), (3, true)] {
+            let made = thin(&pack, 5, codec, sealed, &plain).unwrap();
+            let cipher = sealed.then_some(cipher);
+            assert!(holds(&made, cipher, &plain).unwrap());
+            assert!(!holds(&made, cipher, &wrong).unwrap());
+            assert!(!holds(&made, cipher, &plain[..39_999]).unwrap());
+            if sealed {
+                let other = PackCipher::new(&DataKey([4; 32]));
+                assert!(holds(&made, Some(&other), &plain).is_err());
+            }
+        }
+    }
 }

@@ -318,3 +318,49 @@ async fn a_first_copy_does_not_ask_for_each_pack_where_its_frames_moved() {
     assert!(lists < 15, "{lists} lists");
     assert!(to.check(true).await.unwrap().is_sound());
 }
+
+/// A copy lists packs once and may take longer than a grace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_was_rewritten_after_a_copy_had_begun_is_copied_from_where_it_lies_by_now() {
+    for sealed in [false, true] {
+        let stores = [Clocked::new(), Clocked::new()];
+        let (from, to) = match sealed {
+            false => (init(&stores[0]).await, init(&stores[1]).await),
+            true => (
+                encrypted(&stores[0], "one").await,
+                encrypted(&stores[1], "two").await,
+            ),
+        };
+        let first = write(&from, None, &FILES, &[]).await;
+        let changed = [("a", 11), ("b", 12), ("c", 13)];
+        let second = write(&from, Some(first), &changed, &[]).await;
+        from.destroy(first).await.unwrap();
+        let before = stores[0].list_all("packs/").await.unwrap();
+        let (collecting, clock) = (from.clone(), stores[0].clone());
+        let gone = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&gone);
+        let watch = move |progress: neon_pagestore::CopyProgress| {
+            if progress.done == 0 && counted.load(Ordering::Relaxed) == 0 {
+                let collect = async {
+                    for _ in 0..3 {
+                        let packs = collecting.collect().await?.packs;
+                        counted.fetch_add(packs, Ordering::Relaxed);
+                        clock.advance(GRACE * 2);
+                    }
+                    Ok(())
+                };
+                let runtime = tokio::runtime::Handle::current();
+                return tokio::task::block_in_place(|| runtime.block_on(collect));
+            }
+            Ok(())
+        };
+        let copied = from.copy_to_watched(&to, second, watch).await.unwrap();
+        assert!(gone.load(Ordering::Relaxed) > 0, "{before:?}");
+        assert!(copied.frames > 0, "{copied:?}");
+        assert_eq!(
+            read(&to, second).await.unwrap(),
+            ["a", "b", "c", "d", "e", "f"]
+        );
+        assert!(to.check(true).await.unwrap().is_sound());
+    }
+}

@@ -24,6 +24,7 @@ mod encryption;
 mod exports;
 mod faults;
 mod files;
+mod foreign_packs;
 mod garbage;
 mod gated;
 mod given_up;

@@ -118,9 +118,15 @@ impl BlockSink for Blocks {
     }
 }
 
+/// The seed of a page of zeros, which this writer stores in a frame all the same.
+pub(crate) const ZEROS: u64 = u64::MAX;
+
 /// Content of a file of one page that no other equals and that does not compress away.
 pub(crate) fn page(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; 8192];
+    if seed == ZEROS {
+        return bytes;
+    }
     let mut output = blake3::Hasher::new()
         .update(&seed.to_le_bytes())
         .finalize_xof();

@@ -25,14 +25,14 @@ fn sealed() -> OpenOptions {
     options().key(key())
 }
 
-async fn encrypted(storage: &Clocked) -> Repository {
+pub(crate) async fn encrypted(storage: &Clocked) -> Repository {
     Repository::init(Arc::new(storage.clone()), sealed())
         .await
         .unwrap()
 }
 
 /// Collects until there is nothing to do.
-async fn settle(storage: &Clocked, repository: &Repository) {
+pub(crate) async fn settle(storage: &Clocked, repository: &Repository) {
     for _ in 0..10 {
         if repository.collect().await.unwrap().next.is_none() {
             return;
@@ -42,14 +42,14 @@ async fn settle(storage: &Clocked, repository: &Repository) {
     panic!("no end");
 }
 
-async fn open(repository: &Repository, id: CommitId) -> Snapshot {
+pub(crate) async fn open(repository: &Repository, id: CommitId) -> Snapshot {
     Snapshot::open(repository, id, &reader(repository))
         .await
         .unwrap()
 }
 
 /// Files whose pages have these contents.
-fn files(pages: &[u64], content: impl Fn(u64) -> Vec<u8>) -> Files {
+pub(crate) fn files(pages: &[u64], content: impl Fn(u64) -> Vec<u8>) -> Files {
     let mut files = Files::new();
     files.insert("/".to_owned(), Vec::new());
     let bytes = pages.iter().flat_map(|seed| content(*seed)).collect();
@@ -62,7 +62,11 @@ fn loud(seed: u64) -> Vec<u8> {
 }
 
 /// All that is in a repository is what was taken, whichever way it is read.
-async fn is_whole(repository: &Repository, taken: &BTreeMap<CommitId, Files>, about: &str) {
+pub(crate) async fn is_whole(
+    repository: &Repository,
+    taken: &BTreeMap<CommitId, Files>,
+    about: &str,
+) {
     let checked = repository.check(true).await.unwrap();
     assert!(checked.is_sound(), "{about}: {:?}", checked.findings);
     for id in repository.snapshot_ids().await.unwrap() {

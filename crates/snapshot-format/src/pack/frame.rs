@@ -198,6 +198,14 @@ impl SealedFrame<'_> {
     pub fn stored_length(&self) -> u32 {
         self.record.stored_length
     }
+
+    /// Opens and decompresses it, as who reads it from a pack: shows that nothing went wrong while it was made.
+    ///
+    /// # Errors
+    /// As [`FrameRecord::decode`].
+    pub fn decode(&self, cipher: Option<&dyn FrameCipher>) -> Result<Vec<u8>> {
+        self.record.decode(&self.stored, cipher)
+    }
 }
 
 /// Compresses frames one after another, and keeps what can be used again between them.

@@ -3,12 +3,20 @@
 use std::path::Path;
 
 use bytes::{BufMut, Bytes};
+use neon_snapshot_format::SnapshotPath;
+use neon_snapshot_format::pack::PackId;
 use proptest::prelude::*;
 
 use super::model::{Change, Cluster, change};
+use super::store::Store;
+use crate::ErrorKind;
+use crate::crypt::DataKey;
 use crate::fuzz_targets::{ALL, page_map_view};
 use crate::map::run_writer::Limits;
-use crate::map::{FrameRef, RunWriter, Spool, encode_runs};
+use crate::map::{
+    At, Attributes, Extent, FileKind, FileState, FrameRef, Group, Mark, PackRef, RunWriter, Spool,
+    View, Walk, drive, encode_runs,
+};
 
 #[test]
 fn every_target_has_its_program() {
@@ -20,6 +28,61 @@ fn every_target_has_its_program() {
         let program = std::fs::read_to_string(fuzz.join(&path)).unwrap();
         let body = format!("neon_pagestore::fuzz_targets::{name}(bytes)");
         assert!(program.contains(&body), "{path}");
+    }
+}
+
+/// Of a page that is larger than the commit says cells would be dropped.
+#[test]
+fn a_map_of_pages_of_another_size_than_its_commit_says_is_refused() {
+    let mut store = Store::default();
+    store.next_pack();
+    let frame = FrameRef {
+        pack: PackRef {
+            id: PackId([7; 16]),
+            key: DataKey([0; 32]),
+        },
+        frame: 0,
+        offset: 64,
+        stored_length: 100_000,
+        plain_length: 131_072,
+        codec: 1,
+        sealed: false,
+        digest: [0; 16],
+    };
+    let state = FileState::Present {
+        attributes: Attributes {
+            kind: FileKind::File { size: 65536 },
+            mode: 0o600,
+            owner: None,
+            modified: 0,
+        },
+        limit: 0,
+    };
+    let group = Group {
+        path: SnapshotPath::new("large").unwrap(),
+        state,
+        extents: vec![Extent {
+            page: 0,
+            count: 2,
+            at: At::Frame { frame, offset: 0 },
+        }],
+    };
+    let mut writer = RunWriter::new(&mut store, 32768).unwrap();
+    writer.push(&group, &[[1; 16]; 2]).unwrap();
+    let (run, _) = writer.finish().unwrap();
+    for page_size in [8192, 16384, 32768] {
+        let view = View {
+            runs: vec![run.clone()],
+            page_size,
+        };
+        let mut mark = Mark::new();
+        mark.add(view.clone());
+        let marked = drive(&mut mark, |frame| store.get(frame));
+        let walked = drive(&mut Walk::new(&view, false), |frame| store.get(frame));
+        for problem in [marked.err(), walked.err()] {
+            let expected = (page_size != 32768).then_some(ErrorKind::Malformed);
+            assert_eq!(problem.map(|problem| problem.kind()), expected);
+        }
     }
 }
 

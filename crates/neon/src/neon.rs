@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use neon_pgctl::{Discovered, Discovery, Installation, OsUser, PgMajor, Source};
+use neon_pgctl::{Discovered, Discovery, Installation, InstallationCache, OsUser, PgMajor, Source};
 use neon_pgwire::Surroundings;
 use neon_storage::{Context, Registry, Secret};
 
@@ -136,6 +136,8 @@ pub struct Neon(Arc<Inner>);
 struct Inner {
     home: Home,
     options: Options,
+    /// What was found out about installed programs.
+    installed: Arc<InstallationCache>,
 }
 
 impl Neon {
@@ -148,6 +150,7 @@ impl Neon {
         let neon = Self(Arc::new(Inner {
             home: Home::open(home.as_ref())?,
             options,
+            installed: Arc::default(),
         }));
         neon.storages().ensure_local()?;
         Ok(neon)
@@ -208,10 +211,17 @@ impl Neon {
         (self.0.options.clock)()
     }
 
-    /// The installations of PostgreSQL on this machine. Runs programs; keep the result.
+    /// What has been found out about installed programs.
+    pub(crate) fn installed(&self) -> &InstallationCache {
+        &self.0.installed
+    }
+
+    /// The installations of PostgreSQL on this machine. Runs the programs that were not run yet.
     pub(crate) async fn installations(&self) -> Result<Discovered> {
         let options = self.options();
-        let mut discovery = Discovery::new().with_path(options.path.clone());
+        let mut discovery = Discovery::new()
+            .with_path(options.path.clone())
+            .with_cache(Arc::clone(&self.0.installed));
         for folder in &options.pg_bin {
             discovery = discovery.with_dir(folder);
         }

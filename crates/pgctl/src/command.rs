@@ -20,6 +20,11 @@ pub(crate) const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sb
 /// How often we look whether something has happened.
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
+/// How long to look away from a program that runs since then: what takes a few milliseconds is not waited for longer.
+fn nap(start: Instant) -> Duration {
+    (start.elapsed() / 4).clamp(Duration::from_micros(250), POLL)
+}
+
 /// A command in a clean environment: nothing of ours but what is given here, so that no `PG*`, `LANG` or
 /// `TZ` of the caller changes what the program does. Messages are in English.
 ///
@@ -144,7 +149,7 @@ impl Running {
             if let Some(finished) = self.poll(start, limit)? {
                 return Ok(finished);
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(nap(start)).await;
         }
     }
 
@@ -155,7 +160,7 @@ impl Running {
             if let Some(finished) = self.poll(start, limit)? {
                 return Ok(finished);
             }
-            std::thread::sleep(POLL);
+            std::thread::sleep(nap(start));
         }
     }
 

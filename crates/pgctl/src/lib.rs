@@ -42,7 +42,7 @@ pub use adopt::{AdoptOptions, Adopted, ManagedBy, TablespaceLink};
 pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
 pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
-pub use installation::{Discovered, Discovery, Installation, Source, Version};
+pub use installation::{Discovered, Discovery, Installation, InstallationCache, Source, Version};
 pub use instance::Instance;
 pub use logs::{LogCursor, LogFiles};
 pub use neon_pg_layout::PgMajor;

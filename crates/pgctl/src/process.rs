@@ -94,13 +94,13 @@ impl Process {
     /// in any other way lead a group of their own or are in ours, and somebody waits for them: that is not to be
     /// taken away, from other threads of this program least of all.
     fn reap_if_ours(&self, ended: bool) {
-        use rustix::process::{WaitOptions, getpgid, getpgrp, waitpid};
+        use rustix::process::{WaitOptions, getpid, waitpid};
         if !ended {
             return;
         }
-        if let Ok(group) = getpgid(Some(self.pid))
+        if let Some(group) = group_of(self.pid)
             && group != self.pid
-            && group != getpgrp()
+            && group_of(getpid()) != Some(group)
         {
             let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
         }
@@ -277,6 +277,33 @@ fn state_of(pid: i32) -> Option<char> {
     after.trim_start().chars().next()
 }
 
+/// The process group of a process; none when it has no number that can be told: in a container whose first process
+/// did not begin a session of its own that is the group of somebody outside.
+///
+/// Not asked of the system: it answers 0 then, which rustix takes for impossible.
+#[cfg(target_os = "linux")]
+fn group_of(pid: Pid) -> Option<Pid> {
+    // Mounted outside of a container it counts as they do there, and tells of another process.
+    let ours: i32 = std::fs::read_link("/proc/self")
+        .ok()?
+        .to_str()?
+        .parse()
+        .ok()?;
+    if ours != rustix::process::getpid().as_raw_pid() {
+        return None;
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
+    let (_, after) = stat.rsplit_once(')')?;
+    // The fifth field; the third is the first one behind the name.
+    let group: i32 = after.split_whitespace().nth(2)?.parse().ok()?;
+    Pid::from_raw(group)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn group_of(pid: Pid) -> Option<Pid> {
+    rustix::process::getpgid(Some(pid)).ok()
+}
+
 #[cfg(not(target_os = "linux"))]
 fn is_zombie_by_ps(pid: i32) -> bool {
     std::process::Command::new("ps")
@@ -325,6 +352,30 @@ mod tests {
                 std::thread::yield_now();
             }
             assert!(child.wait().unwrap().success());
+        }
+    }
+
+    /// The test above as the first process of a container that is in a group of ours. Only root may make one.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_group_outside_of_the_container_is_no_hindrance() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(group_of(rustix::process::getpid()).is_some());
+            return;
+        }
+        for proc in [&["--mount-proc"][..], &[]] {
+            let output = Command::new("unshare")
+                .args(["--pid", "--fork"])
+                .args(proc)
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", "--nocapture"])
+                .arg("process::tests::a_child_that_somebody_waits_for_is_not_taken_away")
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}{complaint}");
+            assert!(said.contains("1 passed"), "{said}");
         }
     }
 }

@@ -37,6 +37,8 @@ impl Neon {
                 )
                 .hinted("a home on btrfs, or on XFS with reflink=1, makes clones at once");
         }
+        // A process may run for long, and what is wrong now is asked.
+        self.installed().clear();
         match self.installations().await {
             Ok(found) => {
                 for error in found.unusable() {

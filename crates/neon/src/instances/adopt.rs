@@ -115,7 +115,11 @@ impl Instances<'_> {
                 ));
             }
         }
-        let installation = match found.bin_dir.as_deref().map(Installation::at) {
+        let installation = match found
+            .bin_dir
+            .as_deref()
+            .map(|bin_dir| self.0.installed().at(bin_dir))
+        {
             Some(Ok(installation)) if installation.major() == found.major => installation,
             _ => self.0.installation(Some(found.major)).await?,
         };

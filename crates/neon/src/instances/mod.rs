@@ -31,7 +31,7 @@ mod used;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use neon_pgctl::{Installation, Instance, ServerState, Status, StopMode, StopOptions};
+use neon_pgctl::{Instance, ServerState, Status, StopMode, StopOptions};
 
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
@@ -179,7 +179,7 @@ impl Instances<'_> {
     pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
         let subject = || format!("pg {}", record.name);
         self.is_mounted(record)?;
-        let installation = match Installation::at(&record.bin_dir) {
+        let installation = match self.0.installed().at(&record.bin_dir) {
             Ok(installation) if installation.major().to_string() == record.major => installation,
             // Upgraded or moved: any of the same major will do.
             _ => {
@@ -271,7 +271,7 @@ impl Instances<'_> {
     async fn clear_new(&self, record: &PgRecord) -> Result<()> {
         let staging = self.staging(record);
         if staging.join("data/postmaster.pid").exists()
-            && let Ok(installation) = Installation::at(&record.bin_dir)
+            && let Ok(installation) = self.0.installed().at(&record.bin_dir)
             && let Ok(instance) = Instance::open(&installation, &staging)
         {
             let options = StopOptions::new(StopMode::Immediate).with_escalation();

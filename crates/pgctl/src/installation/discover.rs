@@ -3,11 +3,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use neon_pg_layout::PgMajor;
 
-use super::{Installation, hint};
+use super::{Installation, InstallationCache, hint};
 use crate::command::{self, Running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os_user::OsUser;
@@ -46,6 +47,7 @@ pub struct Discovery {
     path: OsString,
     pg_configs: Vec<PathBuf>,
     root: Option<PathBuf>,
+    cache: Arc<InstallationCache>,
 }
 
 /// The installations of a machine, and the folders that looked like one and were not usable.
@@ -104,6 +106,7 @@ impl Discovery {
             path: OsString::new(),
             pg_configs: Vec::new(),
             root: Some(PathBuf::from("/")),
+            cache: Arc::default(),
         }
     }
 
@@ -142,6 +145,13 @@ impl Discovery {
         self
     }
 
+    /// Runs no program that this knows the answer of, and adds what it learns.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Arc<InstallationCache>) -> Self {
+        self.cache = cache;
+        self
+    }
+
     /// Looks. Blocks for as long as the programs found take to say their version, a few milliseconds each.
     #[must_use]
     pub fn run(&self) -> Discovered {
@@ -169,7 +179,7 @@ impl Discovery {
                 continue;
             }
             seen.push(dir.clone());
-            match Installation::at(&dir) {
+            match self.cache.at(&dir) {
                 Ok(installation) => result.found.push((installation, source)),
                 // A folder of PATH without a server is nothing to report; a named one is.
                 Err(error)
@@ -198,7 +208,7 @@ impl Discovery {
         all.extend(path.iter().map(|dir| (dir.clone(), Source::Path)));
         let on_path = path.iter().map(|dir| dir.join("pg_config"));
         for program in self.pg_configs.iter().cloned().chain(on_path) {
-            if let Some(dir) = ask_pg_config(&program) {
+            if let Some(dir) = self.cache.bin_dir_told(&program, ask_pg_config) {
                 all.push((dir, Source::PgConfig));
             }
         }

@@ -1,5 +1,6 @@
 //! One installed PostgreSQL: where its programs are, which version they have, which of them are there.
 
+mod cache;
 mod discover;
 mod hint;
 
@@ -15,6 +16,7 @@ use crate::command::{self, Finished, Running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os_user::OsUser;
 
+pub use cache::InstallationCache;
 pub use discover::{Discovered, Discovery, Source};
 
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
@@ -78,12 +80,13 @@ impl fmt::Display for Version {
 }
 
 impl Installation {
-    /// Looks at the programs in one folder and runs `postgres --version` and `initdb --version`.
+    /// Looks at the programs in one folder and runs `postgres --version` and `initdb --version`, and `pg_config` if it is
+    /// there.
     ///
     /// A tree that was unpacked somewhere may not find the libraries beside itself (`../lib`); then every
     /// program of it is run with them added to the loader's search, and only then.
     ///
-    /// Blocks for as long as those two programs take.
+    /// Blocks for as long as those programs take.
     ///
     /// # Errors
     /// [`NoInstallation`](ErrorKind::NoInstallation) when the folder holds no server,
@@ -118,10 +121,11 @@ impl Installation {
             version,
             library_path,
         };
-        found.extension_lib_dir = found.find_folder("--pkglibdir", &LIB_PLACES, |path| {
+        let [extension_lib_dir, share_dir] = found.told_folders();
+        found.extension_lib_dir = found.find_folder(extension_lib_dir, &LIB_PLACES, |path| {
             holds_library(path, "libpqwalreceiver.")
         });
-        found.share_dir = found.find_folder("--sharedir", &SHARE_PLACES, |path| {
+        found.share_dir = found.find_folder(share_dir, &SHARE_PLACES, |path| {
             path.join("postgres.bki").exists()
         });
         Ok(found)
@@ -199,19 +203,25 @@ impl Installation {
         ))
     }
 
-    /// `pg_config` knows; a bare server has none, and its folders stand in one of the usual places.
+    /// The folders of libraries and of shared files that `pg_config` tells of; a bare server has none.
+    fn told_folders(&self) -> [Option<PathBuf>; 2] {
+        let run = || {
+            let mut command = self.command("pg_config", &OsUser::current()).ok()?;
+            let running = Running::spawn(command.args(["--pkglibdir", "--sharedir"])).ok()?;
+            running.wait_blocking(PROBE_LIMIT).ok()
+        };
+        let said = run().map(|finished| finished.stdout).unwrap_or_default();
+        let mut lines = said.lines().map(PathBuf::from);
+        [lines.next(), lines.next()]
+    }
+
+    /// The folder that was told, or one of the usual places.
     fn find_folder(
         &self,
-        option: &str,
+        told: Option<PathBuf>,
         places: &[&str],
         is_it: impl Fn(&Path) -> bool,
     ) -> Option<PathBuf> {
-        let told = self.command("pg_config", &OsUser::current()).ok();
-        let told = told.and_then(|mut command| {
-            let finished = Running::spawn(command.arg(option)).ok()?;
-            let finished = finished.wait_blocking(PROBE_LIMIT).ok()?;
-            Some(PathBuf::from(finished.stdout.trim_end()))
-        });
         let usual = places.iter().map(|place| {
             self.bin_dir
                 .join(place.replace("{major}", &self.major().to_string()))
@@ -257,10 +267,14 @@ fn holds_library(folder: &Path, start: &str) -> bool {
 /// The version that both programs agree on.
 fn probe(bin_dir: &Path, library_path: Option<&Path>) -> Result<Version> {
     let mut versions = Vec::new();
+    let mut running = Vec::new();
     for tool in ["postgres", "initdb"] {
         let path = bin_dir.join(tool);
         let mut command = command::clean(path.as_os_str(), &OsUser::current(), library_path);
-        let finished = Running::spawn(command.arg("--version"))?.wait_blocking(PROBE_LIMIT)?;
+        running.push((path, Running::spawn(command.arg("--version"))?));
+    }
+    for (path, running) in running {
+        let finished = running.wait_blocking(PROBE_LIMIT)?;
         if !finished.status.success() {
             return Err(not_working(&path, &finished));
         }

@@ -1,6 +1,5 @@
 //! One run of a server: what is asked of the WAL source beside it, and the server's command line.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
@@ -17,7 +16,7 @@ use crate::instance::Instance;
 use crate::recovery::folder::RunFolder;
 use crate::recovery::log::Findings;
 use crate::recovery::plan::{RecoveryEnd, RecoveryPlan};
-use crate::recovery::settings::{self, Surroundings};
+use crate::recovery::settings::{self, Learnt, Surroundings};
 use crate::recovery::source::WalSource;
 use crate::recovery::target::{RecoveryTarget, RecoveryTimeline};
 use crate::recovery::verdict;
@@ -43,7 +42,7 @@ impl Job<'_> {
     pub(crate) fn arguments(
         &self,
         wanted: TimelineId,
-        raised: &BTreeMap<String, i32>,
+        learnt: &Learnt,
         line_mark: &str,
     ) -> Result<Vec<OsString>> {
         let mut settings = settings::settings(
@@ -54,7 +53,7 @@ impl Job<'_> {
                 hba_file: &self.folder.hba_file(),
                 ident_file: &self.folder.ident_file(),
                 pid_file: &self.folder.pid_file(),
-                raised,
+                learnt,
                 line_mark,
                 shared_buffers_kib: self.plan.shared_buffers_kib,
                 preload: &self.plan.preload,

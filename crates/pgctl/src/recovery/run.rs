@@ -1,6 +1,5 @@
 //! Running a recovery: a private server, watched through its log, ended at the target.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use neon_pg_layout::{BackupLabel, ControlFile, TimelineId, WalLevel};
@@ -15,6 +14,7 @@ use crate::recovery::folder::{RunFolder, Signals};
 use crate::recovery::job::Job;
 use crate::recovery::log::Failure;
 use crate::recovery::plan::{Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan};
+use crate::recovery::settings::{Learnt, SYNC_METHOD};
 use crate::recovery::target::RecoveryTarget;
 use crate::recovery::verdict::{self, Evidence};
 use crate::recovery::watch::{Watch, was_consistent};
@@ -56,9 +56,9 @@ impl Instance {
         plan: &RecoveryPlan,
         mut progress: impl FnMut(RecoveryEvent) + Send,
     ) -> Result<Recovered> {
-        let mut raised = BTreeMap::new();
+        let mut learnt = Learnt::default();
         match self
-            .recover_to(plan, &plan.target, &mut raised, &mut progress)
+            .recover_to(plan, &plan.target, &mut learnt, &mut progress)
             .await
         {
             // A server that meets no record at all has not stopped at the first consistent state. It is there all the
@@ -69,27 +69,29 @@ impl Instance {
             {
                 let mut plan = plan.clone();
                 plan.without_segments = true;
-                self.recover_to(&plan, &RecoveryTarget::Latest, &mut raised, &mut progress)
+                self.recover_to(&plan, &RecoveryTarget::Latest, &mut learnt, &mut progress)
                     .await
             }
             outcome => outcome,
         }
     }
 
-    /// Goes on where it stopped as often as a setting turns out to have been raised.
+    /// Goes on where it stopped as often as a setting turns out to have been raised, and begins again without one that the
+    /// server was not built with.
     async fn recover_to(
         &self,
         plan: &RecoveryPlan,
         target: &RecoveryTarget,
-        raised: &mut BTreeMap<String, i32>,
+        learnt: &mut Learnt,
         progress: &mut (impl FnMut(RecoveryEvent) + Send),
     ) -> Result<Recovered> {
         loop {
-            match self.run_to(plan, target, raised, progress).await? {
+            match self.run_to(plan, target, learnt, progress).await? {
                 Run::Done(recovered) => return Ok(recovered),
                 Run::Raise(name, needed) => {
-                    raised.insert(name, needed);
+                    learnt.raised.insert(name, needed);
                 }
+                Run::FileByFile => learnt.no_syncfs = true,
             }
         }
     }
@@ -98,7 +100,7 @@ impl Instance {
         &self,
         plan: &RecoveryPlan,
         target: &RecoveryTarget,
-        raised: &BTreeMap<String, i32>,
+        learnt: &Learnt,
         progress: &mut (impl FnMut(RecoveryEvent) + Send),
     ) -> Result<Run> {
         target.check()?;
@@ -140,7 +142,7 @@ impl Instance {
         let line_mark = format!("{} ", durable::random_hex(4)?);
         let mark = LogMark::set(self);
         let mut watch = Watch::new(&job, &line_mark)?;
-        let arguments = job.arguments(wanted, raised, &line_mark)?;
+        let arguments = job.arguments(wanted, learnt, &line_mark)?;
         let signals = Signals::set(self, target == &RecoveryTarget::Latest)?;
         let launched = Launched::spawn(&Launch {
             installation: self.installation(),
@@ -157,7 +159,7 @@ impl Instance {
 
         let failure = watch.findings.failure.as_ref();
         if let Some(Failure::TooSmall { name, needed }) = failure
-            && raised.get(name).is_none_or(|tried| tried < needed)
+            && learnt.raised.get(name).is_none_or(|tried| tried < needed)
         {
             return Ok(Run::Raise(name.clone(), *needed));
         }
@@ -195,13 +197,16 @@ impl Instance {
                 }
                 Ok(Run::Done(recovered))
             }
-            Err(error) if error.kind() == ErrorKind::ServerEnded => {
-                drop(signals);
-                Err(diagnosis::explain(error, &mark))
-            }
             Err(error) => {
                 drop(signals);
-                Err(error.with_log(watch.findings.lines))
+                let names_it = |line: &String| line.contains(&format!("\"{SYNC_METHOD}\""));
+                if !learnt.no_syncfs && mark.since().iter().any(names_it) {
+                    return Ok(Run::FileByFile);
+                }
+                Err(match error.kind() {
+                    ErrorKind::ServerEnded => diagnosis::explain(error, &mark),
+                    _ => error.with_log(watch.findings.lines),
+                })
             }
         }
     }
@@ -231,6 +236,8 @@ enum Run {
     Done(Recovered),
     /// It is to be run again with this setting at least so large.
     Raise(String, i32),
+    /// It is to be run again without flushing file systems as a whole: the server was built without that.
+    FileByFile,
 }
 
 /// The timeline that the data directory is on.

@@ -23,9 +23,22 @@ pub(crate) struct Surroundings<'a> {
     /// How many replication slots the data directory has.
     pub(crate) slots: usize,
     pub(crate) durable: bool,
-    /// Settings that replay found to be raised since the control file was written.
-    pub(crate) raised: &'a BTreeMap<String, i32>,
+    pub(crate) learnt: &'a Learnt,
 }
+
+/// What earlier attempts of the same run have shown.
+#[derive(Debug, Default)]
+pub(crate) struct Learnt {
+    /// Settings that replay found to be raised since the control file was written.
+    pub(crate) raised: BTreeMap<String, i32>,
+    /// Whether the server was built where a file system cannot be flushed as a whole.
+    pub(crate) no_syncfs: bool,
+}
+
+/// How a server makes durable what it finds before it replays. File by file, its default, takes a flush for each of
+/// thousands, which is seconds, and whoever has put a data directory there has flushed it a moment ago. Known where
+/// the system has `syncfs`.
+pub(crate) const SYNC_METHOD: &str = "recovery_init_sync_method";
 
 /// How much WAL the server decodes ahead of what it replays; said to the server too.
 pub(crate) const DECODE_AHEAD: u64 = 512 << 10;
@@ -116,8 +129,13 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     settings.push(("shared_preload_libraries", around.preload.to_owned()));
     // With fewer than there are it does not start.
     settings.push(("max_replication_slots", (around.slots + 10).to_string()));
-    settings.extend(recorded(control, around.raised));
-    settings.extend(by_major(control.major));
+    settings.extend(recorded(control, &around.learnt.raised));
+    let refused = |name| name == SYNC_METHOD && around.learnt.no_syncfs;
+    settings.extend(
+        by_major(control.major)
+            .into_iter()
+            .filter(|(name, _)| !refused(*name)),
+    );
     Ok(settings)
 }
 
@@ -162,6 +180,8 @@ fn by_major(major: PgMajor) -> Vec<Setting> {
             "promote_trigger_file",
             String::new(),
         ),
+        #[cfg(target_os = "linux")]
+        (PgMajor::V14, PgMajor::V18, SYNC_METHOD, "syncfs".to_owned()),
         (PgMajor::V15, PgMajor::V18, "archive_library", String::new()),
         (
             PgMajor::V15,
@@ -211,7 +231,12 @@ mod tests {
             names(PgMajor::V13),
             ["stats_temp_directory", "promote_trigger_file"]
         );
-        assert_eq!(names(PgMajor::V16).len(), 3);
+        assert_eq!(
+            names(PgMajor::V14).contains(&SYNC_METHOD),
+            cfg!(target_os = "linux")
+        );
+        assert!(names(PgMajor::V16).contains(&"archive_library"));
+        assert!(!names(PgMajor::V16).contains(&"promote_trigger_file"));
         assert!(names(PgMajor::V18).contains(&"summarize_wal"));
     }
 }

@@ -230,3 +230,71 @@ fn programs_that_do_not_work_or_do_not_agree_are_told() {
         ErrorKind::NoInstallation
     );
 }
+
+/// Programs that note each call in a file beside them.
+fn counting(bin: &Path, version: &str) {
+    fake(bin, version);
+    let told = format!("echo '{}'\n", bin.display());
+    fs::write(bin.join("pg_config"), format!("#!/bin/sh\n{told}")).unwrap();
+    fs::set_permissions(bin.join("pg_config"), fs::Permissions::from_mode(0o755)).unwrap();
+    for tool in ["postgres", "initdb", "pg_config"] {
+        let path = bin.join(tool);
+        let text = fs::read_to_string(&path).unwrap();
+        let note = format!(
+            "#!/bin/sh\necho {tool} >> '{}'\n",
+            bin.join("calls").display()
+        );
+        fs::write(path, text.replace("#!/bin/sh\n", &note)).unwrap();
+    }
+}
+
+#[test]
+fn what_programs_said_is_remembered_until_they_are_others() {
+    let root = tempfile::tempdir().unwrap();
+    let bin = root.path().join("bin");
+    counting(&bin, "15.1");
+    let calls = || {
+        let text = fs::read_to_string(bin.join("calls")).unwrap_or_default();
+        drop(fs::remove_file(bin.join("calls")));
+        let mut calls: Vec<String> = text.lines().map(str::to_owned).collect();
+        calls.sort();
+        calls.join(" ")
+    };
+    let cache = std::sync::Arc::new(InstallationCache::new());
+    let looks = || {
+        let discovery = Discovery::new().without_distributions();
+        let found = discovery
+            .with_path(&bin)
+            .with_cache(std::sync::Arc::clone(&cache))
+            .run();
+        assert_eq!(
+            cache.at(&bin).unwrap().version().to_string(),
+            versions(&found)[0]
+        );
+        versions(&found)[0].clone()
+    };
+    assert_eq!(looks(), "15.1");
+    assert_eq!(calls(), "initdb pg_config pg_config postgres");
+    assert_eq!(looks(), "15.1");
+    assert_eq!(calls(), "");
+    // An upgrade.
+    let next = root.path().join("next");
+    counting(&next, "15.2");
+    for tool in ["postgres", "initdb"] {
+        let text = fs::read_to_string(next.join(tool)).unwrap();
+        let text = text.replace(next.to_str().unwrap(), bin.to_str().unwrap());
+        fs::write(next.join(tool), text).unwrap();
+        fs::rename(next.join(tool), bin.join(tool)).unwrap();
+    }
+    assert_eq!(looks(), "15.2");
+    assert_eq!(calls(), "initdb pg_config postgres");
+    cache.clear();
+    assert_eq!(looks(), "15.2");
+    assert_eq!(calls(), "initdb pg_config pg_config postgres");
+    // What does not work is not kept, and gone is gone.
+    fs::remove_file(bin.join("initdb")).unwrap();
+    assert_eq!(
+        cache.at(&bin).unwrap_err().kind(),
+        ErrorKind::NoInstallation
+    );
+}

@@ -16,6 +16,7 @@ mod dropping;
 mod drops;
 mod facts;
 mod failures;
+mod flushes;
 mod history;
 mod lifecycle;
 mod quarantine;

@@ -5,6 +5,7 @@ use std::path::Path;
 use neon_pagestore::{CommitId, SnapshotName};
 use neon_pg_layout::{Lsn, WalLevel};
 use neon_pgctl::{Instance, ServerState};
+use neon_pgwire::Client;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -180,8 +181,13 @@ impl Instances<'_> {
             .timelines
             .iter()
             .any(|step| step.timeline == control.checkpoint.timeline);
-        if plan.running {
-            let now = ask(&instance, name, &mut plan).await?;
+        let client = match plan.running {
+            true => connect(&instance, name).await?,
+            false => None,
+        };
+        plan.running = client.is_some();
+        if let Some(client) = client {
+            let now = ask(client, name, &mut plan).await?;
             plan.log_since = now
                 .zip(facts.log.stop)
                 .filter(|_| known)
@@ -223,13 +229,20 @@ pub(crate) fn is_ours(record: &PgRecord) -> Result<()> {
     .hinted("make an instance of the snapshot: `neon pg create --snapshot`"))
 }
 
+/// Nothing when the server has died since it was looked at.
+async fn connect(instance: &Instance, name: &Name) -> Result<Option<Client>> {
+    match instance.connect("postgres").await {
+        Ok(client) => Ok(Some(client)),
+        Err(error) if error.kind() == neon_pgctl::ErrorKind::NotRunning => Ok(None),
+        Err(error) => Err(Error::server(format!("pg {name}"), error)),
+    }
+}
+
 /// What only the server can tell of what would be lost, and how far its log is.
-async fn ask(instance: &Instance, name: &Name, plan: &mut CheckoutPlan) -> Result<Option<Lsn>> {
+async fn ask(mut client: Client, name: &Name, plan: &mut CheckoutPlan) -> Result<Option<Lsn>> {
     let failed = |error| {
         Error::new(ErrorKind::Failed, format!("pg {name}"), "cannot be asked").caused_by(error)
     };
-    let client = instance.connect("postgres").await;
-    let mut client = client.map_err(|error| Error::server(format!("pg {name}"), error))?;
     let asked = client
         .simple_query(
             "select count(*) from pg_catalog.pg_stat_activity \

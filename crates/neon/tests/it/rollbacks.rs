@@ -193,7 +193,7 @@ async fn kept_log_stays_when_a_copy_of_its_state_is_destroyed_elsewhere() {
     neon.pg().create(&home.stopped("pgdata1")).await.unwrap();
     let kept = kept_with_head(&home, "pgdata1").await;
     let other = name("other");
-    let place = Locator::path_of(&home.scratch.path().join("other"));
+    let place = Locator::path_of(home.scratch.path().join("other"));
     neon.storages()
         .attach(&other, &place, BTreeMap::new())
         .await

@@ -6,7 +6,7 @@ pub fn bytes_in_words(count: u64) -> String {
     in_units(count, &["B", "K", "M", "G", "T", "P", "E"], 1024)
 }
 
-/// A count in the largest unit that it has one of, each `step` times the one before. Rounded half up, in integers: no float decides
+/// A count in the largest unit that it has one of, each `step` (at least 2) times the one before. Rounded half up, in integers: no float decides
 /// what is shown.
 #[must_use]
 pub fn in_units(count: u64, units: &[&str], step: u64) -> String {
@@ -15,9 +15,9 @@ pub fn in_units(count: u64, units: &[&str], step: u64) -> String {
     }
     let (mut divisor, mut chosen) = (1_u128, 0);
     let count = u128::from(count);
-    let step = u128::from(step);
+    let step = u128::from(step.max(2));
     // What would round up to a whole next unit is shown in that.
-    while chosen + 1 < units.len() && count * 2 >= divisor * (step * 2 - 1) {
+    while chosen + 1 < units.len() && count * 2 >= divisor.saturating_mul(step * 2 - 1) {
         divisor *= step;
         chosen += 1;
     }
@@ -48,5 +48,13 @@ mod tests {
         assert_eq!(shown((1 << 20) - 1), "1M");
         assert_eq!(shown(300 << 20), "300M");
         assert_eq!(shown(u64::MAX), "16E");
+    }
+
+    #[test]
+    fn units_that_never_grow_are_shown_all_the_same() {
+        assert_eq!(in_units(5, &["a", "b"], 0), in_units(5, &["a", "b"], 2));
+        assert_eq!(in_units(5, &["a", "b"], 1), in_units(5, &["a", "b"], 2));
+        let most = in_units(u64::MAX, &["a"; 40], u64::MAX);
+        assert!(most.ends_with('a'));
     }
 }

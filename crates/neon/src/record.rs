@@ -19,6 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// The largest record that is read; far more than any is.
 const LARGEST: u64 = 16 << 20;
 const TEMPORARY: &str = ".new-";
+/// So often a file may be gone by when it is locked: more often than that is no other command, but a file system on which no
+/// file is found to be itself.
+const TRIES: u32 = 100;
 
 /// Reads a record; nothing when it is not there.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
@@ -280,7 +283,7 @@ pub(crate) fn claimed(
     open: impl Fn(&Path) -> std::io::Result<File>,
 ) -> Result<(PathBuf, File)> {
     let failed = |error| Error::io(to, "cannot be written", error);
-    loop {
+    for _ in 0..TRIES {
         let path = name()?;
         make(&path).map_err(failed)?;
         let file = match open(&path) {
@@ -289,12 +292,27 @@ pub(crate) fn claimed(
             opened => opened.map_err(failed)?,
         };
         // Where nothing can be locked, nothing is swept.
-        let _locked = flock(&file, FlockOperation::LockExclusive);
+        let _locked = locked(&file, FlockOperation::LockExclusive);
         // Who sweeps may have taken it for a left one before.
         if is_at(&file, &path) {
             return Ok((path, file));
         }
     }
+    Err(never_itself(to))
+}
+
+/// Locks a file, whatever signals come.
+fn locked(file: &File, how: FlockOperation) -> rustix::io::Result<()> {
+    rustix::io::retry_on_intr(|| flock(file, how))
+}
+
+fn never_itself(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::Environment,
+        path.display().to_string(),
+        "cannot be locked: on its file system an open file is never the one that has its name",
+    )
+    .hinted("use another file system")
 }
 
 /// Removes from a folder what killed commands left under such names, each with sixteen hexadecimal digits where `id` finds
@@ -392,22 +410,22 @@ impl Lock {
 
     /// Takes a lock that is held for moments only, and waits for it. For threads.
     pub(crate) fn wait(path: &Path) -> Result<Self> {
-        let mut file = lockable(path)?;
-        loop {
-            match flock(&file, FlockOperation::LockExclusive) {
+        for _ in 0..TRIES {
+            let file = lockable(path)?;
+            match locked(&file, FlockOperation::LockExclusive) {
                 Ok(()) if is_at(&file, path) => return Ok(Self::of(file)),
                 // Removed between being opened and being locked.
-                Ok(()) => file = lockable(path)?,
-                Err(rustix::io::Errno::INTR) => {}
+                Ok(()) => {}
                 Err(error) => return Err(Error::io(path, "cannot be locked", error)),
             }
         }
+        Err(never_itself(path))
     }
 
     /// Takes a lock unless somebody holds it.
     pub(crate) fn free(path: &Path) -> Option<Self> {
         let file = lockable(path).ok()?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        locked(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
         is_at(&file, path).then(|| Self::of(file))
     }
 
@@ -421,11 +439,16 @@ impl Lock {
         let mut file = lockable(path)?;
         let begun = Instant::now();
         let mut pause = Duration::from_millis(5);
+        let mut gone = 0;
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match locked(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_at(&file, path) => return Ok(Self::of(file)),
+                Ok(()) if gone == TRIES => return Err(never_itself(path)),
                 // Removed between being opened and being locked.
-                Ok(()) => file = lockable(path)?,
+                Ok(()) => {
+                    gone += 1;
+                    file = lockable(path)?;
+                }
                 Err(rustix::io::Errno::WOULDBLOCK) if begun.elapsed() < patience => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));
@@ -436,7 +459,6 @@ impl Lock {
                             .hinted("try again when it is done"),
                     );
                 }
-                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::io(path, "cannot be locked", error)),
             }
         }
@@ -462,24 +484,33 @@ pub(crate) fn is_free(path: &Path) -> bool {
 /// A file or folder that nobody had locked, locked as long as this lives: who removes it keeps that until it is gone, so that
 /// nobody begins to use it in between.
 pub(crate) fn held_if_free(path: &Path) -> Option<File> {
-    let file = File::open(path).ok()?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let file = there(path).ok()?;
+    locked(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     Some(file)
 }
 
-/// As [`held_if_free`], waiting for who has it locked; nothing if it is not there then. For threads.
+/// A file to be locked that is there already, or a folder. Over NFS only what is open for writing can be locked: a folder never.
+fn there(path: &Path) -> std::io::Result<File> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == IoKind::IsADirectory => File::open(path),
+        opened => opened,
+    }
+}
+
+/// As [`held_if_free`], waiting for who has it locked; nothing if it is not there then. Where nothing can be locked, it is
+/// opened only. For threads.
 pub(crate) fn held(path: &Path) -> Result<Option<File>> {
-    let file = match File::open(path) {
+    use rustix::io::Errno;
+    let file = match there(path) {
         Ok(file) => file,
         Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(path, "cannot be opened", error)),
     };
-    loop {
-        match flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => return Ok(is_at(&file, path).then_some(file)),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::io(path, "cannot be locked", error)),
+    match locked(&file, FlockOperation::LockExclusive) {
+        Ok(()) | Err(Errno::BADF | Errno::NOLCK | Errno::OPNOTSUPP) => {
+            Ok(is_at(&file, path).then_some(file))
         }
+        Err(error) => Err(Error::io(path, "cannot be locked", error)),
     }
 }
 
@@ -523,5 +554,21 @@ mod tests {
         replace(&place, &3).unwrap();
         assert!(!writing.exists() && other.exists());
         assert_eq!(read::<u8>(&place).unwrap(), Some(3));
+    }
+
+    #[test]
+    fn what_is_locked_is_open_for_writing_as_locks_over_a_network_ask_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let writes = |file: &File| {
+            let flags = rustix::fs::fcntl_getfl(file).unwrap();
+            flags.contains(rustix::fs::OFlags::RDWR)
+        };
+        assert!(writes(&held(&file).unwrap().unwrap()));
+        assert!(writes(&held_if_free(&file).unwrap()));
+        // A folder can only be read.
+        assert!(held_if_free(folder.path()).is_some());
+        assert!(held(&folder.path().join("none")).unwrap().is_none());
     }
 }

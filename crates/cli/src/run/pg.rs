@@ -501,6 +501,15 @@ fn state(pg: &neon_pg::Pg) -> &'static str {
     }
 }
 
+/// What a lineage began with, as data. Where that is while it is needed is nothing that stays.
+fn base(record: &PgRecord) -> Option<Value> {
+    let base = record.base.as_ref()?;
+    Some(match &base.storage {
+        Some(storage) => json!({ "snapshot": base.snapshot, "storage": storage }),
+        None => json!({ "snapshot": base.snapshot }),
+    })
+}
+
 /// An instance as data.
 fn data(pg: &neon_pg::Pg, used: Option<u64>) -> Map<String, Value> {
     let status = pg.status.as_ref();
@@ -524,7 +533,7 @@ fn data(pg: &neon_pg::Pg, used: Option<u64>) -> Map<String, Value> {
         "created": pg.record.created,
         "started": started,
         "lineage": pg.record.lineage,
-        "base": pg.record.base,
+        "base": base(&pg.record),
         "checkouts": pg.record.checkouts,
         "method": pg.record.method,
         "bin_dir": pg.record.bin_dir,

@@ -44,8 +44,16 @@ fn every_failure_has_the_exit_code_of_its_kind() {
         assert_eq!(none.code, 6, "{none:?}");
         assert!(none.err.contains("hint: "), "{none:?}");
     }
+    // Where a base is while it is needed is nothing that the data shows.
+    let record = home.path().join("state/pg/one.json");
+    let mut known: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let base = serde_json::json!({ "snapshot": "0".repeat(64), "storage": "local" });
+    known["base"] = base.clone();
+    known["base"]["locator"] = "s3://somewhere/else".into();
+    std::fs::write(&record, known.to_string()).unwrap();
+    assert_eq!(home.json(&["pg", "show", "one"])["base"], base);
     // A damaged record is told as that.
-    std::fs::write(home.path().join("state/pg/one.json"), "{").unwrap();
+    std::fs::write(&record, "{").unwrap();
     home.fails(5, &["pg", "show", "one"]);
     // It hides no other.
     home.ok(&["pg", "create", "two", "--no-start"]);

@@ -12,7 +12,7 @@ use crate::instances::{CREATION, PgRecord, Stage};
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::{Outcome, seconds};
-use crate::record::{self, Lock, is_free};
+use crate::record::{self, Lock, held_if_free, is_free};
 use crate::snapshots::{LeftImport, open};
 use crate::upkeep::with_causes;
 
@@ -182,9 +182,18 @@ impl Neon {
                 let removed = tokio::task::spawn_blocking(move || record::remove_tree(&path)).await;
                 (what, removed.unwrap_or(Ok(())))
             }
-            Leftover::Trash(path) | Leftover::File(path) => {
+            Leftover::Trash(path) => {
                 let what = format!("{} is removed", path.display());
                 (what, record::remove(path))
+            }
+            Leftover::File(path) => {
+                let what = format!("{} is removed", path.display());
+                // Somebody may have begun to write it since it was found.
+                let removed = match held_if_free(path) {
+                    Some(_held) => record::remove(path),
+                    None => Ok(()),
+                };
+                (what, removed)
             }
             Leftover::Import(left) => {
                 let what = format!(
@@ -470,4 +479,29 @@ fn name_of(path: &Path) -> String {
 
 fn hidden(path: &Path) -> bool {
     name_of(path).starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_somebody_is_at_by_now_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("home");
+        let neon = Neon::open(home, crate::Options::new()).unwrap();
+        let path = neon.home().instances().join(".new-0123456789abcdef");
+        fs::create_dir_all(neon.home().instances()).unwrap();
+        fs::write(&path, "").unwrap();
+        let found = neon.leftovers(&mut Vec::new()).await;
+        let [left @ Leftover::File(_)] = &*found else {
+            panic!("{found:?}");
+        };
+        let held = record::held_if_free(&path).unwrap();
+        neon.settle_one(left).await.1.unwrap();
+        assert!(path.exists());
+        drop(held);
+        neon.settle_one(left).await.1.unwrap();
+        assert!(!path.exists());
+    }
 }

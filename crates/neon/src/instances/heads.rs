@@ -1,4 +1,5 @@
-//! `HEAD{i}`: the states before checkouts. Their numbers are never given again, and the oldest go.
+//! `HEAD{i}`: the states before checkouts. The number of one that somebody may have seen is never given again, and the
+//! oldest go.
 
 use neon_pagestore::{CommitId, LineageId, SnapshotName, Tag};
 use serde::{Deserialize, Serialize};

@@ -3,9 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use neon_pagestore::{CommitId, SnapshotName};
+use neon_pagestore::{CommitId, LineageId, SnapshotName};
 use serde::Serialize;
 
 use crate::error::Result;
@@ -14,9 +13,10 @@ use crate::instances::checkout::UnderWay;
 use crate::instances::heads::{OLDEST_HEAD, head_name};
 use crate::instances::used::bytes_on_disk;
 use crate::instances::{Instances, PgRecord, archived};
+use crate::name::Name;
 use crate::operation::seconds;
 use crate::record;
-use crate::snapshots::room::{self, Place};
+use crate::snapshots::room::Place;
 
 const FOLDER: &str = "wal-kept";
 
@@ -50,15 +50,20 @@ impl Instances<'_> {
             .collect()
     }
 
-    /// Keeps what the archiver did not get yet, before a checkout replaces it. Nothing is copied that does not fit.
+    /// The room that [`keep_log`](Self::keep_log) takes, before anything is replaced.
+    pub(super) fn room_of_kept(&self, record: &PgRecord, data: &Path) -> Place {
+        Place {
+            spare: archived::bytes_of_missing(data),
+            ..Place::new(self.place_of_kept(record), 0)
+        }
+    }
+
+    /// Keeps what the archiver did not get yet, before a checkout replaces it. There is room for it.
     pub(super) fn keep_log(&self, record: &PgRecord, data: &Path) -> Result<()> {
-        let folder = self.place_of_kept(record);
-        let bytes = archived::bytes_of_missing(data);
-        if bytes == 0 {
+        if archived::bytes_of_missing(data) == 0 {
             return Ok(());
         }
-        room::require(&[Place::new(&folder, bytes)])?;
-        let kept = folder.join(record.lineage.to_string());
+        let kept = self.place_of_kept(record).join(record.lineage.to_string());
         if archived::keep(data, &kept)? {
             self.0.tell(Event::Warning(format!(
                 "Log of {} that was not archived yet is kept in {}.",
@@ -76,27 +81,40 @@ impl Instances<'_> {
         drop(fs::remove_dir(kept));
     }
 
-    /// Removes what was kept with states that are not kept any more. What cannot be removed now is tried again.
+    /// Removes what was kept with states that are not kept any more, and tells of it. What cannot be removed now is tried
+    /// again; what nobody knows the age of stays.
     pub(super) fn trim_log(&self, record: &PgRecord) {
         let now = seconds(self.0.now());
         for path in self.kept_folders(record) {
             let under_way = record.checkout.is_some() && is_of(&path, &record.lineage.to_string());
-            let since = fs::metadata(&path).and_then(|facts| facts.modified());
-            let age = now.saturating_sub(seconds(since.unwrap_or(SystemTime::UNIX_EPOCH)));
+            let since = fs::symlink_metadata(&path).and_then(|facts| facts.modified());
+            let Ok(since) = since else { continue };
+            let age = now.saturating_sub(seconds(since));
             // Of those of whom nothing says which state they go with.
             let known = record.heads.iter().all(|head| head.lineage.is_some());
-            if number_of(record, &path).is_none() && !under_way && (known || age > OLDEST_HEAD) {
-                drop(record::remove_tree(&path));
+            if number_of(record, &path).is_none()
+                && !under_way
+                && (known || age > OLDEST_HEAD)
+                && record::remove_tree(&path).is_ok()
+            {
+                self.0.tell(Event::Note(format!(
+                    "log of {} that was kept in {} is removed: the state before its checkout is not kept any more",
+                    record.name,
+                    path.display()
+                )));
             }
         }
         drop(fs::remove_dir(self.place_of_kept(record)));
     }
 
-    /// What is kept with this snapshot, of whichever instance.
-    pub(crate) fn log_kept_with(&self, snapshot: CommitId) -> Vec<KeptLog> {
+    /// What is kept with this snapshot in this storage, of whichever instance. With a copy of it elsewhere, which has the
+    /// same id, nothing is.
+    pub(crate) fn log_kept_with(&self, snapshot: CommitId, storage: Option<&Name>) -> Vec<KeptLog> {
         let mut all = Vec::new();
         for record in self.readable() {
-            let head = record.heads.iter().find(|head| head.snapshot == snapshot);
+            let mut heads = record.heads.iter();
+            let head =
+                heads.find(|head| head.snapshot == snapshot && Some(&head.storage) == storage);
             let name = head.map(|head| head_name(&record.name, head.number));
             if name.is_some() {
                 let kept = self.kept_log(&record).into_iter();
@@ -106,10 +124,15 @@ impl Instances<'_> {
         all
     }
 
+    /// Those that were made here: anything else that somebody put beside them is theirs.
     fn kept_folders(&self, record: &PgRecord) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.place_of_kept(record));
         let entries = entries.into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .filter(|path| is_lineage(path))
+            .collect()
     }
 
     fn place_of_kept(&self, record: &PgRecord) -> PathBuf {
@@ -139,6 +162,13 @@ fn number_of(record: &PgRecord, folder: &Path) -> Option<u32> {
             .is_some_and(|lineage| is_of(folder, &lineage.to_string()))
     });
     ours.next_back().map(|head| head.number)
+}
+
+/// Whether it is called as a lineage is.
+fn is_lineage(folder: &Path) -> bool {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    let lineage = name.and_then(|name| name.parse::<LineageId>().ok());
+    lineage.is_some_and(|lineage| is_of(folder, &lineage.to_string()))
 }
 
 fn is_of(folder: &Path, lineage: &str) -> bool {

@@ -325,10 +325,15 @@ pub(crate) fn has_room(place: &Path, facts: &Facts) -> Result<()> {
 }
 
 pub(crate) fn room_for(place: &Path, bytes: u64) -> Result<()> {
-    room::require(&[Place {
+    room::require(&[place_for(place, bytes)])
+}
+
+/// What an instance of so many bytes takes.
+pub(crate) fn place_for(place: &Path, bytes: u64) -> Place {
+    Place {
         spare: SPARE,
         ..Place::new(place, bytes)
-    }])
+    }
 }
 
 /// A snapshot on its way into a folder of its own: `data`, `log`, `run`, and `tablespaces` if it has any.

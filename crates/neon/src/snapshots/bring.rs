@@ -10,7 +10,7 @@ use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::room_for;
+use crate::instances::place_for;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 use crate::snapshots::inspection::Inspection;
@@ -45,10 +45,10 @@ impl<'a> Bringing<'a> {
 
     /// That what comes fits: at least this many bytes.
     pub(crate) fn require_room(&self, bytes: u64) -> Result<()> {
-        if let Some(place) = &self.instance {
-            room_for(place, bytes)?;
+        match &self.instance {
+            Some(place) => room::check_with(self.neon, self.to, bytes, place_for(place, bytes)),
+            None => room::check(self.neon, self.to, bytes),
         }
-        room::check(self.neon, self.to, bytes)
     }
 
     fn watched(&self, total: u64) -> Watched<'a> {

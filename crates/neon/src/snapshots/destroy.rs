@@ -4,9 +4,11 @@ use neon_pagestore::{CommitId, SnapshotName};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
 use crate::name::Name;
 use crate::record;
 use crate::snapshots::{Found, Snapshots, parent};
+use crate::upkeep::with_causes;
 
 /// What destroying a snapshot means.
 #[derive(Debug, Clone, Serialize)]
@@ -27,7 +29,8 @@ pub struct DestroySnapshot {
     /// Instances whose next snapshot would have been built on this one, and has to be compared with another, or stored in
     /// whole.
     pub parent_of_next: Vec<Name>,
-    /// Bytes of log that was not archived before a checkout, kept with this state: nothing brings it back.
+    /// Bytes of log that was not archived before a checkout, kept with this state in this storage: nothing brings it back.
+    /// None with a copy that was pushed or pulled.
     pub kept_log: u64,
     #[serde(skip)]
     found: Found,
@@ -71,7 +74,7 @@ impl Snapshots<'_> {
             kept_log: self
                 .0
                 .pg()
-                .log_kept_with(details.id)
+                .log_kept_with(details.id, found.repository.name.as_ref())
                 .iter()
                 .fold(0, |sum, kept| sum.saturating_add(kept.bytes)),
             found,
@@ -98,9 +101,18 @@ impl Snapshots<'_> {
         operation.detail("names", names.join(" "));
         let destroyed = target.repository.destroy(plan.id).await;
         operation.end(destroyed.map_err(|error| Error::repository(target.label(), error)))?;
-        let kept = self.0.pg().log_kept_with(plan.id);
-        kept.iter()
-            .try_for_each(|kept| record::remove_tree(&kept.path))
+        // The snapshot is destroyed, whatever becomes of what is kept with it.
+        let storage = target.name.as_ref();
+        for kept in self.0.pg().log_kept_with(plan.id, storage) {
+            if let Err(error) = record::remove_tree(&kept.path) {
+                self.0.tell(Event::Warning(format!(
+                    "The snapshot is destroyed; the log that was kept with it could not be removed whole from {} ({}).",
+                    kept.path.display(),
+                    with_causes(&error)
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// An error when an instance is being made from a snapshot, or goes back to it.

@@ -27,18 +27,11 @@ pub(crate) fn check(neon: &Neon, target: &StorageRepository, bytes: u64) -> Resu
 
 /// As [`check`], of bytes as they will be stored.
 pub(crate) fn check_stored(neon: &Neon, target: &StorageRepository, bytes: u64) -> Result<()> {
-    let locator = match &target.name {
-        Some(name) => neon.storages().get(name)?.locator,
-        None => target.repository.storage().location().to_string(),
-    };
-    let Ok(locator) = Locator::parse(&locator) else {
-        return Ok(());
-    };
-    let Some(path) = locator.file_path() else {
+    let Some(path) = folder_of(neon, target)? else {
         return Ok(());
     };
     // What cannot be asked is not known to be full.
-    let Some(disk) = Disk::of(path) else {
+    let Some(disk) = Disk::of(&path) else {
         return Ok(());
     };
     let needed = bytes.saturating_add(RESERVE);
@@ -55,6 +48,35 @@ pub(crate) fn check_stored(neon: &Neon, target: &StorageRepository, bytes: u64) 
         ),
     )
     .hinted("make room, destroy snapshots and run `neon storage gc`, or use another storage"))
+}
+
+/// As [`check`], of bytes that also go to a place beside: on one disk both have to fit.
+pub(crate) fn check_with(
+    neon: &Neon,
+    target: &StorageRepository,
+    bytes: u64,
+    beside: Place,
+) -> Result<()> {
+    require(std::slice::from_ref(&beside))?;
+    check(neon, target, bytes)?;
+    let Some(path) = folder_of(neon, target)? else {
+        return Ok(());
+    };
+    let stored = Place {
+        spare: RESERVE,
+        ..Place::new(path, least(bytes, target.codec))
+    };
+    require(&[beside, stored])
+}
+
+/// Where a storage on this machine is.
+fn folder_of(neon: &Neon, target: &StorageRepository) -> Result<Option<PathBuf>> {
+    let locator = match &target.name {
+        Some(name) => neon.storages().get(name)?.locator,
+        None => target.repository.storage().location().to_string(),
+    };
+    let locator = Locator::parse(&locator).ok();
+    Ok(locator.and_then(|locator| locator.file_path().map(Path::to_owned)))
 }
 
 fn least(bytes: u64, codec: Codec) -> u64 {
@@ -93,7 +115,7 @@ pub(crate) struct Place {
     pub(crate) bytes: u64,
     /// Bytes that are there now, and will not be.
     pub(crate) present: u64,
-    /// What is left free beside them.
+    /// What must be free beside them, before anything is replaced.
     pub(crate) spare: u64,
 }
 
@@ -122,7 +144,7 @@ pub(crate) fn require(places: &[Place]) -> Result<()> {
             .and_modify(|(_, sum)| {
                 sum.bytes = sum.bytes.saturating_add(place.bytes);
                 sum.present = sum.present.saturating_add(place.present);
-                sum.spare = sum.spare.max(place.spare);
+                sum.spare = sum.spare.saturating_add(place.spare);
             })
             .or_insert_with(|| (disk, place.clone()));
     }
@@ -197,5 +219,23 @@ mod tests {
             ..place("b")
         };
         require(&[place("a"), replaced]).unwrap();
+    }
+
+    #[test]
+    fn what_comes_before_anything_is_replaced_counts_in_full() {
+        let there = std::env::temp_dir();
+        let most = Disk::of(&there).unwrap().free / 4 * 3;
+        let replaced = Place {
+            present: most,
+            spare: most / 2,
+            ..Place::new(&there, most)
+        };
+        let before = Place {
+            spare: most,
+            ..Place::new(there.join("before"), 0)
+        };
+        require(std::slice::from_ref(&before)).unwrap();
+        require(std::slice::from_ref(&replaced)).unwrap();
+        require(&[before, replaced]).unwrap_err();
     }
 }

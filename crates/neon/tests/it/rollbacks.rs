@@ -1,10 +1,14 @@
 //! What a checkout must not take along, and must not leave.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use neon_pg::{CheckoutChoice, ErrorKind, Neon};
+use neon_pg::{CheckoutChoice, CreatePg, ErrorKind, Event, Locator, Neon, PgMajor, Remote};
 
 use crate::checkouts::plan;
+use crate::restored::listening;
 use crate::support::{Fixture, name, refused, run, sql, take};
 
 /// The home, as of who is rolled back while somebody starts a server at a step, and perhaps stops it.
@@ -168,23 +172,161 @@ async fn log_that_was_not_archived_is_kept_and_its_number_is_in_the_plan() {
     neon.pg().stop(&pg).await.unwrap();
 }
 
+/// Where the log is that is kept with `HEAD{0}` of an instance that was rolled back once.
+async fn kept_with_head(home: &Fixture, pg: &str) -> PathBuf {
+    let neon = &home.neon;
+    let snap = take(neon, pg, "a").await;
+    let lineage = neon.pg().record_of(&name(pg)).unwrap().lineage.to_string();
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    // As a checkout leaves it where an archiver is behind.
+    let kept = home.scratch.path().join("home/pg").join(pg);
+    let kept = kept.join("wal-kept").join(lineage);
+    fs::create_dir_all(&kept).unwrap();
+    fs::write(kept.join("000000010000000000000001"), "log").unwrap();
+    kept
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kept_log_stays_when_a_copy_of_its_state_is_destroyed_elsewhere() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    neon.pg().create(&home.stopped("pgdata1")).await.unwrap();
+    let kept = kept_with_head(&home, "pgdata1").await;
+    let other = name("other");
+    let place = Locator::path_of(home.scratch.path().join("other"));
+    neon.storages()
+        .attach(&other, &place, BTreeMap::new())
+        .await
+        .unwrap();
+    let snapshots = neon.snapshots();
+    let asked = "pgdata1@HEAD{0}";
+    let head = snapshots.find(asked, None).await.unwrap();
+    let to = Remote::parse("other").unwrap();
+    snapshots.push(&head, &to).await.unwrap();
+
+    let copy = snapshots.plan_destroy(asked, Some(&other)).await.unwrap();
+    assert_eq!((copy.id, copy.kept_log), (head.id, 0));
+    snapshots.destroy(&copy).await.unwrap();
+    assert!(kept.exists());
+
+    let own = snapshots.plan_destroy(asked, None).await.unwrap();
+    assert!(own.kept_log > 0);
+    snapshots.destroy(&own).await.unwrap();
+    assert!(!kept.exists());
+}
+
+const PLACE: &str = "NEON_PG_ROLLBACKS_MOUNTS";
+
+fn program(name: &str, arguments: &[&str]) {
+    let done = Command::new(name).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{name} {arguments:?}: {said}");
+}
+
+/// In a process with a mount namespace of its own: with the process the mounts go.
+#[test]
+fn kept_log_needs_room_of_its_own_and_keeps_no_snapshot_from_being_destroyed() {
+    let scratch = neon_testkit::Scratch::new();
+    let done = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "rollbacks::in_a_namespace", "--nocapture"])
+        .env(PLACE, scratch.path())
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&done.stdout);
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{out}{error}");
+    assert!(out.contains("1 passed"), "{out}");
+}
+
+/// Started by the test above; by itself there is nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_namespace() {
+    let Ok(place) = std::env::var(PLACE) else {
+        return;
+    };
+    program(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=600m,mode=755", "none", &place],
+    );
+    let place = Path::new(&place);
+    let neon = Fixture::at(PgMajor::V15, &place.join("home"));
+    let mut create = CreatePg::default();
+    create.name = Some(name("pgdata1"));
+    create.no_start = true;
+    neon.pg().create(&create).await.unwrap();
+    let snap = take(&neon, "pgdata1", "a").await;
+
+    // Much log that was not archived, and room for that or for the checkout, not for both.
+    let all = place.join("home/pg/pgdata1/wal-kept");
+    let wal = place.join("home/pg/pgdata1/data/pg_wal");
+    let segment = "0000000100000000000000F0";
+    let file = fs::File::create(wal.join(segment)).unwrap();
+    file.set_len(80 << 20).unwrap();
+    let ready = wal.join(format!("archive_status/{segment}.ready"));
+    fs::write(&ready, "").unwrap();
+    let disk = rustix::fs::statvfs(place).unwrap();
+    let ballast = (disk.f_bavail * disk.f_frsize).checked_sub(110 << 20);
+    let ballast = vec![1; usize::try_from(ballast.unwrap()).unwrap()];
+    fs::write(place.join("ballast"), &ballast).unwrap();
+    let outcome = neon.pg().checkout(&plan(&neon, &snap).await).await;
+    assert_eq!(refused(outcome), ErrorKind::Environment);
+    assert!(!all.exists() && wal.join(segment).exists());
+    let record = neon.pg().record_of(&name("pgdata1")).unwrap();
+    assert!(record.checkout.is_none() && record.heads.is_empty());
+    fs::remove_file(place.join("ballast")).unwrap();
+
+    // With room for all of it.
+    neon.pg().checkout(&plan(&neon, &snap).await).await.unwrap();
+    let kept = neon
+        .pg()
+        .kept_log(&neon.pg().record_of(&name("pgdata1")).unwrap());
+    assert!(kept[0].bytes >= 80 << 20, "{kept:?}");
+    // A folder that a disk is mounted in cannot be removed.
+    let below = kept[0].path.join("mounted");
+    fs::create_dir(&below).unwrap();
+    let below = below.display().to_string();
+    program("mount", &["-t", "tmpfs", "none", &below]);
+    let asked = &kept[0].head.as_ref().unwrap().to_string();
+    let head = neon.snapshots().plan_destroy(asked, None).await.unwrap();
+    neon.snapshots().destroy(&head).await.unwrap();
+    let gone = neon.snapshots().find(asked, None).await;
+    assert_eq!(refused(gone), ErrorKind::NotFound);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_of_a_checkout_that_is_not_kept_any_more_goes_with_the_next() {
     let home = Fixture::new();
-    let neon = &home.neon;
+    let (neon, told) = listening(&home);
     let pg = name("pgdata1");
     neon.pg().create(&home.stopped("pgdata1")).await.unwrap();
-    let snap = take(neon, "pgdata1", "a").await;
-    let kept = home.scratch.path().join("home/pg/pgdata1/wal-kept");
-    fs::create_dir_all(kept.join("0123")).unwrap();
-    // Of a state that nobody keeps.
-    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
-    assert!(!kept.exists());
-    assert!(
-        neon.pg()
-            .kept_log(&neon.pg().record_of(&pg).unwrap())
-            .is_empty()
-    );
+    let snap = take(&neon, "pgdata1", "a").await;
+    let all = home.scratch.path().join("home/pg/pgdata1/wal-kept");
+    let lost = all.join("0123456789abcdef0123456789abcdef");
+    fs::create_dir_all(&lost).unwrap();
+    // Of a state that nobody keeps: it is told of.
+    neon.pg().checkout(&plan(&neon, &snap).await).await.unwrap();
+    assert!(!all.exists());
+    let place = lost.display().to_string();
+    let noted = |event: &Event| matches!(event, Event::Note(text) if text.contains(&place));
+    assert!(told.lock().unwrap().iter().any(noted));
+    let kept_log = || neon.pg().kept_log(&neon.pg().record_of(&pg).unwrap());
+    assert_eq!(kept_log(), []);
+
+    // What somebody else put there is nobody's to remove.
+    let theirs = ["0123", "copy.tar", "0123456789ABCDEF0123456789ABCDEF"];
+    for name in theirs {
+        fs::create_dir_all(all.join(name)).unwrap();
+    }
+    let file = all.join("fedcba9876543210fedcba9876543210");
+    fs::write(&file, "precious").unwrap();
+    neon.pg().checkout(&plan(&neon, &snap).await).await.unwrap();
+    for name in theirs {
+        assert!(all.join(name).exists(), "{name}");
+    }
+    assert!(file.exists());
+    assert_eq!(kept_log(), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

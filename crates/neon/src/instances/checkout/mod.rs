@@ -190,7 +190,9 @@ impl Instances<'_> {
             }
             let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
             let new = own_places(&record, &compared, snapshot.facts());
-            room::require(&self.places(&record, &instance, &directory, wanted, &new))?;
+            let mut places = self.places(&record, &instance, &directory, wanted, &new);
+            places.push(self.room_of_kept(&record, instance.data_dir()));
+            room::require(&places)?;
             self.keep_log(&record, instance.data_dir())?;
             let subject = plan.found.subject();
             let created = redo::of_snapshot(&snapshot, &subject).await?;

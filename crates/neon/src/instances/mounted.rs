@@ -37,7 +37,7 @@ impl Home {
             return Err(hidden(&trash, String::new()));
         }
         let (pg, sign) = (self.path().join("pg"), self.sign_of_pg());
-        if pg.is_dir() && (sign.exists() || !self.is_signed()) {
+        if pg.is_dir() && (sign.exists() || !self.is_signed() && !self.is_without_its_instances()) {
             return Ok(());
         }
         Err(hidden(&pg, format!(" && touch {}", sign.display())))

@@ -34,12 +34,13 @@ impl Instances<'_> {
     pub(super) async fn start_locked(&self, name: &Name) -> Result<Started> {
         let record = self.known(name)?;
         let instance = self.open(&record).await?;
+        self.is_whole(&record)?;
         if record.adopted.is_some() {
             // For the log of our start.
+            self.0.home().is_mounted()?;
             let folder = self.0.home().instance_folder(name.as_str());
             record::folder(&folder, 0o711)?;
         }
-        self.is_whole(&record)?;
         self.remember_disks(&record)?;
         self.log_at_home(&record)?;
         self.refuse_shared(&record)?;

@@ -143,7 +143,10 @@ impl Instances<'_> {
     pub async fn restart(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
         Box::pin(self.settle_with(name, false)).await?;
-        self.refuse_managed(&self.known(name)?, "restart")?;
+        let record = self.known(name)?;
+        self.refuse_managed(&record, "restart")?;
+        // What cannot be started again is not stopped.
+        self.is_whole(&record)?;
         self.stop_locked(name, false).await?;
         self.start_locked(name).await
     }

@@ -19,12 +19,14 @@
 //! through and list nothing, and all else is closed.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::instances::{PgRecord, Stage};
 use crate::record;
 
 const VERSION: u32 = 1;
@@ -108,32 +110,18 @@ impl Home {
         }
         let home = Self { root, id: about.id };
         if !about.signed {
-            home.sign()?;
+            home.sign();
         }
         Ok(home)
     }
 
-    /// Marks the folder of instances, if it is the one: with instances of ours in it, or before there were any. What cannot be
+    /// Marks the folder of instances, if it is the one: with all instances of ours in it, or before there were any. What cannot be
     /// marked now is marked by who may write there.
-    fn sign(&self) -> Result<()> {
+    fn sign(&self) {
         let pg = self.root.join("pg");
-        let names: Vec<_> = fs::read_dir(self.instances())
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                Some(
-                    entry
-                        .file_name()
-                        .to_str()?
-                        .strip_suffix(".json")?
-                        .to_owned(),
-                )
-            })
-            .collect();
-        let ours = names.is_empty() || names.iter().any(|name| pg.join(name).exists());
-        if !pg.is_dir() || !ours {
-            return Ok(());
+        let all = |seen: Vec<bool>| seen.into_iter().all(|seen| seen);
+        if !pg.is_dir() || !self.seen_instances().is_some_and(all) {
+            return;
         }
         // Nothing is in it, so that it needs no other name first.
         let sign = self.sign_of_pg();
@@ -144,18 +132,36 @@ impl Home {
             .open(&sign)
             .map_err(|error| Error::io(&sign, "cannot be made", error));
         let made = made.and_then(|_| record::sync_folder(&pg));
-        let signed = made.and_then(|()| {
+        // Whatever keeps it from being made now may be gone the next time.
+        drop(made.and_then(|()| {
             let about = About {
                 version: VERSION,
                 id: self.id.clone(),
                 signed: true,
             };
             record::replace(&self.root.join(ABOUT), &about)
-        });
-        match signed {
-            Err(error) if error.kind() != ErrorKind::Environment => Err(error),
-            _ => Ok(()),
-        }
+        }));
+    }
+
+    /// Of each instance that has its folder in that of all, whether it is there. Nothing when that cannot be known.
+    fn seen_instances(&self) -> Option<Vec<bool>> {
+        let (records, unreadable) = record::list_readable::<PgRecord>(&self.instances()).ok()?;
+        // Those that are adopted have at most a log there, and what is being made has not yet.
+        let placed = records
+            .into_iter()
+            .filter(|(_, record)| record.stage == Stage::Ready && record.adopted.is_none());
+        let seen = placed
+            .map(|(name, _)| fs::symlink_metadata(self.instance_folder(&name)).is_ok())
+            .collect();
+        unreadable.is_empty().then_some(seen)
+    }
+
+    /// Whether the folder of instances has no instance at all, and there should be some.
+    pub(crate) fn is_without_its_instances(&self) -> bool {
+        let none = |seen: Vec<bool>| !seen.is_empty() && !seen.contains(&true);
+        let hidden = |entry: fs::DirEntry| entry.file_name().as_bytes().starts_with(b".");
+        self.seen_instances().is_some_and(none)
+            && fs::read_dir(self.root.join("pg")).is_ok_and(|entries| entries.flatten().all(hidden))
     }
 
     /// The folder.

@@ -62,23 +62,37 @@ impl Instances<'_> {
         let _lock = self.lock(name).await?;
         if lost {
             is_that(&self.known(name)?, id)?;
-            self.update(name, |record| record.disks.clear())?;
         }
+        let before = record::read::<PgRecord>(&self.record(name))?;
         // A journal goes to the trash with its instance, and is ended when that is brought back.
         let ready = |record: &PgRecord| record.stage == Stage::Ready && record.is_changing();
-        if !record::read::<PgRecord>(&self.record(name))?.is_some_and(|record| ready(&record)) {
-            Box::pin(self.settle_with(name, false)).await?;
+        if !before.as_ref().is_some_and(ready) {
+            Box::pin(self.settle_as(name, false, lost)).await?;
         }
-        let record = self.known(name)?;
+        let record = match (self.known(name), before) {
+            // Half made, or half destroyed: with the end of that it is gone.
+            (Err(error), Some(before)) if error.kind() == ErrorKind::NotFound => {
+                is_that(&before, id)?;
+                return Ok(before.id);
+            }
+            (record, _) => record?,
+        };
         is_that(&record, id)?;
-        if record.adopted.is_none() {
-            self.is_mounted(&record)?;
+        if lost || record.adopted.is_some() {
+            self.0.home().is_mounted()?;
+        } else {
+            self.is_in_sight(&record)?;
         }
         // What was adopted goes on without us. Without a server nothing is needed to end it.
         if record.adopted.is_none() && self.may_run(&record).await {
             self.stop_locked(name, false).await?;
         }
-        self.update(name, |record| record.stage = Stage::Destroying)?;
+        self.update(name, |record| {
+            record.stage = Stage::Destroying;
+            if lost {
+                record.disks.clear();
+            }
+        })?;
         Box::pin(self.settle(name)).await?;
         self.trim_trash(name).await;
         Ok(record.id)

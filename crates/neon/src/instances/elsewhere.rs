@@ -127,20 +127,22 @@ impl Instances<'_> {
         let Some(place) = &record.pgdata else {
             return Ok(());
         };
-        if !beside(place, "trash", &record.id).exists() {
-            // Moved back by somebody who was killed then; or removed.
-            if place.join("PG_VERSION").exists() {
+        let away = beside(place, "trash", &record.id);
+        if !away.join("PG_VERSION").exists() {
+            // Moved back by somebody who was killed then; or removed, or a folder in its place for what is lost.
+            if !away.exists() && place.join("PG_VERSION").exists() {
                 return Ok(());
             }
             return Err(Error::new(
                 ErrorKind::NotFound,
                 place.display().to_string(),
                 "is not in the trash any more",
-            ));
+            )
+            .hinted(format!("neon pg trash --empty {} forgets it", record.name)));
         }
         check_folder(place)?;
         // Those that somebody who was killed then moved back already are ours.
-        if record.tablespaces_beside && tablespaces(&beside(place, "trash", &record.id)).exists() {
+        if record.tablespaces_beside && tablespaces(&away).exists() {
             check_folder(&tablespaces(place))?;
         }
         Ok(())

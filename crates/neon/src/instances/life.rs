@@ -34,12 +34,13 @@ impl Instances<'_> {
     pub(super) async fn start_locked(&self, name: &Name) -> Result<Started> {
         let record = self.known(name)?;
         let instance = self.open(&record).await?;
+        self.is_whole(&record)?;
         if record.adopted.is_some() {
             // For the log of our start.
+            self.0.home().is_mounted()?;
             let folder = self.0.home().instance_folder(name.as_str());
             record::folder(&folder, 0o711)?;
         }
-        self.is_whole(&record)?;
         self.remember_disks(&record)?;
         self.log_at_home(&record)?;
         self.refuse_shared(&record)?;
@@ -142,7 +143,10 @@ impl Instances<'_> {
     pub async fn restart(&self, name: &Name) -> Result<Started> {
         let _lock = self.lock(name).await?;
         Box::pin(self.settle_with(name, false)).await?;
-        self.refuse_managed(&self.known(name)?, "restart")?;
+        let record = self.known(name)?;
+        self.refuse_managed(&record, "restart")?;
+        // What cannot be started again is not stopped.
+        self.is_whole(&record)?;
         self.stop_locked(name, false).await?;
         self.start_locked(name).await
     }

@@ -215,16 +215,31 @@ impl Instances<'_> {
 
     /// As [`settle`](Self::settle), for who starts or stops the server anyway.
     pub(super) async fn settle_with(&self, name: &Name, start: bool) -> Result<()> {
+        self.settle_as(name, start, false).await
+    }
+
+    /// As [`settle_with`](Self::settle_with); if said, of one whose disks are lost, and which goes next.
+    pub(super) async fn settle_as(&self, name: &Name, start: bool, lost: bool) -> Result<()> {
         let Some(record) = records::read::<PgRecord>(&self.record(name))? else {
             return Ok(());
         };
         if let (Stage::Ready, Some(under_way)) = (record.stage, &record.checkout) {
-            self.is_mounted(&record)?;
+            // It goes to the trash with the instance.
+            if lost && self.is_mounted(&record).is_err() {
+                return Ok(());
+            }
+            match record.is_changing() {
+                true => self.is_all_in_sight(&record)?,
+                false => self.is_mounted(&record)?,
+            }
             return Box::pin(self.settle_checkout(&record, under_way, start)).await;
         }
         let folder = self.0.home().instance_folder(name.as_str());
-        if record.stage != Stage::Ready {
-            self.is_mounted(&record)?;
+        if record.stage != Stage::Ready && record.adopted.is_none() {
+            match lost {
+                true => self.0.home().is_mounted()?,
+                false => self.is_mounted(&record)?,
+            }
         }
         match record.stage {
             Stage::Ready => Ok(()),
@@ -243,8 +258,8 @@ impl Instances<'_> {
                 })?;
                 records::remove(&self.0.home().trash().join(format!("{}.json", record.id)))?;
                 match record.checkout {
-                    Some(_) => Box::pin(self.settle_with(name, start)).await,
-                    None => Ok(()),
+                    Some(_) if !lost => Box::pin(self.settle_with(name, start)).await,
+                    _ => Ok(()),
                 }
             }
             Stage::Creating => {
@@ -256,6 +271,10 @@ impl Instances<'_> {
             }
             Stage::Destroying => {
                 let home = self.0.home();
+                let mut record = record;
+                if lost {
+                    record.disks.clear();
+                }
                 records::replace(&home.trash().join(format!("{}.json", record.id)), &record)?;
                 self.put_away(&record)?;
                 if folder.exists() {

@@ -3,6 +3,9 @@
 //! Two signs tell one from the other. The folder of all instances has a file that is called after the home: where it is missing, a
 //! folder is seen that a disk was mounted on. And a record remembers, of the data directory and of each tablespace, the mount
 //! point that it is behind: nothing that is not there is taken for gone as long as nothing is mounted there.
+//!
+//! A server whose tablespace is out of sight is still looked at and stopped; only what reads, writes or gives up what is in there
+//! asks for it. A tablespace that no link leads to any more was dropped, or moved, and its disk is nobody's concern.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +32,7 @@ impl Home {
             )
             .hinted(format!(
                 "mount it; if it is lost for good: mkdir -p {}{again}",
-                folder.display()
+                quoted(&led_to(folder))
             ))
         };
         let trash = self.path().join("trash");
@@ -37,29 +40,59 @@ impl Home {
             return Err(hidden(&trash, String::new()));
         }
         let (pg, sign) = (self.path().join("pg"), self.sign_of_pg());
-        if pg.is_dir() && (sign.exists() || !self.is_signed()) {
+        if pg.is_dir() && (sign.exists() || !self.is_signed() && !self.is_without_its_instances()) {
             return Ok(());
         }
-        Err(hidden(&pg, format!(" && touch {}", sign.display())))
+        Err(hidden(&pg, format!(" && touch {}", quoted(&sign))))
     }
 }
 
 impl Instances<'_> {
-    /// An error when what an instance has on disk is out of sight: nothing may be made of that, and nothing removed.
+    /// An error when the data directory of an instance is out of sight: nothing may be made of that, and nothing removed.
     pub(crate) fn is_mounted(&self, record: &PgRecord) -> Result<()> {
         if record.adopted.is_none() {
             self.0.home().is_mounted()?;
         }
+        self.are_seen(record, |place| self.is_own(record, place))
+    }
+
+    /// As [`is_mounted`](Self::is_mounted), and so is every tablespace that it has, as far as that can be known.
+    pub(crate) fn is_in_sight(&self, record: &PgRecord) -> Result<()> {
+        self.is_mounted(record)?;
+        let data = self.data_dir(record);
+        if !is_seen(&data) {
+            return self.are_seen(record, |_| true);
+        }
+        let links = tablespaces(&data);
+        self.are_seen(record, |place| {
+            links.iter().any(|(_, target)| target == place)
+        })
+    }
+
+    /// As [`is_in_sight`](Self::is_in_sight) while links may be missing that are to be there again.
+    pub(super) fn is_all_in_sight(&self, record: &PgRecord) -> Result<()> {
+        self.is_mounted(record)?;
+        self.are_seen(record, |_| true)
+    }
+
+    /// Whether a place is that of the data directory.
+    fn is_own(&self, record: &PgRecord, place: &Path) -> bool {
+        record.pgdata.as_deref() == Some(place) || self.data_dir(record) == place
+    }
+
+    /// An error when a place that counts is on a disk that is not mounted.
+    fn are_seen(&self, record: &PgRecord, counts: impl Fn(&Path) -> bool) -> Result<()> {
         for (place, point) in &record.disks {
             let (place, point) = (self.absolute(place), self.absolute(point));
-            if !is_seen(&place) && !is_mount_point(&point) {
-                let own = [record.pgdata.as_ref(), Some(&self.data_dir(record))];
-                let hint = match own.contains(&Some(&place)) {
-                    true => format!(
+            if counts(&place) && !is_seen(&place) && !is_mount_point(&point) {
+                let hint = if self.is_own(record, &place) {
+                    format!(
                         "mount it; if it is lost for good: neon pg destroy --lost {}",
                         record.name
-                    ),
-                    false => without(&place.join(version_directory(record).unwrap_or_default())),
+                    )
+                } else {
+                    let own = version_directory(record).unwrap_or_default();
+                    self.without(record, &place.join(own))
                 };
                 return Err(Error::new(
                     ErrorKind::Environment,
@@ -95,24 +128,28 @@ impl Instances<'_> {
         Err(Error::new(
             ErrorKind::Environment,
             format!("pg {}", record.name),
-            format!("is on a disk that is not mounted at {}", point.display()),
+            format!(
+                "is on a disk that is not mounted at {}",
+                self.absolute(point).display()
+            ),
         )
         .hinted(format!(
-            "mount it; if it is lost for good: mkdir -p {}, and try again",
-            away.display()
+            "mount it; if it is lost for good: mkdir -p {}, and neon pg trash --empty {}",
+            quoted(away),
+            record.name
         )))
     }
 
     /// As [`is_mounted`](Self::is_mounted), and all tablespaces are there: a server that misses one loses what it has to
     /// write there, and a copy would miss what is in it.
     pub(crate) fn is_whole(&self, record: &PgRecord) -> Result<()> {
-        self.is_mounted(record)?;
+        self.is_in_sight(record)?;
         let Some(own) = version_directory(record) else {
             return Ok(());
         };
         for (link, target) in tablespaces(&self.data_dir(record)) {
             let inside = target.join(&own);
-            if !inside.is_dir() && stays_without(&link, &inside) {
+            if is_nowhere(&inside) && stays_without(&link, &inside) {
                 return Err(Error::new(
                     ErrorKind::Environment,
                     format!("pg {}", record.name),
@@ -122,7 +159,7 @@ impl Instances<'_> {
                         target.display()
                     ),
                 )
-                .hinted(without(&inside)));
+                .hinted(self.without(record, &inside)));
             }
         }
         Ok(())
@@ -130,13 +167,19 @@ impl Instances<'_> {
 
     /// Remembers the file systems that an instance is on now. Its lock is held.
     pub(crate) fn remember_disks(&self, record: &PgRecord) -> Result<()> {
-        let disks = self.disks(record);
-        if disks == record.disks {
-            return Ok(());
-        }
-        for (place, point) in &record.disks {
-            let (place, point) = (self.absolute(place), self.absolute(point));
-            if is_seen(&place) && !is_mount_point(&point) {
+        let mut disks = self.disks(record);
+        let links = tablespaces(&self.data_dir(record));
+        for (kept, behind) in &record.disks {
+            let (place, point) = (self.absolute(kept), self.absolute(behind));
+            if is_mount_point(&point) {
+                continue;
+            }
+            if !is_seen(&place) {
+                // Its disk went while its server ran.
+                if links.iter().any(|(_, target)| *target == place) {
+                    disks.insert(kept.clone(), behind.clone());
+                }
+            } else {
                 self.0.tell(Event::Warning(format!(
                     "pg {}: {} was on a disk mounted at {}, where nothing is mounted now; what is there now is on another",
                     record.name,
@@ -144,6 +187,9 @@ impl Instances<'_> {
                     point.display()
                 )));
             }
+        }
+        if disks == record.disks {
+            return Ok(());
         }
         self.update(&record.name, |record| record.disks = disks)
     }
@@ -181,20 +227,34 @@ impl Instances<'_> {
     fn absolute(&self, path: &Path) -> PathBuf {
         self.0.home().path().join(path)
     }
+
+    /// How to go on without a tablespace. Its server must be able to write there, and to remove it.
+    fn without(&self, record: &PgRecord, inside: &Path) -> String {
+        let (place, inside) = (quoted(inside.parent().unwrap_or(inside)), quoted(inside));
+        let make = match self.owner(record) {
+            Some(owner) => format!("install -d -o {owner} -m 700 {place} {inside}"),
+            None => format!("mkdir -p {inside}"),
+        };
+        format!(
+            "mount it; if it is lost for good: {make}, start the server, and drop what was in that tablespace; \
+             or give up the whole instance: neon pg destroy --lost {}",
+            record.name
+        )
+    }
+
+    /// Who an instance belongs to, where that is not who runs this.
+    fn owner(&self, record: &PgRecord) -> Option<String> {
+        let user = self.0.os_user().ok().flatten()?;
+        let owner = fs::metadata(self.data_dir(record)).map_or(user.uid(), |facts| facts.uid());
+        let name = user.name().filter(|_| user.uid() == owner);
+        Some(name.map_or_else(|| owner.to_string(), str::to_owned))
+    }
 }
 
 /// What a tablespace has of a cluster.
 fn version_directory(record: &PgRecord) -> Option<String> {
     let major = record.major.parse::<PgMajor>().ok()?;
     Some(tablespace_version_directory(major.layout()))
-}
-
-/// How to go on without a tablespace.
-fn without(inside: &Path) -> String {
-    format!(
-        "mount it; if it is lost for good: mkdir -p {}, start the server, and drop what was in that tablespace",
-        inside.display()
-    )
 }
 
 /// The links of a data directory to its tablespaces, with where they lead.
@@ -208,10 +268,41 @@ fn tablespaces(data: &Path) -> Vec<(PathBuf, PathBuf)> {
         .collect()
 }
 
+/// Whether nothing is at a path. What may not be looked at is not nothing: its server may well be able to.
+fn is_nowhere(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
+        matches!(error.kind(), NotFound | NotADirectory)
+    })
+}
+
 /// Whether a tablespace has nothing of the cluster, and is not about to be dropped.
 fn stays_without(link: &Path, inside: &Path) -> bool {
     std::thread::sleep(Duration::from_millis(100));
-    fs::symlink_metadata(link).is_ok() && !inside.is_dir()
+    fs::symlink_metadata(link).is_ok() && is_nowhere(inside)
+}
+
+/// Where the last of a chain of links leads, there or not.
+fn led_to(path: &Path) -> PathBuf {
+    let mut at = path.to_owned();
+    // As many as the system follows.
+    for _ in 0..40 {
+        let Ok(target) = fs::read_link(&at) else {
+            break;
+        };
+        at = at.parent().unwrap_or(Path::new("/")).join(target);
+    }
+    at
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:,@%".contains(&byte);
+    if text.bytes().all(plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Whether something is in a folder.
@@ -250,5 +341,40 @@ mod tests {
         fs::create_dir(&there).unwrap();
         assert!(!is_mount_point(&there));
         assert!(!is_mount_point(&folder.path().join("missing")));
+    }
+
+    #[test]
+    fn what_may_not_be_looked_at_is_not_taken_for_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (closed, file) = (folder.path().join("closed"), folder.path().join("file"));
+        // Root may look at all but what leads to itself.
+        std::os::unix::fs::symlink(&closed, &closed).unwrap();
+        fs::write(&file, "").unwrap();
+        assert!(!is_nowhere(&closed.join("inside")));
+        assert!(!is_nowhere(folder.path()));
+        assert!(is_nowhere(&file.join("inside")));
+        assert!(is_nowhere(&folder.path().join("missing/inside")));
+    }
+
+    #[test]
+    fn a_path_in_a_hint_is_read_by_a_shell_as_it_is() {
+        for name in ["/plain/path-1", "/with space", "/it's", "/$HOME", "/ümlaut"] {
+            let said = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s {}", quoted(Path::new(name)))])
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8(said.stdout).unwrap(), name);
+        }
+        assert_eq!(quoted(Path::new("/plain/path-1")), "/plain/path-1");
+    }
+
+    #[test]
+    fn a_link_is_followed_to_what_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pg, other) = (folder.path().join("pg"), folder.path().join("other"));
+        std::os::unix::fs::symlink("other", &pg).unwrap();
+        std::os::unix::fs::symlink("/lost/disk", &other).unwrap();
+        assert_eq!(led_to(&pg), Path::new("/lost/disk"));
+        assert_eq!(led_to(folder.path()), folder.path());
     }
 }

@@ -92,12 +92,13 @@ impl Snapshots<'_> {
                     .hinted("choose another name, or destroy it first"),
             );
         }
+        // Before anything comes, however long that takes.
+        self.0.home().is_mounted()?;
         self.0.pg().can_be_made(wanted)?;
         let storage = match &wanted.storage {
             Some(storage) => storage.clone(),
             None => LOCAL.parse()?,
         };
-        // Before anything comes, however long that takes.
         self.0.storages().get(&storage)?;
         self.0.pg().can_listen(wanted)?;
         let id = random_id()?;

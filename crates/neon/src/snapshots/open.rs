@@ -130,6 +130,7 @@ impl Snapshots<'_> {
 ///
 /// Dropped: nothing is left, or what the next call removes.
 pub(crate) async fn materialize(neon: &Neon, from: &Found) -> Result<Materialized> {
+    neon.home().is_mounted()?;
     let snapshot = from.open().await?;
     let installation = neon.pg().can_run(from, &snapshot, None, true).await?;
     let user = neon.os_user()?;

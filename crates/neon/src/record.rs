@@ -492,7 +492,14 @@ pub(crate) fn held_if_free(path: &Path) -> Option<File> {
 /// A file to be locked that is there already, or a folder. Over NFS only what is open for writing can be locked: a folder never.
 fn there(path: &Path) -> std::io::Result<File> {
     match OpenOptions::new().read(true).write(true).open(path) {
-        Err(error) if error.kind() == IoKind::IsADirectory => File::open(path),
+        Err(error)
+            if matches!(
+                error.kind(),
+                IoKind::IsADirectory | IoKind::PermissionDenied | IoKind::ReadOnlyFilesystem
+            ) =>
+        {
+            File::open(path)
+        }
         opened => opened,
     }
 }

@@ -523,9 +523,15 @@ fn a_creation_that_is_interrupted_is_taken_back() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // Its folder is there: the programs of PostgreSQL are at it.
+    // What becomes its folder is there: the programs of PostgreSQL are at it.
     let begun = Instant::now();
-    while !home.path().join("pg/two").exists() {
+    let is_sign = |name: &str| name.starts_with(".home-");
+    let made = || {
+        let names = fs::read_dir(home.path().join("pg")).unwrap();
+        let mut names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.any(|name| !is_sign(&name))
+    };
+    while !made() {
         assert!(begun.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -70,8 +70,11 @@ impl Instances<'_> {
             Box::pin(self.settle_as(name, false, lost)).await?;
         }
         let record = match (self.known(name), before) {
-            // Half made, or half destroyed: with the end of that it is gone.
-            (Err(error), Some(before)) if error.kind() == ErrorKind::NotFound => {
+            // Half destroyed: with the end of that it is gone. What was half made never was, unless it is known to be lost.
+            (Err(error), Some(before))
+                if error.kind() == ErrorKind::NotFound
+                    && (lost || before.stage == Stage::Destroying) =>
+            {
                 is_that(&before, id)?;
                 return Ok(before.id);
             }

@@ -92,6 +92,8 @@ impl InstallationCache {
         let stamp = Stamp::of(program);
         if let Some((known, told)) = self.known().told.get(program)
             && *known == stamp
+            // A script names another folder when that version goes, and stays as it is.
+            && told.join("postgres").exists()
         {
             return Some(told.clone());
         }

@@ -89,6 +89,7 @@ impl Instances<'_> {
                 let instance = self.open(record).await?;
                 if record.adopted.is_some() {
                     // For the log of its recovery.
+                    self.0.home().is_mounted()?;
                     let folder = self.0.home().instance_folder(name.as_str());
                     crate::record::folder(&folder, 0o711)?;
                 }

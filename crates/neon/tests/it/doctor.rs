@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use neon_pg::{
@@ -13,7 +12,7 @@ use neon_pg::{
 };
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 
-use crate::support::{Fixture, name, run, sql};
+use crate::support::{Fixture, name, program, run, sql, with_own_mounts};
 
 async fn examined(neon: &Neon) -> DoctorReport {
     neon.doctor(&DoctorOptions::default()).await.unwrap()
@@ -494,27 +493,11 @@ async fn writers_that_are_gone_and_storages_that_overwrite_are_told() {
 
 const PLACE: &str = "NEON_PG_DOCTOR_MOUNTS";
 
-fn program(name: &str, arguments: &[&str]) {
-    let done = Command::new(name).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{name} {arguments:?}: {said}");
-}
-
-/// In a process with a mount namespace of its own: with the process the mounts go.
 #[test]
 fn disks_that_are_full_and_mounts_that_are_left_are_told() {
     let scratch = neon_testkit::Scratch::new();
-    let done = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "doctor::in_a_namespace", "--nocapture"])
-        .env(PLACE, scratch.path())
-        .output()
-        .unwrap();
-    let out = String::from_utf8_lossy(&done.stdout);
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{out}{error}");
-    assert!(out.contains("1 passed"), "{out}");
+    let place = scratch.path().to_str().unwrap();
+    with_own_mounts("doctor::in_a_namespace", &[(PLACE, place)]);
 }
 
 /// Started by the test above; by itself there is nothing to do.

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use neon_pg::{CheckoutChoice, CreatePg, ErrorKind, Event, Locator, Neon, PgMajor, Remote};
 
 use crate::checkouts::plan;
 use crate::restored::listening;
-use crate::support::{Fixture, name, refused, run, sql, take};
+use crate::support::{Fixture, name, program, refused, run, sql, take, with_own_mounts};
 
 /// The home, as of who is rolled back while somebody starts a server at a step, and perhaps stops it.
 async fn with_a_server(home: &Fixture, at: &'static str, stop: bool) -> Neon {
@@ -217,27 +216,11 @@ async fn kept_log_stays_when_a_copy_of_its_state_is_destroyed_elsewhere() {
 
 const PLACE: &str = "NEON_PG_ROLLBACKS_MOUNTS";
 
-fn program(name: &str, arguments: &[&str]) {
-    let done = Command::new(name).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{name} {arguments:?}: {said}");
-}
-
-/// In a process with a mount namespace of its own: with the process the mounts go.
 #[test]
 fn kept_log_needs_room_of_its_own_and_keeps_no_snapshot_from_being_destroyed() {
     let scratch = neon_testkit::Scratch::new();
-    let done = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "rollbacks::in_a_namespace", "--nocapture"])
-        .env(PLACE, scratch.path())
-        .output()
-        .unwrap();
-    let out = String::from_utf8_lossy(&done.stdout);
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{out}{error}");
-    assert!(out.contains("1 passed"), "{out}");
+    let place = scratch.path().to_str().unwrap();
+    with_own_mounts("rollbacks::in_a_namespace", &[(PLACE, place)]);
 }
 
 /// Started by the test above; by itself there is nothing to do.

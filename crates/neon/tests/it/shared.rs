@@ -2,11 +2,10 @@
 //! process the mounts go.
 
 use std::path::Path;
-use std::process::Command;
 
 use neon_pg::{CloneMethod, CloneWanted, CreatePg, ErrorKind, PgMajor, RestoreChoice};
 
-use crate::support::{Fixture, name, refused, run, sql, take};
+use crate::support::{Fixture, name, program, refused, run, sql, take, with_own_mounts};
 
 const KIND: &str = "NEON_PG_FILE_SYSTEM";
 const PLACE: &str = "NEON_PG_MOUNT";
@@ -26,27 +25,11 @@ fn stopped(text: &str) -> CreatePg {
     create
 }
 
-fn program(name: &str, arguments: &[&str]) {
-    let done = Command::new(name).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{name} {arguments:?}: {said}");
-}
-
 /// Runs [`in_a_namespace`] for a kind of file system.
 fn on(kind: &str) {
     let scratch = neon_testkit::Scratch::new();
-    let done = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "shared::in_a_namespace", "--nocapture"])
-        .env(KIND, kind)
-        .env(PLACE, scratch.path())
-        .output()
-        .unwrap();
-    let out = String::from_utf8_lossy(&done.stdout);
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{out}{error}");
-    assert!(out.contains("1 passed"), "{out}");
+    let place = scratch.path().to_str().unwrap();
+    with_own_mounts("shared::in_a_namespace", &[(KIND, kind), (PLACE, place)]);
 }
 
 /// Started by the tests of this module; by itself there is nothing to do.

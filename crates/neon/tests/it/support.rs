@@ -1,6 +1,7 @@
 //! Homes in scratch folders.
 
 use std::path::Path;
+use std::process::Command;
 
 use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
@@ -166,4 +167,26 @@ pub(crate) async fn take(neon: &Neon, pg: &str, tag: &str) -> Found {
     let found = neon.snapshots().find(&whole, None).await.unwrap();
     assert_eq!(found.id, taken.id);
     found
+}
+
+/// Runs a program of the system, which must succeed.
+pub(crate) fn program(name: &str, arguments: &[&str]) {
+    let done = Command::new(name).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{name} {arguments:?}: {said}");
+}
+
+/// Runs a test of this binary in a process with a mount namespace of its own: with the process the mounts go.
+pub(crate) fn with_own_mounts(test: &str, variables: &[(&str, &str)]) {
+    let done = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&done.stdout);
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{out}{error}");
+    assert!(out.contains("1 passed"), "{out}");
 }

@@ -24,7 +24,7 @@ pub(crate) struct Process {
 impl Process {
     /// The process that has this number now; none when none has.
     pub(crate) fn open(pid: i32) -> Option<Self> {
-        let pid = Pid::from_raw(pid)?;
+        let pid = numbered(pid)?;
         #[cfg(target_os = "linux")]
         {
             use rustix::io::Errno;
@@ -149,9 +149,14 @@ impl Process {
     }
 }
 
+/// Numbers come from files; what is no number of a process is not given to the library, which panics.
+fn numbered(pid: i32) -> Option<Pid> {
+    if pid > 0 { Pid::from_raw(pid) } else { None }
+}
+
 /// Whether some process, a zombie included, has this number.
 pub(crate) fn number_is_taken(pid: i32) -> bool {
-    Pid::from_raw(pid).is_some_and(|pid| {
+    numbered(pid).is_some_and(|pid| {
         !matches!(
             rustix::process::test_kill_process(pid),
             Err(rustix::io::Errno::SRCH)
@@ -296,7 +301,8 @@ fn group_of(pid: Pid) -> Option<Pid> {
     let (_, after) = stat.rsplit_once(')')?;
     // The fifth field; the third is the first one behind the name.
     let group: i32 = after.split_whitespace().nth(2)?.parse().ok()?;
-    Pid::from_raw(group)
+    // A process that is being taken away while it is asked about has none: -1.
+    numbered(group)
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -352,6 +358,16 @@ mod tests {
                 std::thread::yield_now();
             }
             assert!(child.wait().unwrap().success());
+        }
+    }
+
+    /// A lock file may hold any number, and a process that is just being taken away is shown in the group -1.
+    #[test]
+    fn what_is_no_number_of_a_process_is_no_process() {
+        for number in [0, -1, i32::MIN] {
+            assert!(Process::open(number).is_none());
+            assert!(!number_is_taken(number));
+            assert!(numbered(number).is_none());
         }
     }
 

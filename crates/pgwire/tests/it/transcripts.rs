@@ -130,9 +130,9 @@ fn shown(tag: u8, body: &[u8], from_client: bool) -> Option<String> {
         // When these come is the server's choice.
         (false, b'S' | b'N') => return None,
         (false, b'd') if matches!(first, b'k' | b'p') && body.len() <= 18 => return None,
-        (false, b'd') if first == b'n' && body.ends_with(b"\0") => {
-            let name = body[1..].split(|byte| *byte == 0).next().unwrap();
-            format!("< CopyData n {}", without_numbers(&text(name)))
+        // Up to 14 a message is bytes of the archive, and the control file's begin with any byte.
+        (false, b'd') if first == b'n' && name_of(body).ends_with(".tar") => {
+            format!("< CopyData n {}", without_numbers(&name_of(body)))
         }
         (false, b'd') if first == b'm' && body.len() == 1 => "< CopyData m".to_owned(),
         (false, b'd') => "< CopyData".to_owned(),
@@ -153,6 +153,12 @@ fn shown(tag: u8, body: &[u8], from_client: bool) -> Option<String> {
             }
         ),
     })
+}
+
+/// What an archive begins with from 15 on: its name, and the place of its tablespace.
+fn name_of(body: &[u8]) -> String {
+    let name = body.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(&name[1..]).into_owned()
 }
 
 /// Positions and object ids are different each time.

@@ -111,6 +111,20 @@ impl Survey {
         })
     }
 
+    /// It, unless the storage failed to give an envelope, of another key than this: who decides which keys stay has to know
+    /// all of them.
+    fn answered(self, but: Option<KeyId>) -> Result<Self> {
+        let unanswered = |stored: &Stored| {
+            let failed = |error: &Error| error.kind() == ErrorKind::Storage;
+            Some(stored.id) != but && stored.body.as_ref().is_err_and(failed)
+        };
+        let (failed, stored): (Vec<_>, Vec<_>) = self.stored.into_iter().partition(unanswered);
+        match failed.into_iter().find_map(|stored| stored.body.err()) {
+            Some(error) => Err(error),
+            None => Ok(Self { stored, ..self }),
+        }
+    }
+
     /// All epochs in the envelopes that these keys open; and the first reason why one could not be tried.
     async fn open(
         &self,
@@ -280,7 +294,7 @@ impl Repository {
     async fn keys_now(&self, sources: &[KeySource]) -> Result<(Survey, Keyring)> {
         let mut keyring = self.keyring()?.clone();
         self.require_writable()?;
-        let survey = Survey::of(&*self.shared.storage).await?;
+        let survey = Survey::of(&*self.shared.storage).await?.answered(None)?;
         let sources = sources.iter().chain(&self.shared.options.key).cloned();
         if let (Some(opened), _) = survey.open(self.id(), sources.collect()).await? {
             keyring.merge(&opened);
@@ -417,7 +431,7 @@ impl Repository {
     async fn remove_noted(&self, id: KeyId) -> Result<()> {
         let keyring = self.keyring()?;
         let storage = &*self.shared.storage;
-        let survey = Survey::of(storage).await?;
+        let survey = Survey::of(storage).await?.answered(Some(id))?;
         let key = keys::envelope(id.0)?;
         let there: Vec<KeyId> = survey.stored.iter().map(|stored| stored.id).collect();
         if !there.contains(&id) {

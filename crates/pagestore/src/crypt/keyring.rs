@@ -383,7 +383,8 @@ impl Repository {
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) when the repository is not encrypted; [`Inconsistent`](ErrorKind::Inconsistent)
     /// when its keys were renewed and the key that it was opened with is not among the new ones;
-    /// [`Busy`](ErrorKind::Busy) while somebody renews them; [`Storage`](ErrorKind::Storage).
+    /// [`Busy`](ErrorKind::Busy) while somebody renews them; [`Storage`](ErrorKind::Storage), also when it fails to give the
+    /// envelope of another key.
     pub async fn add_key(&self, source: KeySource) -> Result<KeyId> {
         let storage = &*self.shared.storage;
         let (survey, keyring) = self.keys_now(&[]).await?;
@@ -485,7 +486,8 @@ impl Repository {
     /// [`Busy`](ErrorKind::Busy) when somebody else begins an epoch: until the grace has passed, if they were interrupted;
     /// [`Inconsistent`](ErrorKind::Inconsistent) when the keys were renewed since this handle was opened, and neither what
     /// it was opened with nor these keys open the new ones. Nothing was removed then;
-    /// [`Unsupported`](ErrorKind::Unsupported) where the storage lets two create the same object: both would begin the epoch.
+    /// [`Unsupported`](ErrorKind::Unsupported) where the storage lets two create the same object: both would begin the epoch;
+    /// [`Storage`](ErrorKind::Storage), also when it fails to give the envelope of another key, which might stay otherwise.
     pub async fn rekey(&self, sources: Vec<KeySource>) -> Result<Self> {
         let Some(first) = sources.first().cloned() else {
             return Err(Error::new(

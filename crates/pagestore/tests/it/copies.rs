@@ -232,7 +232,7 @@ async fn some_packs_travel_at_the_same_time_and_progress_goes_ahead_only() {
         "{:?}",
         begun.elapsed()
     );
-    let told = told.lock().unwrap();
+    let told = std::mem::take(&mut *told.lock().unwrap());
     assert!(told.is_sorted_by_key(|progress: &CopyProgress| progress.done));
     assert!(told.iter().all(|progress| progress.total == copied.bytes));
     assert_eq!(told.first().unwrap().done, 0);

@@ -507,7 +507,7 @@ async fn destroying_that_sleeps_at_any_step_fails_or_is_done() {
     };
     let meanwhile = async |scene: &Scene, stop: u64| {
         // Others destroy it too, and it is brought again, or not.
-        if stop % 3 > 0 {
+        if !stop.is_multiple_of(3) {
             scene.repository.destroy(scene.first).await.unwrap();
         }
         scene.collect(3).await;

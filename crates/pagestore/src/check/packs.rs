@@ -159,7 +159,7 @@ impl Check<'_> {
         if cells.is_empty() {
             return Ok(None);
         }
-        self.is_encrypted(frame, cells);
+        self.note_open(frame, cells);
         let mut looked = self.look(frame, cells);
         if matches!(looked, Some((ErrorKind::NotFound, _))) {
             self.ask_again(frame.pack.id).await?;
@@ -180,7 +180,7 @@ impl Check<'_> {
     }
 
     /// Notes a pack in which a frame lies open though the repository is encrypted. It is as readable as others.
-    fn is_encrypted(&mut self, frame: &FrameRef, cells: Cells) {
+    fn note_open(&mut self, frame: &FrameRef, cells: Cells) {
         if !self.repository.is_encrypted() || frame.sealed || frame.stored_length == 0 {
             return;
         }

@@ -2,7 +2,8 @@
 //! checking, summing and compressing the same bytes; a restore against decompressing, writing and flushing them; the
 //! next snapshot from an exact list of changes against a full one; a page that is in memory.
 //!
-//! `cargo bench -p neon-benches --bench page_store [-- MEGABYTES ROUNDS CODEC… /DIRECTORY]`; prints the best of each in turns and their
+//! `cargo bench -p neon-benches --bench page_store [-- MEGABYTES ROUNDS CODEC… /DIRECTORY]`, or `-- listing [/DIRECTORY]` for the
+//! lists alone; prints the best of each in turns and their
 //! ratios, of processor time and of the clock: on a machine that others use, the first is the one to compare. The
 //! repository is in memory, so that no disk is measured but the one that is restored to; the full snapshot that is
 //! compared with the floor, which keeps nothing, goes to a storage that keeps no pack. What is restored goes below the
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
 use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{FrameReaderOptions, MapReader, Snapshot};
 use neon_pagestore::restore::{RestoreOptions, restore};
@@ -39,8 +40,8 @@ use neon_snapshot_format::pack::{Codec, EncodedFrame, Flags};
 use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, Flush, PgData, Select};
 use neon_snapshot_format::{Entry, Sequential, SnapshotKind, Wanted};
 use neon_storage::{
-    Body, Capabilities, GetOptions, GetResult, Head, Key, ListOptions, Memory, ObjectMeta,
-    PutOptions, Storage,
+    Body, Capabilities, GetOptions, GetResult, Head, Key, ListOptions, Memory, Native,
+    NativeOptions, ObjectMeta, PutOptions, Storage, StorageExt,
 };
 use neon_testkit::{Cluster, PgMajor, StopMode};
 use tokio::runtime::Runtime;
@@ -338,10 +339,10 @@ fn floor_of_restore(data: &Path, codec: Codec, into: &Path) -> Took {
     begun.stop()
 }
 
-/// Listing many snapshots: by who sees the repository for the first time, and again.
-async fn listing(count: i64) {
-    let storage: Arc<dyn Storage> = Arc::new(Memory::new());
-    let repository = Repository::init(Arc::clone(&storage), OpenOptions::new());
+/// Listing many snapshots, in memory and in a directory: by who sees the repository for the first time, and again.
+async fn listing(count: i64, place: &Path) {
+    let memory = Memory::new();
+    let repository = Repository::init(Arc::new(memory.clone()), OpenOptions::new());
     let repository = repository.await.unwrap();
     let system = SystemIdentifier::new(7_710_187_071_172_605_999).unwrap();
     for number in 0..count {
@@ -356,18 +357,33 @@ async fn listing(count: i64) {
         let writing = repository.begin_writing().await.unwrap();
         writing.commit(&commit).await.unwrap();
     }
-    repository.list().await.unwrap();
-    let opened = Repository::open(storage, OpenOptions::new()).await.unwrap();
-    let begun = Watch::start();
-    assert_eq!(opened.list().await.unwrap().len() as i64, count);
-    let cold = begun.stop();
-    let mut warm = Took::MAX;
-    for _ in 0..10 {
+    let scratch = tempfile::tempdir_in(place).unwrap();
+    let native = Native::open(scratch.path(), NativeOptions::default()).unwrap();
+    let (from, to) = (&memory, &native);
+    let copied = stream::iter(memory.list_all("").await.unwrap()).map(|object| async move {
+        let bytes = from.read(&object.key).await.unwrap();
+        to.create(&object.key, bytes).await.unwrap();
+    });
+    copied.buffer_unordered(32).for_each(|()| async {}).await;
+    for (name, storage) in [
+        ("in memory", Arc::new(memory) as Arc<dyn Storage>),
+        ("native", Arc::new(native)),
+    ] {
+        let open = || Repository::open(Arc::clone(&storage), OpenOptions::new());
+        // Who lists first leaves a catalogue.
+        open().await.unwrap().list().await.unwrap();
+        let opened = open().await.unwrap();
         let begun = Watch::start();
-        opened.list().await.unwrap();
-        warm.best(begun.stop());
+        assert_eq!(opened.list().await.unwrap().len() as i64, count);
+        let cold = begun.stop();
+        let mut warm = Took::MAX;
+        for _ in 0..10 {
+            let begun = Watch::start();
+            opened.list().await.unwrap();
+            warm.best(begun.stop());
+        }
+        println!("{count} snapshots, {name}, are listed in {cold}, and again in {warm}");
     }
-    println!("{count} snapshots are listed in {cold}, and again in {warm}");
 }
 
 fn main() {
@@ -376,11 +392,14 @@ fn main() {
         .filter_map(|word| word.parse().ok());
     let (megabytes, rounds) = (words.next().unwrap_or(256), words.next().unwrap_or(3));
     let runtime = Runtime::new().unwrap();
-    let cluster = cluster(megabytes);
-    let data = cluster.data_dir();
     let only: Vec<String> = std::env::args().skip(1).collect();
     let place = only.iter().find(|word| word.starts_with('/'));
     let place = place.map_or_else(std::env::temp_dir, PathBuf::from);
+    if only.iter().any(|word| word == "listing") {
+        return runtime.block_on(listing(10_000, &place));
+    }
+    let cluster = cluster(megabytes);
+    let data = cluster.data_dir();
     let asked = |name: &str| only.iter().any(|word| word == name);
     let any = CODECS.iter().any(|(name, _)| asked(name));
     for (name, codec) in CODECS.into_iter().filter(|(name, _)| !any || asked(name)) {
@@ -481,5 +500,5 @@ fn main() {
             begun.elapsed() / count
         );
     });
-    runtime.block_on(listing(10_000));
+    runtime.block_on(listing(10_000, &place));
 }

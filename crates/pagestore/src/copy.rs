@@ -1,19 +1,24 @@
 //! Copies of snapshots between repositories.
 //!
-//! The commit is copied as it is, so the id stays. Packs that are mostly needed travel whole, under their ids; of others
-//! the needed frames go into new packs, with a note where they are. Into an encrypted repository frames that are not
+//! The commit is copied as it is, so the id stays. Packs that are mostly needed travel whole, under their ids, some of them at
+//! a time; of others the needed frames go into new packs, with a note where they are. Into an encrypted repository frames that are not
 //! sealed are sealed on the way, with the key that the map has for their pack. What is there is not sent again, also
 //! after a copy that did not come to its end.
 //!
 //! What is there, and what is needed, is counted in cells of frames: here and there frames may have been thinned to what the
 //! snapshots of either side show. A frame that is there without a needed cell comes again, in the form that it has here, and
 //! is a further home of its cells there. It takes nothing away from those that are there: each cell is looked for in all.
+//!
+//! Ten bytes are kept in mind of every needed frame, and all that the map says only of some of those that travel alone: for
+//! the next ones the map is read again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use neon_snapshot_format::pack::{FrameCipher, FrameRecord, PackId};
+use tokio::task::JoinSet;
 
 use crate::claim::NameOutcome;
 use crate::crypt::PackCipher;
@@ -21,7 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gc::{list_packs, run};
 use crate::id::CommitId;
 use crate::keys;
-use crate::map::{Cells, FrameRef, MapFrame, View, Walk};
+use crate::map::{Cells, FrameRef, LiveFrames, MapFrame, View, Walk};
 use crate::moves::MovedFrame;
 use crate::name::SnapshotName;
 use crate::pack_file::NewPack;
@@ -37,6 +42,12 @@ const PACK_SIZE: u64 = 64 << 20;
 const LIST_FROM: usize = 16;
 /// Frames that are read together.
 const BATCH: usize = 128;
+/// Packs that travel at the same time, each in pieces of some MiB.
+const PACKS_AT_ONCE: usize = 4;
+/// New packs that are being stored while the next one is filled, each of some 64 MiB in memory.
+const STORED_AT_ONCE: usize = 2;
+/// Of so many frames that travel alone, and of those of a pack more, it is kept in mind at once what the map says: some 100 MB.
+const FRAMES_AT_ONCE: u64 = 500_000;
 
 /// What a copy did.
 #[derive(Debug)]
@@ -69,8 +80,8 @@ pub struct CopyProgress {
 /// Takes how far a copy is; an error ends it.
 type Watch = Arc<dyn Fn(CopyProgress) -> Result<()> + Send + Sync>;
 
-/// What of the frames of each pack a snapshot needs, by number.
-type Needed = BTreeMap<PackId, BTreeMap<u64, Part>>;
+/// What the map says of frames of packs, by number.
+type Parts = HashMap<PackId, BTreeMap<u64, Part>>;
 
 impl Repository {
     /// Copies a snapshot to another repository; its parents need not be there. When this returns it exists there, as
@@ -114,18 +125,25 @@ impl Repository {
         let commit = standing.commit;
         let (_, body) = self.commit_body(standing.object).await?;
         let reader = self.frames();
-        let needed = needed(&reader, &commit.view()?).await?;
+        let view = commit.view()?;
+        let mut needed = LiveFrames::default();
+        each_needed(&reader, &view, |frame, cells| {
+            needed.insert_cells(frame, cells);
+        })
+        .await?;
         let writing = other.begin_writing().await?;
         let mut copy = Copy {
             from: self,
             to: other,
             writing: &writing,
             reader,
+            view,
             filling: None,
             moves: BTreeMap::new(),
+            storing: JoinSet::new(),
             sent: Arc::new(Sent {
                 watch,
-                done: AtomicU64::new(0),
+                done: Mutex::new(0),
                 total: AtomicU64::new(0),
             }),
             copied: Copied {
@@ -137,7 +155,7 @@ impl Repository {
                 bytes: 0,
             },
         };
-        let copied = match copy.packs(needed).await {
+        let copied = match copy.packs(&needed).await {
             Ok(()) => copy.copied,
             Err(error) => {
                 // The lease lapses by itself: until then what was brought is kept for who tries again.
@@ -153,24 +171,13 @@ impl Repository {
     }
 }
 
-/// What a view needs of every frame, its own map included.
-async fn needed(reader: &FrameReader, view: &View) -> Result<Needed> {
-    let mut needed = Needed::new();
-    let mut need = |frame: &FrameRef, cells: Cells| {
-        let of_pack = needed.entry(frame.pack.id).or_default();
-        let part = Part {
-            frame: *frame,
-            cells,
-        };
-        let known = of_pack.entry(frame.frame).or_insert(part);
-        known.cells = known.cells.and(cells);
-    };
-    for frame in view
-        .runs
-        .iter()
-        .flat_map(|run| run.index_frames())
-        .map(|(_, frame)| frame)
-    {
+/// Tells what a view needs of frames, its own map included; of the same frame perhaps several times.
+async fn each_needed(
+    reader: &FrameReader,
+    view: &View,
+    mut need: impl FnMut(&FrameRef, Cells),
+) -> Result<()> {
+    for (_, frame) in view.runs.iter().flat_map(|run| run.index_frames()) {
         need(frame, frame.whole());
         let index = MapFrame::decode(&reader.get(frame).await?)?.index()?;
         for block in &index.blocks {
@@ -187,7 +194,7 @@ async fn needed(reader: &FrameReader, view: &View) -> Result<Needed> {
             }
         }
     }
-    Ok(needed)
+    Ok(())
 }
 
 struct Copy<'a> {
@@ -195,8 +202,11 @@ struct Copy<'a> {
     to: &'a Repository,
     writing: &'a Writing,
     reader: FrameReader,
+    view: View,
     filling: Option<NewPack>,
     moves: BTreeMap<PackId, Vec<MovedFrame>>,
+    /// New packs on their way.
+    storing: JoinSet<Result<()>>,
     sent: Arc<Sent>,
     copied: Copied,
 }
@@ -204,83 +214,143 @@ struct Copy<'a> {
 /// What was sent.
 struct Sent {
     watch: Watch,
-    done: AtomicU64,
+    done: Mutex<u64>,
     total: AtomicU64,
 }
 
 impl Sent {
-    /// So much more.
+    /// So much more. Told in order, however many packs are under way.
     fn add(&self, bytes: u64) -> Result<()> {
-        self.tell(
-            self.done
-                .fetch_add(bytes, Ordering::Relaxed)
-                .saturating_add(bytes),
-        )
-    }
-
-    /// So much in all.
-    fn tell(&self, done: u64) -> Result<()> {
-        self.done.store(done, Ordering::Relaxed);
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        *done = done.saturating_add(bytes);
         let total = self.total.load(Ordering::Relaxed);
         (self.watch)(CopyProgress {
-            done: done.min(total),
+            done: total.min(*done),
             total,
         })
     }
 }
 
-/// What of a pack is to be sent.
+/// What of the needed frames of a pack is to be sent.
 enum Sending {
-    /// All of it; the frames are what is needed of it.
-    Whole {
-        size: u64,
-        frames: Vec<Part>,
-    },
-    Frames(Vec<Part>),
+    /// All of the pack; these, or all that are needed, are missing.
+    Whole { missing: Option<BTreeSet<u64>> },
+    /// All of them.
+    Frames,
+    /// Those of them.
+    Some(BTreeSet<u64>),
 }
 
 impl Sending {
-    fn bytes(&self) -> u64 {
+    /// Whether this frame is.
+    fn has(&self, frame: u64) -> bool {
         match self {
-            Self::Whole { size, .. } => *size,
-            Self::Frames(frames) => stored(frames),
+            Self::Whole { missing: None } | Self::Frames => true,
+            Self::Whole {
+                missing: Some(frames),
+            }
+            | Self::Some(frames) => frames.contains(&frame),
         }
     }
 }
 
-fn stored(frames: &[Part]) -> u64 {
-    let lengths = frames
-        .iter()
-        .map(|part| u64::from(part.frame.stored_length));
-    lengths.fold(0, u64::saturating_add)
+/// What is to be sent of packs, and how many frames and bytes that is.
+struct Planned {
+    id: PackId,
+    sending: Sending,
+    frames: u64,
+    bytes: u64,
 }
 
 impl Copy<'_> {
-    async fn packs(&mut self, needed: Needed) -> Result<()> {
+    async fn packs(&mut self, needed: &LiveFrames) -> Result<()> {
         let plan = self.plan(needed).await?;
-        let total = plan.iter().map(|(_, sending)| sending.bytes());
+        let total = plan.iter().map(|planned| planned.bytes);
         self.sent
             .total
             .store(total.fold(0, u64::saturating_add), Ordering::Relaxed);
-        self.sent.tell(0)?;
-        for (id, sending) in plan {
-            match sending {
-                Sending::Whole { size, frames } => match self.whole(id, size).await {
-                    // A collection has rewritten it since packs were listed: it lies elsewhere by now.
-                    Err(error) if error.kind() == ErrorKind::NotFound => {
-                        self.frames(id, &frames).await?;
+        self.sent.add(0)?;
+        let (whole, mut some): (Vec<_>, Vec<_>) = plan
+            .into_iter()
+            .partition(|planned| matches!(planned.sending, Sending::Whole { .. }));
+        {
+            let this = &*self;
+            let mut whole = stream::iter(whole)
+                .map(|planned| async move {
+                    match this.whole(planned.id, planned.bytes).await {
+                        Ok(()) => Ok((planned.bytes, None)),
+                        // A collection has rewritten it since packs were listed: it lies elsewhere by now.
+                        Err(error) if error.kind() == ErrorKind::NotFound => Ok((0, Some(planned))),
+                        Err(error) => Err(error),
                     }
-                    sent => sent?,
-                },
-                Sending::Frames(frames) => self.frames(id, &frames).await?,
+                })
+                .buffer_unordered(PACKS_AT_ONCE);
+            let (mut packs, mut bytes) = (0_u64, 0_u64);
+            while let Some((sent, elsewhere)) = whole.try_next().await? {
+                match elsewhere {
+                    Some(planned) => some.push(planned),
+                    None => packs = packs.saturating_add(1),
+                }
+                bytes = bytes.saturating_add(sent);
+            }
+            drop(whole);
+            self.copied.packs_whole = packs;
+            self.copied.bytes = bytes;
+        }
+        let mut rest = some.as_slice();
+        while !rest.is_empty() {
+            let mut sum = 0_u64;
+            let fits = rest.iter().take_while(|planned| {
+                let fits = sum < FRAMES_AT_ONCE;
+                sum = sum.saturating_add(planned.frames);
+                fits
+            });
+            let (now, later) = rest.split_at_checked(fits.count()).unwrap_or((rest, &[]));
+            rest = later;
+            let parts = self.parts(now).await?;
+            for planned in now {
+                let parts = parts
+                    .get(&planned.id)
+                    .into_iter()
+                    .flat_map(BTreeMap::values);
+                let parts: Vec<Part> = parts.copied().collect();
+                self.frames(planned.id, &parts).await?;
             }
         }
-        self.flush().await
+        self.flush().await?;
+        self.settle(0).await
+    }
+
+    /// What the map says of the frames of these packs that are to be sent.
+    async fn parts(&self, packs: &[Planned]) -> Result<Parts> {
+        let packs: HashMap<PackId, &Sending> = packs
+            .iter()
+            .map(|planned| (planned.id, &planned.sending))
+            .collect();
+        let mut parts = Parts::new();
+        each_needed(&self.reader, &self.view, |frame, cells| {
+            let id = frame.pack.id;
+            if packs
+                .get(&id)
+                .is_some_and(|sending| sending.has(frame.frame))
+            {
+                let part = Part {
+                    frame: *frame,
+                    cells,
+                };
+                let of_pack = parts.entry(id).or_default();
+                let known = of_pack.entry(frame.frame).or_insert(part);
+                known.cells = known.cells.and(cells);
+            }
+        })
+        .await?;
+        Ok(parts)
     }
 
     /// What is to be sent, pack by pack.
-    async fn plan(&mut self, needed: Needed) -> Result<Vec<(PackId, Sending)>> {
-        let ids: Vec<PackId> = needed.keys().copied().collect();
+    async fn plan(&mut self, needed: &LiveFrames) -> Result<Vec<Planned>> {
+        let mut ids: Vec<PackId> = needed.packs().map(|(id, ..)| id).collect();
+        ids.sort_unstable();
         let brought = self.writing.bring(&ids).await?;
         let there: HashSet<PackId> = brought.there.iter().copied().collect();
         let absent: HashSet<PackId> = brought.absent.iter().copied().collect();
@@ -296,73 +366,91 @@ impl Copy<'_> {
             false => None,
         };
         let mut plan = Vec::new();
-        for (id, frames) in needed {
+        for id in ids {
             if there.contains(&id) {
                 continue;
             }
             let missing = match &moved {
-                Some(moved) if !moved.contains(&id) => frames.values().copied().collect(),
-                _ => self.not_moved_there(id, &frames).await?,
+                Some(moved) if !moved.contains(&id) => None,
+                _ => self.not_moved_there(id, needed).await?,
             };
-            if missing.is_empty() {
+            let all = needed.frames(id);
+            let is_missing = |frame: u64| match &missing {
+                None => true,
+                Some(missing) => missing.contains(&frame),
+            };
+            let (mut frames, mut bytes, mut open) = (0_u64, 0_u64, false);
+            for live in all {
+                open |= !live.sealed && live.stored_length > 0;
+                if is_missing(live.frame) {
+                    frames = frames.saturating_add(1);
+                    bytes = bytes.saturating_add(live.stored_length.into());
+                }
+            }
+            if frames == 0 {
                 self.copied.packs_there = self.copied.packs_there.saturating_add(1);
                 continue;
             }
-            let stored = stored(&missing);
-            let wrap = self.to.is_encrypted() && frames.values().any(|part| !part.frame.sealed);
+            let wrap = self.to.is_encrypted() && open;
             let sending = match sizes.get(&id) {
-                Some(size)
-                    if absent.contains(&id) && !wrap && stored.saturating_mul(2) >= *size =>
-                {
-                    let (size, frames) = (*size, missing);
-                    Sending::Whole { size, frames }
+                Some(size) if absent.contains(&id) && !wrap && bytes.saturating_mul(2) >= *size => {
+                    bytes = *size;
+                    Sending::Whole { missing }
                 }
-                _ => Sending::Frames(missing),
+                _ => missing.map_or(Sending::Frames, Sending::Some),
             };
-            plan.push((id, sending));
+            plan.push(Planned {
+                id,
+                sending,
+                frames,
+                bytes,
+            });
         }
         Ok(plan)
     }
 
-    /// The frames of a pack of which not all that is needed is in other packs there, ones that stay.
-    async fn not_moved_there(&self, id: PackId, frames: &BTreeMap<u64, Part>) -> Result<Vec<Part>> {
+    /// The frames of a pack of which not all that is needed is in other packs there, ones that stay; none said when it is all.
+    async fn not_moved_there(
+        &self,
+        id: PackId,
+        needed: &LiveFrames,
+    ) -> Result<Option<BTreeSet<u64>>> {
         let pieces = self.to.moves_of(id).await?;
+        if pieces.is_empty() {
+            return Ok(None);
+        }
         let new: Vec<PackId> = pieces.iter().map(|piece| piece.new).collect();
-        let stay: HashSet<PackId> = match new.is_empty() {
-            true => HashSet::new(),
-            false => self.writing.bring(&new).await?.there.into_iter().collect(),
-        };
-        let there = |frame: &FrameRef| {
+        let stay: HashSet<PackId> = self.writing.bring(&new).await?.there.into_iter().collect();
+        let there = |frame: u64, whole: Cells| {
             let pieces = pieces.iter().filter(|piece| stay.contains(&piece.new));
-            let moved = pieces.filter_map(|piece| piece.find(frame.frame));
-            let cells = moved.map(|moved| moved.form.cells(frame.whole()));
+            let moved = pieces.filter_map(|piece| piece.find(frame));
+            let cells = moved.map(|moved| moved.form.cells(whole));
             cells.fold(Cells::NONE, Cells::and)
         };
-        Ok(frames
-            .values()
-            .filter(|part| !there(&part.frame).contains(part.cells))
-            .copied()
-            .collect())
+        let missing = needed
+            .frames(id)
+            .filter(|live| !there(live.frame, live.whole).contains(live.cells));
+        Ok(Some(missing.map(|live| live.frame).collect()))
     }
 
     /// A pack as it is, each of its frames checked on the way.
-    async fn whole(&mut self, id: PackId, size: u64) -> Result<()> {
+    async fn whole(&self, id: PackId, size: u64) -> Result<()> {
         let file = self.from.pack_file(id, size).await?;
-        let before = self.sent.done.load(Ordering::Relaxed);
-        let sent = Arc::clone(&self.sent);
+        let (sent, told) = (Arc::clone(&self.sent), Arc::new(AtomicU64::new(0)));
         // Read once more after a failure, it is told once.
-        let passed = move |end: u64| sent.tell(before.saturating_add(end));
-        let (body, failed) = self.from.pack_body(file, size, Arc::new(passed));
+        let passed = move |end: u64| {
+            let before = told.fetch_max(end, Ordering::Relaxed);
+            sent.add(end.saturating_sub(before))
+        };
+        let passed = Arc::new(passed);
+        let (body, failed) = self.from.pack_body(file, size, Arc::clone(&passed) as _);
         match create_from(&**self.to.storage(), &keys::pack(id)?, body).await {
             Ok(_) => {}
             // Somebody else copies the same.
             Err(error) if error.kind() == ErrorKind::Exists => {}
             Err(error) => return Err(failed.take().unwrap_or(error)),
         }
-        self.sent.tell(before.saturating_add(size))?;
-        self.copied.packs_whole = self.copied.packs_whole.saturating_add(1);
-        self.copied.bytes = self.copied.bytes.saturating_add(size);
-        Ok(())
+        passed(size)
     }
 
     /// Some frames of a pack, into a new one.
@@ -372,7 +460,8 @@ impl Copy<'_> {
             for (frame, stored) in self.reader.stored(some).await? {
                 self.frame(id, &frame, &stored)?;
             }
-            self.sent.add(stored(some))?;
+            let bytes = some.iter().map(|part| u64::from(part.frame.stored_length));
+            self.sent.add(bytes.fold(0, u64::saturating_add))?;
             if self
                 .filling
                 .as_ref()
@@ -415,16 +504,36 @@ impl Copy<'_> {
         Ok(())
     }
 
+    /// Sends the pack that is being filled on its way.
     async fn flush(&mut self) -> Result<()> {
         let Some(pack) = self.filling.take() else {
             return Ok(());
         };
-        let new = pack.id;
-        pack.store(&**self.to.storage()).await?;
-        for (old, frames) in std::mem::take(&mut self.moves) {
-            self.to
-                .put_moves(self.writing.writer(), old, new, frames)
-                .await?;
+        let moves = std::mem::take(&mut self.moves);
+        self.settle(STORED_AT_ONCE - 1).await?;
+        let (to, writer) = (self.to.clone(), self.writing.writer());
+        self.storing.spawn(async move {
+            let new = pack.id;
+            pack.store(&**to.storage()).await?;
+            for (old, frames) in moves {
+                to.put_moves(writer, old, new, frames).await?;
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Waits until no more than so many new packs are on their way.
+    async fn settle(&mut self, most: usize) -> Result<()> {
+        while self.storing.len() > most {
+            match self.storing.join_next().await {
+                None => break,
+                Some(Ok(stored)) => stored?,
+                Some(Err(error)) => {
+                    let reason = "the task that stored it failed";
+                    return Err(Error::new(ErrorKind::Storage, "pack", reason).caused_by(error));
+                }
+            }
         }
         Ok(())
     }

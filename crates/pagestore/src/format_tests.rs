@@ -1,4 +1,4 @@
-//! Golden files of the small objects, and the fuzz targets over mutations of them.
+//! Golden files of the small objects (that of the repository itself is read beside it), and the fuzz targets over mutations of them.
 
 use std::path::PathBuf;
 
@@ -208,7 +208,7 @@ fn passphrase() -> KeySource {
 }
 
 /// Writes golden files that are missing when `NEON_GOLDEN` is set: for a new version of a format.
-fn keep(name: &str, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn keep(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = golden(name);
     if std::env::var_os("NEON_GOLDEN").is_some() && !path.exists() {
         std::fs::write(&path, bytes).unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use neon_snapshot_format::pack::{
-    Flags, FrameRecord, Opening, PackId, PackOptions, PackWriter, SealedFrame, Step,
+    Flags, FrameRecord, Opening, PackId, PackIndex, PackOptions, PackWriter, SealedFrame, Step,
 };
 use neon_storage::{Body, Storage, StorageExt};
 
@@ -24,8 +24,6 @@ const REQUEST: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct PackFile {
     pub(crate) id: PackId,
-    /// Additions that its writer used.
-    pub(crate) flags: Flags,
     /// The record of every frame, in order.
     pub(crate) records: Vec<FrameRecord>,
 }
@@ -35,15 +33,7 @@ impl Repository {
     pub(crate) async fn pack_file(&self, id: PackId, size: u64) -> Result<PackFile> {
         let subject = || format!("pack {id}");
         let format = |error| Error::format(subject(), error);
-        let mut opening = Opening::new(size).map_err(format)?;
-        let mut range = opening.range();
-        let index = loop {
-            let bytes = self.pack_range(id, range).await?;
-            match opening.feed(&bytes).map_err(format)? {
-                Step::Read(next) => range = next,
-                Step::Done(index) => break index,
-            }
-        };
+        let index = self.pack_index(id, size).await?;
         if index.id() != id {
             return Err(Error::damaged(subject(), "holds another pack"));
         }
@@ -62,8 +52,25 @@ impl Repository {
                 return Err(Error::malformed(subject(), "has an empty table"));
             }
         }
-        let flags = index.flags();
-        Ok(PackFile { id, flags, records })
+        Ok(PackFile { id, records })
+    }
+
+    /// The additions that the writer of a pack used.
+    pub(crate) async fn pack_flags(&self, id: PackId, size: u64) -> Result<Flags> {
+        self.pack_index(id, size).await.map(|index| index.flags())
+    }
+
+    async fn pack_index(&self, id: PackId, size: u64) -> Result<PackIndex> {
+        let format = |error| Error::format(format!("pack {id}"), error);
+        let mut opening = Opening::new(size).map_err(format)?;
+        let mut range = opening.range();
+        loop {
+            let bytes = self.pack_range(id, range).await?;
+            match opening.feed(&bytes).map_err(format)? {
+                Step::Read(next) => range = next,
+                Step::Done(index) => return Ok(index),
+            }
+        }
     }
 
     /// A range of a pack.

@@ -68,7 +68,7 @@ impl OpenOptions {
 }
 
 /// What `neon.json` says.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     format: String,
     version: u32,
@@ -462,10 +462,10 @@ pub(crate) async fn create_alone(storage: &dyn Storage, key: &neon_storage::Key)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format_tests::keep;
 
-    #[test]
-    fn the_identity_vouches_for_itself() {
-        let identity = Identity {
+    fn identity() -> Identity {
+        Identity {
             format: FORMAT.to_owned(),
             version: VERSION,
             id: RepositoryId([7; 16]),
@@ -473,7 +473,12 @@ mod tests {
             ignorable: Vec::new(),
             read_only: Vec::new(),
             refuse: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_identity_vouches_for_itself() {
+        let identity = identity();
         let text = identity.encode("neon.json").unwrap();
         let shown = String::from_utf8(text.clone()).unwrap();
         assert_eq!(
@@ -485,6 +490,42 @@ mod tests {
             let mut changed = text.clone();
             changed[at] ^= 1;
             assert!(Identity::decode("neon.json", &changed).is_err(), "{at}");
+        }
+    }
+
+    #[test]
+    fn identities_of_version_1_are_written_and_read_as_ever() {
+        let encrypted = Identity {
+            encrypted: true,
+            ..identity()
+        };
+        let additions = Identity {
+            ignorable: vec!["hints".to_owned()],
+            read_only: vec!["areas".to_owned(), "marks".to_owned()],
+            ..identity()
+        };
+        for (name, identity) in [
+            ("neon-v1.json", identity()),
+            ("neon-v1-encrypted.json", encrypted),
+            ("neon-v1-additions.json", additions),
+        ] {
+            let text = identity.encode("neon.json").unwrap();
+            let kept = keep(name, &text);
+            assert_eq!(String::from_utf8(kept.clone()), String::from_utf8(text));
+            assert_eq!(Identity::decode("neon.json", &kept).unwrap(), identity);
+        }
+        let refused = Identity {
+            refuse: vec!["folding".to_owned()],
+            ..identity()
+        };
+        let newer = Identity {
+            version: VERSION + 1,
+            ..identity()
+        };
+        for identity in [refused, newer] {
+            let text = identity.encode("neon.json").unwrap();
+            let error = Identity::decode("neon.json", &text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{identity:?}");
         }
     }
 }

@@ -121,6 +121,8 @@ struct Check<'a> {
     moves: HashMap<PackId, Vec<MovePiece>>,
     /// Packs of which it was asked a second time where their frames moved.
     asked_again: HashSet<PackId>,
+    /// Packs in which something is not encrypted that should be.
+    open: HashSet<PackId>,
     /// What of frames was looked at; what is bad is among `bad` too.
     good: LiveFrames,
     /// By the cells that are.
@@ -143,6 +145,7 @@ impl<'a> Check<'a> {
             files: HashMap::new(),
             moves: HashMap::new(),
             asked_again: HashSet::new(),
+            open: HashSet::new(),
             good: LiveFrames::default(),
             bad: HashMap::new(),
             seen: HashMap::new(),

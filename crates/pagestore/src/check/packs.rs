@@ -159,6 +159,7 @@ impl Check<'_> {
         if cells.is_empty() {
             return Ok(None);
         }
+        self.note_open(frame, cells);
         let mut looked = self.look(frame, cells);
         if matches!(looked, Some((ErrorKind::NotFound, _))) {
             self.ask_again(frame.pack.id).await?;
@@ -176,6 +177,42 @@ impl Check<'_> {
             *bad = bad.and(cells);
         }
         Ok(problem)
+    }
+
+    /// Notes a pack in which a frame lies open though the repository is encrypted. It is as readable as others.
+    fn note_open(&mut self, frame: &FrameRef, cells: Cells) {
+        if !self.repository.is_encrypted() || frame.sealed || frame.stored_length == 0 {
+            return;
+        }
+        let own = frame.pack.id;
+        let open = match self.packs.contains_key(&own) {
+            true => Some(own),
+            false => {
+                let pieces = self.moves.get(&own).map(Vec::as_slice).unwrap_or_default();
+                let open = pieces.iter().find(|piece| {
+                    let moved = piece.find(frame.frame).filter(|moved| moved.length > 0);
+                    moved.is_some_and(|moved| match &moved.form {
+                        Form::Same => true,
+                        Form::Wrapped => false,
+                        Form::Thinned(thinned) => {
+                            !thinned.sealed && !thinned.cells.common(cells).is_empty()
+                        }
+                    })
+                });
+                open.map(|piece| piece.new)
+            }
+        };
+        if let Some(pack) = open
+            && self.open.insert(pack)
+        {
+            let problem = "holds what is not encrypted, in a repository that is";
+            self.note(
+                format!("pack {pack}"),
+                problem.to_owned(),
+                ErrorKind::Inconsistent,
+                None,
+            );
+        }
     }
 
     /// Asks once more for a pack that was not there when packs were listed: a snapshot may have been stored since, with it, or

@@ -111,6 +111,20 @@ impl Survey {
         })
     }
 
+    /// It, unless the storage failed to give an envelope, of another key than this: who decides which keys stay has to know
+    /// all of them.
+    fn answered(self, but: Option<KeyId>) -> Result<Self> {
+        let unanswered = |stored: &Stored| {
+            let failed = |error: &Error| error.kind() == ErrorKind::Storage;
+            Some(stored.id) != but && stored.body.as_ref().is_err_and(failed)
+        };
+        let (failed, stored): (Vec<_>, Vec<_>) = self.stored.into_iter().partition(unanswered);
+        match failed.into_iter().find_map(|stored| stored.body.err()) {
+            Some(error) => Err(error),
+            None => Ok(Self { stored, ..self }),
+        }
+    }
+
     /// All epochs in the envelopes that these keys open; and the first reason why one could not be tried.
     async fn open(
         &self,
@@ -280,7 +294,7 @@ impl Repository {
     async fn keys_now(&self, sources: &[KeySource]) -> Result<(Survey, Keyring)> {
         let mut keyring = self.keyring()?.clone();
         self.require_writable()?;
-        let survey = Survey::of(&*self.shared.storage).await?;
+        let survey = Survey::of(&*self.shared.storage).await?.answered(None)?;
         let sources = sources.iter().chain(&self.shared.options.key).cloned();
         if let (Some(opened), _) = survey.open(self.id(), sources.collect()).await? {
             keyring.merge(&opened);
@@ -369,7 +383,8 @@ impl Repository {
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) when the repository is not encrypted; [`Inconsistent`](ErrorKind::Inconsistent)
     /// when its keys were renewed and the key that it was opened with is not among the new ones;
-    /// [`Busy`](ErrorKind::Busy) while somebody renews them; [`Storage`](ErrorKind::Storage).
+    /// [`Busy`](ErrorKind::Busy) while somebody renews them; [`Storage`](ErrorKind::Storage), also when it fails to give the
+    /// envelope of another key.
     pub async fn add_key(&self, source: KeySource) -> Result<KeyId> {
         let storage = &*self.shared.storage;
         let (survey, keyring) = self.keys_now(&[]).await?;
@@ -417,7 +432,7 @@ impl Repository {
     async fn remove_noted(&self, id: KeyId) -> Result<()> {
         let keyring = self.keyring()?;
         let storage = &*self.shared.storage;
-        let survey = Survey::of(storage).await?;
+        let survey = Survey::of(storage).await?.answered(Some(id))?;
         let key = keys::envelope(id.0)?;
         let there: Vec<KeyId> = survey.stored.iter().map(|stored| stored.id).collect();
         if !there.contains(&id) {
@@ -471,7 +486,8 @@ impl Repository {
     /// [`Busy`](ErrorKind::Busy) when somebody else begins an epoch: until the grace has passed, if they were interrupted;
     /// [`Inconsistent`](ErrorKind::Inconsistent) when the keys were renewed since this handle was opened, and neither what
     /// it was opened with nor these keys open the new ones. Nothing was removed then;
-    /// [`Unsupported`](ErrorKind::Unsupported) where the storage lets two create the same object: both would begin the epoch.
+    /// [`Unsupported`](ErrorKind::Unsupported) where the storage lets two create the same object: both would begin the epoch;
+    /// [`Storage`](ErrorKind::Storage), also when it fails to give the envelope of another key, which might stay otherwise.
     pub async fn rekey(&self, sources: Vec<KeySource>) -> Result<Self> {
         let Some(first) = sources.first().cloned() else {
             return Err(Error::new(

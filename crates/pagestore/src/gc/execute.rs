@@ -10,7 +10,7 @@ use neon_storage::Key;
 use crate::commit_object::CommitObject;
 use crate::doomed::{DoomedBody, DoomedList, Stage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::gc::{CollectionPlan, Inventory, Marked, repack};
+use crate::gc::{CollectionPlan, Inventory, LeftPack, Marked, repack};
 use crate::id::{CommitId, WriterId};
 use crate::keys;
 use crate::lease::Lease;
@@ -35,6 +35,8 @@ pub struct Collected {
     pub announced: u64,
     /// Bytes in packs that snapshots, writers at work and pins need.
     pub live: u64,
+    /// Packs of which little is needed and that stay as they are, as large as they are.
+    pub left: Vec<LeftPack>,
     /// When the next run has something to delete.
     pub next: Option<Duration>,
 }
@@ -176,6 +178,7 @@ impl Run<'_> {
         self.forget(&old).await?;
         self.tidy(&inventory, now).await?;
 
+        plan.set_aside(self.repository, &marked).await?;
         let sparse: Vec<PackId> = plan
             .sparse
             .iter()
@@ -184,10 +187,9 @@ impl Run<'_> {
             .collect();
         let mut dead = Dead::of(&plan);
         if !sparse.is_empty() {
-            let rewritten =
+            done.moved =
                 repack::repack(self.repository, self.lease, &inventory, &marked, &sparse).await?;
-            done.moved = rewritten.bytes;
-            dead.packs.extend(rewritten.packs);
+            dead.packs.extend(sparse);
         }
         let known: HashSet<_> = young
             .iter()
@@ -208,6 +210,7 @@ impl Run<'_> {
         let is_new = |id: &CommitObject| !known_commits.contains(id);
         let anything_new = !dead.packs.is_empty() || dead.commits.iter().any(is_new);
         done.live = plan.live;
+        done.left = plan.left;
         done.announced = dead.packs.len() as u64;
         let first = young
             .iter()

@@ -40,6 +40,8 @@ pub(crate) struct Held {
     pub(crate) frames: u64,
     /// What of their stored bytes is for those cells.
     pub(crate) bytes: u64,
+    /// Whether some of them would have to be thinned, and may not be: see [`Kept::is_open`].
+    pub(crate) open: bool,
 }
 
 /// Live cells of a frame in one of its homes, which has to keep them.
@@ -57,6 +59,26 @@ impl Kept {
     /// The cells that this home has.
     pub(crate) fn held(&self) -> Cells {
         held(&self.live, self.moved.as_ref())
+    }
+
+    /// Whether so many of the cells that this home has are to be kept that it travels as it is.
+    pub(crate) fn travels_as_it_is(&self) -> bool {
+        let (kept, held) = (self.cells.count(), self.held().count());
+        kept.saturating_mul(4) >= held.saturating_mul(3)
+    }
+
+    /// Whether it lies here unencrypted, by what maps and moves say. In an encrypted repository that is not thinned: nothing
+    /// but a few bytes of a digest would tie it to the map, and the moves would vouch for it.
+    pub(crate) fn is_open(&self) -> bool {
+        let (sealed, stored) = match &self.moved {
+            None => (self.live.sealed, self.live.stored_length),
+            Some(moved) => match &moved.form {
+                Form::Same => (self.live.sealed, moved.length),
+                Form::Wrapped => (true, moved.length),
+                Form::Thinned(thinned) => (thinned.sealed, moved.length),
+            },
+        };
+        !sealed && stored > 0
     }
 
     /// What of the stored bytes of this home is for the cells that it has to keep.
@@ -124,9 +146,11 @@ impl Marked {
             order.into_iter().map(|(id, commit)| (*id, *commit)),
         )
         .await?;
+        let encrypted = repository.is_encrypted();
         let mut held: HashMap<PackId, Held> = HashMap::new();
         place(&live, inventory, shunned, |place, kept| {
             let held = held.entry(place).or_default();
+            held.open |= encrypted && kept.is_open() && !kept.travels_as_it_is();
             held.frames = held.frames.saturating_add(1);
             held.bytes = held.bytes.saturating_add(kept.bytes());
         })?;

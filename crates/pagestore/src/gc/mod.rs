@@ -12,7 +12,7 @@ mod repack;
 mod retained;
 
 pub use execute::Collected;
-pub use plan::CollectionPlan;
+pub use plan::{CollectionPlan, LeftPack, LeftReason};
 pub use retained::Retained;
 
 pub(crate) use inventory::{Inventory, list_packs};

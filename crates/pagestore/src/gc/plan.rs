@@ -1,11 +1,13 @@
 //! What a collection would do, as a value.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use neon_snapshot_format::pack::PackId;
 
 use crate::commit_object::CommitObject;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::gc::mark::Held;
 use crate::gc::{Inventory, Marked};
 use crate::id::CommitId;
@@ -15,6 +17,42 @@ use crate::repository::Repository;
 const FRAME_OVERHEAD: u64 = 28;
 const PACK_OVERHEAD: u64 = 256;
 
+/// A pack of which less than two thirds are needed, and which no collection rewrites.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeftPack {
+    /// Which.
+    pub id: PackId,
+    /// Its size.
+    pub size: u64,
+    /// How much of it is needed.
+    pub live: u64,
+    /// Why it stays as it is.
+    pub reason: LeftReason,
+}
+
+/// Why a pack is not rewritten. `Display` says it to people, about the pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeftReason {
+    /// It uses additions of a newer version of this program, which may be read and not rewritten.
+    Newer,
+    /// The repository is encrypted, and a frame in it that would have to be thinned is not: nothing would tie what is left of
+    /// that to what was written.
+    NotEncrypted,
+}
+
+impl fmt::Display for LeftReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Newer => {
+                "was written by a newer version of this program, which alone may rewrite it"
+            }
+            Self::NotEncrypted => "holds a frame that is not encrypted, in a repository that is",
+        })
+    }
+}
+
 /// What a collection would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -23,6 +61,9 @@ pub struct CollectionPlan {
     pub packs: Vec<(PackId, u64)>,
     /// Packs of which less than two thirds are needed, with their sizes and how much of them is.
     pub sparse: Vec<(PackId, u64, u64)>,
+    /// Packs of which as little is needed and that no collection rewrites: they stay as large as they are for as long as
+    /// anything of them is needed.
+    pub left: Vec<LeftPack>,
     /// Commits of snapshots that are destroyed, or were never completed.
     pub commits: Vec<CommitId>,
     /// Bytes in all packs.
@@ -105,6 +146,41 @@ impl CollectionPlan {
         plan.forgotten = forgotten.into_iter().collect();
         plan
     }
+
+    /// Takes those of the sparse packs that may not be rewritten for what they are. Reads the end of each.
+    pub(crate) async fn set_aside(
+        &mut self,
+        repository: &Repository,
+        marked: &Marked,
+    ) -> Result<()> {
+        let sparse = std::mem::take(&mut self.sparse);
+        let mut looked = stream::iter(sparse)
+            .map(|(id, size, live)| async move {
+                let reason = match marked.held.get(&id) {
+                    Some(held) if held.open => Some(LeftReason::NotEncrypted),
+                    _ => match repository.pack_flags(id, size).await {
+                        Ok(flags) => (!flags.writable()).then_some(LeftReason::Newer),
+                        // Another collection took it meanwhile.
+                        Err(error) if error.kind() == ErrorKind::NotFound => None,
+                        Err(error) => return Err(error),
+                    },
+                };
+                Ok((id, size, live, reason))
+            })
+            .buffered(16);
+        while let Some((id, size, live, reason)) = looked.try_next().await? {
+            match reason {
+                None => self.sparse.push((id, size, live)),
+                Some(reason) => self.left.push(LeftPack {
+                    id,
+                    size,
+                    live,
+                    reason,
+                }),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// About how large a pack of only this would be.
@@ -123,6 +199,8 @@ impl Repository {
         let now = self.storage_time().await?;
         let inventory = Inventory::take(self, now, false).await?;
         let marked = Marked::of(self, &inventory, &HashSet::new()).await?;
-        Ok(CollectionPlan::of(&inventory, &marked))
+        let mut plan = CollectionPlan::of(&inventory, &marked);
+        plan.set_aside(self, &marked).await?;
+        Ok(plan)
     }
 }

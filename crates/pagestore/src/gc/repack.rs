@@ -14,7 +14,7 @@ use neon_snapshot_format::pack::{FrameCipher, FrameContext, FrameRecord, PackId,
 
 use crate::bridge::blocking;
 use crate::crypt::{DataKey, PackCipher};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gc::mark::{Address, Kept};
 use crate::gc::{Inventory, Marked};
 use crate::lease::Lease;
@@ -79,22 +79,18 @@ impl Filling<'_> {
         }
         self.pack
             .as_mut()
-            .ok_or_else(|| Error::new(crate::ErrorKind::Limit, "pack", "cannot be begun"))
+            .ok_or_else(|| Error::new(ErrorKind::Limit, "pack", "cannot be begun"))
     }
 
-    /// Moves what is to be kept of a pack; returns the bytes that were written, or nothing when it is left as it is.
+    /// Moves what is to be kept of a pack; returns the bytes that were written.
     async fn take(
         &mut self,
         marked: &Marked,
         id: PackId,
         size: u64,
         frames: &[Kept],
-    ) -> Result<Option<u64>> {
+    ) -> Result<u64> {
         let file = self.repository.pack_file(id, size).await?;
-        // Read by anybody, rewritten only by who knows its additions: it stays as large as it is.
-        if !file.flags.writable() {
-            return Ok(None);
-        }
         let mut moving = found(id, frames, &file.records)?;
         moving.sort_unstable_by_key(|moving| moving.record.offset());
         let mut written = 0_u64;
@@ -122,7 +118,7 @@ impl Filling<'_> {
             }
             written = written.saturating_add(self.some(marked, id, now).await?);
         }
-        Ok(Some(written))
+        Ok(written)
     }
 
     /// Moves some frames that lie side by side.
@@ -188,24 +184,15 @@ impl Filling<'_> {
     }
 }
 
-/// What was rewritten.
-#[derive(Debug, Default)]
-pub(crate) struct Rewritten {
-    /// Bytes that were written.
-    pub(crate) bytes: u64,
-    /// Packs of which all that is live is elsewhere now.
-    pub(crate) packs: Vec<PackId>,
-}
-
-/// Copies what is live of these packs to new ones and says where it is. The old packs are redundant then, but for those that
-/// only a newer version of this program may rewrite.
+/// Copies what is live of these packs to new ones and says where it is. The old packs are redundant then. Returns the bytes
+/// that were written.
 pub(crate) async fn repack(
     repository: &Repository,
     lease: &Lease,
     inventory: &Inventory,
     marked: &Marked,
     sparse: &[PackId],
-) -> Result<Rewritten> {
+) -> Result<u64> {
     let mut filling = Filling {
         repository,
         lease,
@@ -213,23 +200,26 @@ pub(crate) async fn repack(
         moves: BTreeMap::new(),
         filled: HashSet::new(),
     };
-    let mut rewritten = Rewritten::default();
+    let mut written = 0_u64;
     for some in at_once(sparse, |id| {
         marked.held.get(id).map_or(0, |held| held.frames)
     }) {
         let frames = marked.frames_in(inventory, some)?;
         for id in some {
             let (Some(frames), Some(size)) = (frames.get(id), inventory.packs.get(id)) else {
-                continue;
+                let reason = "is to be rewritten, and nobody knows what of it";
+                return Err(Error::new(
+                    ErrorKind::Inconsistent,
+                    format!("pack {id}"),
+                    reason,
+                ));
             };
-            if let Some(bytes) = filling.take(marked, *id, *size, frames).await? {
-                rewritten.bytes = rewritten.bytes.saturating_add(bytes);
-                rewritten.packs.push(*id);
-            }
+            let bytes = filling.take(marked, *id, *size, frames).await?;
+            written = written.saturating_add(bytes);
         }
     }
     filling.flush().await?;
-    Ok(rewritten)
+    Ok(written)
 }
 
 /// Cuts packs into those whose frames are kept in mind together.
@@ -331,12 +321,12 @@ fn make(
     encrypted: bool,
 ) -> Result<Ready> {
     let held = kept.held();
-    if kept.cells.count().saturating_mul(4) >= held.count().saturating_mul(3) {
+    if kept.travels_as_it_is() {
         return Ok(Ready::AsItIs(*record, stored));
     }
     let (pack, frame) = kept.address;
     let name = || format!("frame {frame} of pack {pack} in pack {id}");
-    // Nothing but a few bytes of a digest would tie it to the map, and the moves would vouch for it.
+    // Packs with such frames are left as they are.
     if encrypted && !record.is_sealed() && record.stored_length() > 0 {
         let reason = "is not encrypted, in a repository that is";
         return Err(Error::damaged(name(), reason));

@@ -1,12 +1,13 @@
 //! Snapshots travel between repositories and stay what they are.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use neon_pagestore::crypt::KeySource;
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::write::SnapshotOptions;
-use neon_pagestore::{CommitId, ErrorKind, NameOutcome, Repository};
+use neon_pagestore::{CommitId, CopyProgress, ErrorKind, NameOutcome, Repository};
 use neon_storage::{Fault, Faulty, Memory, Meter, Operation, StorageExt};
 use neon_testkit::s3::{Conditions, S3Server, S3ServerOptions};
 
@@ -197,6 +198,46 @@ async fn the_commit_of_another_is_not_written_over_where_a_storage_lets_it() {
         assert_eq!(author, writers[0]);
     }
     assert_eq!(repository.snapshot_ids().await.unwrap(), [id]);
+}
+
+/// The clock goes ahead only when everybody waits for it.
+#[tokio::test(start_paused = true)]
+async fn some_packs_travel_at_the_same_time_and_progress_goes_ahead_only() {
+    let from = init(&Memory::new()).await;
+    let mut last = None;
+    for file in &FILES[..4] {
+        last = Some(write(&from, last, &[*file], &[]).await);
+    }
+    let storage = Memory::new();
+    init(&storage).await;
+    let each = Duration::from_secs(1);
+    let slow = Faulty::planned(Arc::new(storage.clone()), move |_, operation, key| {
+        let pack = key.is_some_and(|key| key.as_str().starts_with("packs/"));
+        (operation == Operation::Put && pack).then_some(Fault::Delay(each))
+    });
+    let to = Repository::open(Arc::new(slow), options()).await.unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = Arc::clone(&told);
+    let begun = tokio::time::Instant::now();
+    let watch = move |progress| {
+        telling.lock().unwrap().push(progress);
+        Ok(())
+    };
+    let copied = from.copy_to_watched(&to, last.unwrap(), watch);
+    let copied = copied.await.unwrap();
+    assert!(copied.packs_whole == 4 && copied.frames > 0, "{copied:?}");
+    // Four packs at a time, and another one with the frames of packs that are small.
+    assert!(
+        (2 * each..3 * each).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert!(told.is_sorted_by_key(|progress: &CopyProgress| progress.done));
+    assert!(told.iter().all(|progress| progress.total == copied.bytes));
+    assert_eq!(told.first().unwrap().done, 0);
+    assert_eq!(told.last().unwrap().done, copied.bytes);
+    assert!(to.check(true).await.unwrap().is_sound());
 }
 
 /// A pack of many pieces, larger than any that is read at once.

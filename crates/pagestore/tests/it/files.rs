@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use neon_pagestore::changes::Hints;
 use neon_pagestore::read::{MapReader, Snapshot};
+use neon_pagestore::restore::{RestoreOptions, Restored, restore};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, Stored};
 use neon_pagestore::{CommitId, Committed, Error, Repository, Writing};
 use neon_snapshot_format::pack::Codec;
@@ -234,8 +235,19 @@ pub(crate) async fn try_make(
     files: &Files,
     names: &[&str],
 ) -> neon_pagestore::Result<Committed> {
+    try_make_by(&reader(repository), repository, parent, files, names).await
+}
+
+/// As [`try_make`], with a reader of its own for the parent.
+pub(crate) async fn try_make_by(
+    maps: &MapReader,
+    repository: &Repository,
+    parent: Option<CommitId>,
+    files: &Files,
+    names: &[&str],
+) -> neon_pagestore::Result<Committed> {
     let writing = repository.begin_writing().await?;
-    let made = try_store(repository, &writing, parent, files).await;
+    let made = try_store(maps, repository, &writing, parent, files).await;
     let stored = match made {
         Ok(stored) => stored,
         Err(error) => {
@@ -250,6 +262,7 @@ pub(crate) async fn try_make(
 }
 
 async fn try_store(
+    maps: &MapReader,
     repository: &Repository,
     writing: &Writing,
     parent: Option<CommitId>,
@@ -259,7 +272,7 @@ async fn try_store(
         None => None,
         Some(id) => {
             writing.protect(id).await?;
-            Some(Snapshot::open(repository, id, &reader(repository)).await?)
+            Some(Snapshot::open(repository, id, maps).await?)
         }
     };
     let (to, writer, files) = (repository.clone(), writing.writer(), files.clone());
@@ -406,19 +419,23 @@ impl ExtentSink for Keeper<'_> {
 }
 
 /// Takes a snapshot back with several threads.
-pub(crate) async fn restored(snapshot: &Snapshot) -> (Files, neon_pagestore::restore::Restored) {
+pub(crate) async fn restored(snapshot: &Snapshot) -> (Files, Restored) {
+    try_restored(snapshot).await.unwrap()
+}
+
+/// As [`restored`], of a snapshot that may not be readable.
+pub(crate) async fn try_restored(snapshot: &Snapshot) -> neon_pagestore::Result<(Files, Restored)> {
     let snapshot = snapshot.clone();
-    tokio::task::spawn_blocking(move || {
+    let work = move || {
         let kept = Kept::default();
-        let options = neon_pagestore::restore::RestoreOptions {
+        let options = RestoreOptions {
             check_pages: false,
-            ..Default::default()
+            ..RestoreOptions::default()
         };
-        let restored = neon_pagestore::restore::restore(&snapshot, &kept, &options).unwrap();
-        (kept.into_files(), restored)
-    })
-    .await
-    .unwrap()
+        let restored = restore(&snapshot, &kept, &options)?;
+        Ok((kept.into_files(), restored))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap()
 }
 
 /// Takes a snapshot back in order.

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use neon_pagestore::ErrorKind;
+use neon_pagestore::gc::{LeftPack, LeftReason};
+use neon_pagestore::{ErrorKind, Repository};
 use neon_snapshot_format::pack::{Codec, FrameRecord, Opening, PackOptions, PackWriter, Step};
 use neon_storage::{Key, StorageExt};
 
 use crate::clocked::Clocked;
 use crate::files::{Selection, make_as, noise};
-use crate::support::{ZEROS, init, read, write};
+use crate::support::{ZEROS, init, read, try_write_as, write};
 use crate::thinned::{encrypted, files, is_whole, open, settle};
 
 const PAGE: usize = 8192;
@@ -154,4 +155,74 @@ async fn frames_of_zeros_that_another_writer_made_move_as_often_as_others() {
             assert_eq!(read(&repository, last).await.unwrap(), names, "{about}");
         }
     }
+}
+
+/// Who forgot to encrypt makes no collection fail: its packs stay as they are, are named, and all others are rewritten.
+#[tokio::test]
+async fn frames_that_are_not_encrypted_where_they_should_be_are_left_and_named_and_the_rest_is_rewritten()
+ {
+    let storage = Clocked::new();
+    let repository = encrypted(&storage).await;
+    let names: Vec<String> = (0..32).map(|number| format!("a{number:02}")).collect();
+    let seeded = |range: std::ops::Range<usize>, by: u64| -> Vec<(&str, u64)> {
+        let some = names[range.clone()].iter().map(String::as_str);
+        some.zip(range.start as u64 + by..).collect()
+    };
+    // Sixteen files share a frame: the first ones in one that is not encrypted, the others as they should be.
+    let open = try_write_as(&repository, None, &seeded(0..16, 0), &[], false).await;
+    let open = open.unwrap().id;
+    let not_encrypted = packs(&storage).await;
+    let all = write(&repository, Some(open), &seeded(16..32, 0), &[]).await;
+    let mut newer = seeded(0..12, 100);
+    newer.extend(seeded(16..28, 100));
+    let last = write(&repository, Some(all), &newer, &[]).await;
+    for id in [open, all] {
+        repository.destroy(id).await.unwrap();
+    }
+
+    let plan = repository.plan_collection().await.unwrap();
+    let named = |left: &[LeftPack]| -> Vec<String> {
+        let of = |left: &LeftPack| {
+            assert_eq!(left.reason, LeftReason::NotEncrypted);
+            Repository::pack_key(left.id).unwrap().to_string()
+        };
+        left.iter().map(of).collect()
+    };
+    let left = named(&plan.left);
+    assert_eq!(left.len(), 1, "{plan:?}");
+    assert!(not_encrypted.iter().any(|key| key.as_str() == left[0]));
+    assert!(!plan.sparse.is_empty(), "{plan:?}");
+
+    let collected = repository.collect().await.unwrap();
+    assert_eq!(named(&collected.left), left);
+    assert!(
+        collected.moved > 0 && collected.announced > 0,
+        "{collected:?}"
+    );
+    settle(&storage, &repository).await;
+    let there: Vec<String> = packs(&storage).await.iter().map(Key::to_string).collect();
+    assert!(there.contains(&left[0]), "{there:?}");
+    assert_eq!(read(&repository, last).await.unwrap(), names);
+    let checked = repository.check(true).await.unwrap();
+    let open = |finding: &neon_pagestore::Finding| {
+        let encrypted = finding.problem.contains("not encrypted");
+        assert!(encrypted && finding.snapshots.is_empty(), "{finding:?}");
+        finding.object.clone()
+    };
+    let open: Vec<String> = checked.findings.iter().map(open).collect();
+    let id = left[0].rsplit('/').next().unwrap();
+    assert!(open.contains(&format!("pack {id}")), "{open:?}");
+    // What is left is named again, and is nothing that could be done.
+    let plan = repository.plan_collection().await.unwrap();
+    assert_eq!(named(&plan.left), left);
+    assert!(plan.is_empty() && plan.freed() == 0, "{plan:?}");
+
+    // With the last snapshot that needs it, it goes.
+    let rest = write(&repository, Some(last), &seeded(12..16, 100), &[]).await;
+    repository.destroy(last).await.unwrap();
+    settle(&storage, &repository).await;
+    assert_eq!(read(&repository, rest).await.unwrap(), names);
+    let there: Vec<String> = packs(&storage).await.iter().map(Key::to_string).collect();
+    assert!(!there.contains(&left[0]), "{there:?}");
+    assert!(repository.collect().await.unwrap().left.is_empty());
 }

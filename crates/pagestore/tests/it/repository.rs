@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use neon_pagestore::gc::LeftReason;
 use neon_pagestore::read::{MapReader, Snapshot};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
 use neon_pagestore::{Commit, CommitId, ErrorKind, Object, ObjectKind, Repository, WriterId};
-use neon_snapshot_format::pack::Flags;
+use neon_snapshot_format::pack::{Flags, PackId};
 use neon_storage::{Key, Memory, StorageExt};
 
 use crate::clocked::Clocked;
@@ -247,14 +248,37 @@ async fn packs_with_additions_are_rewritten_by_class() {
             storage.overwrite(&object.key, bytes).await.unwrap();
         }
         let reopened = open(&storage).await;
-        assert!(!reopened.plan_collection().await.unwrap().sparse.is_empty());
+        let sparse: Vec<PackId> = {
+            let plan = reopened.plan_collection().await.unwrap();
+            let sparse = plan.sparse.iter().map(|(id, ..)| *id);
+            let left = plan.left.iter().map(|left| {
+                assert_eq!(left.reason, LeftReason::Newer);
+                assert!(left.live * 3 < left.size * 2, "{left:?}");
+                left.id
+            });
+            assert_eq!(plan.sparse.is_empty(), !flags.writable());
+            assert_eq!(plan.left.is_empty(), flags.writable());
+            sparse.chain(left).collect()
+        };
         for _ in 0..4 {
             let collected = reopened.collect().await.unwrap();
+            let left: Vec<PackId> = collected.left.iter().map(|left| left.id).collect();
+            assert_eq!(
+                left,
+                if flags.writable() {
+                    vec![]
+                } else {
+                    sparse.clone()
+                }
+            );
             // Only what was rewritten, or what nothing needs, is announced; and there is an end to it.
             assert!(flags.writable() || collected.announced == 0);
             storage.advance(GRACE * 2);
         }
         assert_eq!(reopened.collect().await.unwrap().next, None);
+        // And nothing is planned that cannot be done.
+        let plan = reopened.plan_collection().await.unwrap();
+        assert!(plan.is_empty() && plan.freed() == 0, "{plan:?}");
         let moves = storage.list_all("moves/").await.unwrap();
         assert_eq!(moves.is_empty(), !flags.writable());
         assert_eq!(read(&open(&storage).await, second).await.unwrap(), names);

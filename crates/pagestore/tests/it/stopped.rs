@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use neon_pagestore::crypt::KeySource;
+use neon_pagestore::read::{DiskCache, FrameReaderOptions, MapReader, Snapshot};
 use neon_pagestore::{CommitId, ErrorKind, OpenOptions, Pin, Repository};
 use neon_storage::{
     Conditional, Faulty, Native, NativeOptions, S3, S3Config, S3Credentials, S3Keys, Storage,
@@ -18,7 +20,7 @@ use neon_storage::{
 use neon_testkit::s3::{S3Server, S3ServerOptions};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::files::{several, try_make};
+use crate::files::{noise, reader, several, try_make, try_make_by, try_restored};
 use crate::support::{read, try_write, write};
 
 const TASK: &str = "NEON_PAGESTORE_STOPPED";
@@ -52,6 +54,20 @@ async fn source(place: &Path) -> Repository {
     Repository::open(storage, options()).await.unwrap()
 }
 
+/// A passphrase that costs little.
+fn phrase(text: &str) -> KeySource {
+    KeySource::passphrase(text).with_cost(64, 1)
+}
+
+/// Reads maps and pages through a cache on disk.
+fn cached(repository: &Repository, cache: &Path) -> MapReader {
+    let options = FrameReaderOptions {
+        disk: Some(DiskCache::open(cache, 64 << 20).unwrap()),
+        ..FrameReaderOptions::default()
+    };
+    MapReader::new(repository.frames_with(options), 32 << 20)
+}
+
 /// What the other process does: one task, as its variable says. Started by the tests of this module; by itself there is
 /// nothing to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,8 +88,12 @@ async fn acting_as_the_process_that_stops() {
         }
         None
     });
+    let mut options = options();
+    if let ["rekey", ..] = work {
+        options.key = Some(phrase("one"));
+    }
     let outcome = async {
-        let repository = Repository::open(Arc::new(storage), options()).await?;
+        let repository = Repository::open(Arc::new(storage), options).await?;
         match work {
             ["write", parent] => {
                 let parent = parent.parse().unwrap();
@@ -84,6 +104,19 @@ async fn acting_as_the_process_that_stops() {
             ["make", parent] => {
                 let parent = parent.parse().unwrap();
                 let done = try_make(&repository, Some(parent), &several(1), &["pg@new"]).await?;
+                Ok(Some(done.id))
+            }
+            ["make-cached", cache, parent] => {
+                let parent = parent.parse().unwrap();
+                let maps = cached(&repository, Path::new(cache));
+                // As one who reads does: nobody takes the parent away meanwhile. All of it is in the cache before anything is
+                // built on it.
+                repository.pin(parent, "who sleeps").await?;
+                let snapshot = Snapshot::open(&repository, parent, &maps).await?;
+                let (mut files, _) = try_restored(&snapshot).await?;
+                files.insert("new".to_owned(), noise(9000, 7));
+                let names = &["pg@new"];
+                let done = try_make_by(&maps, &repository, Some(parent), &files, names).await?;
                 Ok(Some(done.id))
             }
             ["push", place, id] => {
@@ -97,6 +130,18 @@ async fn acting_as_the_process_that_stops() {
                 Ok(Some(id))
             }
             ["collect"] => repository.collect().await.map(|_| None),
+            ["destroy", id] => {
+                repository.destroy(id.parse().unwrap()).await?;
+                Ok(None)
+            }
+            ["pin", id] => {
+                let pin = repository.pin(id.parse().unwrap(), "who sleeps").await?;
+                Ok(Some(pin.commit))
+            }
+            ["rekey", new] => {
+                let done = repository.rekey(vec![phrase(new)]).await;
+                done.map(|_| None)
+            }
             _ => panic!("{task}"),
         }
     };
@@ -104,7 +149,12 @@ async fn acting_as_the_process_that_stops() {
         Ok(Some(id)) => println!("@ did {id}"),
         Ok(None) => println!("@ did"),
         Err::<_, neon_pagestore::Error>(error) => {
-            let busy = matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound);
+            let busy = match error.kind() {
+                ErrorKind::Busy | ErrorKind::NotFound => true,
+                // Others renewed them.
+                ErrorKind::Inconsistent | ErrorKind::Locked => work[0] == "rekey",
+                _ => false,
+            };
             println!("@ {} {error:?}", if busy { "refused" } else { "failed" });
         }
     }
@@ -203,16 +253,16 @@ struct Scene {
 const FILES: [(&str, u64); 5] = [("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5)];
 
 impl Scene {
-    async fn new() -> Self {
+    async fn new(options: OpenOptions) -> Self {
         let place = tempfile::tempdir().unwrap();
         let storage = Arc::new(Native::open(place.path(), NativeOptions::default()).unwrap());
-        let source = Repository::init(storage, options()).await.unwrap();
+        let source = Repository::init(storage, self::options()).await.unwrap();
         let first = write(&source, None, &FILES, &["pg@1"]).await;
         let newer = FILES.map(|(name, seed)| (name, seed + 10));
         let second = write(&source, Some(first), &newer[..4], &["pg@2"]).await;
         let server = S3Server::start(S3ServerOptions::default());
         let storage = bucket(&server.endpoint()).await;
-        let repository = Repository::init(storage, options()).await.unwrap();
+        let repository = Repository::init(storage, options).await.unwrap();
         let kept = write(&repository, None, &[("kept", 30)], &["kept"]).await;
         source.copy_to(&repository, first).await.unwrap();
         Self {
@@ -236,7 +286,11 @@ impl Scene {
 
     /// All that is shown is whole, also for who has read nothing yet, and these are among it.
     async fn is_whole(&self, there: &[CommitId], about: &str) {
-        let fresh = open(&self.server).await;
+        self.is_whole_in(&open(&self.server).await, there, about)
+            .await;
+    }
+
+    async fn is_whole_in(&self, fresh: &Repository, there: &[CommitId], about: &str) {
         let checked = fresh.check(true).await.unwrap();
         assert!(checked.is_sound(), "{about}: {:?}", checked.findings);
         let shown = fresh.snapshot_ids().await.unwrap();
@@ -244,10 +298,10 @@ impl Scene {
             assert!(shown.contains(id), "{about}: {id} is lost");
         }
         for id in &shown {
-            read(&fresh, *id).await.unwrap();
+            read(fresh, *id).await.unwrap();
         }
         for pin in fresh.pins().await.unwrap() {
-            read(&fresh, pin.commit).await.unwrap();
+            read(fresh, pin.commit).await.unwrap();
         }
     }
 }
@@ -265,8 +319,19 @@ pub(crate) fn steps(many: bool) -> (u64, usize) {
 
 /// Lets a process stop before its n-th call, for every n, and something happen meanwhile. Tells how often it did its
 /// work all the same, and how often it was refused.
-#[expect(clippy::print_stdout, reason = "how much was tried is the result")]
 async fn at_every_step<M>(
+    many: bool,
+    work: impl AsyncFn(&Scene) -> String,
+    meanwhile: impl AsyncFn(&Scene, u64) -> M,
+    after: impl AsyncFn(&Scene, M, Ended, u64),
+) {
+    at_every_step_of(options, many, work, meanwhile, after).await;
+}
+
+/// As [`at_every_step`], in repositories that are made with these options.
+#[expect(clippy::print_stdout, reason = "how much was tried is the result")]
+async fn at_every_step_of<M>(
+    options: impl Fn() -> OpenOptions,
     many: bool,
     work: impl AsyncFn(&Scene) -> String,
     meanwhile: impl AsyncFn(&Scene, u64) -> M,
@@ -275,7 +340,7 @@ async fn at_every_step<M>(
     let (first, step) = steps(many);
     let (mut did, mut refused) = (0, 0);
     for stop in (first..).step_by(step) {
-        let scene = Scene::new().await;
+        let scene = Scene::new(options()).await;
         let work = work(&scene).await;
         let process = Stopping::start(&scene.server, stop, &work);
         if !process.stopped().await {
@@ -386,4 +451,164 @@ async fn a_collection_that_sleeps_at_any_step_takes_nothing_that_came_meanwhile(
             scene.is_whole(&there, &about).await;
         };
     at_every_step(true, work, meanwhile, after).await;
+}
+
+/// Frames of the parent come from a cache on the process's own disk, wherever collections put them meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_with_a_cache_on_disk_sleeps_at_any_step_and_fails_or_is_done() {
+    let work = async |scene: &Scene| {
+        let second = scene.source.copy_to(&scene.repository, scene.second).await;
+        second.unwrap();
+        let cache = scene.place.path().join("cache");
+        format!("make-cached|{}|{}", cache.display(), scene.second)
+    };
+    let meanwhile = async |scene: &Scene, stop: u64| {
+        // Of a pack of the parent most goes, so that the rest moves to another one.
+        let destroyed = stop.is_multiple_of(2);
+        if destroyed {
+            scene.repository.destroy(scene.first).await.unwrap();
+        }
+        scene.collect(3).await;
+        destroyed
+    };
+    let after = async |scene: &Scene, destroyed: bool, ended: Ended, stop: u64| {
+        let about = format!("stopped at {stop}");
+        let mut there = vec![scene.kept, scene.second];
+        there.extend((!destroyed).then_some(scene.first));
+        if let Ended::Did(Some(id)) = ended {
+            there.push(id);
+        }
+        for _ in 0..2 {
+            scene.is_whole(&there, &about).await;
+            // Through what the process left on its disk everything reads as it is stored.
+            let fresh = open(&scene.server).await;
+            let cache = scene.place.path().join("cache");
+            for id in fresh.snapshot_ids().await.unwrap() {
+                let mut found = Vec::new();
+                for maps in [reader(&fresh), cached(&fresh, &cache)] {
+                    let snapshot = Snapshot::open(&fresh, id, &maps).await.unwrap();
+                    found.push(try_restored(&snapshot).await.unwrap().0);
+                }
+                assert!(found[0] == found[1], "{about}: {id}");
+            }
+            scene.collect(3).await;
+        }
+    };
+    at_every_step(true, work, meanwhile, after).await;
+}
+
+/// A destroyed snapshot stays so, one that is brought again meanwhile is whole or destroyed, and all others stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn destroying_that_sleeps_at_any_step_fails_or_is_done() {
+    let work = async |scene: &Scene| {
+        let second = scene.source.copy_to(&scene.repository, scene.second).await;
+        second.unwrap();
+        format!("destroy|{}", scene.first)
+    };
+    let meanwhile = async |scene: &Scene, stop: u64| {
+        // Others destroy it too, and it is brought again, or not.
+        if !stop.is_multiple_of(3) {
+            scene.repository.destroy(scene.first).await.unwrap();
+        }
+        scene.collect(3).await;
+        let again = stop % 3 == 2;
+        if again {
+            let again = scene.source.copy_to(&scene.repository, scene.first).await;
+            again.unwrap();
+        }
+        again
+    };
+    let after = async |scene: &Scene, again: bool, ended: Ended, stop: u64| {
+        let about = format!("stopped at {stop}");
+        let there = [scene.kept, scene.second];
+        for _ in 0..2 {
+            scene.is_whole(&there, &about).await;
+            let shown = scene.repository.snapshot_ids().await.unwrap();
+            let first = shown.contains(&scene.first);
+            assert!(again || !first, "{about}: {ended:?}");
+            scene.collect(3).await;
+        }
+        // Nothing stands in the way of bringing it once more.
+        let brought = scene.source.copy_to(&scene.repository, scene.first).await;
+        brought.unwrap();
+        let there = [scene.kept, scene.second, scene.first];
+        scene.is_whole(&there, &about).await;
+    };
+    at_every_step(false, work, meanwhile, after).await;
+}
+
+/// What was pinned stays, and who was told that it could not be pinned left no pin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pinning_that_sleeps_at_any_step_fails_or_is_done() {
+    let work = async |scene: &Scene| format!("pin|{}", scene.first);
+    let meanwhile = async |scene: &Scene, stop: u64| {
+        if stop.is_multiple_of(2) {
+            scene.repository.destroy(scene.first).await.unwrap();
+        }
+        scene.collect(3).await;
+    };
+    let after = async |scene: &Scene, (), ended: Ended, stop: u64| {
+        let about = format!("stopped at {stop}");
+        let pins = scene.repository.pins().await.unwrap();
+        let pinned: Vec<CommitId> = pins.iter().map(|pin| pin.commit).collect();
+        match ended {
+            Ended::Did(_) => assert_eq!(pinned, [scene.first], "{about}"),
+            Ended::Refused(why) => assert_eq!(pinned, [], "{about}: {why}"),
+        }
+        scene.is_whole(&[scene.kept], &about).await;
+        // Not even who destroys it takes it from under the pin.
+        scene.repository.destroy(scene.first).await.ok();
+        scene.collect(3).await;
+        scene.is_whole(&[scene.kept], &about).await;
+    };
+    at_every_step(false, work, meanwhile, after).await;
+}
+
+/// A snapshot that was taken with the old keys, and what came of renewing them, if somebody did.
+type Renewed = (CommitId, Option<neon_pagestore::Result<Repository>>);
+
+/// Whoever was told that keys are renewed gets in, and reads what was written with the old ones meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewing_keys_that_sleeps_at_any_step_fails_or_is_done() {
+    let work = async |_: &Scene| "rekey|two".to_owned();
+    let meanwhile = async |scene: &Scene, stop: u64| {
+        let files = [("o", 40)];
+        let other = write(&scene.repository, Some(scene.kept), &files, &["o"]).await;
+        scene.collect(2).await;
+        let renewed = match stop.is_multiple_of(2) {
+            true => Some(scene.repository.rekey(vec![phrase("three")]).await),
+            false => None,
+        };
+        (other, renewed)
+    };
+    let after = async |scene: &Scene, (other, renewed): Renewed, ended: Ended, stop: u64| {
+        let about = format!("stopped at {stop}");
+        let did = [
+            !matches!(renewed, Some(Ok(_))) && matches!(ended, Ended::Refused(_)),
+            ended == Ended::Did(None),
+            matches!(renewed, Some(Ok(_))),
+        ];
+        if let Some(Err(error)) = renewed {
+            let told = [ErrorKind::Busy, ErrorKind::Inconsistent];
+            assert!(told.contains(&error.kind()), "{about}: {error:?}");
+        }
+        let there = [scene.kept, scene.first, other];
+        let mut open = Vec::new();
+        for key in ["one", "two", "three"] {
+            let storage = bucket(&scene.server.endpoint()).await;
+            match Repository::open(storage, options().key(phrase(key))).await {
+                Ok(fresh) => {
+                    scene.is_whole_in(&fresh, &there, &about).await;
+                    open.push(true);
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Locked, "{about}: {error:?}");
+                    open.push(false);
+                }
+            }
+        }
+        assert_eq!(open, did, "{about}: {ended:?}");
+    };
+    let with_key = || options().key(phrase("one"));
+    at_every_step_of(with_key, false, work, meanwhile, after).await;
 }

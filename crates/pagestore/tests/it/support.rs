@@ -75,11 +75,12 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn new(writing: &Writing) -> Self {
+    fn new(writing: &Writing, sealed: bool) -> Self {
         let pack = writing.new_pack().unwrap();
         let mut options = PackOptions::new(pack.id);
         options.cipher = writing
             .cipher(&pack)
+            .filter(|_| sealed)
             .map(|cipher| Arc::new(cipher) as Arc<dyn FrameCipher>);
         Self {
             writer: PackWriter::new(Vec::new(), options).unwrap(),
@@ -142,6 +143,17 @@ pub(crate) async fn try_write(
     files: &[(&str, u64)],
     names: &[&str],
 ) -> neon_pagestore::Result<Committed> {
+    try_write_as(repository, parent, files, names, true).await
+}
+
+/// As [`try_write`]; without `sealed` nothing is encrypted that this writer stores in packs, not even where it should be.
+pub(crate) async fn try_write_as(
+    repository: &Repository,
+    parent: Option<CommitId>,
+    files: &[(&str, u64)],
+    names: &[&str],
+    sealed: bool,
+) -> neon_pagestore::Result<Committed> {
     let writing = repository.begin_writing().await?;
     let mut commit = empty_commit(names);
     commit.facts.parent = parent;
@@ -151,7 +163,7 @@ pub(crate) async fn try_write(
     }
     let mut files = files.to_vec();
     files.sort_unstable();
-    let (mut data, mut blocks) = (Blocks::new(&writing), Blocks::new(&writing));
+    let (mut data, mut blocks) = (Blocks::new(&writing, sealed), Blocks::new(&writing, sealed));
     let mut run = RunWriter::new(&mut blocks, 8192)?;
     let together = files.chunks(16).flat_map(|some| {
         let pages: Vec<u8> = some.iter().flat_map(|(_, seed)| page(*seed)).collect();

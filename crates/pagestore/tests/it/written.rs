@@ -233,38 +233,65 @@ async fn pages_that_nobody_has_are_noticed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_page_costs_one_request_once_its_map_is_known_and_a_handful_before() {
-    let memory = Memory::new();
-    let repository = init(&memory).await;
-    let files = varied();
-    let made = make(&repository, files.clone(), Selection::new(), None)
-        .await
-        .unwrap();
-    let requests = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&requests);
-    let metered: Arc<dyn Storage> = Arc::new(Meter::new(Arc::new(memory), move |event| {
-        if event.operation != Operation::Open {
-            counter.fetch_add(1, Ordering::SeqCst);
+    let large = "base/5/16401";
+    // The base, and a run on top for each snapshot that changed some pages.
+    for runs in 1..=4 {
+        let memory = Memory::new();
+        let repository = init(&memory).await;
+        let mut files = varied();
+        let base = make(&repository, files.clone(), Selection::new(), None);
+        let mut made = base.await.unwrap();
+        for run in 1..runs {
+            let parent = Snapshot::open(&repository, made.id, &reader(&repository)).await;
+            let nothing = files.keys().map(|name| (name.clone(), Wanted::Nothing));
+            let mut selection: Selection = nothing.collect();
+            let pages = [20 * run, 200 + run].map(|page| page * 8192..(page + 1) * 8192);
+            let content = files.get_mut(large).unwrap();
+            for page in pages.clone() {
+                let fresh = noise(8192, 1000 + page.start as u64);
+                content[page].copy_from_slice(&fresh);
+            }
+            let pages = pages.map(|page| page.start as u64..page.end as u64);
+            selection.insert(large.to_owned(), Wanted::Ranges(pages.into()));
+            made = make(
+                &repository,
+                files.clone(),
+                selection,
+                Some(&parent.unwrap()),
+            )
+            .await
+            .unwrap();
         }
-    }));
-    let repository = neon_pagestore::Repository::open(metered, options())
-        .await
-        .unwrap();
-    let taken = |since: u64| requests.load(Ordering::SeqCst) - since;
-    let start = taken(0);
-    let snapshot = Snapshot::open(&repository, made.id, &reader(&repository))
-        .await
-        .unwrap();
-    snapshot.read_page(&path("base/5/16401"), 77).await.unwrap();
-    assert!(taken(start) <= 6, "{} requests", taken(start));
-    for page in [3, 300, 190, 20] {
-        let before = taken(0);
-        let found = snapshot.read_page(&path("base/5/16401"), page).await;
-        let from = page as usize * 8192;
-        assert_eq!(
-            found.unwrap().unwrap(),
-            files["base/5/16401"][from..from + 8192]
-        );
-        assert_eq!(taken(before), 1, "page {page}");
+        assert_eq!(made.stored.view.runs.len(), runs);
+
+        let requests = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&requests);
+        let metered: Arc<dyn Storage> = Arc::new(Meter::new(Arc::new(memory), move |event| {
+            if event.operation != Operation::Open {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        }));
+        let repository = neon_pagestore::Repository::open(metered, options())
+            .await
+            .unwrap();
+        let taken = |since: u64| requests.load(Ordering::SeqCst) - since;
+        let start = taken(0);
+        let snapshot = Snapshot::open(&repository, made.id, &reader(&repository))
+            .await
+            .unwrap();
+        snapshot.read_page(&path(large), 77).await.unwrap();
+        // Of each run its index and a block.
+        let most = 4 + 2 * runs as u64;
+        assert!(taken(start) <= most, "{runs} runs: {}", taken(start));
+        // Of the base, and of every run on top, each in another frame.
+        let newer = (1..runs as u32).map(|run| 20 * run);
+        for page in [3, 345, 190, 250].into_iter().chain(newer) {
+            let before = taken(0);
+            let found = snapshot.read_page(&path(large), page).await;
+            let from = page as usize * 8192;
+            assert_eq!(found.unwrap().unwrap(), files[large][from..from + 8192]);
+            assert_eq!(taken(before), 1, "{runs} runs, page {page}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod chain;
 mod forged;
 mod online;
+mod proportion;
 mod rules;
 mod scan;
 mod settings;

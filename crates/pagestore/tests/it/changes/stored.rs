@@ -28,7 +28,7 @@ use crate::files::reader;
 use crate::support::init;
 
 /// Stores a stopped cluster: all of it, or what the set says has changed since the parent.
-async fn store(
+pub(super) async fn store(
     repository: &Repository,
     data: PathBuf,
     stop: Stop,
@@ -76,7 +76,7 @@ fn scanned(parent: &Snapshot, data: &Path) -> ChangeSet {
     ask(&mut ScanSource::new(8192, &mut files, &mut pages)).unwrap()
 }
 
-async fn restored(snapshot: &Snapshot) -> State {
+pub(super) async fn restored(snapshot: &Snapshot) -> State {
     let place = Scratch::new();
     let data = place.path().join("data");
     let options = DirectoryOptions {

@@ -21,6 +21,7 @@ mod readme;
 #[cfg(all(feature = "http", feature = "s3", feature = "ssh"))]
 mod remotes;
 mod settings;
+mod stopping;
 mod storages;
 mod support;
 mod texts;

@@ -14,7 +14,7 @@ use neon_pagestore::write::Stored;
 use neon_pagestore::{Commit, CommitId, Facts, NameOutcome, Noted, SnapshotName, Writing};
 use neon_pg_layout::{ControlFile, Lsn};
 use neon_pgctl::facts::Facts as ServerFacts;
-use neon_pgctl::{BackupBracket, BracketOptions, Instance, Quiet, ServerState, WalHold};
+use neon_pgctl::{BackupBracket, BracketOptions, Instance, Quiet, ServerState, Status, WalHold};
 use neon_snapshot_format::SnapshotKind;
 use serde::Serialize;
 
@@ -113,7 +113,7 @@ impl Snapshots<'_> {
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) for a reserved name, or one that mentions another instance;
     /// [`Exists`](ErrorKind::Exists) when the name is taken; [`NotFound`](ErrorKind::NotFound) for the instance or the storage;
-    /// [`Busy`](ErrorKind::Busy) when another command works on the instance, or its server is starting or stopping;
+    /// [`Busy`](ErrorKind::Busy) when another command works on the instance, or its server is starting, or does not come to its end;
     /// [`Damaged`](ErrorKind::Damaged) for pages that are damaged and that nothing explains;
     /// [`Environment`](ErrorKind::Environment) when it would not fit.
     pub async fn create(&self, wanted: &CreateSnapshot) -> Result<TakenSnapshot> {
@@ -280,8 +280,9 @@ async fn prepare(
     refuse_taken(&target, &wanted.name).await?;
     let instance = neon.pg().open(record).await?;
     let of_server = |error| Error::server(format!("pg {}", record.name), error);
+    let status = neon.pg().settled_status(&instance, &record.name).await?;
     let mut control = instance.control_file().map_err(of_server)?;
-    let mut kind = kind_of(&instance, &control, &record.name).await?;
+    let mut kind = kind_of(&status, &control, &record.name)?;
     let running = kind.is_bracketed();
     let mut quiet = None;
     if !running {
@@ -289,7 +290,8 @@ async fn prepare(
         quiet = Some(held.map_err(of_server)?);
         // By who ended meanwhile.
         control = instance.control_file().map_err(of_server)?;
-        kind = kind_of(&instance, &control, &record.name).await?;
+        let status = neon.pg().settled_status(&instance, &record.name).await?;
+        kind = kind_of(&status, &control, &record.name)?;
     }
     let found = needs::ask(neon, &instance, running, &format!("pg {}", record.name)).await?;
     let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
@@ -491,14 +493,10 @@ async fn refuse_taken(target: &StorageRepository, name: &SnapshotName) -> Result
     }
 }
 
-async fn kind_of(instance: &Instance, control: &ControlFile, name: &Name) -> Result<SnapshotKind> {
-    let subject = || format!("pg {name}");
-    let status = instance
-        .status()
-        .await
-        .map_err(|error| Error::server(subject(), error))?;
+fn kind_of(status: &Status, control: &ControlFile, name: &Name) -> Result<SnapshotKind> {
     let busy = |what: &'static str| {
-        Error::new(ErrorKind::Busy, subject(), what).hinted("try again when that is done")
+        Error::new(ErrorKind::Busy, format!("pg {name}"), what)
+            .hinted("try again when that is done")
     };
     Ok(match status.state {
         ServerState::Running => SnapshotKind::Online,
@@ -509,7 +507,6 @@ async fn kind_of(instance: &Instance, control: &ControlFile, name: &Name) -> Res
         }
         ServerState::Stopped => SnapshotKind::Recovery,
         ServerState::Starting => return Err(busy("its server is starting")),
-        ServerState::Stopping => return Err(busy("its server is stopping")),
         ServerState::SingleUser => return Err(busy("a backend without a server works on it")),
         _ => return Err(busy("what its server does is not known")),
     })

@@ -58,7 +58,7 @@ impl HeldUp {
 impl Drop for HeldUp {
     fn drop(&mut self) {
         // It is gone already where all went well.
-        drop(kill_process(self.checkpointer, Signal::CONT));
+        let _gone = kill_process(self.checkpointer, Signal::CONT);
     }
 }
 
@@ -141,7 +141,10 @@ fn a_server_that_shuts_down_is_waited_for() {
         }
         assert_ne!(number(&held.pid_file), held.server);
     }
-    assert_eq!(home.json(&["snapshot", "show", "one@b"])["facts"]["kind"], "cold");
+    assert_eq!(
+        home.json(&["snapshot", "show", "one@b"])["facts"]["kind"],
+        "cold"
+    );
     content(&home, "after all of them");
 }
 

@@ -52,6 +52,11 @@ impl Home {
         self.scratch.path().join("home")
     }
 
+    /// The ports that its instances get.
+    pub(crate) fn ports(&self) -> &str {
+        &self.ports
+    }
+
     /// The command with these arguments, in a clean environment.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = neon();

@@ -263,7 +263,6 @@ pub(crate) fn is_ours(record: &PgRecord) -> Result<()> {
     .hinted("make an instance of the snapshot: `neon pg create --snapshot`"))
 }
 
-
 /// What only the server can tell of what would be lost, and how far its log is.
 async fn ask(mut client: Client, name: &Name, plan: &mut CheckoutPlan) -> Result<Option<Lsn>> {
     let failed = |error| {

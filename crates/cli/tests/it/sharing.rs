@@ -13,7 +13,7 @@ fn on(kind: &str, script: &str) -> Ran {
         "set -e
          truncate -s 1G {image}/image
          mkdir {image}/disk
-         mkfs.{kind} {quiet} {image}/image
+         mkfs.{kind} {quiet} {image}/image > /dev/null
          mount -t {kind} -o loop {image}/image {image}/disk
          chmod 755 {image}/disk
          export NEON_HOME={image}/disk/home

@@ -29,7 +29,8 @@ fn the_distributions_cluster_goes_to_a_bucket_and_who_knows_that_makes_another_o
          neon() {{ {program} -q \"$@\"; }}
          sql() {{ neon pg psql $1 -- -XAtq -v ON_ERROR_STOP=1 -c \"$2\"; }}
          neon pg adopt {place}/below/data > /dev/null
-         sql shop 'create table t as select generate_series(1, 10000) i'
+         theirs() {{ runuser -u {user} -- psql -h {place}/run -p {port} -XAtq -v ON_ERROR_STOP=1 -d postgres -c \"$1\"; }}
+         theirs 'create table t as select generate_series(1, 10000) i'
          tank='neon storage attach -t s3 -n tank -c endpoint={endpoint} -c path-style=on s3://bucket/neon'
          $tank > /dev/null
          neon -o json snapshot create shop@one -s tank | grep '\"kind\"'
@@ -43,7 +44,7 @@ fn the_distributions_cluster_goes_to_a_bucket_and_who_knows_that_makes_another_o
          sql copy 'insert into t values (0)'
 
          export NEON_HOME={first}
-         sql shop 'select count(*) from t'
+         theirs 'select count(*) from t'
          neon pg destroy shop --yes
          pg_ctlcluster --skip-systemctl-redirect 15 shop status | grep -c 'server is running'",
         place = place.path().display(),

@@ -17,6 +17,7 @@ use neon_pgctl::facts::Facts as ServerFacts;
 use neon_pgctl::{BackupBracket, BracketOptions, Instance, Quiet, ServerState, Status, WalHold};
 use neon_snapshot_format::SnapshotKind;
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
@@ -293,7 +294,11 @@ async fn prepare(
         let status = neon.pg().settled_status(&instance, &record.name).await?;
         kind = kind_of(&status, &control, &record.name)?;
     }
-    let found = needs::ask(neon, &instance, running, &format!("pg {}", record.name)).await?;
+    // Beside the checkpoint and the copy: neither needs it.
+    let mut asking = JoinSet::new();
+    let (of, asked) = (neon.clone(), instance.clone());
+    let about = format!("pg {}", record.name);
+    asking.spawn(async move { needs::ask(&of, &asked, running, &about).await });
     let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
     let writing = target.repository.begin_writing().await;
     let writing = Held(Some(
@@ -307,7 +312,7 @@ async fn prepare(
         instance: &instance,
         kind,
         parent,
-        found,
+        asking,
         quiet,
     };
     match store(wish, &control, writing.get()?).await {
@@ -335,7 +340,8 @@ struct Wish<'a> {
     instance: &'a Instance,
     kind: SnapshotKind,
     parent: Option<CommitId>,
-    found: ServerFacts,
+    /// What the snapshot needs of the machine is found out meanwhile.
+    asking: JoinSet<Result<ServerFacts>>,
     /// Nobody else uses the data directory.
     quiet: Option<Quiet>,
 }
@@ -354,7 +360,7 @@ async fn store(
         instance,
         kind,
         parent,
-        found,
+        mut asking,
         quiet,
     } = wish;
     let subject = format!("snapshot {}", wanted.name);
@@ -375,7 +381,6 @@ async fn store(
         allow_bad_pages: wanted.allow_bad_pages,
         taken: i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX),
         name: wanted.name.clone(),
-        found,
         meter: Arc::new(Meter::new(neon, subject.clone(), go_on)),
     });
     let writer = writing.writer();
@@ -394,11 +399,15 @@ async fn store(
         neon.tell(Event::Step(format!("Copying {}.", record.name)));
         let start = bracket.started().clone();
         let asked = insert_position(instance, kind);
-        let copy = beside(move || copying.copy(writer, Some((start.start, start.timeline, asked))));
-        let copy = bracket.during(copy).await.map_err(of_server)??;
+        let copy = async {
+            let bracket = Some((start.start, start.timeline, asked));
+            let copy = beside(move || copying.copy(writer, bracket)).await?;
+            Ok((copy, told(&mut asking).await?))
+        };
+        let (copy, found) = bracket.during(copy).await.map_err(of_server)??;
         let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
         let finishing = async {
-            let finished = beside(move || job.finish(copy, Some(&backup))).await?;
+            let finished = beside(move || job.finish(copy, Some(&backup), &found)).await?;
             with_creations(instance, control, finished).await
         };
         let finished = held(&mut hold, finishing).await;
@@ -406,11 +415,9 @@ async fn store(
         finished?
     } else {
         neon.tell(Event::Step(format!("Copying {}.", record.name)));
-        let finished = beside(move || {
-            let copy = copying.copy(writer, None)?;
-            copying.finish(copy, None)
-        })
-        .await?;
+        let copy = beside(move || copying.copy(writer, None)).await?;
+        let found = told(&mut asking).await?;
+        let finished = beside(move || job.finish(copy, None, &found)).await?;
         with_creations(instance, control, finished).await?
     };
     if let Some(quiet) = quiet {
@@ -421,6 +428,24 @@ async fn store(
         .map_err(|error| Error::repository(subject.as_str(), error))?;
     let commit = carry_bad_pages(target, commit, wanted.allow_bad_pages, &subject).await?;
     Ok((commit, checkpoint))
+}
+
+/// What was found out meanwhile.
+async fn told(asking: &mut JoinSet<Result<ServerFacts>>) -> Result<ServerFacts> {
+    match asking.join_next().await {
+        Some(Ok(found)) => found,
+        Some(Err(error)) => Err(Error::new(
+            ErrorKind::Failed,
+            "what the snapshot needs",
+            "could not be found out",
+        )
+        .caused_by(error)),
+        None => Err(Error::new(
+            ErrorKind::Failed,
+            "what the snapshot needs",
+            "was asked already",
+        )),
+    }
 }
 
 /// How long to wait for the processes of a server that is dead already.

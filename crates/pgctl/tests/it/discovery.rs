@@ -279,8 +279,9 @@ fn what_programs_said_is_remembered_until_they_are_others() {
     assert_eq!(looks(), "15.1");
     assert!(calls().contains("postgres"));
     assert_eq!(cache.at(&bin).unwrap().share_dir(), None);
-    for file in ["libpqwalreceiver.so", "postgres.bki"] {
-        fs::write(bin.join(file), "").unwrap();
+    fs::create_dir(root.path().join("share")).unwrap();
+    for file in ["bin/libpqwalreceiver.so", "share/postgres.bki"] {
+        fs::write(root.path().join(file), "").unwrap();
     }
     assert!(cache.at(&bin).unwrap().share_dir().is_some());
     cache.clear();

@@ -23,7 +23,10 @@ fn the_distributions_cluster_goes_to_a_bucket_and_who_knows_that_makes_another_o
          mount --bind {place}/etc /etc/postgresql
          pg_createcluster 15 shop --start-conf manual -p {port} -u {user} -d {place}/below/data -s {place}/run \
              -l {place}/run/log > /dev/null
-         end() {{ pg_ctlcluster --skip-systemctl-redirect 15 shop stop -- -m immediate > /dev/null 2>&1; }}
+         end() {{
+             {program} --home {second} -q pg stop copy > /dev/null 2>&1 || true
+             pg_ctlcluster --skip-systemctl-redirect 15 shop stop -- -m immediate > /dev/null 2>&1 || true
+         }}
          trap end EXIT
          pg_ctlcluster --skip-systemctl-redirect 15 shop start
          neon() {{ {program} -q \"$@\"; }}
@@ -37,7 +40,6 @@ fn the_distributions_cluster_goes_to_a_bucket_and_who_knows_that_makes_another_o
          code=0; neon pg stop shop || code=$?; echo stop=$code
 
          export NEON_HOME={second} NEON_PORTS={ports}
-         trap '{program} -q pg stop copy > /dev/null 2>&1; end' EXIT
          $tank > /dev/null
          neon pg create copy --snapshot shop@one > /dev/null
          sql copy 'select count(*) from t'

@@ -69,12 +69,13 @@ fn passphrase(surroundings: &Surroundings) -> Outcome<Option<Secret>> {
     Ok(Some(Secret::new(text)))
 }
 
-/// Opens the home, made if it is not there.
+/// Opens the home, made if it is not there; not if it is only to be read.
 pub(crate) fn open(
     settings: &Settings,
     surroundings: &Surroundings,
     progress: &Arc<Progress>,
     cancel: &Arc<AtomicBool>,
+    to_read: bool,
 ) -> Outcome<Neon> {
     let options = options(settings, surroundings, progress, cancel)?;
     let home = std::path::absolute(&settings.home)
@@ -96,6 +97,9 @@ pub(crate) fn open(
              or: chmod o+x {}",
             closed.display()
         )));
+    }
+    if to_read {
+        return Ok(Neon::open_to_read(&home, options)?);
     }
     if let Some(parent) = home.parent() {
         std::fs::create_dir_all(parent).map_err(|error| {

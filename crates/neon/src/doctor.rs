@@ -117,12 +117,14 @@ impl Neon {
         let mut findings = Findings::default();
         self.examine_machine(options, &mut findings).await;
         self.go_on()?;
-        self.examine_leftovers(&mut findings).await;
-        self.go_on()?;
-        self.examine_servers(&mut findings).await;
-        self.go_on()?;
-        self.examine_storages(options, &mut findings).await;
-        self.go_on()?;
+        if self.home().is_made() {
+            self.examine_leftovers(&mut findings).await;
+            self.go_on()?;
+            self.examine_servers(&mut findings).await;
+            self.go_on()?;
+            self.examine_storages(options, &mut findings).await;
+            self.go_on()?;
+        }
         let mut findings = findings.0;
         findings.sort_by(|one, other| {
             (other.severity, one.code, &one.subject).cmp(&(

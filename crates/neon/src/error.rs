@@ -139,6 +139,9 @@ fn remedy(error: &Error) -> Option<&'static str> {
         Storage::Unauthenticated => {
             Some("give credentials by the environment or a profile, or other ones")
         }
+        Storage::Invalid => {
+            Some("see whether what its address names is there, and its options are right")
+        }
         Storage::Denied => {
             Some("its credentials do not allow this: have them allow it, or give other ones")
         }

@@ -30,7 +30,7 @@ use crate::instances::{PgRecord, Stage};
 use crate::record;
 
 const VERSION: u32 = 1;
-const ABOUT: &str = "neon.json";
+pub(crate) const ABOUT: &str = "neon.json";
 /// An instance of the trash, beside the others.
 pub(crate) const TRASHED: &str = ".trash-";
 
@@ -113,6 +113,29 @@ impl Home {
             home.sign();
         }
         Ok(home)
+    }
+
+    /// Opens the home in this folder to look at it. Where there is none yet, nothing is made.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_to_read(root: &Path) -> Result<Self> {
+        let absolute = std::path::absolute(root)
+            .map_err(|error| Error::io(root, "cannot be made absolute", error))?;
+        if absolute.join(ABOUT).exists() {
+            return Self::open(&absolute);
+        }
+        refuse_strange(&absolute)?;
+        Ok(Self {
+            root: absolute,
+            id: String::new(),
+        })
+    }
+
+    /// Whether there is a home; one that was opened to be read may not have been made.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        !self.id.is_empty()
     }
 
     /// Marks the folder of instances, if it is the one: with all instances of ours in it, or before there were any. What cannot be

@@ -156,6 +156,22 @@ impl Neon {
         Ok(neon)
     }
 
+    /// As [`open`](Self::open), to look at what is there: in a folder where no home is yet nothing is made, and nothing listed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_to_read(home: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let home = Home::open_to_read(home.as_ref())?;
+        if home.is_made() {
+            return Self::open(home.path(), options);
+        }
+        Ok(Self(Arc::new(Inner {
+            home,
+            options,
+            installed: Arc::default(),
+        })))
+    }
+
     /// The home.
     #[must_use]
     pub fn home(&self) -> &Home {

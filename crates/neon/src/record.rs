@@ -102,7 +102,14 @@ pub(crate) type Readable<T> = (Vec<(String, T)>, Vec<Error>);
 pub(crate) fn list_readable<T: DeserializeOwned>(folder: &Path) -> Result<Readable<T>> {
     let failed = |error| Error::io(folder, "cannot be listed", error);
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == IoKind::NotFound && is_before_the_home(folder) => {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
         let name = entry.map_err(failed)?.file_name();
         let name = name.to_str().filter(|name| !name.starts_with(TEMPORARY));
         names.extend(
@@ -121,6 +128,12 @@ pub(crate) fn list_readable<T: DeserializeOwned>(folder: &Path) -> Result<Readab
         }
     }
     Ok((records, unreadable))
+}
+
+/// Whether this would be a folder of records in a home that was not made yet. In one that was, it is missed.
+fn is_before_the_home(folder: &Path) -> bool {
+    let home = folder.ancestors().nth(2);
+    home.is_some_and(|home| !home.join(crate::home::ABOUT).exists())
 }
 
 /// Appends a line to a log. Durable when it returns.

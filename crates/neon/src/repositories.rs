@@ -179,11 +179,15 @@ impl Storages<'_> {
         self.at(storage, &record).await
     }
 
-    /// The storage that is attached with this locator.
+    /// The storage that is attached with this locator, or one that leads to the same folder.
     fn attached_at(&self, locator: &Locator) -> Result<Option<Name>> {
+        let folder = |locator: &Locator| locator.file_path()?.canonicalize().ok();
+        let asked = folder(locator);
         let same = |record: &StorageRecord| {
-            Locator::parse(&record.locator)
-                .is_ok_and(|known| known.to_string() == locator.to_string())
+            Locator::parse(&record.locator).is_ok_and(|known| {
+                known.to_string() == locator.to_string()
+                    || asked.is_some() && folder(&known) == asked
+            })
         };
         let known = self.list()?.into_iter().find(|(_, record)| same(record));
         Ok(known.map(|(name, _)| name))

@@ -64,6 +64,9 @@ impl Status {
 impl Instance {
     /// Looks at the pid file, the process it names, `pg_control`, and asks the server.
     ///
+    /// A server that was told to stop before this began is [`Stopping`](ServerState::Stopping), or gone: it takes its signals
+    /// before it answers anybody.
+    ///
     /// Dropping the future leaves nothing behind.
     ///
     /// # Errors
@@ -85,7 +88,30 @@ impl Status {
     }
 }
 
+/// So often it is looked again because the server went on to its next state meanwhile.
+const LOOKS: u32 = 5;
+
 async fn look(data_dir: &Path, control_file: impl Fn() -> Result<ControlFile>) -> Result<Status> {
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        let (status, seen) = look_once(data_dir, &control_file).await?;
+        // A signal that was on its way when we looked has come by the time of an answer.
+        let unchanged = match &seen {
+            None => true,
+            Some(seen) => PidFile::read(data_dir)?.as_ref() == Some(seen),
+        };
+        if unchanged || looks == LOOKS {
+            return Ok(status);
+        }
+    }
+}
+
+/// The state, and what the pid file of a running server said.
+async fn look_once(
+    data_dir: &Path,
+    control_file: impl Fn() -> Result<ControlFile>,
+) -> Result<(Status, Option<PidFile>)> {
     let mut status = Status {
         state: ServerState::Stopped,
         pid: None,
@@ -101,7 +127,7 @@ async fn look(data_dir: &Path, control_file: impl Fn() -> Result<ControlFile>) -
         if !control_file()?.state.is_clean() {
             status.state = ServerState::Crashed;
         }
-        return Ok(status);
+        return Ok((status, None));
     };
     status.state = match file.status {
         _ if file.single_user => ServerState::SingleUser,
@@ -120,7 +146,7 @@ async fn look(data_dir: &Path, control_file: impl Fn() -> Result<ControlFile>) -
     status.pid = Some(file.pid);
     status.started = file.started;
     status.port = file.port;
-    status.socket_dir = file.socket_dir;
-    status.listen = file.listen;
-    Ok(status)
+    status.socket_dir = file.socket_dir.clone();
+    status.listen = file.listen.clone();
+    Ok((status, Some(file)))
 }

@@ -108,12 +108,19 @@ pub(crate) enum Verb {
     #[command(subcommand, arg_required_else_help = true)]
     Storage(storage::Storage),
     /// Makes one cluster, remembers where its snapshots go, and takes the first
+    ///
+    /// Nothing is stored in the background. init stores the cluster as it begins; after that neon stop, neon export and neon
+    /// snapshot create store it as it is then, and nothing else does. What a server writes in between is in its data
+    /// directory only, and lost with it.
     #[command(after_help = examples!(
         "init --storage_dest=s3://bucket/prefix" => "an empty cluster whose snapshots go to S3",
         "init --snapshot_path=/var/backups/base --snapshot_format=pgdata --storage_dest=s3://bucket/prefix" => "what is there already, with S3 from now on",
     ))]
     Init(first::Init),
     /// Starts the cluster of init, restored first if it is missing here, and what else ran before a reboot
+    ///
+    /// Nothing is stored while it runs: neon stop, or neon snapshot create, stores what was written. What is restored is the
+    /// newest of these, and how old that is gets printed.
     #[command(after_help = examples!(
         "start" => "after init, or after a reboot",
         "start --storage_dest=s3://bucket/prefix" => "on a machine that knows nothing but the bucket",
@@ -139,7 +146,7 @@ pub(crate) enum Verb {
         "doctor --offline" => "without asking distant storages",
     ))]
     Doctor(Doctor),
-    /// Takes back what was done last: a create, a destroy, a checkout, a detach
+    /// Takes back what was done last: a create, a replica, a destroy, a checkout, a destroyed snapshot, a detach
     #[command(after_help = examples!(
         "undo --dry-run" => "what would be taken back",
         "undo --yes" => "takes it back; once more, what was before that",
@@ -200,6 +207,18 @@ impl Verb {
                 | Self::Op(_)
                 | Self::Config(_)
         )
+    }
+}
+
+impl Verb {
+    /// Whether it makes no home where none is: it looks, or says what it would do.
+    pub(crate) const fn makes_no_home(&self) -> bool {
+        match self {
+            Self::Doctor(wanted) => !wanted.fix || wanted.dry_run,
+            Self::Undo(wanted) => wanted.consent.dry_run,
+            Self::Pg(pg::Pg::Trash(wanted)) => !wanted.empty || wanted.dry_run,
+            _ => self.only_looks(),
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Names {
             settings.home.join(ABOUT).is_file().then_some(())?;
             let silent = Arc::new(Progress::silent());
             let nobody = Arc::new(AtomicBool::new(false));
-            home::open(&settings, surroundings, &silent, &nobody).ok()
+            home::open(&settings, surroundings, &silent, &nobody, true).ok()
         };
         Self(open())
     }

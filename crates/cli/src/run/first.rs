@@ -11,6 +11,9 @@ use crate::args::first::{Export, Init, Start};
 use crate::failure::{Failure, Outcome};
 use crate::render::{Answer, age};
 
+/// When the cluster of `init` is stored. Who expects more loses data.
+const WHEN: &str = "Nothing is stored in the background: neon stop and neon snapshot create store what was written since.";
+
 pub(crate) async fn init(wanted: Init, scene: &Scene<'_>) -> Outcome<Answer> {
     let mut options = InitOptions::default();
     options.storage_dest = wanted
@@ -30,7 +33,7 @@ pub(crate) async fn init(wanted: Init, scene: &Scene<'_>) -> Outcome<Answer> {
     options.pg.port = wanted.port;
     let made = scene.neon.snapshot_first().init(&options).await?;
     let text = format!(
-        "Initialized {}. Its snapshots go to {}; the first is {}.",
+        "Initialized {}. Its snapshots go to {}; the first is {}.\n{WHEN}",
         made.pg, made.storage_dest, made.snapshot
     );
     Ok(Answer::of(text, data(&made)?))
@@ -70,6 +73,7 @@ pub(crate) async fn start(wanted: Start, scene: &Scene<'_>) -> Outcome<Answer> {
                     age(0, old)
                 );
             }
+            scene.note(WHEN);
             let uri = psql::uri(&started.pg, "postgres", scene).await?;
             text.push_str(&format!(
                 "Started postgres on {}\n{uri}\n",

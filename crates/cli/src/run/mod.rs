@@ -143,7 +143,9 @@ fn in_home(
         .enable_all()
         .build()
         .map_err(|error| Failure::io("the runtime", &error))?;
-    let neon = home::open(settings, surroundings, &progress, &cancel)?;
+    let only_looks = verb.only_looks();
+    let to_read = verb.makes_no_home();
+    let neon = home::open(settings, surroundings, &progress, &cancel, to_read)?;
     let scene = Scene {
         neon: &neon,
         settings,
@@ -151,7 +153,6 @@ fn in_home(
         progress: &progress,
         cancel: &cancel,
     };
-    let only_looks = verb.only_looks();
     let work = async {
         match verb {
             Verb::Pg(verb) => pg::run(verb, &scene).await,

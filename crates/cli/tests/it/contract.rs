@@ -278,6 +278,50 @@ fn nobody_reading_the_result_is_no_error() {
 }
 
 #[test]
+fn who_only_looks_makes_no_home() {
+    let home = Home::new();
+    let listed = [
+        (&["pg", "list"][..], "instances"),
+        (&["pg", "trash"], "trash"),
+        (&["storage", "list"], "storages"),
+        (&["snapshot", "list"], "snapshots"),
+        (&["op", "log"], "operations"),
+    ];
+    for (verb, key) in listed {
+        let said = home.json(verb);
+        assert_eq!(said[key], serde_json::json!([]), "{verb:?}: {said:#}");
+        home.ok(verb);
+    }
+    let missing: [&[&str]; 6] = [
+        &["pg", "show", "one"],
+        &["pg", "url", "one"],
+        &["pg", "logs", "one"],
+        &["snapshot", "show", "one@a"],
+        &["storage", "show", "tank"],
+        &["undo", "--dry-run"],
+    ];
+    for verb in missing {
+        home.fails(3, verb);
+    }
+    let said = home.json(&["doctor"]);
+    documented(&said);
+    let codes: Vec<&str> = said["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| finding["code"].as_str().unwrap())
+        .collect();
+    assert!(codes.contains(&"home-none"), "{said:#}");
+    home.ok(&["config", "show"]);
+    assert!(!home.path().exists());
+    // A folder that is no home is none to look at either.
+    std::fs::create_dir(home.path()).unwrap();
+    home.ok(&["pg", "list"]);
+    std::fs::write(home.path().join("precious"), "").unwrap();
+    home.fails(2, &["pg", "list"]);
+}
+
+#[test]
 fn lists_are_a_document_or_a_line_each() {
     let home = Home::new();
     for name in ["one", "two"] {
@@ -322,6 +366,8 @@ fn every_key_that_is_printed_is_documented() {
         documented(&home.json(&["pg", verb, "one"]));
     }
     documented(&home.json(&["pg", "list"]));
+    documented(&home.json(&["pg", "start", "--replica", "one"]));
+    documented(&home.json(&["pg", "destroy", "one-r1", "--yes"]));
     documented(&home.json(&["snapshot", "create", "one@a"]));
     home.sql(
         "one",
@@ -332,6 +378,17 @@ fn every_key_that_is_printed_is_documented() {
     documented(&home.json(&["snapshot", "show", "one@b"]));
     documented(&home.json(&["snapshot", "diff", "one@a", "one@b"]));
     documented(&home.json(&["snapshot", "push", "--to", tank, "one@b"]));
+    documented(&home.json(&["snapshot", "pull", "--from", tank, "one@b"]));
+    documented(&home.json(&["storage", "attach", "-n", "away", tank]));
+    documented(&home.json(&["storage", "init", "away", "--dry-run"]));
+    documented(&home.json(&["storage", "init", "away", "--yes"]));
+    let mut copy = vec!["pg", "create", "--snapshot", "one@b", "copy"];
+    copy.extend(["-s", "local", "--no-start"]);
+    documented(&home.json(&copy));
+    documented(&home.json(&["pg", "destroy", "copy", "--yes"]));
+    documented(&home.json(&["pg", "trash"]));
+    documented(&home.json(&["pg", "trash", "--empty", "copy", "--dry-run"]));
+    documented(&home.json(&["pg", "trash", "--empty", "copy", "--yes"]));
     let file = home.scratch().join("b.neon");
     let file = file.to_str().unwrap();
     documented(&home.json(&["snapshot", "export", "one@b", "--to", file]));

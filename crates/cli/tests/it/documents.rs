@@ -73,6 +73,9 @@ fn the_second_document() {
     same("document-2", &redacted(&said, home.scratch()));
 }
 
+/// What `init` and `start` say of when something is stored.
+const WHEN: &str = "Nothing is stored in the background: neon stop and neon snapshot create store";
+
 #[test]
 fn the_first_document() {
     let home = Home::new();
@@ -85,6 +88,16 @@ fn the_first_document() {
         (made["pg"].as_str(), made["storage_dest"].as_str()),
         (Some("main"), Some(dest))
     );
+    // When anything is stored is said where it matters.
+    for verb in ["init", "start"] {
+        let help = home.ok(&["help", verb]);
+        assert!(help.contains("Nothing is stored "), "{help}");
+        assert!(help.contains("neon snapshot create"), "{help}");
+    }
+    let said = home.run(&["start"]);
+    assert_eq!(said.code, 0, "{said:#?}");
+    assert!(said.err.contains(WHEN), "{said:#?}");
+    home.ok(&["stop"]);
     let started = home.json(&["start"]);
     documented(&started);
     assert_eq!(started["restored"], Value::Null);
@@ -162,7 +175,8 @@ fn without_an_init_start_says_what_to_do() {
 #[test]
 fn a_start_that_restores_is_not_passed_over() {
     let home = Home::new();
-    home.ok(&["init"]);
+    let said = home.ok(&["init"]);
+    assert!(said.contains(WHEN), "{said}");
     // Something else runs, or should.
     home.ok(&["pg", "create", "other"]);
     let record = home.path().join("state/pg/main.json");

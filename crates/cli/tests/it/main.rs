@@ -7,6 +7,8 @@
 )]
 
 #[cfg(feature = "s3")]
+mod adopted;
+#[cfg(feature = "s3")]
 mod buckets;
 mod completions;
 mod contract;
@@ -17,10 +19,13 @@ mod flow;
 mod help;
 mod instances;
 mod interrupted;
+mod plans;
 mod readme;
 #[cfg(all(feature = "http", feature = "s3", feature = "ssh"))]
 mod remotes;
 mod settings;
+mod sharing;
+mod stopping;
 mod storages;
 mod support;
 mod texts;

@@ -177,7 +177,22 @@ fn snapshots_live_on_another_machine_behind_ssh() {
     let program = sshd.ssh(true);
     let folder = program.parent().unwrap().display();
     let path = format!("{folder}:/usr/bin:/bin");
-    lives(&[("PATH", path)], &attach, &place);
+    lives(&[("PATH", path.clone())], &attach, &place);
+    // By its address alone: nothing is attached for that, here or there.
+    let address = format!("ssh://backups{}/other", far.path().display());
+    let one = Reaching::new(&[("PATH", path.clone())]);
+    one.ok(&["pg", "create", "one", "--no-start"]);
+    let taken = one.json(&["snapshot", "create", "one@a"]);
+    let pushed = one.json(&["snapshot", "push", "--to", &address, "one@a"]);
+    assert_eq!(pushed["id"], taken["id"]);
+    let two = Reaching::new(&[("PATH", path)]);
+    let pulled = two.json(&["snapshot", "pull", "--from", &address, "one@a"]);
+    assert_eq!(pulled["id"], taken["id"]);
+    for home in [&one, &two] {
+        let known = home.json(&["storage", "list"]);
+        assert_eq!(known["storages"].as_array().unwrap().len(), 1, "{known:#}");
+    }
+    two.ok(&["pg", "create", "copy", "--snapshot", "one@a", "--no-start"]);
     // One whose key nobody knows is not asked about, and not written to.
     let stranger = sshd.ssh(false);
     let folder = stranger.parent().unwrap().display();

@@ -52,6 +52,11 @@ impl Home {
         self.scratch.path().join("home")
     }
 
+    /// The ports that its instances get.
+    pub(crate) fn ports(&self) -> &str {
+        &self.ports
+    }
+
     /// The command with these arguments, in a clean environment.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = neon();
@@ -133,25 +138,27 @@ impl Home {
 
     /// Runs SQL in an instance, through `pg psql` and a psql that is at hand.
     pub(crate) fn sql(&self, name: &str, sql: &str) -> String {
+        let ran = ran(&mut self.psql(name, &["-c", sql]));
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        ran.out.trim_end().to_owned()
+    }
+
+    /// A session that says `there`, and is there until its input ends.
+    pub(crate) fn session(&self, name: &str) -> Command {
+        self.psql(name, &["-c", r"\echo there", "-f", "-"])
+    }
+
+    fn psql(&self, name: &str, arguments: &[&str]) -> Command {
         let psql = Installation::of(self.major)
             .with_client("psql")
             .tool("psql")
             .unwrap();
         let path = format!("{}:/usr/bin:/bin", psql.parent().unwrap().display());
-        let mut command = self.command(&[
-            "pg",
-            "psql",
-            name,
-            "--",
-            "-XAtq",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-c",
-            sql,
-        ]);
-        let ran = ran(command.env("PATH", path));
-        assert_eq!(ran.code, 0, "{ran:#?}");
-        ran.out.trim_end().to_owned()
+        let mut all = vec!["pg", "psql", name, "--", "-XAtq", "-v", "ON_ERROR_STOP=1"];
+        all.extend(arguments);
+        let mut command = self.command(&all);
+        command.env("PATH", path);
+        command
     }
 }
 

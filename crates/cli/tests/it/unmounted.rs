@@ -101,7 +101,8 @@ fn instances_whose_disk_is_not_mounted_are_not_gone() {
         "{said:#?}"
     );
     assert!(
-        said.err.contains("hint: mount it; if it is lost"),
+        said.err
+            .contains("hint: mount it; what makes the folder here the one of this home, if"),
         "{said:#?}"
     );
 }
@@ -126,11 +127,7 @@ fn a_folder_of_instances_that_is_lost_for_good_is_given_up_as_the_hint_says() {
 fn what_an_instance_has_on_a_disk_that_is_not_mounted_is_not_gone() {
     let home = Home::new();
     let (disk, point) = (folder(&home, "disk"), folder(&home, "point"));
-    let space = folder(&home, "disk/space");
-    let user = OsUser::current();
-    if let Some((uid, gid)) = user.ids() {
-        std::os::unix::fs::chown(&space, Some(uid), Some(gid)).unwrap();
-    }
+    space(&home, "disk/space");
     let said = with_disk(
         &home,
         &disk,
@@ -183,7 +180,7 @@ fn what_an_instance_has_on_a_disk_that_is_not_mounted_is_not_gone() {
              ls {point}",
             program = Home::program(),
             point = point.display(),
-            user = user.name(),
+            user = OsUser::current().name(),
         ),
     );
     assert_eq!(

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{DoctorOptions, Findings, Severity};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::home::TRASHED;
 use crate::instances::{CREATION, PgRecord, Stage};
@@ -188,12 +188,18 @@ impl Neon {
             }
             Leftover::File(path) => {
                 let what = format!("{} is removed", path.display());
-                // Somebody may have begun to write it since it was found.
-                let removed = match held_if_free(path) {
-                    Some(_held) => record::remove(path),
-                    None => Ok(()),
-                };
-                (what, removed)
+                match held_if_free(path) {
+                    Some(_held) => (what, record::remove(path)),
+                    // Somebody has begun to write it since it was found.
+                    None => {
+                        let busy = Error::new(
+                            ErrorKind::Busy,
+                            path.display().to_string(),
+                            "is written to by now, and stays",
+                        );
+                        (what, Err(busy))
+                    }
+                }
             }
             Leftover::Import(left) => {
                 let what = format!(
@@ -498,7 +504,9 @@ mod tests {
             panic!("{found:?}");
         };
         let held = record::held_if_free(&path).unwrap();
-        neon.settle_one(left).await.1.unwrap();
+        // What stays is not said to be removed.
+        let busy = neon.settle_one(left).await.1.unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::Busy);
         assert!(path.exists());
         drop(held);
         neon.settle_one(left).await.1.unwrap();

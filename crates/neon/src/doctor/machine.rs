@@ -19,6 +19,21 @@ const TOO_LITTLE: u64 = 128 << 20;
 impl Neon {
     pub(super) async fn examine_machine(&self, options: &DoctorOptions, findings: &mut Findings) {
         other_programs(options, findings);
+        match self.home().is_made() {
+            true => self.examine_home(findings).await,
+            false => {
+                let subject = self.home().path().display().to_string();
+                findings.info(
+                    "home-none",
+                    subject,
+                    "is no home yet: the first command that makes something makes it",
+                );
+            }
+        }
+        self.examine_programs(findings).await;
+    }
+
+    async fn examine_home(&self, findings: &mut Findings) {
         self.reach(findings);
         self.modes(findings);
         self.disk(findings);
@@ -37,6 +52,9 @@ impl Neon {
                 )
                 .hinted("a home on btrfs, or on XFS with reflink=1, makes clones at once");
         }
+    }
+
+    async fn examine_programs(&self, findings: &mut Findings) {
         // A process may run for long, and what is wrong now is asked.
         self.installed().clear();
         match self.installations().await {

@@ -104,7 +104,12 @@ impl Instances<'_> {
                 )));
             }
         }
-        drop(fs::remove_dir(self.place_of_kept(record)));
+        let place = self.place_of_kept(record);
+        if place.is_dir() {
+            // Of removals that were killed.
+            drop(neon_cowfs::sweep(&place));
+            drop(fs::remove_dir(place));
+        }
     }
 
     /// What is kept with this snapshot in this storage, of whichever instance. With a copy of it elsewhere, which has the

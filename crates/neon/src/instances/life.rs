@@ -9,7 +9,7 @@ use crate::name::Name;
 use crate::record;
 
 impl Instances<'_> {
-    /// Starts a server that does not run.
+    /// Starts a server that does not run. The end of one that is shutting down is waited for.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Busy`](ErrorKind::Busy) when it runs, or somebody else starts and stops it; why it does
@@ -56,6 +56,7 @@ impl Instances<'_> {
             },
         };
         self.nobody_gives_up(&instance).await;
+        self.settled_status(&instance, name).await?;
         let operation = self.0.begin_operation("pg start", name.as_str())?;
         let mut options = StartOptions::new().with_port(port);
         if let Some(place) = &record.adopted {

@@ -23,6 +23,7 @@ mod replica;
 pub(crate) mod restore;
 mod runs_here;
 mod shared_places;
+mod stopping;
 mod trash;
 mod trees;
 mod unlogged;

@@ -31,7 +31,8 @@ impl Home {
                 "is not the folder that this home has there: its disk is not mounted",
             )
             .hinted(format!(
-                "mount it; if it is lost for good: mkdir -p {}{again}",
+                "mount it; what makes the folder here the one of this home, if it was copied, or the disk with all that is on it \
+                 is lost for good: mkdir -p {}{again}",
                 quoted(&led_to(folder))
             ))
         };

@@ -22,7 +22,7 @@ impl Instances<'_> {
         let subject = format!("pg {name}");
         let instance = self.open(&record).await?;
         let server = |error| Error::server(subject.as_str(), error);
-        let status = instance.status().await.map_err(server)?;
+        let status = self.settled_status(&instance, name).await?;
         if status.is_up() {
             return Err(runs_already(name, status.port).hinted(format!(
                 "its port changes with a start: neon pg stop {name}"

@@ -37,6 +37,8 @@ impl Instances<'_> {
         let of = {
             let _lock = self.lock(primary).await?;
             Box::pin(self.settle(primary)).await?;
+            let instance = self.instance(primary).await?;
+            self.settled_status(&instance, primary).await?;
             self.get(primary).await?
         };
         let subject = format!("pg {primary}");

@@ -34,7 +34,6 @@ pub(super) struct Job {
     pub(super) allow_bad_pages: bool,
     pub(super) taken: i64,
     pub(super) name: SnapshotName,
-    pub(super) found: ServerFacts,
     pub(super) meter: Arc<Meter>,
 }
 
@@ -130,13 +129,7 @@ impl Job {
         facts
             .labels
             .insert(needs::PG.to_owned(), self.record.name.to_string());
-        needs::record(
-            &mut facts,
-            &self.found,
-            self.parent.as_ref().map(Snapshot::facts),
-        )?;
         needs::record_configuration(&mut facts, &self.instance);
-        facts.needs.install_user = self.record.superuser(&self.instance);
         facts.cost.source = told.used.map(|used| used.name().to_owned());
         facts.cost.refused_sources = told
             .passed_over
@@ -194,7 +187,12 @@ impl Job {
     }
 
     /// Brings what comes at the end, and makes the map. Blocks.
-    pub(super) fn finish(&self, copy: Copy, backup: Option<&Backup>) -> Result<(Stored, Facts)> {
+    pub(super) fn finish(
+        &self,
+        copy: Copy,
+        backup: Option<&Backup>,
+        found: &ServerFacts,
+    ) -> Result<(Stored, Facts)> {
         let Copy {
             source,
             copied,
@@ -202,6 +200,8 @@ impl Job {
             mut facts,
             position,
         } = copy;
+        needs::record(&mut facts, found, self.parent.as_ref().map(Snapshot::facts))?;
+        facts.needs.install_user = self.record.superuser(&self.instance);
         let pg_wal = self.pg_wal();
         let control = source.control();
         let ended = match (position, backup) {

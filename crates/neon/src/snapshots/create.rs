@@ -14,9 +14,10 @@ use neon_pagestore::write::Stored;
 use neon_pagestore::{Commit, CommitId, Facts, NameOutcome, Noted, SnapshotName, Writing};
 use neon_pg_layout::{ControlFile, Lsn};
 use neon_pgctl::facts::Facts as ServerFacts;
-use neon_pgctl::{BackupBracket, BracketOptions, Instance, Quiet, ServerState, WalHold};
+use neon_pgctl::{BackupBracket, BracketOptions, Instance, Quiet, ServerState, Status, WalHold};
 use neon_snapshot_format::SnapshotKind;
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
@@ -113,7 +114,7 @@ impl Snapshots<'_> {
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) for a reserved name, or one that mentions another instance;
     /// [`Exists`](ErrorKind::Exists) when the name is taken; [`NotFound`](ErrorKind::NotFound) for the instance or the storage;
-    /// [`Busy`](ErrorKind::Busy) when another command works on the instance, or its server is starting or stopping;
+    /// [`Busy`](ErrorKind::Busy) when another command works on the instance, or its server is starting, or does not come to its end;
     /// [`Damaged`](ErrorKind::Damaged) for pages that are damaged and that nothing explains;
     /// [`Environment`](ErrorKind::Environment) when it would not fit.
     pub async fn create(&self, wanted: &CreateSnapshot) -> Result<TakenSnapshot> {
@@ -280,8 +281,9 @@ async fn prepare(
     refuse_taken(&target, &wanted.name).await?;
     let instance = neon.pg().open(record).await?;
     let of_server = |error| Error::server(format!("pg {}", record.name), error);
+    let status = neon.pg().settled_status(&instance, &record.name).await?;
     let mut control = instance.control_file().map_err(of_server)?;
-    let mut kind = kind_of(&instance, &control, &record.name).await?;
+    let mut kind = kind_of(&status, &control, &record.name)?;
     let running = kind.is_bracketed();
     let mut quiet = None;
     if !running {
@@ -289,9 +291,14 @@ async fn prepare(
         quiet = Some(held.map_err(of_server)?);
         // By who ended meanwhile.
         control = instance.control_file().map_err(of_server)?;
-        kind = kind_of(&instance, &control, &record.name).await?;
+        let status = neon.pg().settled_status(&instance, &record.name).await?;
+        kind = kind_of(&status, &control, &record.name)?;
     }
-    let found = needs::ask(neon, &instance, running, &format!("pg {}", record.name)).await?;
+    // Beside the checkpoint and the copy: neither needs it.
+    let mut asking = JoinSet::new();
+    let (of, asked) = (neon.clone(), instance.clone());
+    let about = format!("pg {}", record.name);
+    asking.spawn(async move { needs::ask(&of, &asked, running, &about).await });
     let parent = parent::choose(&wanted.parent, &target, record, &control).await?;
     let writing = target.repository.begin_writing().await;
     let writing = Held(Some(
@@ -305,7 +312,7 @@ async fn prepare(
         instance: &instance,
         kind,
         parent,
-        found,
+        asking,
         quiet,
     };
     match store(wish, &control, writing.get()?).await {
@@ -333,7 +340,8 @@ struct Wish<'a> {
     instance: &'a Instance,
     kind: SnapshotKind,
     parent: Option<CommitId>,
-    found: ServerFacts,
+    /// What the snapshot needs of the machine is found out meanwhile.
+    asking: JoinSet<Result<ServerFacts>>,
     /// Nobody else uses the data directory.
     quiet: Option<Quiet>,
 }
@@ -352,7 +360,7 @@ async fn store(
         instance,
         kind,
         parent,
-        found,
+        mut asking,
         quiet,
     } = wish;
     let subject = format!("snapshot {}", wanted.name);
@@ -373,7 +381,6 @@ async fn store(
         allow_bad_pages: wanted.allow_bad_pages,
         taken: i64::try_from(seconds(neon.now())).unwrap_or(i64::MAX),
         name: wanted.name.clone(),
-        found,
         meter: Arc::new(Meter::new(neon, subject.clone(), go_on)),
     });
     let writer = writing.writer();
@@ -392,11 +399,15 @@ async fn store(
         neon.tell(Event::Step(format!("Copying {}.", record.name)));
         let start = bracket.started().clone();
         let asked = insert_position(instance, kind);
-        let copy = beside(move || copying.copy(writer, Some((start.start, start.timeline, asked))));
-        let copy = bracket.during(copy).await.map_err(of_server)??;
+        let copy = async {
+            let bracket = Some((start.start, start.timeline, asked));
+            let copy = beside(move || copying.copy(writer, bracket)).await?;
+            Ok((copy, told(&mut asking).await?))
+        };
+        let (copy, found) = bracket.during(copy).await.map_err(of_server)??;
         let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
         let finishing = async {
-            let finished = beside(move || job.finish(copy, Some(&backup))).await?;
+            let finished = beside(move || job.finish(copy, Some(&backup), &found)).await?;
             with_creations(instance, control, finished).await
         };
         let finished = held(&mut hold, finishing).await;
@@ -404,11 +415,9 @@ async fn store(
         finished?
     } else {
         neon.tell(Event::Step(format!("Copying {}.", record.name)));
-        let finished = beside(move || {
-            let copy = copying.copy(writer, None)?;
-            copying.finish(copy, None)
-        })
-        .await?;
+        let copy = beside(move || copying.copy(writer, None)).await?;
+        let found = told(&mut asking).await?;
+        let finished = beside(move || job.finish(copy, None, &found)).await?;
         with_creations(instance, control, finished).await?
     };
     if let Some(quiet) = quiet {
@@ -419,6 +428,24 @@ async fn store(
         .map_err(|error| Error::repository(subject.as_str(), error))?;
     let commit = carry_bad_pages(target, commit, wanted.allow_bad_pages, &subject).await?;
     Ok((commit, checkpoint))
+}
+
+/// What was found out meanwhile.
+async fn told(asking: &mut JoinSet<Result<ServerFacts>>) -> Result<ServerFacts> {
+    match asking.join_next().await {
+        Some(Ok(found)) => found,
+        Some(Err(error)) => Err(Error::new(
+            ErrorKind::Failed,
+            "what the snapshot needs",
+            "could not be found out",
+        )
+        .caused_by(error)),
+        None => Err(Error::new(
+            ErrorKind::Failed,
+            "what the snapshot needs",
+            "was asked already",
+        )),
+    }
 }
 
 /// How long to wait for the processes of a server that is dead already.
@@ -491,14 +518,10 @@ async fn refuse_taken(target: &StorageRepository, name: &SnapshotName) -> Result
     }
 }
 
-async fn kind_of(instance: &Instance, control: &ControlFile, name: &Name) -> Result<SnapshotKind> {
-    let subject = || format!("pg {name}");
-    let status = instance
-        .status()
-        .await
-        .map_err(|error| Error::server(subject(), error))?;
+fn kind_of(status: &Status, control: &ControlFile, name: &Name) -> Result<SnapshotKind> {
     let busy = |what: &'static str| {
-        Error::new(ErrorKind::Busy, subject(), what).hinted("try again when that is done")
+        Error::new(ErrorKind::Busy, format!("pg {name}"), what)
+            .hinted("try again when that is done")
     };
     Ok(match status.state {
         ServerState::Running => SnapshotKind::Online,
@@ -509,7 +532,6 @@ async fn kind_of(instance: &Instance, control: &ControlFile, name: &Name) -> Res
         }
         ServerState::Stopped => SnapshotKind::Recovery,
         ServerState::Starting => return Err(busy("its server is starting")),
-        ServerState::Stopping => return Err(busy("its server is stopping")),
         ServerState::SingleUser => return Err(busy("a backend without a server works on it")),
         _ => return Err(busy("what its server does is not known")),
     })

@@ -253,6 +253,8 @@ impl Debian {
                 "shop",
                 "--start-conf",
                 "manual",
+                "-p",
+                &free_port().to_string(),
                 "-u",
                 user.name(),
                 "-d",

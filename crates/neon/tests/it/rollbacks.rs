@@ -210,6 +210,12 @@ async fn kept_log_stays_when_a_copy_of_its_state_is_destroyed_elsewhere() {
 
     let own = snapshots.plan_destroy(asked, None).await.unwrap();
     assert!(own.kept_log > 0);
+    // The same place, named by another way to it.
+    let link = home.scratch.path().join("link");
+    std::os::unix::fs::symlink(home.scratch.path().join("home/store/local"), &link).unwrap();
+    let linked = Locator::path_of(&link);
+    let linked = neon.storages().repository_at(&linked).await.unwrap();
+    assert_eq!(linked.unwrap().name, Some(name("local")));
     snapshots.destroy(&own).await.unwrap();
     assert!(!kept.exists());
 }
@@ -296,6 +302,11 @@ async fn log_of_a_checkout_that_is_not_kept_any_more_goes_with_the_next() {
     assert!(told.lock().unwrap().iter().any(noted));
     let kept_log = || neon.pg().kept_log(&neon.pg().record_of(&pg).unwrap());
     assert_eq!(kept_log(), []);
+
+    // As a removal leaves it that was killed.
+    fs::create_dir_all(all.join(".neon-remove.0123456789abcdef/log")).unwrap();
+    neon.pg().checkout(&plan(&neon, &snap).await).await.unwrap();
+    assert!(!all.exists());
 
     // What somebody else put there is nobody's to remove.
     let theirs = ["0123", "copy.tar", "0123456789ABCDEF0123456789ABCDEF"];

@@ -15,6 +15,7 @@ use neon_pg::{
 use neon_pgctl::{
     Instance, PortChoice, StandbyOptions, StartOptions, StopMode, StopOptions, Upstream,
 };
+use neon_snapshot_format::SnapshotPath;
 use neon_testkit::{Installation, OsUser};
 
 use crate::support::{Fixture, end_server, name, refused, run, sql};
@@ -625,4 +626,51 @@ async fn what_a_snapshot_needs_of_a_machine_is_in_its_commit() {
         .stop(&crate::support::name("p1"))
         .await
         .unwrap();
+}
+
+/// The rest of a segment behind a stopped backup is stored without being read: it is what the server wrote.
+async fn the_log_is_stored_as_it_is(major: PgMajor) {
+    let home = Fixture::of(major);
+    home.running("p1").await;
+    // A segment that was used before has other bytes where the server does not write zeros.
+    run(
+        &home.neon,
+        "p1",
+        "alter system set wal_keep_size = '128MB'; select pg_reload_conf(); create table t as select 1 as one; \
+         insert into t select generate_series(1, 200000); select pg_switch_wal(); checkpoint; select pg_switch_wal(); checkpoint",
+    )
+    .await;
+    take(&home.neon, "p1@a").await;
+    run(&home.neon, "p1", "insert into t values (2)").await;
+    take(&home.neon, "p1@b").await;
+    let pg_wal = home.scratch.path().join("home/pg/p1/data/pg_wal");
+    for taken in ["p1@a", "p1@b"] {
+        let found = home.neon.snapshots().find(taken, None).await.unwrap();
+        let snapshot = found.repository.snapshot(found.id).await.unwrap();
+        let mut compared = 0;
+        for range in &snapshot.facts().log.ranges {
+            let size = neon_pg_layout::WalSegmentSize::DEFAULT;
+            let last = size.number_before(range.end);
+            for number in size.number_of(range.start)..=last {
+                let segment = neon_pg_layout::SegmentName::new(range.timeline, number, size);
+                let segment = segment.unwrap().to_string();
+                let path = SnapshotPath::new(&*format!("pg_wal/{segment}")).unwrap();
+                let stored = snapshot.read_range(&path, 0..size.bytes()).await.unwrap();
+                let there = fs::read(pg_wal.join(&segment)).unwrap();
+                assert!(stored == there, "{taken}: {segment}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 0, "{taken}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_13_is_stored_as_it_is() {
+    the_log_is_stored_as_it_is(PgMajor::V13).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_18_is_stored_as_it_is() {
+    the_log_is_stored_as_it_is(PgMajor::V18).await;
 }

@@ -1,6 +1,7 @@
 //! Facts from files and programs, without a server.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,10 @@ use crate::quarantine::machine;
 
 /// How long a small program may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// So much of a program is looked through at once.
+const PIECE: u64 = 1 << 20;
+/// Longer than the name of a library with its version.
+const LONGEST_NAME: usize = 64;
 /// The server program is read at most to this size.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -24,6 +29,17 @@ impl Installation {
     ///
     /// Dropping the future ends the program it runs.
     pub async fn platform_facts(&self) -> Platform {
+        let installation = self.clone();
+        // Beside the program that tells of the C library.
+        let read = tokio::task::spawn_blocking(move || installation.platform_of_files());
+        let libc = libc_version().await;
+        // A thread that broke off learned nothing.
+        let platform = read.await.unwrap_or_default();
+        Platform { libc, ..platform }
+    }
+
+    /// What files tell. Blocks.
+    fn platform_of_files(&self) -> Platform {
         let library_dir = self.extension_lib_dir();
         let mut libraries: Vec<String> = names_in(library_dir, &[".so", ".dylib"]);
         libraries.sort();
@@ -46,7 +62,7 @@ impl Installation {
             little_endian: cfg!(target_endian = "little"),
             major: self.major().number(),
             minor: self.version().minor(),
-            libc: libc_version().await,
+            libc: None,
             icu: self
                 .tool("postgres")
                 .ok()
@@ -177,12 +193,30 @@ async fn libc_version() -> Option<String> {
 
 /// The version of ICU that a server program asks the loader for: the number in `libicui18n.so.72` (Linux) or
 /// `libicui18n.72.dylib` (macOS) in its bytes.
+///
+/// It is looked for piece by piece: what the loader is asked for stands near the beginning.
 fn icu_version(program: &Path) -> Option<u32> {
-    let meta = fs::metadata(program).ok()?;
-    if meta.len() > MOST_BYTES {
+    let file = fs::File::open(program).ok()?;
+    if file.metadata().ok()?.len() > MOST_BYTES {
         return None;
     }
-    icu_in(&fs::read(program).ok()?)
+    let mut rest = file;
+    let mut bytes = Vec::new();
+    loop {
+        let read = rest.by_ref().take(PIECE).read_to_end(&mut bytes).ok()?;
+        if icu_in(&bytes).is_some() {
+            // Its digits may go on in the next piece.
+            let more = LONGEST_NAME as u64;
+            rest.by_ref().take(more).read_to_end(&mut bytes).ok()?;
+            return icu_in(&bytes);
+        }
+        if read == 0 {
+            return None;
+        }
+        // What stands across two pieces is seen with the next.
+        let seen = bytes.len().saturating_sub(LONGEST_NAME);
+        bytes.drain(..seen);
+    }
 }
 
 fn icu_in(bytes: &[u8]) -> Option<u32> {

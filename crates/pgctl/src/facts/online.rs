@@ -23,7 +23,6 @@ impl Instance {
              'shared_buffers', 'shared_memory_size', 'huge_pages', 'max_connections'); \
              SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY datname";
         let results = client.simple_query(sql).await.map_err(session::failed)?;
-        client.close().await;
         let [settings, names] = results.as_slice() else {
             return Ok(Facts {
                 platform,
@@ -52,10 +51,17 @@ impl Instance {
             memory,
         );
         let mut databases = Vec::new();
+        let mut there = Some(client);
         for row in names.rows() {
             let name = row.get(0).unwrap_or_default();
-            let mut client = self.connect(name).await?;
+            let mut client = match there.take_if(|_| name == "postgres") {
+                Some(client) => client,
+                None => self.connect(name).await?,
+            };
             databases.push(database(&mut client, name, self.major()).await?);
+            client.close().await;
+        }
+        if let Some(client) = there {
             client.close().await;
         }
         found.databases = Some(databases);

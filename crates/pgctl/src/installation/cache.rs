@@ -10,8 +10,8 @@ use crate::error::Result;
 
 /// Remembers installations that were seen to work: looking at one runs three programs.
 ///
-/// An installation is looked at again once one of its programs is another file than before. What did not work is not
-/// remembered.
+/// An installation is looked at again once one of its programs is another file than before, and as long as a folder of it
+/// is missing. What did not work is not remembered.
 #[derive(Debug, Default)]
 pub struct InstallationCache(Mutex<Known>);
 
@@ -47,6 +47,15 @@ impl Stamp {
     }
 }
 
+/// Whether its folders besides that of its programs were found, and are there: one that was not yet unpacked may be
+/// there now, also though no program is another one.
+fn is_whole(installation: &Installation) -> bool {
+    let folders = [installation.extension_lib_dir(), installation.share_dir()];
+    folders
+        .iter()
+        .all(|folder| folder.is_some_and(Path::is_dir))
+}
+
 impl InstallationCache {
     /// Nothing is known yet.
     #[must_use]
@@ -69,6 +78,7 @@ impl InstallationCache {
             .collect();
         if let Some((known, installation)) = self.known().installations.get(&bin_dir)
             && *known == stamps
+            && is_whole(installation)
         {
             return Ok(installation.clone());
         }

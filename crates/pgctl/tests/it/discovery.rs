@@ -273,6 +273,19 @@ fn what_programs_said_is_remembered_until_they_are_others() {
         );
         versions(&found)[0].clone()
     };
+    // As long as a folder of it is missing, it is looked for.
+    assert_eq!(looks(), "15.1");
+    assert!(calls().contains("postgres"));
+    assert_eq!(looks(), "15.1");
+    assert!(calls().contains("postgres"));
+    assert_eq!(cache.at(&bin).unwrap().share_dir(), None);
+    fs::create_dir(root.path().join("share")).unwrap();
+    for file in ["bin/libpqwalreceiver.so", "share/postgres.bki"] {
+        fs::write(root.path().join(file), "").unwrap();
+    }
+    assert!(cache.at(&bin).unwrap().share_dir().is_some());
+    cache.clear();
+    calls();
     assert_eq!(looks(), "15.1");
     assert_eq!(calls(), "initdb pg_config pg_config postgres");
     assert_eq!(looks(), "15.1");

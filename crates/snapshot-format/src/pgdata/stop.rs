@@ -1,9 +1,11 @@
 //! The end of a copy: label, tablespace map and log of a backup that was stopped.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use neon_pg_layout::wal::{Change, Step, WalFormat, WalReader};
 use neon_pg_layout::{
     BackupLabel, Lsn, SegmentName, TablespaceMap, TimelineHistory, TimelineId, TimelineRange,
     WalFileName,
@@ -100,7 +102,8 @@ impl Copied {
             for number in first..=size.number_before(range.end).max(first) {
                 let name = SegmentName::new(range.timeline, number, size)
                     .map_err(|error| Error::layout("log of the backup", error))?;
-                self.segment(sink, &root, &name.to_string(), size.bytes())?;
+                let stop = (size.number_of(stop.position) == number).then_some(stop.position);
+                self.segment(sink, &root, &name.to_string(), size.bytes(), stop)?;
             }
         }
         let in_directory = names(root.data.fd()).map_err(|error| {
@@ -139,7 +142,15 @@ impl Copied {
         })
     }
 
-    fn segment(&self, sink: &mut dyn Sink, root: &Roots, name: &str, size: u64) -> Result<()> {
+    /// Sends a segment of the log; if given, with the position in it where the backup was stopped.
+    fn segment(
+        &self,
+        sink: &mut dyn Sink,
+        root: &Roots,
+        name: &str,
+        size: u64,
+        stop: Option<Lsn>,
+    ) -> Result<()> {
         let missing = |reason| Err(Error::new(ErrorKind::NotFound, name, reason));
         let Some((file, stat)) = root.open_file(&SnapshotPath::new(name)?)? else {
             return missing("the segment is not in the directory of the backup's log");
@@ -151,9 +162,15 @@ impl Copied {
         let mut entry = self.entry(&path, 0)?;
         entry.kind = EntryKind::File { size };
         sink.entry(&entry)?;
+        let written = stop.and_then(|stop| self.written(&file, stop, size));
         let mut buffer = vec![0; CHUNK_SIZE];
         let mut offset = 0;
         while offset < size {
+            if written.is_some_and(|written| offset >= written) {
+                let data = ChunkData::Zeros(size - offset);
+                sink.chunk(&Chunk { offset, data })?;
+                break;
+            }
             file.read_exact_at(&mut buffer, offset)
                 .map_err(|error| Error::io(path.clone(), "cannot be read", error))?;
             let data = if is_zero(&buffer) {
@@ -165,6 +182,38 @@ impl Copied {
             offset += buffer.len() as u64;
         }
         self.archived(sink, name)
+    }
+
+    /// How much of a segment was written. A primary goes on in the next segment when a backup is stopped, and fills the rest of
+    /// this one with zeros (`CopyXLogRecordToWAL`, `xlog.c`): up to 16 MiB that need not be read. Nothing where the record
+    /// that says so is not found.
+    fn written(&self, file: &File, stop: Lsn, size: u64) -> Option<u64> {
+        if self.end.kind != Some(crate::SnapshotKind::Online) {
+            return None;
+        }
+        let format = WalFormat::of_control(&self.control).ok()?;
+        let mut page = vec![0; usize::try_from(format.page_size()).ok()?];
+        let end = Lsn(stop.start_of(size).0.checked_add(size)?);
+        let mut reader = WalReader::at_record(format, stop);
+        while reader.position() < end {
+            let at = reader.position().offset_in(size);
+            file.read_exact_at(&mut page, at).ok()?;
+            let mut input = page.as_slice();
+            loop {
+                let mut switched = false;
+                match reader.read(&mut input).ok()? {
+                    Step::Record(record) => record
+                        .changes(|change| switched |= matches!(change, Change::SegmentSwitched))
+                        .ok()?,
+                    Step::NeedMore => break,
+                    Step::End(_) => return None,
+                }
+                if switched {
+                    return Some(at + page.len() as u64);
+                }
+            }
+        }
+        None
     }
 
     /// Marks a file of the log as archived: the origin archives it, not the copy.

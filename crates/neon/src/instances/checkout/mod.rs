@@ -121,8 +121,7 @@ impl Instances<'_> {
         }
         plan::is_ours(&record)?;
         let instance = self.open(&record).await?;
-        let status = instance.status().await;
-        let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
+        let status = self.settled_status(&instance, name).await?;
         let snapshot = plan.found.open().await?;
         let under_way = UnderWay {
             phase: Phase::Saving,

@@ -90,6 +90,7 @@ impl Instances<'_> {
         let snapshot = to.open().await?;
         let instance = self.open(&record).await?;
         let facts = snapshot.facts();
+        let status = self.settled_status(&instance, name).await?;
         let control = read_control(instance.data_dir())?;
         let subject = to.subject();
         if facts.cluster.system != control.system_identifier {
@@ -123,8 +124,6 @@ impl Instances<'_> {
             )
             .hinted("attach the storage, or pull the snapshot, first"));
         };
-        let status = instance.status().await;
-        let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
         if status.state == ServerState::Standby
             || instance.data_dir().join("standby.signal").exists()
         {
@@ -182,17 +181,22 @@ impl Instances<'_> {
             .iter()
             .any(|step| step.timeline == control.checkpoint.timeline);
         let client = match plan.running {
-            true => connect(&instance, name).await?,
+            true => self.connect_to(&instance, name).await?,
             false => None,
         };
-        plan.running = client.is_some();
-        if let Some(client) = client {
-            let now = ask(client, name, &mut plan).await?;
+        let answer = match client {
+            Some(client) => self.answer(client, &instance, name, &mut plan).await?,
+            None => None,
+        };
+        plan.running = answer.is_some();
+        if let Some(now) = answer {
             plan.log_since = now
                 .zip(facts.log.stop)
                 .filter(|_| known)
                 .and_then(|(now, then)| now.0.checked_sub(then.0));
         } else {
+            // By who ended meanwhile.
+            let control = read_control(instance.data_dir())?;
             plan.slots = stored_slots(instance.data_dir());
             let now = control.checkpoint_location;
             plan.log_since = facts
@@ -214,6 +218,36 @@ impl Instances<'_> {
         plan.replicas.sort_unstable();
         Ok(plan)
     }
+
+    /// Nothing when the server has ended since it was looked at.
+    async fn connect_to(&self, instance: &Instance, name: &Name) -> Result<Option<Client>> {
+        let error = match instance.connect("postgres").await {
+            Ok(client) => return Ok(Some(client)),
+            Err(error) => error,
+        };
+        match self.settled_status(instance, name).await?.is_up() {
+            true => Err(Error::server(format!("pg {name}"), error)),
+            false => Ok(None),
+        }
+    }
+
+    /// What the server tells, and how far its log is; nothing when it ended before it could.
+    async fn answer(
+        &self,
+        client: Client,
+        instance: &Instance,
+        name: &Name,
+        plan: &mut CheckoutPlan,
+    ) -> Result<Option<Option<Lsn>>> {
+        let error = match ask(client, name, plan).await {
+            Ok(now) => return Ok(Some(now)),
+            Err(error) => error,
+        };
+        match self.settled_status(instance, name).await?.is_up() {
+            true => Err(error),
+            false => Ok(None),
+        }
+    }
 }
 
 /// What is adopted is not changed.
@@ -227,15 +261,6 @@ pub(crate) fn is_ours(record: &PgRecord) -> Result<()> {
         "was adopted, and what is adopted is not changed",
     )
     .hinted("make an instance of the snapshot: `neon pg create --snapshot`"))
-}
-
-/// Nothing when the server has died since it was looked at.
-async fn connect(instance: &Instance, name: &Name) -> Result<Option<Client>> {
-    match instance.connect("postgres").await {
-        Ok(client) => Ok(Some(client)),
-        Err(error) if error.kind() == neon_pgctl::ErrorKind::NotRunning => Ok(None),
-        Err(error) => Err(Error::server(format!("pg {name}"), error)),
-    }
 }
 
 /// What only the server can tell of what would be lost, and how far its log is.

@@ -168,8 +168,7 @@ impl Instances<'_> {
     pub(crate) async fn start_after(&self, name: &Name) -> Result<()> {
         let instance = self.instance(name).await?;
         self.nobody_gives_up(&instance).await;
-        let status = instance.status().await;
-        let up = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
+        let up = self.settled_status(&instance, name).await?;
         let started = if up.is_up() {
             Ok(())
         } else {
@@ -211,8 +210,7 @@ impl Instances<'_> {
         }
         let instance = self.instance(name).await?;
         self.nobody_gives_up(&instance).await;
-        let status = instance.status().await;
-        let status = status.map_err(|error| Error::server(format!("pg {name}"), error))?;
+        let status = self.settled_status(&instance, name).await?;
         if !status.is_up() {
             self.start_locked(name).await?;
         }

@@ -1,0 +1,195 @@
+//! Servers that shut down, held up on their way: whoever asks whether one runs waits for its end.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::interrupted::content;
+use crate::support::Home;
+
+const WAITS: &str = "Waiting for the server of one, which is shutting down.";
+
+/// A server of which one process stands still: a shutdown gets no further until it is let go.
+struct HeldUp {
+    checkpointer: Pid,
+    server: Pid,
+    pid_file: PathBuf,
+}
+
+impl HeldUp {
+    fn hold(home: &Home) -> Self {
+        let query = "select pid from pg_stat_activity where backend_type = 'checkpointer'";
+        let checkpointer = home.sql("one", query).parse().unwrap();
+        let pid_file = home.path().join("pg/one/data/postmaster.pid");
+        let server = number(&pid_file);
+        let checkpointer = Pid::from_raw(checkpointer).unwrap();
+        kill_process(checkpointer, Signal::STOP).unwrap();
+        Self {
+            checkpointer,
+            server,
+            pid_file,
+        }
+    }
+
+    /// Tells the server to stop, and returns when it has heard.
+    fn shut_down(&self, signal: Signal) {
+        kill_process(self.server, signal).unwrap();
+        self.is_stopping();
+    }
+
+    fn is_stopping(&self) {
+        while !fs::read_to_string(&self.pid_file)
+            .unwrap()
+            .contains("stopping")
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn let_go(&self) {
+        kill_process(self.checkpointer, Signal::CONT).unwrap();
+    }
+}
+
+impl Drop for HeldUp {
+    fn drop(&mut self) {
+        // It is gone already where all went well.
+        let _gone = kill_process(self.checkpointer, Signal::CONT);
+    }
+}
+
+fn number(pid_file: &PathBuf) -> Pid {
+    let text = fs::read_to_string(pid_file).unwrap();
+    Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
+}
+
+/// A command that has said that it waits for the server.
+struct Waiting {
+    child: Child,
+    errors: BufReader<std::process::ChildStderr>,
+}
+
+impl Waiting {
+    fn of(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains(WAITS) {
+            let before = said.len();
+            errors.read_line(&mut said).unwrap();
+            assert!(said.len() > before, "it ended: {said}");
+        }
+        Self { child, errors }
+    }
+
+    /// What it came to.
+    fn end(mut self) -> i32 {
+        let mut rest = String::new();
+        self.errors.read_to_string(&mut rest).unwrap();
+        let code = self.child.wait().unwrap().code().unwrap();
+        assert!(code == 0, "{code}: {rest}");
+        code
+    }
+}
+
+#[test]
+fn a_server_that_shuts_down_is_waited_for() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one"]);
+    home.ok(&["snapshot", "create", "one@a"]);
+
+    // A stop that is killed while the server is at it.
+    let held = HeldUp::hold(&home);
+    let mut stop = home.command(&["pg", "stop", "one"]).spawn().unwrap();
+    held.is_stopping();
+    stop.kill().unwrap();
+    stop.wait().unwrap();
+    let start = Waiting::of(home.command(&["pg", "start", "one"]));
+    held.let_go();
+    start.end();
+    assert_ne!(number(&held.pid_file), held.server);
+    assert_eq!(home.sql("one", "select 1"), "1");
+    content(&home, "started after a stop that was killed");
+
+    // One that others told to stop: `pg start` on another port, snapshots and checkouts wait as well.
+    let verbs: [&[&str]; 3] = [
+        &["pg", "start", "one", "--port", "PORT"],
+        &["snapshot", "create", "one@b"],
+        &["pg", "checkout", "one@a", "--yes"],
+    ];
+    for verb in verbs {
+        let port = home.json(&["pg", "show", "one"])["port"].to_string();
+        let verb: Vec<&str> = verb
+            .iter()
+            .map(|word| if *word == "PORT" { &port } else { *word })
+            .collect();
+        let held = HeldUp::hold(&home);
+        held.shut_down(Signal::INT);
+        let waiting = Waiting::of(home.command(&verb));
+        held.let_go();
+        waiting.end();
+        if !held.pid_file.exists() {
+            home.ok(&["pg", "start", "one"]);
+        }
+        assert_ne!(number(&held.pid_file), held.server);
+    }
+    assert_eq!(
+        home.json(&["snapshot", "show", "one@b"])["facts"]["kind"],
+        "cold"
+    );
+    content(&home, "after all of them");
+}
+
+/// A shutdown that waits for clients ends with them.
+#[test]
+fn a_shutdown_that_waits_for_clients_is_waited_for_or_made_a_fast_one() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one"]);
+    let pid_file = home.path().join("pg/one/data/postmaster.pid");
+    let session = |home: &Home| {
+        let mut psql = home.session("one");
+        let mut child = psql
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "there\n");
+        child
+    };
+    let told = |server: Pid| {
+        kill_process(server, Signal::TERM).unwrap();
+        while !fs::read_to_string(&pid_file).unwrap().contains("stopping") {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+
+    let mut client = session(&home);
+    let server = number(&pid_file);
+    told(server);
+    let start = Waiting::of(home.command(&["pg", "start", "one"]));
+    drop(client.stdin.take());
+    client.wait().unwrap();
+    start.end();
+    assert_ne!(number(&pid_file), server);
+
+    // A restart ends sessions, and asks nobody.
+    let mut client = session(&home);
+    let server = number(&pid_file);
+    told(server);
+    home.ok(&["pg", "restart", "one"]);
+    assert_ne!(number(&pid_file), server);
+    drop(client.stdin.take());
+    client.wait().unwrap();
+    content(&home, "restarted");
+}

@@ -140,7 +140,13 @@ const UNDO_DETACH: Verb = Verb {
     hit: |_, _| "undo --yes".to_owned(),
     next: |_, tag| format!("storage check u-{tag}"),
     may: &[0, 3],
-    after: |home, tag| detach(home, &format!("u-{tag}")),
+    after: |home, tag| {
+        let name = format!("u-{tag}");
+        detach(home, &name);
+        // What a killed write left goes with the next one of its kind.
+        attach(home, &name, &[]);
+        detach(home, &name);
+    },
     ..PLAIN
 };
 

@@ -100,5 +100,8 @@ impl Instances<'_> {
     /// tried again by the next.
     pub async fn finish_purges(&self) {
         self.finish_removals().await;
+        // What was renamed for its removal already, and nobody is at.
+        let one = self.0.home().trash_folder("one");
+        drop(beside(move || Ok(one.parent().map(neon_cowfs::sweep))).await);
     }
 }

@@ -467,6 +467,8 @@ async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
         for one in &trashed {
             instances.purge(one).await?;
         }
+        // Also where there is nothing else: a command before may have been killed at it.
+        instances.finish_purges().await;
         answer.text = format!("{} freed", bytes(sum));
     }
     Ok(answer)

@@ -1,13 +1,18 @@
 //! Commands that are stopped (SIGINT) or killed (SIGKILL) at random moments: the next command finishes or takes back
 //! what they did, the doctor is content, and no process, folder, mount or slot is left.
 //!
-//! `NEON_INTERRUPTS` and `NEON_KILLS` are how often each verb is hit by either, once each if they are not set; 50
-//! interrupts are the long form.
+//! `NEON_INTERRUPTS` and `NEON_KILLS` are how often each verb is hit by either, once each if they are not set; the long form
+//! (`NEON_LONG_TESTS`) is 50 and 3.
+
+#[cfg(feature = "s3")]
+mod buckets;
+mod further;
+mod offers;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -78,9 +83,22 @@ fn run(home: &Home, line: &str) -> Ran {
 
 /// Which signals a verb is hit by, one after the other.
 fn signals() -> Vec<Signal> {
-    let count = |name| std::env::var(name).map_or(1, |text| text.parse().unwrap());
-    let mut all = vec![Signal::INT; count("NEON_INTERRUPTS")];
-    all.extend(vec![Signal::KILL; count("NEON_KILLS")]);
+    let long = std::env::var("NEON_LONG_TESTS").is_ok();
+    let count = |name, most| {
+        let usual = if long { most } else { 1 };
+        std::env::var(name).map_or(usual, |text| text.parse().unwrap())
+    };
+    let mut all = vec![Signal::INT; count("NEON_INTERRUPTS", 50)];
+    all.extend(vec![Signal::KILL; count("NEON_KILLS", 3)]);
+    all
+}
+
+/// The same where several verbs share a home: if nothing is asked for, one of the two.
+fn signals_of_many() -> Vec<Signal> {
+    let mut all = signals();
+    if all.len() == 2 {
+        all.remove(usize::from(random(2) == 1));
+    }
     all
 }
 
@@ -141,30 +159,49 @@ fn servers(home: &Home) -> BTreeSet<String> {
         .collect()
 }
 
-fn hit_at_random(verb: &Verb) {
-    let home = Home::new();
+/// Makes the instance `one` and its snapshot `one@a`.
+fn stage(home: &Home) {
     home.ok(&["pg", "create", "one"]);
     home.sql(
         "one",
         "create table t as select i from generate_series(1, 5000) i",
     );
     home.ok(&["snapshot", "create", "one@a"]);
-    (verb.prepare)(&home);
+}
+
+/// Nothing is left of it all when the server is down.
+fn quiet(home: &Home) {
+    home.ok(&["storage", "check", "local"]);
+    home.ok(&["pg", "stop", "one"]);
+    content(home, "in the end");
+    assert_eq!(servers(home), BTreeSet::new());
+}
+
+fn hit_at_random(verb: &Verb) {
+    let home = Home::new();
+    stage(&home);
+    hit_in(&home, verb, signals());
+    quiet(&home);
+}
+
+/// Hits a verb with each of these, one after the other.
+fn hit_in(home: &Home, verb: &Verb, signals: Vec<Signal>) {
+    (verb.prepare)(home);
     // How long it takes when nobody disturbs it.
-    (verb.before)(&home, "whole");
-    let line = (verb.hit)(&home, "whole");
+    (verb.before)(home, "whole");
+    let line = (verb.hit)(home, "whole");
     let begun = Instant::now();
-    let undisturbed = run(&home, &line);
+    let undisturbed = run(home, &line);
     let whole = u64::try_from(begun.elapsed().as_millis()).unwrap();
     assert_eq!(undisturbed.code, 0, "{line}: {undisturbed:?}");
-    (verb.after)(&home, "whole");
-    for (round, signal) in signals().into_iter().enumerate() {
+    (verb.after)(home, "whole");
+    for (round, signal) in signals.into_iter().enumerate() {
         let tag = format!("r{round}");
-        (verb.before)(&home, &tag);
+        (verb.before)(home, &tag);
         let after = Duration::from_millis(random(whole));
-        let line = (verb.hit)(&home, &tag);
+        let line = (verb.hit)(home, &tag);
         let why = format!("{signal:?} after {after:?} of {whole} ms at {line}");
-        let mut child = command(&home, &line)
+        let mut child = command(home, &line)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -173,41 +210,47 @@ fn hit_at_random(verb: &Verb) {
         // It may have ended before.
         let _gone = kill_process(Pid::from_child(&child), signal);
         let status = child.wait().unwrap();
-        if signal == Signal::KILL {
-            assert!(
-                status.signal() == Some(9) || status.success(),
-                "{why}: {status}"
-            );
-        } else {
-            // Before it could listen to signals it ends as every program does.
-            let early = status.signal() == Some(2);
-            assert!(
-                early || [Some(0), Some(130)].contains(&status.code()),
-                "{why}: {status}"
-            );
-        }
-        let mut line = (verb.next)(&home, &tag);
+        ended(signal, status, &why);
+        let mut line = (verb.next)(home, &tag);
         if line.is_empty() {
-            line = (verb.hit)(&home, &tag);
+            line = (verb.hit)(home, &tag);
         }
-        let next = run(&home, &line);
+        let next = run(home, &line);
         assert!(verb.may.contains(&next.code), "{why}: {next:?}");
-        (verb.after)(&home, &tag);
-        let started = home.run(&["pg", "start", "one"]);
-        assert!([0, 4].contains(&started.code), "{why}: {started:?}");
-        content(&home, &why);
-        assert_eq!(home.sql("one", "select count(*) from t"), "5000", "{why}");
-        no_slot(&home, &why);
-        assert_eq!(
-            servers(&home),
-            BTreeSet::from(["pg/one/data".to_owned()]),
-            "{why}"
-        );
+        (verb.after)(home, &tag);
+        nothing_left(home, &why);
     }
-    home.ok(&["storage", "check", "local"]);
-    home.ok(&["pg", "stop", "one"]);
-    content(&home, "in the end");
-    assert_eq!(servers(&home), BTreeSet::new());
+}
+
+/// A command that was hit ended as one does that is, or had ended before.
+fn ended(signal: Signal, status: ExitStatus, why: &str) {
+    if signal == Signal::KILL {
+        assert!(
+            status.signal() == Some(9) || status.success(),
+            "{why}: {status}"
+        );
+        return;
+    }
+    // Before it could listen to signals it ends as every program does.
+    let early = status.signal() == Some(2);
+    assert!(
+        early || [Some(0), Some(130)].contains(&status.code()),
+        "{why}: {status}"
+    );
+}
+
+/// All is as before but for what the verb is for.
+fn nothing_left(home: &Home, why: &str) {
+    let started = home.run(&["pg", "start", "one"]);
+    assert!([0, 4].contains(&started.code), "{why}: {started:?}");
+    content(home, why);
+    assert_eq!(home.sql("one", "select count(*) from t"), "5000", "{why}");
+    no_slot(home, why);
+    assert_eq!(
+        servers(home),
+        BTreeSet::from(["pg/one/data".to_owned()]),
+        "{why}"
+    );
 }
 
 /// Nothing holds back the log of `one`, at the latest when its server has seen that who did is gone.

@@ -1,4 +1,7 @@
-//! The tour in the README, run as it stands.
+//! The tour in the README, run as it stands, and its other commands, looked at.
+//!
+//! Those need what a test has not: `scripts/demo` and `scripts/test` set up a machine and run all of this, and the examples
+//! take the cluster of a distribution; `neon-examples` tests each of them on a cluster of its own.
 
 use std::path::Path;
 use std::process::Command;
@@ -64,4 +67,49 @@ fn the_tour_runs_as_it_is_written() {
             shown.command
         );
     }
+}
+
+#[test]
+fn the_commands_beside_the_tour_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let tested = std::fs::read_to_string(root.join("examples/tests/run.rs")).unwrap();
+    // What stands between two fences: every other part, after the name of its language.
+    let blocks = readme.split("```").skip(1).step_by(2);
+    let mut seen = Vec::new();
+    for block in blocks {
+        let (language, lines) = block.split_once('\n').unwrap();
+        assert!(["console", "sh"].contains(&language), "{block}");
+        if language == "console" {
+            continue;
+        }
+        for line in lines.lines() {
+            let words: Vec<_> = line.split_whitespace().collect();
+            match words[..] {
+                [script, ..] if script.starts_with("scripts/") => {
+                    let shown = Command::new("sh")
+                        .args(["-c", &format!("test -x {script} && bash -n {script}")])
+                        .current_dir(&root)
+                        .status();
+                    assert!(shown.unwrap().success(), "{line}");
+                    seen.push(script.to_owned());
+                }
+                ["cargo", "run", "-p", "neon-examples", "--bin", name, ..] => {
+                    assert!(root.join(format!("examples/{name}.rs")).exists(), "{line}");
+                    assert!(tested.contains(&format!("mod {name};")), "{line}");
+                    seen.push(name.to_owned());
+                }
+                _ => panic!("who runs this? {line}"),
+            }
+        }
+    }
+    assert_eq!(
+        seen,
+        [
+            "scripts/demo",
+            "scripts/test",
+            "inspect_pgdata",
+            "wal_changes"
+        ]
+    );
 }

@@ -12,6 +12,7 @@ pub(crate) struct Home {
     scratch: Scratch,
     major: PgMajor,
     ports: String,
+    variables: Vec<(String, String)>,
 }
 
 /// What a command came to.
@@ -41,7 +42,14 @@ impl Home {
             scratch,
             major,
             ports: format!("{first}-{}", first + 9),
+            variables: Vec::new(),
         }
+    }
+
+    /// Each command has this in its environment, too.
+    pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
+        self.variables.push((key.to_owned(), value.to_owned()));
+        self
     }
 
     pub(crate) fn scratch(&self) -> &Path {
@@ -65,7 +73,8 @@ impl Home {
             .env("NEON_HOME", self.path())
             .env("NEON_PG_BIN", Installation::of(self.major).bin_dir())
             .env("NEON_OS_USER", OsUser::current().name())
-            .env("NEON_PORTS", &self.ports);
+            .env("NEON_PORTS", &self.ports)
+            .envs(self.variables.iter().map(|(key, value)| (key, value)));
         command
     }
 

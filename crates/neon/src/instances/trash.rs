@@ -59,7 +59,8 @@ impl Instances<'_> {
 
     /// Removes one of the trash for good: what it used is free when this returns.
     ///
-    /// Dropped, or killed: no undo finds it any more, and what is left of it goes with the next destroy.
+    /// Dropped, or killed: no undo finds it any more, and what is left of it goes with the next destroy, the next purge, or
+    /// [`finish_purges`](Self::finish_purges).
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when it is not in the trash (any more); [`Busy`](ErrorKind::Busy) when somebody
@@ -94,5 +95,13 @@ impl Instances<'_> {
         })?;
         self.finish_removals().await;
         Ok(())
+    }
+    /// Removes what killed commands left of what they had begun to remove for good. What cannot be removed now is
+    /// tried again by the next.
+    pub async fn finish_purges(&self) {
+        self.finish_removals().await;
+        // What was renamed for its removal already, and nobody is at.
+        let one = self.0.home().trash_folder("one");
+        drop(beside(move || Ok(one.parent().map(neon_cowfs::sweep))).await);
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use neon_pg::{ErrorKind, Neon, Options, PgMajor, RestoreChoice};
@@ -16,6 +17,8 @@ use crate::support::{Fixture, name, refused, run, sql, take};
 const HOME: &str = "NEON_PG_HOME";
 const VERB: &str = "NEON_PG_VERB";
 const STEP: &str = "NEON_PG_STEP";
+/// Before a step: the recovery fails for want of its log, and the step is one of the way back.
+const WAY_BACK: &str = "way back: ";
 const MAJOR: PgMajor = PgMajor::V15;
 
 /// What the killed processes do. Started by the tests of this module; by itself there is nothing to do.
@@ -30,8 +33,27 @@ async fn acting_as_a_command() {
     };
     let mut options = Options::new();
     options.pg_bin = vec![Installation::of(MAJOR).bin_dir().to_owned()];
+    // On its way back only, and for that the way there is barred once.
+    let (way_back, step) = match step.strip_prefix(WAY_BACK) {
+        Some(step) => (true, step.to_owned()),
+        None => (false, step),
+    };
+    let log = Path::new(&home).join("pg/pgdata1/data/pg_wal");
+    let turned = AtomicBool::new(!way_back);
     options.at_step = Some(Arc::new(move |at: &str| {
-        if at == step {
+        if at == "checkout: back" {
+            turned.store(true, Ordering::SeqCst);
+        }
+        let there = !turned.load(Ordering::SeqCst);
+        if at == "checkout: rewritten" && there {
+            for entry in fs::read_dir(&log).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+        }
+        if at == step && !there {
             let this = rustix::process::getpid();
             rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
         }
@@ -230,6 +252,53 @@ async fn a_checkout_killed_after_its_first_change_is_finished() {
         "checkout: done",
     ];
     checkout_killed_at(&steps, "5000").await;
+}
+
+/// Its recovery fails, so that its state before is put back, and that is killed: the next command puts it back. The long form
+/// kills it at each of its steps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_killed_on_its_way_back_ends_at_the_state_before() {
+    let home = scene().await;
+    let place = home.scratch.path().join("home");
+    let mut timelines = Vec::new();
+    let steps = match std::env::var("NEON_LONG_TESTS") {
+        Ok(_) => vec!["back", "changing", "rewritten", "recovered", "done"],
+        Err(_) => vec!["back", "rewritten"],
+    };
+    for (round, step) in steps.iter().enumerate() {
+        let at = format!("{WAY_BACK}checkout: {step}");
+        killed(&place, "checkout", &at, None);
+        let neon = home.again();
+        // The next command, whichever it is.
+        let taken = take(&neon, "pgdata1", &format!("after-{round}")).await;
+        let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+        assert_eq!((pg.role(), &pg.record.checkout), (Some("primary"), &None));
+        let count = sql(&neon, "pgdata1", "select count(*) from t").await;
+        assert_eq!(count, (5001 + round).to_string(), "{step}");
+        let slots = "select count(*) from pg_replication_slots";
+        assert_eq!(sql(&neon, "pgdata1", slots).await, "0");
+        let line = "select timeline_id from pg_control_checkpoint()";
+        timelines.push(sql(&neon, "pgdata1", line).await);
+        let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
+        assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
+        nothing_half_made(&place);
+        let operations = neon.operations().unwrap();
+        let mut checkouts = operations.iter().rev();
+        let last = checkouts.find(|one| one.verb == "pg checkout").unwrap();
+        assert_eq!(last.outcome, neon_pg::Outcome::Failed, "{last:?}");
+        run(&neon, "pgdata1", "insert into t select 1").await;
+    }
+    let mut sorted = timelines.clone();
+    sorted.sort();
+    sorted.dedup();
+    assert_eq!(sorted.len(), timelines.len(), "{timelines:?}");
+    // What nobody holds any more can be destroyed.
+    let neon = home.again();
+    let snapshots = neon.snapshots();
+    let plan = snapshots.plan_destroy("pgdata1@a", None).await.unwrap();
+    snapshots.destroy(&plan).await.unwrap();
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+    none_but(&place, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use neon_pg::{ErrorKind, Neon, Options, PgMajor, RestoreChoice};
 use neon_testkit::Installation;
 
 use crate::checkouts::plan;
-use crate::support::{Fixture, name, refused, run, sql, take};
+use crate::support::{Fixture, name, no_slot_is_left, refused, run, sql, take};
 
 const HOME: &str = "NEON_PG_HOME";
 const VERB: &str = "NEON_PG_VERB";
@@ -180,8 +180,7 @@ async fn checkout_killed_at(steps: &[&str], rows: &str) {
         assert_eq!(pg.role(), Some("primary"), "{step}");
         let count = sql(&neon, "pgdata1", "select count(*) from t").await;
         assert_eq!(count, rows, "{step}");
-        let slots = "select count(*) from pg_replication_slots";
-        assert_eq!(sql(&neon, "pgdata1", slots).await, "0");
+        no_slot_is_left(&neon, "pgdata1").await;
         let line = "select timeline_id from pg_control_checkpoint()";
         timelines.push(sql(&neon, "pgdata1", line).await);
         let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
@@ -275,8 +274,7 @@ async fn a_checkout_killed_on_its_way_back_ends_at_the_state_before() {
         assert_eq!((pg.role(), &pg.record.checkout), (Some("primary"), &None));
         let count = sql(&neon, "pgdata1", "select count(*) from t").await;
         assert_eq!(count, (5001 + round).to_string(), "{step}");
-        let slots = "select count(*) from pg_replication_slots";
-        assert_eq!(sql(&neon, "pgdata1", slots).await, "0");
+        no_slot_is_left(&neon, "pgdata1").await;
         let line = "select timeline_id from pg_control_checkpoint()";
         timelines.push(sql(&neon, "pgdata1", line).await);
         let snapshot = taken.repository.snapshot(taken.id).await.unwrap();

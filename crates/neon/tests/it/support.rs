@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use neon_pg::{CreatePg, CreateSnapshot, ErrorKind, Found, Name, Neon, Options, PgMajor};
 use neon_testkit::{Installation, Scratch};
@@ -147,6 +148,15 @@ pub(crate) async fn sql(neon: &Neon, pg: &str, query: &str) -> String {
     let first = first.unwrap_or_default().to_owned();
     client.close().await;
     first
+}
+
+/// Waits until a server has no slot: a temporary one goes when the server has noticed that its session ended.
+pub(crate) async fn no_slot_is_left(neon: &Neon, pg: &str) {
+    let patience = Instant::now() + Duration::from_secs(120);
+    while sql(neon, pg, "select count(*) from pg_replication_slots").await != "0" {
+        assert!(Instant::now() < patience, "a slot is left");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Runs statements, each by itself.

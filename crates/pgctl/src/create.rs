@@ -428,6 +428,8 @@ fn why_not(said: Vec<String>, status: String) -> Error {
         .collect();
     let says = |text: &str| lines.iter().any(|line| line.contains(text));
     let kind = if says("No space left on device")
+        // A file that was extended in part: the server names no cause then.
+        || says(": wrote only ")
         || says("quota exceeded")
         || says("File too large")
         || says("File size limit exceeded")
@@ -609,6 +611,11 @@ mod tests {
             full.hint()
                 .is_some_and(|hint| hint.contains("free some space"))
         );
+        let partly = of(
+            "FATAL:  could not extend file \"base/1/2659\": wrote only 4096 of 8192 bytes at block 3\n\
+             HINT:  Check free disk space.",
+        );
+        assert_eq!(partly.kind(), ErrorKind::DiskFull);
         let own = of("initdb: error: could not create directory \"/x\": Permission denied");
         assert_eq!(own.kind(), ErrorKind::Permissions);
         assert!(own.to_string().contains("could not create directory"));

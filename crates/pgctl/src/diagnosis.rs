@@ -179,6 +179,12 @@ const CAUSES: &[(&str, ErrorKind, &str)] = &[
         ErrorKind::DiskFull,
         "make room on the file system of the data directory",
     ),
+    // A file that was extended in part: the server names no cause then.
+    (
+        ": wrote only ",
+        ErrorKind::DiskFull,
+        "make room on the file system of the data directory",
+    ),
     (
         "Disk quota exceeded",
         ErrorKind::DiskFull,

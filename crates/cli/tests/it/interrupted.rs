@@ -570,7 +570,8 @@ fn a_creation_that_is_interrupted_is_taken_back() {
     let begun = Instant::now();
     let is_sign = |name: &str| name.starts_with(".home-");
     let made = || {
-        let names = fs::read_dir(home.path().join("pg")).unwrap();
+        let names = fs::read_dir(home.path().join("pg"));
+        let names = names.into_iter().flatten();
         let mut names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.any(|name| !is_sign(&name))
     };

@@ -211,9 +211,8 @@ impl Repository {
                     async move {
                         let piece = repository.checked_piece(&file, range, frames).await;
                         let piece = piece.map_err(Failure::Read);
-                        let piece = piece.and_then(|piece| {
-                            passed(end).map_err(Failure::Told).map(|()| piece)
-                        });
+                        let piece = piece
+                            .and_then(|piece| passed(end).map_err(Failure::Told).map(|()| piece));
                         piece.map_err(|failure| note.note(failure))
                     }
                 })

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use neon_pagestore::gc::LeftPack;
 use neon_pagestore::{Checked, CommitId};
 use neon_storage::{ListOptions, Storage};
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,8 @@ pub struct RepositoryDetails {
     pub stored: u64,
     /// Bytes of them that snapshots need, or somebody who works on it.
     pub live: u64,
-    /// Bytes that a collection would free.
+    /// Bytes that a collection would free, or less where there are packs that it may not rewrite: which these are is not
+    /// asked here.
     pub collectable: u64,
 }
 
@@ -193,6 +195,33 @@ pub struct CollectStorage {
     pub live: u64,
     /// Bytes that will be free when all of it is done.
     pub freed: u64,
+    /// Packs that are mostly not needed and stay as they are.
+    pub left: Vec<PackLeft>,
+}
+
+/// A pack that is mostly not needed, and that no collection rewrites: it stays for as long as anything of it is needed.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct PackLeft {
+    /// Its id.
+    pub pack: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes of it that are needed.
+    pub live: u64,
+    /// Why it stays, about the pack: `holds a frame that …`.
+    pub reason: String,
+}
+
+impl PackLeft {
+    fn of(left: &LeftPack) -> Self {
+        Self {
+            pack: left.id.to_string(),
+            size: left.size,
+            live: left.live,
+            reason: left.reason.to_string(),
+        }
+    }
 }
 
 /// What a collection did. Packs are announced first and deleted by a run after the storage's grace.
@@ -215,6 +244,8 @@ pub struct CollectedStorage {
     pub live: u64,
     /// In how many seconds another run has something to delete; absent when all is done.
     pub next: Option<u64>,
+    /// Packs that are mostly not needed and stayed as they are.
+    pub left: Vec<PackLeft>,
 }
 
 impl Storages<'_> {
@@ -283,7 +314,13 @@ impl Storages<'_> {
                 let unreadable = snapshots.iter().filter(|listed| listed.summary.is_err());
                 let plan = match record.kind {
                     StorageType::Http => None,
-                    _ => Some(found.repository.plan_collection().await.map_err(failed)?),
+                    _ => Some(
+                        found
+                            .repository
+                            .estimate_collection()
+                            .await
+                            .map_err(failed)?,
+                    ),
                 };
                 Some(RepositoryDetails {
                     id: found.repository.id().to_string(),
@@ -336,6 +373,7 @@ impl Storages<'_> {
             packs: plan.packs.len(),
             sparse: plan.sparse.len(),
             freed: plan.freed(),
+            left: plan.left.iter().map(PackLeft::of).collect(),
             snapshots: plan.commits,
             stored: plan.stored,
             live: plan.live,
@@ -373,6 +411,7 @@ impl Storages<'_> {
             announced: collected.announced,
             live: collected.live,
             next: collected.next.as_ref().map(Duration::as_secs),
+            left: collected.left.iter().map(PackLeft::of).collect(),
         })
     }
 

@@ -9,8 +9,9 @@
 //! snapshots of either side show. A frame that is there without a needed cell comes again, in the form that it has here, and
 //! is a further home of its cells there. It takes nothing away from those that are there: each cell is looked for in all.
 //!
-//! Ten bytes are kept in mind of every needed frame, and all that the map says only of some of those that travel alone: for
-//! the next ones the map is read again.
+//! Ten bytes are kept in mind of every needed frame, and the number of each that is missing there of a pack of which others
+//! are there, alone. All that the map says is kept only of some of those that travel alone: for the next ones the map is
+//! read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +30,7 @@ use crate::keys;
 use crate::map::{Cells, FrameRef, LiveFrames, MapFrame, View, Walk};
 use crate::moves::MovedFrame;
 use crate::name::SnapshotName;
-use crate::pack_file::NewPack;
+use crate::pack_file::{Failure, NewPack};
 use crate::read::form::{Content, Stored, context, record, thin};
 use crate::read::plain::subject;
 use crate::read::{Form, FrameReader, Part, Thinned};
@@ -254,12 +255,39 @@ impl Sending {
     }
 }
 
+/// What came of a pack that was to travel whole.
+enum Whole {
+    Sent,
+    /// It is not at the source any more.
+    Gone,
+}
+
 /// What is to be sent of packs, and how many frames and bytes that is.
 struct Planned {
     id: PackId,
     sending: Sending,
     frames: u64,
     bytes: u64,
+}
+
+impl Planned {
+    /// What the map says of its frames when it is read again: of each that was counted.
+    fn all_of(&self, parts: &Parts) -> Result<Vec<Part>> {
+        let found = parts.get(&self.id).map_or(0, BTreeMap::len);
+        if found as u64 != self.frames {
+            let reason = format!(
+                "{} of its frames are to be sent, and the map that is read again has {found}",
+                self.frames
+            );
+            return Err(Error::new(
+                ErrorKind::Inconsistent,
+                format!("pack {}", self.id),
+                reason,
+            ));
+        }
+        let parts = parts.get(&self.id).into_iter().flat_map(BTreeMap::values);
+        Ok(parts.copied().collect())
+    }
 }
 
 impl Copy<'_> {
@@ -277,12 +305,11 @@ impl Copy<'_> {
             let this = &*self;
             let mut whole = stream::iter(whole)
                 .map(|planned| async move {
-                    match this.whole(planned.id, planned.bytes).await {
-                        Ok(()) => Ok((planned.bytes, None)),
+                    Ok::<_, Error>(match this.whole(planned.id, planned.bytes).await? {
+                        Whole::Sent => (planned.bytes, None),
                         // A collection has rewritten it since packs were listed: it lies elsewhere by now.
-                        Err(error) if error.kind() == ErrorKind::NotFound => Ok((0, Some(planned))),
-                        Err(error) => Err(error),
-                    }
+                        Whole::Gone => (0, Some(planned)),
+                    })
                 })
                 .buffer_unordered(PACKS_AT_ONCE);
             let (mut packs, mut bytes) = (0_u64, 0_u64);
@@ -309,12 +336,7 @@ impl Copy<'_> {
             rest = later;
             let parts = self.parts(now).await?;
             for planned in now {
-                let parts = parts
-                    .get(&planned.id)
-                    .into_iter()
-                    .flat_map(BTreeMap::values);
-                let parts: Vec<Part> = parts.copied().collect();
-                self.frames(planned.id, &parts).await?;
+                self.frames(planned.id, &planned.all_of(&parts)?).await?;
             }
         }
         self.flush().await?;
@@ -380,8 +402,10 @@ impl Copy<'_> {
                 Some(missing) => missing.contains(&frame),
             };
             let (mut frames, mut bytes, mut open) = (0_u64, 0_u64, false);
+            let mut some_there = false;
             for live in all {
                 open |= !live.sealed && live.stored_length > 0;
+                some_there |= !is_missing(live.frame);
                 if is_missing(live.frame) {
                     frames = frames.saturating_add(1);
                     bytes = bytes.saturating_add(live.stored_length.into());
@@ -391,6 +415,7 @@ impl Copy<'_> {
                 self.copied.packs_there = self.copied.packs_there.saturating_add(1);
                 continue;
             }
+            let missing = missing.filter(|_| some_there);
             let wrap = self.to.is_encrypted() && open;
             let sending = match sizes.get(&id) {
                 Some(size) if absent.contains(&id) && !wrap && bytes.saturating_mul(2) >= *size => {
@@ -434,8 +459,11 @@ impl Copy<'_> {
     }
 
     /// A pack as it is, each of its frames checked on the way.
-    async fn whole(&self, id: PackId, size: u64) -> Result<()> {
-        let file = self.from.pack_file(id, size).await?;
+    async fn whole(&self, id: PackId, size: u64) -> Result<Whole> {
+        let file = match self.from.pack_file(id, size).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Whole::Gone),
+            file => file?,
+        };
         let (sent, told) = (Arc::clone(&self.sent), Arc::new(AtomicU64::new(0)));
         // Read once more after a failure, it is told once.
         let passed = move |end: u64| {
@@ -448,9 +476,15 @@ impl Copy<'_> {
             Ok(_) => {}
             // Somebody else copies the same.
             Err(error) if error.kind() == ErrorKind::Exists => {}
-            Err(error) => return Err(failed.take().unwrap_or(error)),
+            // What the other storage does not find, or who watches, says nothing of the pack.
+            Err(error) => match failed.take() {
+                Some(Failure::Read(error)) if error.kind() == ErrorKind::NotFound => {
+                    return Ok(Whole::Gone);
+                }
+                failure => return Err(failure.map_or(error, Failure::into_error)),
+            },
         }
-        passed(size)
+        passed(size).map(|()| Whole::Sent)
     }
 
     /// Some frames of a pack, into a new one.
@@ -639,4 +673,48 @@ fn resealed(
 
 fn format(frame: &FrameRef, error: neon_snapshot_format::Error) -> Error {
     Error::format(subject(frame), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypt::DataKey;
+    use crate::map::PackRef;
+
+    #[test]
+    fn what_the_map_has_not_when_it_is_read_again_is_not_passed_over() {
+        let id = PackId([1; 16]);
+        let planned = |frames| Planned {
+            id,
+            sending: Sending::Frames,
+            frames,
+            bytes: 100,
+        };
+        let refused = |planned: &Planned, parts: &Parts| {
+            let refused = planned.all_of(parts).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Inconsistent);
+            assert!(refused.subject().contains(&id.to_string()), "{refused}");
+        };
+        refused(&planned(1), &Parts::new());
+        let frame = FrameRef {
+            pack: PackRef {
+                id,
+                key: DataKey([0; 32]),
+            },
+            frame: 3,
+            offset: 64,
+            stored_length: 100,
+            plain_length: 8192,
+            codec: 1,
+            sealed: false,
+            digest: [0; 16],
+        };
+        let part = Part {
+            frame,
+            cells: frame.whole(),
+        };
+        let parts = Parts::from([(id, BTreeMap::from([(3, part)]))]);
+        refused(&planned(2), &parts);
+        assert_eq!(planned(1).all_of(&parts).unwrap().len(), 1);
+    }
 }

@@ -34,9 +34,6 @@ impl Repository {
         let subject = || format!("pack {id}");
         let format = |error| Error::format(subject(), error);
         let index = self.pack_index(id, size).await?;
-        if index.id() != id {
-            return Err(Error::damaged(subject(), "holds another pack"));
-        }
         let mut records = Vec::new();
         let mut frame = 0;
         while frame < index.frame_count() {
@@ -68,7 +65,10 @@ impl Repository {
             let bytes = self.pack_range(id, range).await?;
             match opening.feed(&bytes).map_err(format)? {
                 Step::Read(next) => range = next,
-                Step::Done(index) => return Ok(index),
+                Step::Done(index) if index.id() == id => return Ok(index),
+                Step::Done(_) => {
+                    return Err(Error::damaged(format!("pack {id}"), "holds another pack"));
+                }
             }
         }
     }
@@ -132,17 +132,35 @@ impl Repository {
 
 /// Why a body could not be read to its end.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Failed(Arc<Mutex<Option<Error>>>);
+pub(crate) struct Failed(Arc<Mutex<Option<Failure>>>);
+
+/// Whose failure it was.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The pack could not be read.
+    Read(Error),
+    /// Who was told of each piece wants no more.
+    Told(Error),
+}
+
+impl Failure {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Read(error) | Self::Told(error) => error,
+        }
+    }
+}
 
 impl Failed {
-    /// The reason, if it was the source that failed.
-    pub(crate) fn take(&self) -> Option<Error> {
+    /// The reason, if it was not who takes the body that failed.
+    pub(crate) fn take(&self) -> Option<Failure> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note(&self, error: Error) -> io::Error {
+    fn note(&self, failure: Failure) -> io::Error {
+        let (Failure::Read(error) | Failure::Told(error)) = &failure;
         let text = error.to_string();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
         io::Error::other(text)
     }
 }
@@ -192,8 +210,10 @@ impl Repository {
                     let (note, passed, end) = (note.clone(), Arc::clone(&passed), range.end);
                     async move {
                         let piece = repository.checked_piece(&file, range, frames).await;
-                        let piece = piece.and_then(|piece| passed(end).map(|()| piece));
-                        piece.map_err(|error| note.note(error))
+                        let piece = piece.map_err(Failure::Read);
+                        let piece = piece
+                            .and_then(|piece| passed(end).map_err(Failure::Told).map(|()| piece));
+                        piece.map_err(|failure| note.note(failure))
                     }
                 })
                 .boxed()

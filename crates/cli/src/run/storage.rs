@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use neon_pg::{CollectStorage, ListedStorage, Storages};
+use neon_pg::{CollectStorage, ListedStorage, PackLeft, Storages};
 
 use super::snapshot::{REMEDY, checked_in_words};
 use super::{Scene, absolute, data, mark, now};
@@ -188,15 +188,30 @@ async fn gc(wanted: Gc, scene: &Scene<'_>) -> Outcome<Answer> {
             age(0, next)
         ));
     }
+    text.push_str(&left_in_words(&done.left));
     let mut whole = data(&done)?;
     mark(&mut whole, "collected", true);
     Ok(Answer::of(text, whole))
 }
 
+/// A line for each pack that stays as it is.
+fn left_in_words(left: &[PackLeft]) -> String {
+    let line = |one: &PackLeft| {
+        format!(
+            "\n  pack {} stays, {} of which {} are needed: {}",
+            one.pack,
+            bytes(one.size),
+            bytes(one.live),
+            one.reason
+        )
+    };
+    left.iter().map(line).collect()
+}
+
 fn gc_in_words(plan: &CollectStorage) -> String {
     format!(
         "storage {}: of {} stored {} are needed; {} destroyed snapshots and {} packs can go, {} sparse ones be rewritten, \
-         which frees {}. Destroyed snapshots that go cannot be brought back.",
+         which frees {}. Destroyed snapshots that go cannot be brought back.{}",
         plan.storage,
         bytes(plan.stored),
         bytes(plan.live),
@@ -204,6 +219,7 @@ fn gc_in_words(plan: &CollectStorage) -> String {
         plan.packs,
         plan.sparse,
         bytes(plan.freed),
+        left_in_words(&plan.left),
     )
 }
 

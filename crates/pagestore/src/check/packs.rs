@@ -159,12 +159,12 @@ impl Check<'_> {
         if cells.is_empty() {
             return Ok(None);
         }
-        self.note_open(frame, cells);
-        let mut looked = self.look(frame, cells);
+        let (mut looked, mut open) = self.look(frame, cells);
         if matches!(looked, Some((ErrorKind::NotFound, _))) {
             self.ask_again(frame.pack.id).await?;
-            looked = self.look(frame, cells);
+            (looked, open) = self.look(frame, cells);
         }
+        self.note_open(open);
         let problem = match looked {
             // What is nowhere may have been moved while we looked.
             Some((ErrorKind::NotFound, _)) if self.moved_meanwhile(frame, cells).await? => None,
@@ -179,39 +179,21 @@ impl Check<'_> {
         Ok(problem)
     }
 
-    /// Notes a pack in which a frame lies open though the repository is encrypted. It is as readable as others.
-    fn note_open(&mut self, frame: &FrameRef, cells: Cells) {
-        if !self.repository.is_encrypted() || frame.sealed || frame.stored_length == 0 {
+    /// Notes packs in which a frame lies open though the repository is encrypted. They are as readable as others.
+    fn note_open(&mut self, packs: Vec<PackId>) {
+        if !self.repository.is_encrypted() {
             return;
         }
-        let own = frame.pack.id;
-        let open = match self.packs.contains_key(&own) {
-            true => Some(own),
-            false => {
-                let pieces = self.moves.get(&own).map(Vec::as_slice).unwrap_or_default();
-                let open = pieces.iter().find(|piece| {
-                    let moved = piece.find(frame.frame).filter(|moved| moved.length > 0);
-                    moved.is_some_and(|moved| match &moved.form {
-                        Form::Same => true,
-                        Form::Wrapped => false,
-                        Form::Thinned(thinned) => {
-                            !thinned.sealed && !thinned.cells.common(cells).is_empty()
-                        }
-                    })
-                });
-                open.map(|piece| piece.new)
+        for pack in packs {
+            if self.open.insert(pack) {
+                let problem = "holds what is not encrypted, in a repository that is";
+                self.note(
+                    format!("pack {pack}"),
+                    problem.to_owned(),
+                    ErrorKind::Inconsistent,
+                    None,
+                );
             }
-        };
-        if let Some(pack) = open
-            && self.open.insert(pack)
-        {
-            let problem = "holds what is not encrypted, in a repository that is";
-            self.note(
-                format!("pack {pack}"),
-                problem.to_owned(),
-                ErrorKind::Inconsistent,
-                None,
-            );
         }
     }
 
@@ -249,18 +231,26 @@ impl Check<'_> {
         }
     }
 
-    fn look(&self, frame: &FrameRef, cells: Cells) -> Option<Problem> {
+    /// What is wrong with where cells of a frame are, and in which of the packs that it looked at they lie unencrypted.
+    fn look(&self, frame: &FrameRef, cells: Cells) -> (Option<Problem>, Vec<PackId>) {
+        let mut open = Vec::new();
         let damaged = |problem: &str| Some((ErrorKind::Damaged, problem.to_owned()));
         if let Some(records) = self.files.get(&frame.pack.id) {
             let Some(records) = records else {
-                return damaged("its pack cannot be read");
+                return (damaged("its pack cannot be read"), open);
             };
+            if !frame.sealed && frame.stored_length > 0 {
+                open.push(frame.pack.id);
+            }
             let noted = usize::try_from(frame.frame).ok();
             let noted = noted.and_then(|number| records.get(number));
             let expected = Noted::new(frame.offset, frame.stored_length, &frame.digest);
             return match noted == Some(&expected) {
-                true => None,
-                false => damaged("its pack says something else of it than the map"),
+                true => (None, open),
+                false => (
+                    damaged("its pack says something else of it than the map"),
+                    open,
+                ),
             };
         }
         let pieces = self.moves.get(&frame.pack.id).map(Vec::as_slice);
@@ -286,18 +276,26 @@ impl Check<'_> {
             };
             if !there {
                 let problem = format!("is not as it is said to be in pack {}", piece.new);
-                return Some((ErrorKind::Damaged, problem));
+                return (Some((ErrorKind::Damaged, problem)), open);
+            }
+            let sealed = match &moved.form {
+                Form::Same => frame.sealed,
+                Form::Wrapped => true,
+                Form::Thinned(thinned) => thinned.sealed,
+            };
+            if !sealed && moved.length > 0 {
+                open.push(piece.new);
             }
             left = left.without(held);
             if left.is_empty() {
-                return None;
+                return (None, open);
             }
         }
         let problem = match left == cells {
             true => "is not in the storage",
             false => "is not in the storage with all that is needed of it",
         };
-        Some((ErrorKind::NotFound, problem.to_owned()))
+        (Some((ErrorKind::NotFound, problem.to_owned())), open)
     }
 }
 
@@ -321,7 +319,17 @@ fn about_pack(id: PackId, error: Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use neon_storage::Memory;
+
     use super::*;
+    use crate::crypt::{DataKey, KeySource};
+    use crate::map::PackRef;
+    use crate::moves::{MovePiece, MovedFrame};
+    use crate::read::Thinned;
+    use crate::repository::{OpenOptions, Repository};
 
     #[test]
     fn of_all_that_begins_at_an_offset_none_is_overlooked() {
@@ -342,6 +350,81 @@ mod tests {
         assert_eq!(found(73), [0, 0, 5]);
         assert_eq!(found(78), [0, 1]);
         assert!(found(74).is_empty() && found(79).is_empty() && found(0).is_empty());
+    }
+
+    /// A frame that maps call sealed, and whose cells lie unencrypted in one of two packs that it moved to.
+    #[tokio::test]
+    async fn what_lies_open_is_told_of_the_pack_that_it_was_found_in() {
+        let key = KeySource::passphrase("one").with_cost(64, 1);
+        let options = OpenOptions::new().key(key);
+        let storage = Arc::new(Memory::new());
+        let repository = Repository::init(storage, options).await.unwrap();
+        let [own, sealed, open, gone] = [1, 2, 3, 4].map(|number| PackId([number; 16]));
+        let frame = FrameRef {
+            pack: PackRef {
+                id: own,
+                key: DataKey([0; 32]),
+            },
+            frame: 0,
+            offset: 64,
+            stored_length: 900,
+            plain_length: 4 * Cells::SIZE,
+            codec: 1,
+            sealed: true,
+            digest: [9; 16],
+        };
+        let thinned = |new: PackId, cells: u16, sealed: bool| MovePiece {
+            key: keys::pack(new).unwrap(),
+            old: own,
+            new,
+            stored: SystemTime::UNIX_EPOCH,
+            frames: Arc::new([MovedFrame {
+                frame: 0,
+                offset: 64,
+                length: 300,
+                form: Form::Thinned(Thinned {
+                    cells: Cells::from_bits(cells),
+                    codec: 1,
+                    sealed,
+                    digest: [7; 16],
+                }),
+            }]),
+        };
+        let found = async |there: &[PackId], frame: FrameRef, cells: u16| {
+            let mut check = Check::new(&repository, false);
+            let pieces = [
+                thinned(gone, 0b1111, false),
+                thinned(sealed, 0b0011, true),
+                thinned(open, 0b0110, false),
+            ];
+            check.moves.insert(own, pieces.to_vec());
+            for pack in there {
+                let (length, digest) = match *pack == own {
+                    true => (900, [9; 16]),
+                    false => (300, [7; 16]),
+                };
+                check.packs.insert(*pack, 10_000);
+                let noted = vec![Noted::new(64, length, &digest)];
+                check.files.insert(*pack, Some(noted));
+            }
+            let problem = check.frame(&frame, Cells::from_bits(cells)).await.unwrap();
+            assert_eq!(problem, None);
+            let findings = check.checked.findings.into_iter();
+            findings.map(|finding| finding.object).collect::<Vec<_>>()
+        };
+        let named = |pack: PackId| vec![format!("pack {pack}")];
+        let moved = [sealed, open];
+        // Who needs nothing of it there hears nothing of it.
+        assert_eq!(found(&moved, frame, 0b0001).await, Vec::<String>::new());
+        assert_eq!(found(&moved, frame, 0b0111).await, named(open));
+        // At home it is sealed, or is not.
+        let all = [own, sealed, open];
+        assert_eq!(found(&all, frame, 0b1111).await, Vec::<String>::new());
+        let bare = FrameRef {
+            sealed: false,
+            ..frame
+        };
+        assert_eq!(found(&all, bare, 0b1111).await, named(own));
     }
 
     #[test]

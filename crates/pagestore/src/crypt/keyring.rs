@@ -115,7 +115,12 @@ impl Survey {
     /// all of them.
     fn answered(self, but: Option<KeyId>) -> Result<Self> {
         let unanswered = |stored: &Stored| {
-            let failed = |error: &Error| error.kind() == ErrorKind::Storage;
+            // Also what did not come back as it was stored: read again, it may be a good one.
+            let failed = |error: &Error| {
+                error.kind() == ErrorKind::Storage
+                    || std::error::Error::source(error)
+                        .is_some_and(|cause| cause.is::<neon_storage::Error>())
+            };
             Some(stored.id) != but && stored.body.as_ref().is_err_and(failed)
         };
         let (failed, stored): (Vec<_>, Vec<_>) = self.stored.into_iter().partition(unanswered);

@@ -40,7 +40,7 @@ pub(crate) struct Held {
     pub(crate) frames: u64,
     /// What of their stored bytes is for those cells.
     pub(crate) bytes: u64,
-    /// Whether some of them would have to be thinned, and may not be: see [`Kept::is_open`].
+    /// Whether some of them lie there unencrypted, in a repository that is encrypted: see [`Kept::is_open`].
     pub(crate) open: bool,
 }
 
@@ -68,7 +68,8 @@ impl Kept {
     }
 
     /// Whether it lies here unencrypted, by what maps and moves say. In an encrypted repository that is not thinned: nothing
-    /// but a few bytes of a digest would tie it to the map, and the moves would vouch for it.
+    /// but a few bytes of a digest would tie it to the map, and the moves would vouch for it. Nor does it move whole: when
+    /// less of it is live later, the new pack could not be rewritten either, with all that moved there beside it.
     pub(crate) fn is_open(&self) -> bool {
         let (sealed, stored) = match &self.moved {
             None => (self.live.sealed, self.live.stored_length),
@@ -150,7 +151,7 @@ impl Marked {
         let mut held: HashMap<PackId, Held> = HashMap::new();
         place(&live, inventory, shunned, |place, kept| {
             let held = held.entry(place).or_default();
-            held.open |= encrypted && kept.is_open() && !kept.travels_as_it_is();
+            held.open |= encrypted && kept.is_open();
             held.frames = held.frames.saturating_add(1);
             held.bytes = held.bytes.saturating_add(kept.bytes());
         })?;

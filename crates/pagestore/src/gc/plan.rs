@@ -37,9 +37,11 @@ pub struct LeftPack {
 pub enum LeftReason {
     /// It uses additions of a newer version of this program, which may be read and not rewritten.
     Newer,
-    /// The repository is encrypted, and a frame in it that would have to be thinned is not: nothing would tie what is left of
-    /// that to what was written.
+    /// The repository is encrypted, and a frame in it that is needed is not: nothing would tie what a thinned one has left to
+    /// what was written, and a whole one would keep the pack that it moved to from being rewritten in turn.
     NotEncrypted,
+    /// What it says of itself at its end cannot be read, or is that of another pack. A check says more.
+    Unreadable,
 }
 
 impl fmt::Display for LeftReason {
@@ -49,6 +51,7 @@ impl fmt::Display for LeftReason {
                 "was written by a newer version of this program, which alone may rewrite it"
             }
             Self::NotEncrypted => "holds a frame that is not encrypted, in a repository that is",
+            Self::Unreadable => "cannot be read at its end; a check says more",
         })
     }
 }
@@ -147,23 +150,44 @@ impl CollectionPlan {
         plan
     }
 
-    /// Takes those of the sparse packs that may not be rewritten for what they are. Reads the end of each.
+    /// Takes those of the sparse packs that may not be rewritten for what maps and moves say of them.
+    fn set_open_aside(&mut self, marked: &Marked) {
+        let (left, sparse) = std::mem::take(&mut self.sparse)
+            .into_iter()
+            .partition(|(id, ..)| marked.held.get(id).is_some_and(|held| held.open));
+        self.sparse = sparse;
+        let left: Vec<(PackId, u64, u64)> = left;
+        self.left.extend(left.into_iter().map(|(id, size, live)| {
+            let reason = LeftReason::NotEncrypted;
+            LeftPack {
+                id,
+                size,
+                live,
+                reason,
+            }
+        }));
+    }
+
+    /// Takes those of the sparse packs that may not be rewritten for what they are, too. Reads the end of each; one that
+    /// cannot be read is in no other's way.
+    ///
+    /// # Errors
+    /// When the storage fails.
     pub(crate) async fn set_aside(
         &mut self,
         repository: &Repository,
         marked: &Marked,
     ) -> Result<()> {
+        self.set_open_aside(marked);
         let sparse = std::mem::take(&mut self.sparse);
         let mut looked = stream::iter(sparse)
             .map(|(id, size, live)| async move {
-                let reason = match marked.held.get(&id) {
-                    Some(held) if held.open => Some(LeftReason::NotEncrypted),
-                    _ => match repository.pack_flags(id, size).await {
-                        Ok(flags) => (!flags.writable()).then_some(LeftReason::Newer),
-                        // Another collection took it meanwhile.
-                        Err(error) if error.kind() == ErrorKind::NotFound => None,
-                        Err(error) => return Err(error),
-                    },
+                let reason = match repository.pack_flags(id, size).await {
+                    Ok(flags) => (!flags.writable()).then_some(LeftReason::Newer),
+                    // Another collection took it meanwhile.
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    Err(error) if error.is_of_object() => Some(LeftReason::Unreadable),
+                    Err(error) => return Err(error),
                 };
                 Ok((id, size, live, reason))
             })
@@ -196,11 +220,26 @@ impl Repository {
     /// # Errors
     /// As [`collect`](Self::collect).
     pub async fn plan_collection(&self) -> Result<CollectionPlan> {
+        let (mut plan, marked) = self.plan_roughly().await?;
+        plan.set_aside(self, &marked).await?;
+        Ok(plan)
+    }
+
+    /// As [`plan_collection`](Self::plan_collection), in fewer requests: sparse packs are not asked whether they may be
+    /// rewritten. Those that may not are among them, so that less may come free than this says.
+    ///
+    /// # Errors
+    /// As [`collect`](Self::collect).
+    pub async fn estimate_collection(&self) -> Result<CollectionPlan> {
+        let (mut plan, marked) = self.plan_roughly().await?;
+        plan.set_open_aside(&marked);
+        Ok(plan)
+    }
+
+    async fn plan_roughly(&self) -> Result<(CollectionPlan, Marked)> {
         let now = self.storage_time().await?;
         let inventory = Inventory::take(self, now, false).await?;
         let marked = Marked::of(self, &inventory, &HashSet::new()).await?;
-        let mut plan = CollectionPlan::of(&inventory, &marked);
-        plan.set_aside(self, &marked).await?;
-        Ok(plan)
+        Ok((CollectionPlan::of(&inventory, &marked), marked))
     }
 }

@@ -321,15 +321,15 @@ fn make(
     encrypted: bool,
 ) -> Result<Ready> {
     let held = kept.held();
-    if kept.travels_as_it_is() {
-        return Ok(Ready::AsItIs(*record, stored));
-    }
     let (pack, frame) = kept.address;
     let name = || format!("frame {frame} of pack {pack} in pack {id}");
     // Packs with such frames are left as they are.
     if encrypted && !record.is_sealed() && record.stored_length() > 0 {
         let reason = "is not encrypted, in a repository that is";
         return Err(Error::damaged(name(), reason));
+    }
+    if kept.travels_as_it_is() {
+        return Ok(Ready::AsItIs(*record, stored));
     }
     let format = |error| Error::format(name(), error);
     let cipher = record.is_sealed().then(|| PackCipher::new(&key));

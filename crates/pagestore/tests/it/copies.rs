@@ -405,3 +405,44 @@ async fn a_pack_that_was_rewritten_after_a_copy_had_begun_is_copied_from_where_i
         assert!(to.check(true).await.unwrap().is_sound());
     }
 }
+
+/// Only the pack itself that is gone is looked for elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_other_storage_or_who_watches_does_not_find_ends_a_copy() {
+    let from = init(&Memory::new()).await;
+    let id = write(&from, None, &FILES, &[]).await;
+    let storage = Memory::new();
+    init(&storage).await;
+    let once = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&once);
+    let failing = Faulty::planned(Arc::new(storage.clone()), move |_, operation, key| {
+        let pack = key.is_some_and(|key| key.as_str().starts_with("packs/"));
+        let first = || counted.fetch_add(1, Ordering::Relaxed) == 0;
+        let put = operation == Operation::Put && pack;
+        (put && first()).then_some(Fault::Fail(neon_storage::ErrorKind::NotFound))
+    });
+    let to = Repository::open(Arc::new(failing), options())
+        .await
+        .unwrap();
+    let error = from.copy_to(&to, id).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    assert!(once.load(Ordering::Relaxed) > 0);
+
+    // After the first piece of a pack, and after the pack.
+    for nth in [1, 2] {
+        let storage = Memory::new();
+        let to = init(&storage).await;
+        let told = AtomicU64::new(0);
+        let watch = move |_| match told.fetch_add(1, Ordering::Relaxed) == nth {
+            true => Err(neon_pagestore::Error::new(
+                ErrorKind::NotFound,
+                "who watches",
+                "is gone",
+            )),
+            false => Ok(()),
+        };
+        let error = from.copy_to_watched(&to, id, watch).await.unwrap_err();
+        assert_eq!(error.subject(), "who watches", "{error:?}");
+        assert!(storage.list_all("snapshots/").await.unwrap().is_empty());
+    }
+}

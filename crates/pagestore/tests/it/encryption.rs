@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use neon_pagestore::crypt::{KeyKind, KeySource};
 use neon_pagestore::{ErrorKind, Object, ObjectKind, Repository, Result, WriterId};
-use neon_storage::{Key, Memory, StorageExt};
+use neon_storage::{ErrorKind as StorageError, Fault, Faulty, Key, Memory, Operation, StorageExt};
 
 use crate::clocked::Clocked;
 use crate::support::{GRACE, options, page, read, write};
@@ -249,6 +249,31 @@ async fn of_two_who_renew_keys_at_once_one_wins() {
     let opened = open(&storage, phrase(key)).await.unwrap();
     assert_eq!(read(&opened, second).await.unwrap(), ["a", "b"]);
     assert_eq!(envelopes(&storage).await.len(), 1);
+}
+
+/// A good envelope that did not come back as it was stored is no bad one: it would stay, and open what comes later.
+#[tokio::test]
+async fn an_envelope_that_comes_back_damaged_once_keeps_keys_from_being_renewed() {
+    let storage = Memory::new();
+    let repository = init(&storage).await;
+    let other = repository.add_key(phrase("other")).await.unwrap();
+    let before = envelopes(&storage).await;
+    let name: String = other.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let damaging = Faulty::planned(Arc::new(storage.clone()), move |_, operation, key| {
+        let other = key.is_some_and(|key| key.as_str() == format!("keys/{name}"));
+        (other && operation == Operation::Get).then_some(Fault::Fail(StorageError::Corrupt))
+    });
+    let options = options().key(phrase("one"));
+    let damaged = Repository::open(Arc::new(damaging), options).await.unwrap();
+    let refused = damaged.rekey(vec![phrase("two")]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Damaged);
+    let refused = damaged.add_key(phrase("two")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Damaged);
+    assert_eq!(envelopes(&storage).await, before);
+    // Where it stays so, it is removed by itself.
+    damaged.remove_key(other).await.unwrap();
+    let renewed = damaged.rekey(vec![phrase("two")]).await.unwrap();
+    assert_eq!(renewed.keys().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -105,11 +105,12 @@ where
     }
 }
 
-/// As [`every_call_fails`], of what leaves a repository as it is.
-async fn every_call_of_a_reader_fails<S, W>(before: S, work: W)
+/// As [`every_call_fails`], of what leaves a repository as it is: it fails, or finds the same as when no call does.
+async fn every_call_of_a_reader_fails<S, W, T>(before: S, work: W)
 where
     S: AsyncFn(&Clocked, Repository),
-    W: AsyncFn(Repository) -> Result<()>,
+    W: AsyncFn(Repository) -> Result<T>,
+    T: PartialEq + std::fmt::Debug,
 {
     for key in [None, Some(phrase("one"))] {
         let storage = Clocked::new();
@@ -117,6 +118,8 @@ where
         let made = Repository::init(Arc::new(storage.clone()), options()).await;
         before(&storage, made.unwrap()).await;
         let stored = storage.list_all("").await.unwrap();
+        let sound = Repository::open(Arc::new(storage.clone()), options()).await;
+        let expected = work(sound.unwrap()).await.unwrap();
         // What took effect without an answer is as bad for who reads as what did not.
         for nth in 0..2000 {
             let (faulty, calls) = failing(&storage, nth, Fault::Fail(ErrorKind::Unavailable));
@@ -126,8 +129,11 @@ where
             };
             let outcome = outcome.await;
             assert_eq!(storage.list_all("").await.unwrap(), stored);
-            if calls.load(Ordering::SeqCst) <= nth {
-                outcome.unwrap();
+            let done = calls.load(Ordering::SeqCst) <= nth;
+            if done || outcome.is_ok() {
+                assert_eq!(outcome.unwrap(), expected, "call {nth}");
+            }
+            if done {
                 break;
             }
             assert!(nth < 1999);
@@ -300,15 +306,16 @@ async fn a_check_runs_over_failing_calls_and_finds_nothing_wrong() {
     };
     every_call_of_a_reader_fails(prepare, async |repository| {
         let id = repository.resolve("pg@last").await?;
-        for checked in [
-            repository.check(true).await,
-            repository.check(false).await,
-            repository.check_snapshot(id, true).await,
-        ] {
-            let findings = checked?.findings;
-            assert!(findings.is_empty(), "{findings:?}");
+        let all = [
+            repository.check(true).await?,
+            repository.check(false).await?,
+            repository.check_snapshot(id, true).await?,
+        ];
+        for checked in &all {
+            assert!(checked.is_sound(), "{:?}", checked.findings);
+            assert!(checked.packs > 0 && checked.frames > 0);
         }
-        Ok(())
+        Ok(all)
     })
     .await;
 }

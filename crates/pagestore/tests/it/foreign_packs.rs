@@ -2,15 +2,16 @@
 //! writers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use neon_pagestore::gc::{LeftPack, LeftReason};
 use neon_pagestore::{ErrorKind, Repository};
 use neon_snapshot_format::pack::{Codec, FrameRecord, Opening, PackOptions, PackWriter, Step};
-use neon_storage::{Key, StorageExt};
+use neon_storage::{Fault, Faulty, Key, Operation, StorageExt};
 
 use crate::clocked::Clocked;
 use crate::files::{Selection, make_as, noise};
-use crate::support::{ZEROS, init, read, try_write_as, write};
+use crate::support::{ZEROS, init, options, read, try_write_as, write};
 use crate::thinned::{encrypted, files, is_whole, open, settle};
 
 const PAGE: usize = 8192;
@@ -155,6 +156,115 @@ async fn frames_of_zeros_that_another_writer_made_move_as_often_as_others() {
             assert_eq!(read(&repository, last).await.unwrap(), names, "{about}");
         }
     }
+}
+
+/// The same pack, with a footer that was changed and fits.
+fn with_footer(bytes: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
+    let (frames, footer) = bytes.split_at(bytes.len() - 144);
+    let mut footer = footer.to_vec();
+    change(&mut footer[..120]);
+    let digest = blake3::hash(&footer[..120]);
+    footer[120..136].copy_from_slice(&digest.as_bytes()[..16]);
+    [frames, &footer].concat()
+}
+
+/// Damaged where it says what it is, of a newer writer, or another pack: it is named, and in no other's way.
+#[tokio::test]
+async fn a_sparse_pack_that_may_not_be_rewritten_is_left_and_named_and_the_rest_is_rewritten() {
+    type Changed = fn(&[u8]) -> Vec<u8>;
+    let cut: Changed = |bytes| [&bytes[..bytes.len() - 1], b"?"].concat();
+    let refused: Changed = |bytes| with_footer(bytes, |footer| footer[80] = 1);
+    let read_only: Changed = |bytes| with_footer(bytes, |footer| footer[76] = 1);
+    let another: Changed = |bytes| with_footer(bytes, |footer| footer[0] ^= 1);
+    for (changed, reason) in [
+        (cut, LeftReason::Unreadable),
+        (refused, LeftReason::Unreadable),
+        (another, LeftReason::Unreadable),
+        (read_only, LeftReason::Newer),
+    ] {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let names: Vec<String> = (0..32).map(|number| format!("a{number:02}")).collect();
+        let seeded = |range: std::ops::Range<usize>, by: u64| -> Vec<(&str, u64)> {
+            let some = names[range.clone()].iter().map(String::as_str);
+            some.zip(range.start as u64 + by..).collect()
+        };
+        let first = write(&repository, None, &seeded(0..16, 0), &[]).await;
+        // Of the two packs, that with the map is small.
+        let there = storage.list_all("packs/").await.unwrap().into_iter();
+        let bad = there.max_by_key(|object| object.size).unwrap().key;
+        let second = write(&repository, Some(first), &seeded(16..32, 0), &[]).await;
+        let mut newer = seeded(0..12, 100);
+        newer.extend(seeded(16..28, 100));
+        let last = write(&repository, Some(second), &newer, &[]).await;
+        for id in [first, second] {
+            repository.destroy(id).await.unwrap();
+        }
+        let bytes = storage.read(&bad).await.unwrap();
+        storage.overwrite(&bad, changed(&bytes)).await.unwrap();
+
+        let named = |left: &[LeftPack]| {
+            let [left] = left else {
+                panic!("{left:?}");
+            };
+            assert_eq!(Repository::pack_key(left.id).unwrap(), bad);
+            assert_eq!(left.reason, reason);
+        };
+        let plan = repository.plan_collection().await.unwrap();
+        named(&plan.left);
+        assert_eq!(plan.sparse.len(), 1, "{plan:?}");
+        let roughly = repository.estimate_collection().await.unwrap();
+        assert!(roughly.left.is_empty() && roughly.sparse.len() == 2);
+        assert!(roughly.freed() > plan.freed());
+        // Nothing is known of it when the storage fails.
+        let (fails, of) = (Arc::new(storage.clone()), bad.clone());
+        let failing = Faulty::planned(fails, move |_, operation, key| {
+            let read = operation == Operation::Get && key == Some(&of);
+            read.then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
+        });
+        let failing = Repository::open(Arc::new(failing), options()).await;
+        let error = failing.unwrap().plan_collection().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Storage, "{error:?}");
+
+        let collected = repository.collect().await.unwrap();
+        named(&collected.left);
+        assert!(
+            collected.moved > 0 && collected.announced > 0,
+            "{collected:?}"
+        );
+        settle(&storage, &repository).await;
+        assert!(packs(&storage).await.contains(&bad));
+        assert_eq!(read(&repository, last).await.unwrap(), names);
+    }
+}
+
+/// A frame that could move as it is would make the pack that it moves to one that stays.
+#[tokio::test]
+async fn a_frame_that_is_not_encrypted_where_it_should_be_stays_also_if_most_of_it_is_needed() {
+    let storage = Clocked::new();
+    let repository = encrypted(&storage).await;
+    let names: Vec<String> = (0..32).map(|number| format!("a{number:02}")).collect();
+    let all: Vec<(&str, u64)> = names.iter().map(String::as_str).zip(1..).collect();
+    let open = try_write_as(&repository, None, &all, &[], false).await;
+    let open = open.unwrap().id;
+    let before = packs(&storage).await;
+    // Of the first sixteen files, which share a frame, fourteen stay, of the others none.
+    let newer = all[..2].iter().chain(&all[16..]);
+    let newer: Vec<_> = newer.map(|(name, seed)| (*name, seed + 100)).collect();
+    let last = write(&repository, Some(open), &newer, &[]).await;
+    repository.destroy(open).await.unwrap();
+    let collected = repository.collect().await.unwrap();
+    assert_eq!(collected.moved, 0, "{collected:?}");
+    let [left] = &collected.left[..] else {
+        panic!("{collected:?}");
+    };
+    assert_eq!(left.reason, LeftReason::NotEncrypted);
+    let key = Repository::pack_key(left.id).unwrap();
+    assert!(before.contains(&key));
+    settle(&storage, &repository).await;
+    assert!(packs(&storage).await.contains(&key));
+    assert!(storage.list_all("moves/").await.unwrap().is_empty());
+    assert_eq!(read(&repository, last).await.unwrap(), names);
 }
 
 /// Who forgot to encrypt makes no collection fail: its packs stay as they are, are named, and all others are rewritten.

@@ -24,9 +24,11 @@ use crate::files::{noise, reader, several, try_make, try_make_by, try_restored};
 use crate::support::{read, try_write, write};
 
 const TASK: &str = "NEON_PAGESTORE_STOPPED";
-/// Times of S3 are whole seconds; and when its clock is a quarter of an hour off, it takes no requests.
-pub(crate) const GRACE: Duration = Duration::from_secs(40);
-pub(crate) const LATER: Duration = Duration::from_secs(2 * 40 + 2);
+/// Who is silent for half of it gives up, also on a machine so slow that it only seems to sleep.
+pub(crate) const GRACE: Duration = Duration::from_secs(84);
+/// More than a grace: times of S3 are whole seconds. When its clock is a quarter of an hour off, it takes no requests: up to
+/// nine of these, and all that is slow, have to fit.
+pub(crate) const LATER: Duration = Duration::from_secs(84 + 4);
 
 pub(crate) fn options() -> OpenOptions {
     OpenOptions::new().grace(GRACE)
@@ -357,7 +359,9 @@ async fn at_every_step_of<M>(
         after(&scene, done, ended, stop).await;
     }
     println!("stopped at {}: did {did}, refused {refused}", did + refused);
-    assert!(did > 0 && refused > 0, "{did} {refused}");
+    // Of short work a third of the steps may be all on one side.
+    let (least, all) = (did.min(refused), did + refused);
+    assert!(all > 0 && (step > 1 || least > 0), "{did} {refused}");
 }
 
 /// A writer of any sort: what it reported is there and stays.
@@ -506,12 +510,13 @@ async fn destroying_that_sleeps_at_any_step_fails_or_is_done() {
         format!("destroy|{}", scene.first)
     };
     let meanwhile = async |scene: &Scene, stop: u64| {
-        // Others destroy it too, and it is brought again, or not.
-        if !stop.is_multiple_of(3) {
+        // Others destroy it too, and it is brought again, or not: whichever third of the steps it is, all of that.
+        let turn = stop / 3 % 3;
+        if turn > 0 {
             scene.repository.destroy(scene.first).await.unwrap();
         }
         scene.collect(3).await;
-        let again = stop % 3 == 2;
+        let again = turn == 2;
         if again {
             let again = scene.source.copy_to(&scene.repository, scene.first).await;
             again.unwrap();
@@ -534,7 +539,7 @@ async fn destroying_that_sleeps_at_any_step_fails_or_is_done() {
         let there = [scene.kept, scene.second, scene.first];
         scene.is_whole(&there, &about).await;
     };
-    at_every_step(false, work, meanwhile, after).await;
+    at_every_step(true, work, meanwhile, after).await;
 }
 
 /// What was pinned stays, and who was told that it could not be pinned left no pin.
@@ -561,7 +566,7 @@ async fn pinning_that_sleeps_at_any_step_fails_or_is_done() {
         scene.collect(3).await;
         scene.is_whole(&[scene.kept], &about).await;
     };
-    at_every_step(false, work, meanwhile, after).await;
+    at_every_step(true, work, meanwhile, after).await;
 }
 
 /// A snapshot that was taken with the old keys, and what came of renewing them, if somebody did.
@@ -610,5 +615,5 @@ async fn renewing_keys_that_sleeps_at_any_step_fails_or_is_done() {
         assert_eq!(open, did, "{about}: {ended:?}");
     };
     let with_key = || options().key(phrase("one"));
-    at_every_step_of(with_key, false, work, meanwhile, after).await;
+    at_every_step_of(with_key, true, work, meanwhile, after).await;
 }

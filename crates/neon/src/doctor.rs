@@ -117,7 +117,7 @@ impl Neon {
         let mut findings = Findings::default();
         self.examine_machine(options, &mut findings).await;
         self.go_on()?;
-        if self.home().is_made() {
+        if self.home().is_made() || self.home().has_records() {
             self.examine_leftovers(&mut findings).await;
             self.go_on()?;
             self.examine_servers(&mut findings).await;

@@ -59,6 +59,7 @@ impl Home {
     pub(crate) fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)
             .map_err(|error| Error::io(root, "cannot be made absolute", error))?;
+        leads_somewhere(&root)?;
         let place = root.join(ABOUT);
         let about: About = match record::read(&place)? {
             Some(about) => about,
@@ -115,7 +116,8 @@ impl Home {
         Ok(home)
     }
 
-    /// Opens the home in this folder to look at it. Where there is none yet, nothing is made.
+    /// Opens the home in this folder to look at it. Where there is none yet, nothing is made; one that is there gets
+    /// its sign if it has none yet.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -125,6 +127,7 @@ impl Home {
         if absolute.join(ABOUT).exists() {
             return Self::open(&absolute);
         }
+        leads_somewhere(&absolute)?;
         refuse_strange(&absolute)?;
         Ok(Self {
             root: absolute,
@@ -136,6 +139,15 @@ impl Home {
     #[must_use]
     pub fn is_made(&self) -> bool {
         !self.id.is_empty()
+    }
+
+    /// Whether something is recorded here, also when what says that it is a home was lost.
+    pub(crate) fn has_records(&self) -> bool {
+        [self.instances(), self.trash(), self.storages()]
+            .iter()
+            .filter_map(|folder| fs::read_dir(folder).ok())
+            .flat_map(Iterator::flatten)
+            .any(|entry| entry.file_name().as_bytes().ends_with(b".json"))
     }
 
     /// Marks the folder of instances, if it is the one: with all instances of ours in it, or before there were any. What cannot be
@@ -281,6 +293,23 @@ impl Home {
     pub(crate) fn local_store(&self) -> PathBuf {
         self.root.join("store/local")
     }
+}
+
+/// A home behind a link to nothing is not one that was never made.
+fn leads_somewhere(root: &Path) -> Result<()> {
+    for place in root.ancestors() {
+        if place.is_symlink()
+            && matches!(fs::metadata(place), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+        {
+            return Err(Error::new(
+                ErrorKind::Environment,
+                place.display().to_string(),
+                "leads to nothing: its disk is not mounted",
+            )
+            .hinted("mount it, or remove the link"));
+        }
+    }
+    Ok(())
 }
 
 /// A folder that is there and has something in it is not made a home: it is likely a mistake. What a first command

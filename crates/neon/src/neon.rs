@@ -156,7 +156,8 @@ impl Neon {
         Ok(neon)
     }
 
-    /// As [`open`](Self::open), to look at what is there: in a folder where no home is yet nothing is made, and nothing listed.
+    /// As [`open`](Self::open), to look at what is there: in a folder where no home is yet nothing is made, and nothing listed, and
+    /// that is told. A home that is there is still written to: its sign, the storage `local`, caches.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -165,6 +166,10 @@ impl Neon {
         if home.is_made() {
             return Self::open(home.path(), options);
         }
+        options.events.tell(Event::Note(format!(
+            "There is no home in {}.",
+            home.path().display()
+        )));
         Ok(Self(Arc::new(Inner {
             home,
             options,

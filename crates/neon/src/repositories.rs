@@ -183,14 +183,21 @@ impl Storages<'_> {
     fn attached_at(&self, locator: &Locator) -> Result<Option<Name>> {
         let folder = |locator: &Locator| locator.file_path()?.canonicalize().ok();
         let asked = folder(locator);
-        let same = |record: &StorageRecord| {
-            Locator::parse(&record.locator).is_ok_and(|known| {
-                known.to_string() == locator.to_string()
-                    || asked.is_some() && folder(&known) == asked
-            })
+        let known: Vec<(Name, Locator)> = self
+            .list()?
+            .into_iter()
+            .filter_map(|(name, record)| Some((name, Locator::parse(&record.locator).ok()?)))
+            .collect();
+        // Two may lead to one folder: the one that was meant is the one that is called so.
+        let exact = known
+            .iter()
+            .find(|(_, known)| known.to_string() == locator.to_string());
+        let same = || {
+            known
+                .iter()
+                .find(|(_, known)| asked.is_some() && folder(known) == asked)
         };
-        let known = self.list()?.into_iter().find(|(_, record)| same(record));
-        Ok(known.map(|(name, _)| name))
+        Ok(exact.or_else(same).map(|(name, _)| name.clone()))
     }
 
     /// The repository at a locator, attached or not, made if there is none. One that is made at a locator that is not

@@ -124,6 +124,14 @@ impl Instance {
         }
     }
 
+    /// Tells a server that shuts down to disconnect its clients, and returns at once.
+    ///
+    /// # Errors
+    /// [`NotRunning`](ErrorKind::NotRunning), [`Permissions`](ErrorKind::Permissions) for a server of somebody else.
+    pub fn hasten_stop(&self) -> Result<()> {
+        self.signal(&self.server()?, signal_of(StopMode::Fast))
+    }
+
     /// The collector of logs ends when nobody writes to it any more, moments after the main process.
     async fn collector_gone(&self) {
         let start = Instant::now();

@@ -303,7 +303,10 @@ fn who_only_looks_makes_no_home() {
     for verb in missing {
         home.fails(3, verb);
     }
-    let said = home.json(&["doctor"]);
+    // A disk that is full is none of this.
+    let ran = home.run(&["--output", "json", "doctor"]);
+    assert!([0, 1].contains(&ran.code), "{ran:?}");
+    let said: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     documented(&said);
     let codes: Vec<&str> = said["findings"]
         .as_array()
@@ -319,6 +322,24 @@ fn who_only_looks_makes_no_home() {
     home.ok(&["pg", "list"]);
     std::fs::write(home.path().join("precious"), "").unwrap();
     home.fails(2, &["pg", "list"]);
+}
+
+#[test]
+fn a_home_that_is_out_of_sight_or_lost_its_name_is_not_an_empty_one() {
+    let home = Home::new();
+    let away = home.scratch().join("away");
+    std::os::unix::fs::symlink(&away, home.path()).unwrap();
+    for verb in [&["pg", "list"][..], &["pg", "create", "one"]] {
+        assert!(home.fails(6, verb).contains("leads to nothing"));
+    }
+    std::fs::remove_file(home.path()).unwrap();
+    let said = home.run(&["pg", "list"]);
+    assert!(said.err.contains("There is no home in"), "{said:?}");
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    std::fs::remove_file(home.path().join("neon.json")).unwrap();
+    let said = home.run(&["doctor"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.out.contains("neon.json"), "{said:?}");
 }
 
 #[test]

@@ -193,7 +193,9 @@ fn hit_in(home: &Home, verb: &Verb, signals: Vec<Signal>) {
     let begun = Instant::now();
     let undisturbed = run(home, &line);
     let whole = u64::try_from(begun.elapsed().as_millis()).unwrap();
-    assert_eq!(undisturbed.code, 0, "{line}: {undisturbed:?}");
+    // The doctor may have something to say of this machine.
+    let fine = undisturbed.code == 0 || undisturbed.code == 1 && line.starts_with("doctor");
+    assert!(fine, "{line}: {undisturbed:?}");
     (verb.after)(home, "whole");
     for (round, signal) in signals.into_iter().enumerate() {
         let tag = format!("r{round}");

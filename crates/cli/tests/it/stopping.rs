@@ -1,7 +1,7 @@
 //! Servers that shut down, held up on their way: whoever asks whether one runs waits for its end.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -151,7 +151,7 @@ fn a_server_that_shuts_down_is_waited_for() {
 /// A shutdown that waits for clients ends with them.
 #[test]
 fn a_shutdown_that_waits_for_clients_is_waited_for_or_made_a_fast_one() {
-    let home = Home::new();
+    let home = Home::new().with("NEON_PATIENCE", "240");
     home.ok(&["pg", "create", "one"]);
     let pid_file = home.path().join("pg/one/data/postmaster.pid");
     let session = |home: &Home| {
@@ -192,4 +192,33 @@ fn a_shutdown_that_waits_for_clients_is_waited_for_or_made_a_fast_one() {
     drop(client.stdin.take());
     client.wait().unwrap();
     content(&home, "restarted");
+
+    // So does a stop while another command waits and has the lock.
+    let mut client = session(&home);
+    told(number(&pid_file));
+    let start = Waiting::of(home.command(&["pg", "start", "one"]));
+    home.ok(&["pg", "stop", "one"]);
+    start.end();
+    assert!(!pid_file.exists());
+    drop(client.stdin.take());
+    client.wait().unwrap();
+
+    // A snapshot does not wait for a catalog that somebody has locked.
+    home.ok(&["pg", "start", "one"]);
+    let mut client = session(&home);
+    let mut input = client.stdin.take().unwrap();
+    let lock = "begin; lock table pg_catalog.pg_extension in access exclusive mode;\n";
+    input.write_all(lock.as_bytes()).unwrap();
+    let held = "select count(*) from pg_locks where relation = 3079 and mode = 'AccessExclusiveLock' and granted";
+    while home.sql("one", held) != "1" {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let said = home.run(&["snapshot", "create", "one@locked"]);
+    assert_eq!(said.code, 0, "{said:#?}");
+    assert!(
+        said.err.contains("could not be asked for extensions"),
+        "{said:#?}"
+    );
+    drop(input);
+    client.wait().unwrap();
 }

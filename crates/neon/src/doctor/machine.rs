@@ -8,6 +8,7 @@ use neon_cowfs::Method;
 use neon_pgctl::OsUser;
 
 use super::{DoctorOptions, Findings};
+use crate::home::ABOUT;
 use crate::neon::Neon;
 use crate::quantity::bytes_in_words;
 
@@ -19,7 +20,7 @@ const TOO_LITTLE: u64 = 128 << 20;
 impl Neon {
     pub(super) async fn examine_machine(&self, options: &DoctorOptions, findings: &mut Findings) {
         other_programs(options, findings);
-        match self.home().is_made() {
+        match self.home().is_made() || self.home().has_records() {
             true => self.examine_home(findings).await,
             false => {
                 let subject = self.home().path().display().to_string();
@@ -34,6 +35,16 @@ impl Neon {
     }
 
     async fn examine_home(&self, findings: &mut Findings) {
+        if !self.home().is_made() {
+            let about = self.home().path().join(ABOUT);
+            findings
+                .error(
+                    "home-incomplete",
+                    about.display().to_string(),
+                    "is not there, and instances or storages are recorded beside it",
+                )
+                .hinted("bring it back from a copy; the next command that makes something makes a new one");
+        }
         self.reach(findings);
         self.modes(findings);
         self.disk(findings);

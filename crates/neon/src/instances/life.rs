@@ -104,7 +104,7 @@ impl Instances<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and why it does not stop.
     pub async fn stop(&self, name: &Name) -> Result<()> {
-        let _lock = self.lock(name).await?;
+        let _lock = self.lock_to_stop(name, false).await?;
         Box::pin(self.settle_with(name, false)).await?;
         self.refuse_managed(&self.known(name)?, "stop")?;
         let operation = self.0.begin_relief("pg stop", name.as_str())?;
@@ -116,7 +116,7 @@ impl Instances<'_> {
     /// # Errors
     /// As [`stop`](Self::stop).
     pub async fn stop_by_force(&self, name: &Name) -> Result<()> {
-        let _lock = self.lock(name).await?;
+        let _lock = self.lock_to_stop(name, true).await?;
         Box::pin(self.settle_with(name, false)).await?;
         let operation = self.0.begin_relief("pg stop", name.as_str())?;
         operation.end(self.stop_locked(name, true).await)
@@ -142,7 +142,7 @@ impl Instances<'_> {
     /// # Errors
     /// As [`stop`](Self::stop) and [`start`](Self::start).
     pub async fn restart(&self, name: &Name) -> Result<Started> {
-        let _lock = self.lock(name).await?;
+        let _lock = self.lock_to_stop(name, false).await?;
         Box::pin(self.settle_with(name, false)).await?;
         let record = self.known(name)?;
         self.refuse_managed(&record, "restart")?;

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::Instances;
 use crate::name::Name;
+use crate::record::Lock;
 
 /// A checkpoint of a large server may take this long; a server that waits for its clients may never end.
 const SHUTDOWN_MAY_TAKE: Duration = Duration::from_secs(300);
@@ -17,6 +18,28 @@ const SHUTDOWN_MAY_TAKE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(50);
 
 impl Instances<'_> {
+    /// The lock of who is about to stop a server. Another command may have it and wait for the end of one that waits for its
+    /// clients: that end is hastened without the lock.
+    pub(super) async fn lock_to_stop(&self, name: &Name, by_force: bool) -> Result<Lock> {
+        if let Some(lock) = self.lock_if_free(name) {
+            return Ok(lock);
+        }
+        if let Ok(record) = self.known(name) {
+            if !by_force {
+                self.refuse_managed(&record, "stop")?;
+            }
+            if let Ok(instance) = self.open(&record).await
+                && let Ok(status) = instance.status().await
+                && status.state == ServerState::Stopping
+            {
+                // It may have ended since.
+                drop(instance.hasten_stop());
+                self.settled_status(&instance, name).await?;
+            }
+        }
+        self.lock(name).await
+    }
+
     /// What the server of an instance does. The end of one that shuts down is waited for.
     ///
     /// # Errors

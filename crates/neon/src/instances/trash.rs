@@ -96,6 +96,7 @@ impl Instances<'_> {
         self.finish_removals().await;
         Ok(())
     }
+
     /// Removes what killed commands left of what they had begun to remove for good. What cannot be removed now is
     /// tried again by the next.
     pub async fn finish_purges(&self) {

@@ -290,9 +290,17 @@ async fn prepare(
         let held = Quiet::hold(instance.data_dir(), SURVIVORS).await;
         quiet = Some(held.map_err(of_server)?);
         // By who ended meanwhile.
-        control = instance.control_file().map_err(of_server)?;
         let status = neon.pg().settled_status(&instance, &record.name).await?;
+        control = instance.control_file().map_err(of_server)?;
         kind = kind_of(&status, &control, &record.name)?;
+        if kind.is_bracketed() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("pg {}", record.name),
+                "its server was started this moment",
+            )
+            .hinted("try again"));
+        }
     }
     // Beside the checkpoint and the copy: neither needs it.
     let mut asking = JoinSet::new();
@@ -402,7 +410,8 @@ async fn store(
         let copy = async {
             let bracket = Some((start.start, start.timeline, asked));
             let copy = beside(move || copying.copy(writer, bracket)).await?;
-            Ok((copy, told(&mut asking).await?))
+            let found = told_soon(neon, instance, &record.name, &mut asking).await?;
+            Ok((copy, found))
         };
         let (copy, found) = bracket.during(copy).await.map_err(of_server)??;
         let (backup, mut hold) = bracket.stop_with().await.map_err(of_server)?;
@@ -446,6 +455,27 @@ async fn told(asking: &mut JoinSet<Result<ServerFacts>>) -> Result<ServerFacts> 
             "was asked already",
         )),
     }
+}
+
+/// How long a copy that is done waits for what the databases say: meanwhile the server keeps its log.
+const ANSWERS_MAY_TAKE: Duration = Duration::from_secs(30);
+
+/// The same, of a server whose databases may be locked: who does not answer keeps nobody from a snapshot.
+async fn told_soon(
+    neon: &Neon,
+    instance: &Instance,
+    name: &Name,
+    asking: &mut JoinSet<Result<ServerFacts>>,
+) -> Result<ServerFacts> {
+    if let Ok(found) = tokio::time::timeout(ANSWERS_MAY_TAKE, told(asking)).await {
+        return found;
+    }
+    asking.abort_all();
+    neon.tell(Event::Note(format!(
+        "The databases of {name} did not answer for extensions and collations; the snapshot is without them."
+    )));
+    let facts = instance.offline_facts().await;
+    facts.map_err(|error| Error::server(format!("pg {name}"), error))
 }
 
 /// How long to wait for the processes of a server that is dead already.

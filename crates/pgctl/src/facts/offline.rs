@@ -33,8 +33,13 @@ impl Installation {
         // Beside the program that tells of the C library.
         let read = tokio::task::spawn_blocking(move || installation.platform_of_files());
         let libc = libc_version().await;
-        // A thread that broke off learned nothing.
-        let platform = read.await.unwrap_or_default();
+        let platform = match read.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(platform) => platform,
+            // What nobody learned must not be recorded as learned.
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this with it.
+            Err(Err(_)) => Platform::default(),
+        };
         Platform { libc, ..platform }
     }
 

@@ -18,7 +18,7 @@ impl Instance {
     /// [`NotRunning`](crate::ErrorKind::NotRunning), [`Connection`](crate::ErrorKind::Connection).
     pub async fn online_facts(&self) -> Result<Facts> {
         let platform = self.installation().platform_facts().await;
-        let mut client = self.connect("postgres").await?;
+        let mut client = self.asker("postgres").await?;
         let sql = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ('shared_preload_libraries', \
              'shared_buffers', 'shared_memory_size', 'huge_pages', 'max_connections'); \
              SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY datname";
@@ -56,7 +56,7 @@ impl Instance {
             let name = row.get(0).unwrap_or_default();
             let mut client = match there.take_if(|_| name == "postgres") {
                 Some(client) => client,
-                None => self.connect(name).await?,
+                None => self.asker(name).await?,
             };
             databases.push(database(&mut client, name, self.major()).await?);
             client.close().await;
@@ -69,6 +69,17 @@ impl Instance {
             platform,
             cluster: Some(found),
         })
+    }
+
+    /// A session that does not wait for what others have locked.
+    async fn asker(&self, database: &str) -> Result<Client> {
+        let mut client = self.connect(database).await?;
+        let patience = "SET lock_timeout = '2s'";
+        client
+            .simple_query(patience)
+            .await
+            .map_err(session::failed)?;
+        Ok(client)
     }
 }
 

@@ -59,6 +59,9 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
         "archive_cleanup_command",
         "recovery_end_command",
         "unix_socket_group",
+        // For whoever is let in at the end.
+        "session_preload_libraries",
+        "local_preload_libraries",
     ] {
         set(name, "");
     }
@@ -69,6 +72,7 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
         "autovacuum",
         "logging_collector",
         "restart_after_crash",
+        "default_transaction_read_only",
     ] {
         set(name, "off");
     }
@@ -205,6 +209,12 @@ fn by_major(major: PgMajor) -> Vec<Setting> {
             PgMajor::V17,
             PgMajor::V18,
             "sync_replication_slots",
+            "off".to_owned(),
+        ),
+        (
+            PgMajor::V17,
+            PgMajor::V18,
+            "event_triggers",
             "off".to_owned(),
         ),
     ];

@@ -1,10 +1,10 @@
 //! The configuration of a copy: what it got from its origin, without what would make it act in the origin's name or
 //! space.
 //!
-//! The first start is in quarantine ([`neon_pgctl`] says what that is), inside of a folder that nobody sees yet. What
-//! quarantine had to change is then written down for good where the copy would otherwise do harm later: archiving,
-//! upstreams, synchronous standbys, subscriptions, paths of the origin, sizes this machine does not have. What only makes
-//! that one start private (no TCP, few connections, no workers) is not.
+//! What it is changed to is what a start in quarantine changes ([`neon_pgctl`] says what that is), written down for good where
+//! the copy would otherwise do harm later: archiving, upstreams, synchronous standbys, subscriptions, paths of the origin,
+//! sizes this machine does not have. What only makes such a start private (no TCP, few connections, no workers) is not. Until
+//! that is written, inside of a folder that nobody sees yet, only the private server of its recovery runs on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use neon_pagestore::Facts;
 use neon_pg_layout::RelationMap;
 use neon_pgctl::{
     Change, Instance, OWN_SETTINGS_FILE, OWN_SETTINGS_INCLUDE, OsUser, OwnSettings,
-    QuarantineOptions, ScopedServer, StartOptions, StopMode, Why,
+    QuarantineOptions, StartOptions, StopMode, Why,
 };
 
 use crate::error::{Error, Result};
@@ -40,8 +40,8 @@ enum Fate {
     Left,
 }
 
-/// Starts a copy once in quarantine, gives its superuser a password of its own and writes its configuration. Each change
-/// is told.
+/// Writes the configuration of a copy that was recovered. What only a server can tell was [asked](ask) of that of the recovery;
+/// else the copy is started once in quarantine. Each change is told.
 ///
 /// Dropped: the server ends; the copy is not finished and belongs to be removed.
 pub(super) async fn isolate(
@@ -49,22 +49,31 @@ pub(super) async fn isolate(
     instance: &Instance,
     folder: &Path,
     facts: &Facts,
+    found: Option<Found>,
     user: Option<&OsUser>,
 ) -> Result<()> {
     let subject = "the copy";
     let server = |error| Error::server(subject, error);
-    let options = StartOptions::new()
-        .in_quarantine(QuarantineOptions::new())
-        .with_setting("default_transaction_read_only", "off");
-    let scoped = instance.start_scoped(&options).await.map_err(server)?;
-    let changes = scoped.started().changes.clone();
-    let found = ask(neon, &scoped, facts, folder, user).await;
-    tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast))
-        .await
-        .map_err(|error| {
-            Error::new(crate::ErrorKind::Failed, subject, "broke off").caused_by(error)
-        })?;
-    let found = found?;
+    let (changes, found) = match found {
+        Some(found) => {
+            let changes = instance.quarantine_changes(&QuarantineOptions::new()).await;
+            (changes.map_err(server)?, found)
+        }
+        None => {
+            let options = StartOptions::new()
+                .in_quarantine(QuarantineOptions::new())
+                .with_setting("default_transaction_read_only", "off");
+            let scoped = instance.start_scoped(&options).await.map_err(server)?;
+            let changes = scoped.started().changes.clone();
+            let found = ask(neon, scoped.instance(), facts, folder, user).await;
+            tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast))
+                .await
+                .map_err(|error| {
+                    Error::new(crate::ErrorKind::Failed, subject, "broke off").caused_by(error)
+                })?;
+            (changes, found?)
+        }
+    };
     let fates = fates(&changes, found.subscriptions);
     for change in &changes {
         match fates.get(change.what.as_str()) {
@@ -80,9 +89,36 @@ pub(super) async fn isolate(
 }
 
 /// Gives the superuser of an instance the password of its pass file again, after its data became those of another time or
-/// another instance. A role that was not there then gives way to the one that the cluster was made with.
-///
-/// Its server runs for a moment, and nobody but us gets in.
+/// another instance. A role that was not there then gives way to the one that the cluster was made with. Of a server that
+/// runs for us alone, and lets us in without a password.
+pub(super) async fn give_password(
+    neon: &Neon,
+    instance: &Instance,
+    facts: &Facts,
+    user: Option<&OsUser>,
+) -> Result<()> {
+    let Some(pass_file) = instance.pass_file() else {
+        return Ok(());
+    };
+    let line = fs::read_to_string(pass_file)
+        .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
+    let mut fields = line.trim_end().splitn(5, ':').skip(3);
+    let (Some(known), Some(password)) = (fields.next(), fields.next()) else {
+        return Ok(());
+    };
+    let first = facts.needs.install_user.as_deref();
+    let names = std::iter::once(known).chain(first.filter(|first| *first != known));
+    if let Some(why) = give(instance, names, password, &line, user).await? {
+        neon.tell(Event::Warning(format!(
+            "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
+             with the password it had",
+            instance.data_dir().display()
+        )));
+    }
+    Ok(())
+}
+
+/// As [`give_password`], of a server that runs for a moment, and nobody but us gets in.
 ///
 /// Dropped: the server ends.
 pub(super) async fn keep_password(
@@ -96,14 +132,6 @@ pub(super) async fn keep_password(
     let Some(pass_file) = instance.pass_file() else {
         return Ok(());
     };
-    let line = fs::read_to_string(pass_file)
-        .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
-    let mut fields = line.trim_end().splitn(5, ':').skip(3);
-    let (Some(known), Some(password)) = (fields.next(), fields.next()) else {
-        return Ok(());
-    };
-    let first = facts.needs.install_user.as_deref();
-    let names = std::iter::once(known).chain(first.filter(|first| *first != known));
     let hba = pass_file.with_file_name("pg_hba-once.conf");
     record::put(&hba, b"local all all trust\n", 0o600, user)?;
     let options = StartOptions::new()
@@ -117,21 +145,14 @@ pub(super) async fn keep_password(
     let started = instance.start_scoped(&options).await;
     let given = async {
         let scoped = started.map_err(server)?;
-        let given = give(instance, names, password, &line, user).await;
+        let given = give_password(neon, instance, facts, user).await;
         let stopped = tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast)).await;
         drop(stopped);
         given
     }
     .await;
     record::remove(&hba)?;
-    if let Some(why) = given? {
-        neon.tell(Event::Warning(format!(
-            "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
-             with the password it had",
-            data.display()
-        )));
-    }
-    Ok(())
+    given
 }
 
 /// Gives the first of these roles that is there a password, and the pass file its name; why not, if none takes it.
@@ -213,15 +234,17 @@ pub(super) fn as_it_is(instance: &Instance, user: Option<&OsUser>) -> Result<()>
 }
 
 /// What only a server could tell.
-struct Found {
+pub(super) struct Found {
     subscriptions: bool,
     /// Whether a role has a password of the old kind.
     md5: bool,
 }
 
-async fn ask(
+/// Gives the superuser of a copy a password of its own, and asks what decides over its configuration. Of a server that runs
+/// for us alone, and lets us in without a password.
+pub(super) async fn ask(
     neon: &Neon,
-    server: &ScopedServer,
+    server: &Instance,
     facts: &Facts,
     folder: &Path,
     user: Option<&OsUser>,
@@ -234,14 +257,14 @@ async fn ask(
     let mut trouble = None;
     for name in names {
         for database in ["postgres", "template1"] {
-            // In quarantine the socket asks for no password; the file says who to be.
+            // The socket asks for no password; the file says who to be.
             record::put(
                 &pass_file,
                 pass_line(name, &password).as_bytes(),
                 0o600,
                 user,
             )?;
-            let instance = server.instance().clone().with_pass_file(&pass_file);
+            let instance = server.clone().with_pass_file(&pass_file);
             let mut client = match instance.connect(database).await {
                 Ok(client) => client,
                 Err(error) => {

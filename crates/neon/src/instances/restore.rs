@@ -25,7 +25,7 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::archived::leave_to_others;
-use crate::instances::isolate::{as_it_is, isolate};
+use crate::instances::isolate::{as_it_is, ask, isolate};
 use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, PgRecord, Stage, runs_here};
@@ -153,22 +153,26 @@ impl Instances<'_> {
                 }
             };
             self.0.step("create: written");
-            let timelines = job.recover(used, true).await?;
-            self.0.step("create: recovered");
             let instance = job.instance()?;
+            let (neon, facts, user) = (self.0, snapshot.facts(), user.as_ref());
+            let asked = ask(neon, &instance, facts, &staging, user);
+            let (timelines, asked) = job
+                .recover(used, true, Some(asked).filter(|_| !how.as_is))
+                .await?;
+            self.0.step("create: recovered");
             if how.as_is {
-                as_it_is(&instance, user.as_ref())?;
+                as_it_is(&instance, user)?;
             } else {
-                isolate(self.0, &instance, &staging, snapshot.facts(), user.as_ref()).await?;
+                isolate(neon, &instance, &staging, facts, asked.transpose()?, user).await?;
             }
-            turn_tablespaces(&staging, &self.tablespaces(&claimed), user.as_ref())?;
+            turn_tablespaces(&staging, &self.tablespaces(&claimed), user)?;
             self.0.step("create: isolated");
             self.0.go_on()?;
             self.update(&name, |record| {
                 record.timelines = timelines.iter().map(|timeline| timeline.get()).collect();
                 record.method = Some(method.to_string());
             })?;
-            self.place(&claimed, user.as_ref())?;
+            self.place(&claimed, user)?;
             self.0.step("create: named");
             self.done_with(&claimed, from).await;
             self.update(&name, |record| {
@@ -427,25 +431,66 @@ impl Fill<'_> {
     }
 
     /// Recovers to the snapshot's own end, onto a timeline that none of `used` is, and returns all of them with the new
-    /// one.
-    pub(crate) async fn recover(
+    /// one; and what somebody came to who visited its server, if a server was needed.
+    pub(crate) async fn recover<T: Send>(
         &self,
         used: BTreeSet<TimelineId>,
         durable: bool,
-    ) -> Result<BTreeSet<TimelineId>> {
+        visit: Option<impl Future<Output = T> + Send>,
+    ) -> Result<(BTreeSet<TimelineId>, Option<T>)> {
         let instance = self.instance()?;
+        let everything = AllAtOnce::of(self.folder, durable)?;
         let plan = RecoveryPlan::new(
             WalSource::Command("exit 1".to_owned()),
             target(self.snapshot),
         )
-        .with_durability(durable);
+        .with_durability(durable && everything.is_none());
         let ending = Ending {
             neon: self.neon,
             snapshot: self.snapshot,
             subject: &self.subject,
             instance: &instance,
         };
-        recover(&ending, plan, used).await
+        let recovered = recover(&ending, plan, used, visit).await?;
+        if let Some(everything) = everything {
+            everything.flush().await?;
+        }
+        Ok(recovered)
+    }
+}
+
+/// Makes what is written below a new folder durable at once, where the system can, and not file by file as a server does,
+/// which waits a hundred times. Nobody sees the folder before; one that a power cut left is removed.
+struct AllAtOnce {
+    path: PathBuf,
+    /// Opened before anything is written: what fails from then on is reported through it.
+    folder: fs::File,
+}
+
+impl AllAtOnce {
+    fn of(path: &Path, wanted: bool) -> Result<Option<Self>> {
+        if !wanted || !cfg!(target_os = "linux") {
+            return Ok(None);
+        }
+        let folder =
+            fs::File::open(path).map_err(|error| Error::io(path, "cannot be opened", error))?;
+        Ok(Some(Self {
+            path: path.to_owned(),
+            folder,
+        }))
+    }
+
+    async fn flush(self) -> Result<()> {
+        let Self { path, folder } = self;
+        let flushed = tokio::task::spawn_blocking(move || {
+            #[cfg(target_os = "linux")]
+            rustix::fs::syncfs(&folder)?;
+            folder.sync_all()
+        });
+        let flushed = flushed.await.map_err(std::io::Error::other);
+        flushed
+            .and_then(|flushed| flushed)
+            .map_err(|error| Error::io(&path, "cannot be flushed", error))
     }
 }
 
@@ -474,12 +519,16 @@ pub(super) struct Ending<'a> {
     pub(super) instance: &'a Instance,
 }
 
-/// Recovers along its own timeline, and ends on a new one.
-pub(super) async fn recover(
+/// Nobody has anything to say to the server of a recovery.
+pub(crate) const NOBODY: Option<std::future::Ready<()>> = None;
+
+/// Recovers along its own timeline, and ends on a new one. With what a visit of its server came to, if it needed one.
+pub(super) async fn recover<T: Send>(
     ending: &Ending<'_>,
     plan: RecoveryPlan,
     mut used: BTreeSet<TimelineId>,
-) -> Result<BTreeSet<TimelineId>> {
+    visit: Option<impl Future<Output = T> + Send>,
+) -> Result<(BTreeSet<TimelineId>, Option<T>)> {
     let Ending {
         neon,
         snapshot,
@@ -495,7 +544,7 @@ pub(super) async fn recover(
             "{subject} was taken with wal_level=minimal: it stays on timeline {}",
             control.checkpoint.timeline
         )));
-        return Ok(used);
+        return Ok((used, None));
     }
     let mut taken = used.clone();
     if !neon.pg().knows_all_timelines(snapshot.facts())? {
@@ -509,10 +558,15 @@ pub(super) async fn recover(
     let aside = whole
         .then(|| Aside::step(data, control.major))
         .transpose()?;
-    let recovered = instance
-        .recover(&plan, |_| ())
-        .await
-        .map_err(|error| Error::server(*subject, error))?;
+    let failed = |error| Error::server(*subject, error);
+    let (recovered, came) = match visit {
+        Some(visit) => instance.recover_and(&plan, |_| (), visit).await,
+        None => instance
+            .recover(&plan, |_| ())
+            .await
+            .map(|done| (done, None)),
+    }
+    .map_err(failed)?;
     // Replay that turned one wrote where it leads, and nobody may go on from that unnoticed.
     if redo::links(data)?
         .iter()
@@ -529,7 +583,7 @@ pub(super) async fn recover(
     }
     leave_to_others(data, recovered.timeline, neon.os_user()?.as_ref())?;
     used.insert(recovered.timeline);
-    Ok(used)
+    Ok((used, came))
 }
 
 pub(super) fn read_control(data: &Path) -> Result<ControlFile> {

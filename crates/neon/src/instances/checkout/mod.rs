@@ -38,7 +38,7 @@ use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
 use crate::instances::checkout::places::own_places;
 use crate::instances::heads::head_name;
-use crate::instances::isolate::{include, keep_password, roles};
+use crate::instances::isolate::{give_password, include, keep_password, roles};
 use crate::instances::restore::{Ending, ownership, read_control, recover, target, timelines_in};
 use crate::instances::{Base, Instances, PgRecord, between};
 use crate::name::Name;
@@ -378,17 +378,31 @@ impl Instances<'_> {
         *touched |= executed.is_ok() || left.is_none() || theirs.is_none() || left == theirs;
         executed?;
         self.0.step("checkout: rewritten");
-        let timelines = self
-            .recover_in_place(&record, instance, snapshot, under_way, used)
+        // The superuser of another instance, or of another time, may have another password than our pass file.
+        let (facts, user) = (snapshot.facts(), self.0.os_user()?);
+        let other = || {
+            let same = facts.instance.as_ref() == Some(&record.id)
+                && roles_before.is_some()
+                && roles_before == roles(instance);
+            !same && record.adopted.is_none()
+        };
+        let give = give_password(self.0, instance, facts, user.as_ref());
+        let (timelines, given) = self
+            .recover_in_place(
+                &record,
+                instance,
+                snapshot,
+                under_way,
+                used,
+                Some(give).filter(|_| other()),
+            )
             .await?;
         self.0.step("checkout: recovered");
-        // The superuser of another instance, or of another time, may have another password than our pass file.
-        let facts = snapshot.facts();
-        let same = facts.instance.as_ref() == Some(&record.id)
-            && roles_before.is_some()
-            && roles_before == roles(instance);
-        if !same && record.adopted.is_none() {
-            keep_password(self.0, instance, facts, self.0.os_user()?.as_ref()).await?;
+        match given {
+            Some(given) => given?,
+            // Only replay brought other roles.
+            None if other() => keep_password(self.0, instance, facts, user.as_ref()).await?,
+            None => {}
         }
         self.say_done(name, under_way, &timelines)?;
         self.0.step("checkout: done");
@@ -458,15 +472,16 @@ impl Instances<'_> {
         .map(drop)
     }
 
-    /// Recovers what was rewritten onto a timeline that was never used. Returns all that were.
-    async fn recover_in_place(
+    /// Recovers what was rewritten onto a timeline that was never used. Returns all that were, and what a visit came to.
+    async fn recover_in_place<T: Send>(
         &self,
         record: &PgRecord,
         instance: &Instance,
         snapshot: &Snapshot,
         under_way: &UnderWay,
         used: BTreeSet<TimelineId>,
-    ) -> Result<BTreeSet<TimelineId>> {
+        visit: Option<impl Future<Output = T> + Send>,
+    ) -> Result<(BTreeSet<TimelineId>, Option<T>)> {
         let plan =
             RecoveryPlan::new(WalSource::Command("exit 1".to_owned()), target(snapshot)).in_place();
         let subject = format!("pg {}", record.name);
@@ -476,7 +491,7 @@ impl Instances<'_> {
             subject: &subject,
             instance,
         };
-        let timelines = recover(&ending, plan, used).await?;
+        let (timelines, came) = recover(&ending, plan, used, visit).await?;
         if under_way.choice.configuration && record.adopted.is_none() {
             include(instance, self.0.os_user()?.as_ref())?;
         }
@@ -486,7 +501,7 @@ impl Instances<'_> {
                 under_way.marks.extend(left);
             }
         })?;
-        Ok(timelines)
+        Ok((timelines, came))
     }
 
     /// Writes down that the instance is the snapshot, in a lineage of its own.

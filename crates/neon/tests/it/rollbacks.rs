@@ -512,14 +512,14 @@ async fn what_a_server_wrote_before_a_failed_checkout_is_taken_back_is_kept() {
     let pg = name("pgdata1");
     neon.pg().create(&home.create()).await.unwrap();
     let snap = take(neon, "pgdata1", "a").await;
-    // So that its password has to be given again, which fails.
+    // So that its password has to be given again. No server starts on the copy of the snapshot, also that of its recovery.
     run(neon, "pgdata1", "alter role postgres connection limit 50").await;
     let instance = neon.pg().instance(&pg).await.unwrap();
     let auto = instance.data_dir().join("postgresql.auto.conf");
     let once = std::sync::atomic::AtomicBool::new(false);
     let hasty = home.with(|options| {
         options.at_step = Some(std::sync::Arc::new(move |step: &str| match step {
-            "checkout: recovered" if !once.swap(true, std::sync::atomic::Ordering::SeqCst) => {
+            "checkout: rewritten" if !once.swap(true, std::sync::atomic::Ordering::SeqCst) => {
                 fs::write(&auto, "no_such_setting = 1\n").unwrap();
             }
             "checkout: back" => {

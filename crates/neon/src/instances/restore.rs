@@ -155,10 +155,9 @@ impl Instances<'_> {
             self.0.step("create: written");
             let instance = job.instance()?;
             let (neon, facts, user) = (self.0, snapshot.facts(), user.as_ref());
-            let asked = ask(neon, &instance, facts, &staging, user);
-            let (timelines, asked) = job
-                .recover(used, true, Some(asked).filter(|_| !how.as_is))
-                .await?;
+            let asked = Box::pin(ask(neon, &instance, facts, &staging, user));
+            let asked = Some(asked).filter(|_| !how.as_is);
+            let (timelines, asked) = Box::pin(job.recover(used, true, asked)).await?;
             self.0.step("create: recovered");
             if how.as_is {
                 as_it_is(&instance, user)?;

@@ -386,17 +386,10 @@ impl Instances<'_> {
                 && roles_before == roles(instance);
             !same && record.adopted.is_none()
         };
-        let give = give_password(self.0, instance, facts, user.as_ref());
-        let (timelines, given) = self
-            .recover_in_place(
-                &record,
-                instance,
-                snapshot,
-                under_way,
-                used,
-                Some(give).filter(|_| other()),
-            )
-            .await?;
+        let give = Box::pin(give_password(self.0, instance, facts, user.as_ref()));
+        let give = Some(give).filter(|_| other());
+        let recovered = self.recover_in_place(&record, instance, snapshot, under_way, used, give);
+        let (timelines, given) = Box::pin(recovered).await?;
         self.0.step("checkout: recovered");
         match given {
             Some(given) => given?,

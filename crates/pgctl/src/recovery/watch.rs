@@ -83,6 +83,7 @@ impl Watch<'_> {
                 self.promote_file = None;
                 if self.job.plan.end == RecoveryEnd::Promoted
                     && !self.told
+                    && verdict::is_promoted(self.job.target, &self.findings, self.at_end)
                     && let Some(visit) = visit.take()
                 {
                     self.findings.visited = true;

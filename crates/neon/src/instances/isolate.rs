@@ -91,34 +91,54 @@ pub(super) async fn isolate(
 /// Gives the superuser of an instance the password of its pass file again, after its data became those of another time or
 /// another instance. A role that was not there then gives way to the one that the cluster was made with. Of a server that
 /// runs for us alone, and lets us in without a password.
+///
+/// Returns what the pass file has to say then, if something else: [to be written](put_login) once it is certain that the
+/// instance stays what it is.
 pub(super) async fn give_password(
     neon: &Neon,
     instance: &Instance,
     facts: &Facts,
-    user: Option<&OsUser>,
-) -> Result<()> {
+) -> Result<Option<String>> {
     let Some(pass_file) = instance.pass_file() else {
-        return Ok(());
+        return Ok(None);
     };
     let line = fs::read_to_string(pass_file)
         .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
     let mut fields = line.trim_end().splitn(5, ':').skip(3);
     let (Some(known), Some(password)) = (fields.next(), fields.next()) else {
-        return Ok(());
+        return Ok(None);
     };
     let first = facts.needs.install_user.as_deref();
     let names = std::iter::once(known).chain(first.filter(|first| *first != known));
-    if let Some(why) = give(instance, names, password, &line, user).await? {
-        neon.tell(Event::Warning(format!(
-            "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
-             with the password it had",
-            instance.data_dir().display()
-        )));
+    match give(instance, names, password).await {
+        Ok(name) => {
+            let login = format!("*:*:*:{name}:{password}\n");
+            Ok(Some(login).filter(|login| *login != line))
+        }
+        Err(why) => {
+            neon.tell(Event::Warning(format!(
+                "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
+                 with the password it had",
+                instance.data_dir().display()
+            )));
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
-/// As [`give_password`], of a server that runs for a moment, and nobody but us gets in.
+/// Makes the pass file of an instance say what [`give_password`] returned.
+pub(super) fn put_login(
+    instance: &Instance,
+    login: Option<String>,
+    user: Option<&OsUser>,
+) -> Result<()> {
+    match (instance.pass_file(), login) {
+        (Some(pass_file), Some(login)) => record::put(pass_file, login.as_bytes(), 0o600, user),
+        _ => Ok(()),
+    }
+}
+
+/// As [`give_password`], and writes the pass file, of a server that runs for a moment, and nobody but us gets in.
 ///
 /// Dropped: the server ends.
 pub(super) async fn keep_password(
@@ -145,34 +165,25 @@ pub(super) async fn keep_password(
     let started = instance.start_scoped(&options).await;
     let given = async {
         let scoped = started.map_err(server)?;
-        let given = give_password(neon, instance, facts, user).await;
+        let given = give_password(neon, instance, facts).await;
         let stopped = tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast)).await;
         drop(stopped);
         given
     }
     .await;
     record::remove(&hba)?;
-    given
+    put_login(instance, given?, user)
 }
 
-/// Gives the first of these roles that is there a password, and the pass file its name; why not, if none takes it.
-async fn give(
+/// Gives the first of these roles that is there a password. Returns which; or why not, if none takes it.
+async fn give<'a>(
     instance: &Instance,
-    names: impl Iterator<Item = &str>,
+    names: impl Iterator<Item = &'a str>,
     password: &str,
-    line: &str,
-    user: Option<&OsUser>,
-) -> Result<Option<String>> {
-    let Some(pass_file) = instance.pass_file() else {
-        return Ok(None);
-    };
+) -> std::result::Result<&'a str, String> {
     let mut why = None;
     for name in names {
-        let login = format!("*:*:*:{name}:{password}\n");
-        if login != line {
-            record::put(pass_file, login.as_bytes(), 0o600, user)?;
-        }
-        let instance = instance.clone().with_pass_file(pass_file);
+        let instance = instance.clone().without_pass_file().with_superuser(name);
         let given = async {
             let mut client = instance.connect("template1").await.map_err(with_cause)?;
             let given = client.simple_query(&new_password(name, password)).await;
@@ -180,14 +191,13 @@ async fn give(
             given.map(drop).map_err(with_cause)
         };
         match given.await {
-            Ok(()) => return Ok(None),
+            Ok(()) => return Ok(name),
             Err(error) => {
                 why.get_or_insert(error);
             }
         }
     }
-    record::put(pass_file, line.as_bytes(), 0o600, user)?;
-    Ok(why)
+    Err(why.unwrap_or_default())
 }
 
 fn with_cause(error: impl std::error::Error) -> String {

@@ -155,7 +155,11 @@ impl Instances<'_> {
             self.0.step("create: written");
             let instance = job.instance()?;
             let (neon, facts, user) = (self.0, snapshot.facts(), user.as_ref());
-            let asked = Box::pin(ask(neon, &instance, facts, &staging, user));
+            let asked = Box::pin(async {
+                let found = ask(neon, &instance, facts, &staging, user).await;
+                neon.step("create: visited");
+                found
+            });
             let asked = Some(asked).filter(|_| !how.as_is);
             let (timelines, asked) = Box::pin(job.recover(used, true, asked)).await?;
             self.0.step("create: recovered");
@@ -558,7 +562,9 @@ pub(super) async fn recover<T: Send>(
         .then(|| Aside::step(data, control.major))
         .transpose()?;
     let failed = |error| Error::server(*subject, error);
-    let (recovered, came) = match visit {
+    // Nobody comes while files are missing: what their server does meanwhile must not meet them.
+    let all_there = aside.as_ref().is_none_or(Aside::is_empty);
+    let (recovered, came) = match visit.filter(|_| all_there) {
         Some(visit) => instance.recover_and(&plan, |_| (), visit).await,
         None => instance
             .recover(&plan, |_| ())

@@ -22,7 +22,7 @@ use crate::recovery::watch::{Visit, Watch, was_consistent};
 use crate::stale;
 
 impl Instance {
-    /// Replays WAL up to the target on a private server that nobody can connect to, and returns when that
+    /// Replays WAL up to the target on a private server that nobody else can connect to, and returns when that
     /// server is gone.
     ///
     /// No file of the user is changed, and of the configuration only `postgresql.auto.conf` is read: all
@@ -64,8 +64,9 @@ impl Instance {
     /// [promotion](RecoveryEnd::Promoted) is shut down: one start less than if they came after it.
     ///
     /// `visit` is polled once the server takes connections on its new timeline, and waited for; then it ends. It may
-    /// [connect](Self::connect) as any role without a password: nobody else reaches the folder of the socket. Transactions
-    /// are not read-only, and no library is loaded into a session. With the second value is what it came to; none when
+    /// [connect](Self::connect) as any role without a password: nobody else reaches the folder of the socket. No
+    /// configuration makes transactions read-only or loads a library into a session; what a role or a database was given
+    /// (`ALTER ROLE … SET`) does. It is not polled when something is known to have failed. With the second value is what it came to; none when
     /// it was not polled, since the end is another or recovery failed before.
     ///
     /// Dropping the future drops `visit`, and is as there.

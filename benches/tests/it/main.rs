@@ -16,7 +16,7 @@ fn neon() -> PathBuf {
     // A run of all tests has built it.
     if !neon.exists() {
         let built = Command::new(env!("CARGO"))
-            .args(["build", "-p", "neon-pg-cli", "--no-default-features"])
+            .args(["build", "-p", "neon-pg-cli"])
             .status();
         assert!(built.unwrap().success());
     }
@@ -52,7 +52,7 @@ fn everybody_takes_and_gives_back_the_same_and_nothing_is_left() {
     let folder = folder();
     let results = tempfile::tempdir().unwrap();
     let (json, svg) = (results.path().join("json"), results.path().join("svg"));
-    let mut arguments = vec!["--only", "first"];
+    let mut arguments = vec!["--only", "first", "--only", "requests"];
     for peer in ["pgbackrest", "restic", "zstd", "pg_combinebackup"] {
         arguments.extend(["--without", peer]);
     }
@@ -75,6 +75,12 @@ fn everybody_takes_and_gives_back_the_same_and_nothing_is_left() {
     // Two of ours, two of pg_basebackup, cp, and the floors.
     assert_eq!(ran("first snapshot"), 5 + 3);
     assert_eq!(ran("restore into an empty directory"), 5 + 1);
+    let asked = |stage: &str| {
+        let row = rows.iter().find(|row| row["stage"] == stage).unwrap();
+        row["runs"][0]["requests"].as_u64().unwrap()
+    };
+    assert!(asked("to a bucket: first snapshot") > asked("to a bucket: list"));
+    assert!(asked("to a bucket: list") > 0);
     for row in rows {
         let run = &row["runs"][0];
         assert!(run["wall"].as_f64().unwrap() > 0.0, "{row}");

@@ -239,10 +239,14 @@ impl Neon {
 
     /// The installations of PostgreSQL on this machine. Runs the programs that were not run yet.
     pub(crate) async fn installations(&self) -> Result<Discovered> {
+        let path = self.options().path.clone();
+        self.discover(Discovery::new().with_path(path)).await
+    }
+
+    /// Those in the folders that were named, and whatever else this looks at.
+    async fn discover(&self, discovery: Discovery) -> Result<Discovered> {
         let options = self.options();
-        let mut discovery = Discovery::new()
-            .with_path(options.path.clone())
-            .with_cache(Arc::clone(&self.0.installed));
+        let mut discovery = discovery.with_cache(Arc::clone(&self.0.installed));
         for folder in &options.pg_bin {
             discovery = discovery.with_dir(folder);
         }
@@ -256,6 +260,17 @@ impl Neon {
 
     /// The installation of this major; or the newest in the folders that were named, or the newest there is.
     pub(crate) async fn installation(&self, major: Option<PgMajor>) -> Result<Installation> {
+        // One in a folder that was named wins over all others, which then need not be asked what they are.
+        if let Some(major) = major
+            && !self.options().pg_bin.is_empty()
+        {
+            let named = self.discover(Discovery::new().without_distributions());
+            let named = named.await?;
+            if let Ok(chosen) = named.of(major) {
+                self.named_folders_hold(&named)?;
+                return Ok(chosen.clone());
+            }
+        }
         let found = self.installations().await?;
         self.named_folders_hold(&found)?;
         let chosen = match major {

@@ -140,6 +140,13 @@ impl Instance {
         self
     }
 
+    /// Without a pass file.
+    #[must_use]
+    pub fn without_pass_file(mut self) -> Self {
+        self.pass_file = None;
+        self
+    }
+
     /// With the role to connect as where there is no pass file, instead of `postgres`.
     #[must_use]
     pub fn with_superuser(mut self, role: impl Into<String>) -> Self {

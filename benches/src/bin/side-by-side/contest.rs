@@ -36,6 +36,8 @@ pub(crate) const COMBINE: &str = "18, making the last one usable";
 pub(crate) const ROLLBACK: &str = "rollback, 1% of pages changed";
 pub(crate) const CLONE: &str = "clone to first query";
 pub(crate) const LIST: &str = "list";
+/// What all stages with a bucket begin with.
+pub(crate) const BUCKET: &str = "to a bucket: ";
 const NEXT: &str = "next snapshot";
 
 /// The stage of next snapshots after this change.

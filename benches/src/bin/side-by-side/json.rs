@@ -74,7 +74,7 @@ fn sample(sample: &Sample) -> Value {
         "added": sample.added.map(|kept| kept.bytes),
         "objects": sample.added.map(|kept| kept.objects),
         // A directory counts none.
-        "requests": null,
+        "requests": usage.requests,
     })
 }
 

@@ -36,6 +36,7 @@ mod peers;
 mod pg_basebackup;
 mod pgbackrest;
 mod repository;
+mod requests;
 mod restic;
 mod rollback;
 mod run;

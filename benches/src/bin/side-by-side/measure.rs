@@ -34,6 +34,8 @@ pub(crate) struct Usage {
     pub(crate) disk_written: u64,
     pub(crate) server_read: u64,
     pub(crate) server_written: u64,
+    /// To an object storage; none where there is none.
+    pub(crate) requests: Option<u64>,
 }
 
 /// What a run is: commands one after the other, and what they write to.

@@ -75,6 +75,8 @@ pub(crate) enum Stage {
     Clone,
     /// Listing what there is
     List,
+    /// Requests to a bucket, of a server beside it: what they cost in time depends on the network, their number does not
+    Requests,
 }
 
 impl Options {

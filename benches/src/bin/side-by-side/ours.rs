@@ -7,7 +7,7 @@ use neon_testkit::{Installation, OsUser, PgMajor};
 
 use crate::measure::Job;
 use crate::server::Server;
-use crate::tool::{Place, Tool, quietly, remove};
+use crate::tool::{Place, Tool, port_of, quietly, remove};
 
 pub(crate) const ZSTD: &str = "neon zstd:1";
 pub(crate) const LZ4: &str = "neon lz4";
@@ -56,6 +56,7 @@ impl Home {
         quietly(self.command(arguments))
     }
 
+    /// Attaches a storage of type `native`.
     pub(crate) fn attach(&self, name: &str, path: &Path, compression: &str) {
         let compression = format!("compression={compression}");
         let path = path.to_str().unwrap();
@@ -91,6 +92,9 @@ impl Home {
 pub(crate) struct Ours {
     home: Home,
     folder: PathBuf,
+    exports: PathBuf,
+    socket: PathBuf,
+    logs: PathBuf,
     instance: String,
     major: PgMajor,
     name: &'static str,
@@ -113,6 +117,9 @@ impl Ours {
         Self {
             home: Home::of(place),
             folder: place.folder.join("repositories"),
+            exports: place.owned("restored"),
+            socket: place.owned("s"),
+            logs: place.owned("logs"),
             instance: instance.to_owned(),
             major,
             name,
@@ -143,8 +150,10 @@ impl Ours {
         Job::of([self.home.command(&arguments)])
     }
 
-    fn instance(&self) -> String {
-        format!("{}back{}", self.storage(), self.restored)
+    /// Where the last restore went.
+    fn exported(&self) -> PathBuf {
+        let name = format!("{}back{}", self.storage(), self.restored);
+        self.exports.join(name)
     }
 }
 
@@ -181,28 +190,32 @@ impl Tool for Ours {
         Some(self.create())
     }
 
+    /// The files, as the peers bring them back: whoever starts a server on them has it recover. What is ready to be used
+    /// is compared as a clone by copy.
     fn restore(&mut self) -> Job {
         self.restored += 1;
-        let (instance, snapshot) = (self.instance(), self.snapshot());
+        let (snapshot, to) = (self.snapshot(), self.exported());
+        let to = to.to_str().unwrap();
         let wanted = [
-            "pg",
-            "create",
-            &instance,
-            "--snapshot",
-            &snapshot,
-            "--no-start",
+            "snapshot", "export", &snapshot, "--to", to, "--format", "pgdata",
         ];
         Job::of([self.home.command(&wanted)])
     }
 
     fn restored(&self) -> Server {
-        let mut server = self.home.server(&self.instance(), self.major);
-        server.log = server.log.join("verify");
-        server
+        let data = self.exported();
+        let name = data.file_name().unwrap().to_string_lossy().into_owned();
+        Server {
+            socket: self.socket.clone(),
+            port: port_of(&name),
+            log: self.logs.join(name),
+            data,
+            ..self.home.server(&self.instance, self.major)
+        }
     }
 
     fn discard(&mut self) {
-        self.home.destroy(&self.instance());
+        remove(&self.exported());
     }
 
     fn list(&self) -> Option<Job> {

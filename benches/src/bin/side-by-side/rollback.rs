@@ -112,8 +112,11 @@ fn cluster(place: &Place, who: &str) -> PathBuf {
 }
 
 fn of_ours<'a>(home: &'a Home, ours: &Ours) -> Way<'a> {
-    let snapshot = ours.snapshot();
-    home.run(&["pg", "create", "rolled", "--snapshot", &snapshot]);
+    home.run(&["pg", "create", "rolled", "--snapshot", &ours.snapshot()]);
+    // It goes back to where it was itself, as the peers' clusters do.
+    let snapshot = "rolled@before-the-change".to_owned();
+    let take = ["snapshot", "create", &snapshot, "-s", &ours.storage()];
+    home.run(&take);
     Way {
         who: ZSTD.to_owned(),
         server: home.server("rolled", neon_testkit::PgMajor::V15),

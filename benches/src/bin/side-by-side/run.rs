@@ -21,7 +21,7 @@ use crate::repository::Kept;
 use crate::restic::Restic;
 use crate::server::Server;
 use crate::tool::{Place, Tool};
-use crate::{clones, floors, goals, json, rollback, svg, table, verify};
+use crate::{clones, floors, goals, json, requests, rollback, svg, table, verify};
 
 /// How many next snapshots the goals on growth speak of.
 const SERIES: usize = 10;
@@ -134,6 +134,10 @@ fn one(
     }
     if options.wants(Stage::Clone) {
         clones::all(&place, &home, round.results, &round.data);
+        loads.push(load());
+    }
+    if options.wants(Stage::Requests) {
+        requests::all(&place, &home, round.results, &round.data);
         loads.push(load());
     }
     home.destroy("source");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::contest::Results;
+use crate::contest::{BUCKET, Results};
 use crate::table::figure;
 
 const WIDTH: f64 = 860.0;
@@ -22,7 +22,8 @@ pub(crate) fn chart(results: &Results) -> String {
             .iter()
             .filter(|row| row.data == data && row.stage == stage && !row.who.starts_with("floor"))
             .collect();
-        if rows.iter().all(|row| row.peer_of == row.who) {
+        // The time of a bucket is that of the server beside it.
+        if stage.starts_with(BUCKET) || rows.iter().all(|row| row.peer_of == row.who) {
             continue;
         }
         y += LINE;

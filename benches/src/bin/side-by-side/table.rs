@@ -44,8 +44,8 @@ pub(crate) fn results(results: &Results) -> String {
         write!(
             text,
             "\n### {data}: {stage} ({rounds} rounds)\n\n\
-            | | s (least–most) | ours to it | of it checkpoint | CPU s, server's | peak | read | written | added | objects |\n\
-            |---|---|---|---|---|---|---|---|---|---|\n"
+            | | s (least–most) | ours to it | of it checkpoint | CPU s, server's | peak | read | written | added | objects | requests |\n\
+            |---|---|---|---|---|---|---|---|---|---|---|\n"
         )
         .unwrap();
         for row in rows {
@@ -79,8 +79,14 @@ fn line(results: &Results, row: &Row) -> String {
             )
         }
     };
+    let requests = row
+        .samples
+        .iter()
+        .filter_map(|sample| sample.usage.requests);
+    let requests = Spread::of(requests.map(whole))
+        .map_or_else(String::new, |spread| round(spread.median).to_string());
     format!(
-        "| {} | {} | {} | {:.2} | {:.2}, {:.2} | {} | {} | {} | {added} | {objects} |\n",
+        "| {} | {} | {} | {:.2} | {:.2}, {:.2} | {} | {} | {} | {added} | {objects} | {requests} |\n",
         row.who,
         reach(wall),
         results.ratio(row).map(reach).unwrap_or_default(),
@@ -181,7 +187,7 @@ mod tests {
         assert!(text.contains("### d: first snapshot (1 rounds)"), "{text}");
         assert!(text.contains("| ours | 1.00 |  | 0.00 |"), "{text}");
         assert!(text.contains("| theirs | 4.00 | 0.25 | 0.00 |"), "{text}");
-        assert!(text.contains("| 2.5 MB | 1 |\n"), "{text}");
+        assert!(text.contains("| 2.5 MB | 1 |  |\n"), "{text}");
         let columns = |line: &str| line.matches('|').count();
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
         assert!(lines.iter().all(|line| columns(line) == columns(lines[0])));

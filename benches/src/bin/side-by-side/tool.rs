@@ -84,12 +84,16 @@ impl Place {
             data: data.to_owned(),
             installation: self.source.installation,
             socket: self.owned("s"),
-            // Of the socket's name alone, but each server's own.
-            port: 22_000 + u16::from(blake3::hash(name.as_bytes()).as_bytes()[0]),
+            port: port_of(&name),
             password: self.source.password.clone(),
             log: self.owned("logs").join(name),
         }
     }
+}
+
+/// Of the socket's name alone, but each server's own.
+pub(crate) fn port_of(name: &str) -> u16 {
+    22_000 + u16::from(blake3::hash(name.as_bytes()).as_bytes()[0])
 }
 
 /// A program of the system, run as the servers' user with nothing of our environment.

@@ -1,10 +1,10 @@
 //! The configuration of a copy: what it got from its origin, without what would make it act in the origin's name or
 //! space.
 //!
-//! The first start is in quarantine ([`neon_pgctl`] says what that is), inside of a folder that nobody sees yet. What
-//! quarantine had to change is then written down for good where the copy would otherwise do harm later: archiving,
-//! upstreams, synchronous standbys, subscriptions, paths of the origin, sizes this machine does not have. What only makes
-//! that one start private (no TCP, few connections, no workers) is not.
+//! What it is changed to is what a start in quarantine changes ([`neon_pgctl`] says what that is), written down for good where
+//! the copy would otherwise do harm later: archiving, upstreams, synchronous standbys, subscriptions, paths of the origin,
+//! sizes this machine does not have. What only makes such a start private (no TCP, few connections, no workers) is not. Until
+//! that is written, inside of a folder that nobody sees yet, only the private server of its recovery runs on it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use neon_pagestore::Facts;
 use neon_pg_layout::RelationMap;
 use neon_pgctl::{
     Change, Instance, OWN_SETTINGS_FILE, OWN_SETTINGS_INCLUDE, OsUser, OwnSettings,
-    QuarantineOptions, ScopedServer, StartOptions, StopMode, Why,
+    QuarantineOptions, StartOptions, StopMode, Why,
 };
 
 use crate::error::{Error, Result};
@@ -40,8 +40,8 @@ enum Fate {
     Left,
 }
 
-/// Starts a copy once in quarantine, gives its superuser a password of its own and writes its configuration. Each change
-/// is told.
+/// Writes the configuration of a copy that was recovered. What only a server can tell was [asked](ask) of that of the recovery;
+/// else the copy is started once in quarantine. Each change is told.
 ///
 /// Dropped: the server ends; the copy is not finished and belongs to be removed.
 pub(super) async fn isolate(
@@ -49,22 +49,31 @@ pub(super) async fn isolate(
     instance: &Instance,
     folder: &Path,
     facts: &Facts,
+    found: Option<Found>,
     user: Option<&OsUser>,
 ) -> Result<()> {
     let subject = "the copy";
     let server = |error| Error::server(subject, error);
-    let options = StartOptions::new()
-        .in_quarantine(QuarantineOptions::new())
-        .with_setting("default_transaction_read_only", "off");
-    let scoped = instance.start_scoped(&options).await.map_err(server)?;
-    let changes = scoped.started().changes.clone();
-    let found = ask(neon, &scoped, facts, folder, user).await;
-    tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast))
-        .await
-        .map_err(|error| {
-            Error::new(crate::ErrorKind::Failed, subject, "broke off").caused_by(error)
-        })?;
-    let found = found?;
+    let (changes, found) = match found {
+        Some(found) => {
+            let changes = instance.quarantine_changes(&QuarantineOptions::new()).await;
+            (changes.map_err(server)?, found)
+        }
+        None => {
+            let options = StartOptions::new()
+                .in_quarantine(QuarantineOptions::new())
+                .with_setting("default_transaction_read_only", "off");
+            let scoped = instance.start_scoped(&options).await.map_err(server)?;
+            let changes = scoped.started().changes.clone();
+            let found = ask(neon, scoped.instance(), facts, folder, user).await;
+            tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast))
+                .await
+                .map_err(|error| {
+                    Error::new(crate::ErrorKind::Failed, subject, "broke off").caused_by(error)
+                })?;
+            (changes, found?)
+        }
+    };
     let fates = fates(&changes, found.subscriptions);
     for change in &changes {
         match fates.get(change.what.as_str()) {
@@ -80,9 +89,56 @@ pub(super) async fn isolate(
 }
 
 /// Gives the superuser of an instance the password of its pass file again, after its data became those of another time or
-/// another instance. A role that was not there then gives way to the one that the cluster was made with.
+/// another instance. A role that was not there then gives way to the one that the cluster was made with. Of a server that
+/// runs for us alone, and lets us in without a password.
 ///
-/// Its server runs for a moment, and nobody but us gets in.
+/// Returns what the pass file has to say then, if something else: [to be written](put_login) once it is certain that the
+/// instance stays what it is.
+pub(super) async fn give_password(
+    neon: &Neon,
+    instance: &Instance,
+    facts: &Facts,
+) -> Result<Option<String>> {
+    let Some(pass_file) = instance.pass_file() else {
+        return Ok(None);
+    };
+    let line = fs::read_to_string(pass_file)
+        .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
+    let mut fields = line.trim_end().splitn(5, ':').skip(3);
+    let (Some(known), Some(password)) = (fields.next(), fields.next()) else {
+        return Ok(None);
+    };
+    let first = facts.needs.install_user.as_deref();
+    let names = std::iter::once(known).chain(first.filter(|first| *first != known));
+    match give(instance, names, password).await {
+        Ok(name) => {
+            let login = format!("*:*:*:{name}:{password}\n");
+            Ok(Some(login).filter(|login| *login != line))
+        }
+        Err(why) => {
+            neon.tell(Event::Warning(format!(
+                "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
+                 with the password it had",
+                instance.data_dir().display()
+            )));
+            Ok(None)
+        }
+    }
+}
+
+/// Makes the pass file of an instance say what [`give_password`] returned.
+pub(super) fn put_login(
+    instance: &Instance,
+    login: Option<String>,
+    user: Option<&OsUser>,
+) -> Result<()> {
+    match (instance.pass_file(), login) {
+        (Some(pass_file), Some(login)) => record::put(pass_file, login.as_bytes(), 0o600, user),
+        _ => Ok(()),
+    }
+}
+
+/// As [`give_password`], and writes the pass file, of a server that runs for a moment, and nobody but us gets in.
 ///
 /// Dropped: the server ends.
 pub(super) async fn keep_password(
@@ -96,14 +152,6 @@ pub(super) async fn keep_password(
     let Some(pass_file) = instance.pass_file() else {
         return Ok(());
     };
-    let line = fs::read_to_string(pass_file)
-        .map_err(|error| Error::io(pass_file, "cannot be read", error))?;
-    let mut fields = line.trim_end().splitn(5, ':').skip(3);
-    let (Some(known), Some(password)) = (fields.next(), fields.next()) else {
-        return Ok(());
-    };
-    let first = facts.needs.install_user.as_deref();
-    let names = std::iter::once(known).chain(first.filter(|first| *first != known));
     let hba = pass_file.with_file_name("pg_hba-once.conf");
     record::put(&hba, b"local all all trust\n", 0o600, user)?;
     let options = StartOptions::new()
@@ -117,41 +165,25 @@ pub(super) async fn keep_password(
     let started = instance.start_scoped(&options).await;
     let given = async {
         let scoped = started.map_err(server)?;
-        let given = give(instance, names, password, &line, user).await;
+        let given = give_password(neon, instance, facts).await;
         let stopped = tokio::task::spawn_blocking(move || scoped.stop(StopMode::Fast)).await;
         drop(stopped);
         given
     }
     .await;
     record::remove(&hba)?;
-    if let Some(why) = given? {
-        neon.tell(Event::Warning(format!(
-            "{}: its superuser could not be given the password that is known here ({why}); log in as one of its roles, \
-             with the password it had",
-            data.display()
-        )));
-    }
-    Ok(())
+    put_login(instance, given?, user)
 }
 
-/// Gives the first of these roles that is there a password, and the pass file its name; why not, if none takes it.
-async fn give(
+/// Gives the first of these roles that is there a password. Returns which; or why not, if none takes it.
+async fn give<'a>(
     instance: &Instance,
-    names: impl Iterator<Item = &str>,
+    names: impl Iterator<Item = &'a str>,
     password: &str,
-    line: &str,
-    user: Option<&OsUser>,
-) -> Result<Option<String>> {
-    let Some(pass_file) = instance.pass_file() else {
-        return Ok(None);
-    };
+) -> std::result::Result<&'a str, String> {
     let mut why = None;
     for name in names {
-        let login = format!("*:*:*:{name}:{password}\n");
-        if login != line {
-            record::put(pass_file, login.as_bytes(), 0o600, user)?;
-        }
-        let instance = instance.clone().with_pass_file(pass_file);
+        let instance = instance.clone().without_pass_file().with_superuser(name);
         let given = async {
             let mut client = instance.connect("template1").await.map_err(with_cause)?;
             let given = client.simple_query(&new_password(name, password)).await;
@@ -159,14 +191,13 @@ async fn give(
             given.map(drop).map_err(with_cause)
         };
         match given.await {
-            Ok(()) => return Ok(None),
+            Ok(()) => return Ok(name),
             Err(error) => {
                 why.get_or_insert(error);
             }
         }
     }
-    record::put(pass_file, line.as_bytes(), 0o600, user)?;
-    Ok(why)
+    Err(why.unwrap_or_default())
 }
 
 fn with_cause(error: impl std::error::Error) -> String {
@@ -213,15 +244,17 @@ pub(super) fn as_it_is(instance: &Instance, user: Option<&OsUser>) -> Result<()>
 }
 
 /// What only a server could tell.
-struct Found {
+pub(super) struct Found {
     subscriptions: bool,
     /// Whether a role has a password of the old kind.
     md5: bool,
 }
 
-async fn ask(
+/// Gives the superuser of a copy a password of its own, and asks what decides over its configuration. Of a server that runs
+/// for us alone, and lets us in without a password.
+pub(super) async fn ask(
     neon: &Neon,
-    server: &ScopedServer,
+    server: &Instance,
     facts: &Facts,
     folder: &Path,
     user: Option<&OsUser>,
@@ -234,14 +267,14 @@ async fn ask(
     let mut trouble = None;
     for name in names {
         for database in ["postgres", "template1"] {
-            // In quarantine the socket asks for no password; the file says who to be.
+            // The socket asks for no password; the file says who to be.
             record::put(
                 &pass_file,
                 pass_line(name, &password).as_bytes(),
                 0o600,
                 user,
             )?;
-            let instance = server.instance().clone().with_pass_file(&pass_file);
+            let instance = server.clone().with_pass_file(&pass_file);
             let mut client = match instance.connect(database).await {
                 Ok(client) => client,
                 Err(error) => {

@@ -52,7 +52,7 @@ pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
-pub(crate) use restore::{Fill, has_room, place_for};
+pub(crate) use restore::{Fill, NOBODY, has_room, place_for};
 pub use trash::TrashedPg;
 pub use used::bytes_on_disk;
 

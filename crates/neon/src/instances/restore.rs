@@ -25,7 +25,7 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::archived::leave_to_others;
-use crate::instances::isolate::{as_it_is, isolate};
+use crate::instances::isolate::{as_it_is, ask, isolate};
 use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
 use crate::instances::{Base, CreatePg, Instances, Pg, PgRecord, Stage, runs_here};
@@ -153,22 +153,29 @@ impl Instances<'_> {
                 }
             };
             self.0.step("create: written");
-            let timelines = job.recover(used, true).await?;
-            self.0.step("create: recovered");
             let instance = job.instance()?;
+            let (neon, facts, user) = (self.0, snapshot.facts(), user.as_ref());
+            let asked = Box::pin(async {
+                let found = ask(neon, &instance, facts, &staging, user).await;
+                neon.step("create: visited");
+                found
+            });
+            let asked = Some(asked).filter(|_| !how.as_is);
+            let (timelines, asked) = Box::pin(job.recover(used, true, asked)).await?;
+            self.0.step("create: recovered");
             if how.as_is {
-                as_it_is(&instance, user.as_ref())?;
+                as_it_is(&instance, user)?;
             } else {
-                isolate(self.0, &instance, &staging, snapshot.facts(), user.as_ref()).await?;
+                isolate(neon, &instance, &staging, facts, asked.transpose()?, user).await?;
             }
-            turn_tablespaces(&staging, &self.tablespaces(&claimed), user.as_ref())?;
+            turn_tablespaces(&staging, &self.tablespaces(&claimed), user)?;
             self.0.step("create: isolated");
             self.0.go_on()?;
             self.update(&name, |record| {
                 record.timelines = timelines.iter().map(|timeline| timeline.get()).collect();
                 record.method = Some(method.to_string());
             })?;
-            self.place(&claimed, user.as_ref())?;
+            self.place(&claimed, user)?;
             self.0.step("create: named");
             self.done_with(&claimed, from).await;
             self.update(&name, |record| {
@@ -427,26 +434,92 @@ impl Fill<'_> {
     }
 
     /// Recovers to the snapshot's own end, onto a timeline that none of `used` is, and returns all of them with the new
-    /// one.
-    pub(crate) async fn recover(
+    /// one; and what somebody came to who visited its server, if a server was needed.
+    pub(crate) async fn recover<T: Send>(
         &self,
         used: BTreeSet<TimelineId>,
         durable: bool,
-    ) -> Result<BTreeSet<TimelineId>> {
+        visit: Option<impl Future<Output = T> + Send>,
+    ) -> Result<(BTreeSet<TimelineId>, Option<T>)> {
         let instance = self.instance()?;
+        let everything = AllAtOnce::of(self.folder, durable)?;
         let plan = RecoveryPlan::new(
             WalSource::Command("exit 1".to_owned()),
             target(self.snapshot),
         )
-        .with_durability(durable);
+        .with_durability(durable && everything.is_none());
         let ending = Ending {
             neon: self.neon,
             snapshot: self.snapshot,
             subject: &self.subject,
             instance: &instance,
         };
-        recover(&ending, plan, used).await
+        let recovered = recover(&ending, plan, used, visit).await?;
+        if let Some(everything) = everything {
+            everything.flush().await?;
+        }
+        Ok(recovered)
     }
+}
+
+/// Makes what is written below a new folder durable at once, where the system can, and not file by file as a server does,
+/// which waits a hundred times. Nobody sees the folder before; one that a power cut left is removed.
+struct AllAtOnce {
+    path: PathBuf,
+    /// Opened before anything is written: what fails from then on is reported through it.
+    folder: fs::File,
+}
+
+impl AllAtOnce {
+    fn of(path: &Path, wanted: bool) -> Result<Option<Self>> {
+        if !wanted {
+            return Ok(None);
+        }
+        let folder =
+            fs::File::open(path).map_err(|error| Error::io(path, "cannot be opened", error))?;
+        Ok(is_told_of_lost_writes(&folder).then(|| Self {
+            path: path.to_owned(),
+            folder,
+        }))
+    }
+
+    async fn flush(self) -> Result<()> {
+        let Self { path, folder } = self;
+        let flushed = tokio::task::spawn_blocking(move || {
+            #[cfg(target_os = "linux")]
+            rustix::fs::syncfs(&folder)?;
+            folder.sync_all()
+        });
+        let flushed = flushed.await.map_err(std::io::Error::other);
+        flushed
+            .and_then(|flushed| flushed)
+            .map_err(|error| Error::io(&path, "cannot be flushed", error))
+    }
+}
+
+/// Whether flushing a whole file system says what could not be written: in Linux from 5.8 on, and not where the file system is
+/// a program (FUSE), which need not be asked. Without an answer it does not.
+#[cfg(target_os = "linux")]
+fn is_told_of_lost_writes(folder: &fs::File) -> bool {
+    const FUSE: u32 = 0x6573_5546;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let program = rustix::fs::fstatfs(folder)
+        .ok()
+        .is_none_or(|of| u32::try_from(of.f_type) == Ok(FUSE));
+    !program && release_of(&release).is_some_and(|release| release >= (5, 8))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_told_of_lost_writes(_: &fs::File) -> bool {
+    false
+}
+
+/// Major and minor of a kernel's release, as `6.1.0-18-amd64`.
+#[cfg(target_os = "linux")]
+fn release_of(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
 }
 
 pub(super) fn ownership(user: Option<&OsUser>) -> Ownership {
@@ -474,12 +547,16 @@ pub(super) struct Ending<'a> {
     pub(super) instance: &'a Instance,
 }
 
-/// Recovers along its own timeline, and ends on a new one.
-pub(super) async fn recover(
+/// Nobody has anything to say to the server of a recovery.
+pub(crate) const NOBODY: Option<std::future::Ready<()>> = None;
+
+/// Recovers along its own timeline, and ends on a new one. With what a visit of its server came to, if it needed one.
+pub(super) async fn recover<T: Send>(
     ending: &Ending<'_>,
     plan: RecoveryPlan,
     mut used: BTreeSet<TimelineId>,
-) -> Result<BTreeSet<TimelineId>> {
+    visit: Option<impl Future<Output = T> + Send>,
+) -> Result<(BTreeSet<TimelineId>, Option<T>)> {
     let Ending {
         neon,
         snapshot,
@@ -495,7 +572,7 @@ pub(super) async fn recover(
             "{subject} was taken with wal_level=minimal: it stays on timeline {}",
             control.checkpoint.timeline
         )));
-        return Ok(used);
+        return Ok((used, None));
     }
     let mut taken = used.clone();
     if !neon.pg().knows_all_timelines(snapshot.facts())? {
@@ -509,10 +586,17 @@ pub(super) async fn recover(
     let aside = whole
         .then(|| Aside::step(data, control.major))
         .transpose()?;
-    let recovered = instance
-        .recover(&plan, |_| ())
-        .await
-        .map_err(|error| Error::server(*subject, error))?;
+    let failed = |error| Error::server(*subject, error);
+    // Nobody comes while files are missing: what their server does meanwhile must not meet them.
+    let all_there = aside.as_ref().is_none_or(Aside::is_empty);
+    let (recovered, came) = match visit.filter(|_| all_there) {
+        Some(visit) => instance.recover_and(&plan, |_| (), visit).await,
+        None => instance
+            .recover(&plan, |_| ())
+            .await
+            .map(|done| (done, None)),
+    }
+    .map_err(failed)?;
     // Replay that turned one wrote where it leads, and nobody may go on from that unnoticed.
     if redo::links(data)?
         .iter()
@@ -529,7 +613,7 @@ pub(super) async fn recover(
     }
     leave_to_others(data, recovered.timeline, neon.os_user()?.as_ref())?;
     used.insert(recovered.timeline);
-    Ok(used)
+    Ok((used, came))
 }
 
 pub(super) fn read_control(data: &Path) -> Result<ControlFile> {
@@ -585,4 +669,17 @@ pub(super) fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUs
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::release_of;
+
+    #[test]
+    fn the_release_of_a_kernel_is_read() {
+        assert_eq!(release_of("6.1.0-18-amd64\n"), Some((6, 1)));
+        assert_eq!(release_of("5.10-rc1"), Some((5, 10)));
+        assert_eq!(release_of("4.19.0+"), Some((4, 19)));
+        assert_eq!(release_of(""), None);
+    }
 }

@@ -52,6 +52,11 @@ impl Aside {
         Ok(aside)
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Puts them back in place of the empty ones. Durable when it returns.
     pub(super) fn back(self) -> Result<()> {
         let folders: BTreeSet<&Path> = self.files.iter().filter_map(|file| file.parent()).collect();

@@ -15,7 +15,7 @@ use neon_pgwire::Client;
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::home::random_id;
-use crate::instances::{Fill, has_room};
+use crate::instances::{Fill, NOBODY, has_room};
 use crate::neon::Neon;
 use crate::record::{self, Lock};
 use crate::snapshots::{Found, Snapshots};
@@ -158,7 +158,7 @@ pub(crate) async fn materialize(neon: &Neon, from: &Found) -> Result<Materialize
         lock: files.places[1].clone(),
     };
     job.write().await?;
-    job.recover(neon.pg().used_timelines(snapshot.facts())?, false)
+    job.recover(neon.pg().used_timelines(snapshot.facts())?, false, NOBODY)
         .await?;
     login(&files.folder, &snapshot, user.as_ref())?;
     Ok(Materialized {

@@ -17,6 +17,46 @@ pub(crate) fn listening(home: &Fixture) -> (neon_pg::Neon, Arc<Mutex<Vec<Event>>
     (neon, told)
 }
 
+/// While they are aside, nobody works on the server of the recovery.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unlogged_relations_of_a_cold_snapshot_are_aside_only_while_nobody_visits() {
+    let home = Fixture::new();
+    let pg = home.neon.pg();
+    let origin = name("pgdata1");
+    pg.create(&home.create()).await.unwrap();
+    let visits = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&visits);
+    let counting = home.with(|options| {
+        options.at_step = Some(Arc::new(move |step: &str| {
+            *count.lock().unwrap() += usize::from(step == "create: visited");
+        }));
+    });
+    pg.stop(&origin).await.unwrap();
+    let without = take(&home.neon, "pgdata1", "without").await;
+    pg.start(&origin).await.unwrap();
+    run(
+        &home.neon,
+        "pgdata1",
+        "create unlogged table u as select 1 i",
+    )
+    .await;
+    pg.stop(&origin).await.unwrap();
+    let with = take(&home.neon, "pgdata1", "with").await;
+    let how = RestoreChoice::default();
+    for from in [&without, &with] {
+        let copy = counting.pg().create_from(&home.create(), from, &how).await;
+        let copy = copy.unwrap().record.name;
+        // Of the first.
+        assert_eq!(*visits.lock().unwrap(), 1);
+        assert_eq!(sql(&home.neon, copy.as_str(), "select 1").await, "1");
+        if from.id == with.id {
+            let rows = sql(&home.neon, copy.as_str(), "select count(*) from u").await;
+            assert_eq!(rows, "1");
+        }
+        pg.stop(&copy).await.unwrap();
+    }
+}
+
 async fn a_copy_lives_beside_its_origin(major: PgMajor) {
     let home = Fixture::of(major);
     let pg = home.neon.pg();

@@ -516,6 +516,57 @@ async fn configuration_stays_as_it_is_also_what_is_not_there_any_more() {
     neon.pg().stop(&pg).await.unwrap();
 }
 
+/// Whom the pass file names is whom the state has that the instance ends at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkout_whose_recovery_dies_after_the_password_was_given_leaves_the_login_of_before() {
+    let home = Fixture::new();
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    let snap = take(neon, "pgdata1", "a").await;
+    let instance = neon.pg().instance(&pg).await.unwrap();
+    let pass_file = instance.pass_file().unwrap().to_owned();
+    let password = fs::read_to_string(&pass_file).unwrap();
+    let password = password.trim_end().rsplit(':').next().unwrap().to_owned();
+    let boss = format!("create role boss superuser login password '{password}'");
+    run(neon, "pgdata1", &boss).await;
+    let login = format!("*:*:*:boss:{password}\n");
+    fs::write(&pass_file, &login).unwrap();
+    run(neon, "pgdata1", "alter role postgres rename to former").await;
+    let pid_file = instance.data_dir().join("postmaster.pid");
+    let once = std::sync::atomic::AtomicBool::new(false);
+    let (seen, says) = (pass_file.clone(), login.clone());
+    let hasty = home.with(|options| {
+        options.at_step = Some(std::sync::Arc::new(move |step: &str| {
+            if step == "checkout: visited" && !once.swap(true, std::sync::atomic::Ordering::SeqCst)
+            {
+                assert_eq!(fs::read_to_string(&seen).unwrap(), says);
+                let text = fs::read_to_string(&pid_file).unwrap();
+                let pid = text.lines().next().unwrap().parse().unwrap();
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            }
+        }));
+    });
+    let outcome = hasty.pg().checkout(&plan(neon, &snap).await).await;
+    assert!(outcome.is_err());
+    let record = neon.pg().record_of(&pg).unwrap();
+    assert_eq!(record.checkout, None);
+    // The server that died was ours: nothing of it is kept as a state of somebody.
+    assert!(
+        record.heads.iter().all(|head| head.lineage.is_some()),
+        "{:?}",
+        record.heads
+    );
+    assert_eq!(fs::read_to_string(&pass_file).unwrap(), login);
+    assert_eq!(sql(neon, "pgdata1", "select current_user").await, "boss");
+    // And once it comes to its end, it is the login of the snapshot.
+    neon.pg().checkout(&plan(neon, &snap).await).await.unwrap();
+    let user = sql(neon, "pgdata1", "select current_user").await;
+    assert_eq!(user, "postgres");
+    neon.pg().stop(&pg).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_server_wrote_before_a_failed_checkout_is_taken_back_is_kept() {
     let home = Fixture::new();
@@ -523,14 +574,14 @@ async fn what_a_server_wrote_before_a_failed_checkout_is_taken_back_is_kept() {
     let pg = name("pgdata1");
     neon.pg().create(&home.create()).await.unwrap();
     let snap = take(neon, "pgdata1", "a").await;
-    // So that its password has to be given again, which fails.
+    // So that its password has to be given again. No server starts on the copy of the snapshot, also that of its recovery.
     run(neon, "pgdata1", "alter role postgres connection limit 50").await;
     let instance = neon.pg().instance(&pg).await.unwrap();
     let auto = instance.data_dir().join("postgresql.auto.conf");
     let once = std::sync::atomic::AtomicBool::new(false);
     let hasty = home.with(|options| {
         options.at_step = Some(std::sync::Arc::new(move |step: &str| match step {
-            "checkout: recovered" if !once.swap(true, std::sync::atomic::Ordering::SeqCst) => {
+            "checkout: rewritten" if !once.swap(true, std::sync::atomic::Ordering::SeqCst) => {
                 fs::write(&auto, "no_such_setting = 1\n").unwrap();
             }
             "checkout: back" => {

@@ -206,7 +206,14 @@ impl Discovery {
             .filter(|dir| dir.is_absolute())
             .collect();
         all.extend(path.iter().map(|dir| (dir.clone(), Source::Path)));
-        let on_path = path.iter().map(|dir| dir.join("pg_config"));
+        // Where `/bin` is a link, the same one is there twice.
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for dir in path.iter().filter_map(|dir| dir.canonicalize().ok()) {
+            if !folders.contains(&dir) {
+                folders.push(dir);
+            }
+        }
+        let on_path = folders.iter().map(|dir| dir.join("pg_config"));
         for program in self.pg_configs.iter().cloned().chain(on_path) {
             if let Some(dir) = self.cache.bin_dir_told(&program, ask_pg_config) {
                 all.push((dir, Source::PgConfig));

@@ -28,6 +28,7 @@ use crate::instance::{Instance, ensure_socket_dir};
 use crate::pid_file::PidFile;
 use crate::process;
 use crate::settings::syntax::quote;
+use crate::stale;
 
 pub(crate) use rules::Rules;
 
@@ -245,6 +246,24 @@ pub(crate) async fn prepare(
             .with_hint("take it out of postgresql.auto.conf")
             .with_log(refusal));
         }
+    }
+}
+
+impl Instance {
+    /// What a start in quarantine would change, as [`Started::changes`](crate::Started::changes) of one has it, without the
+    /// start: links of tablespaces are turned as by one, and the server program reads the configuration. The server must
+    /// not run.
+    ///
+    /// Dropping the future ends that program.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start) with what can be known before.
+    pub async fn quarantine_changes(&self, options: &QuarantineOptions) -> Result<Vec<Change>> {
+        self.check_startable()?;
+        let _claim = stale::claim(self, stale::SURVIVORS_MAY_TAKE).await?;
+        let _files = Files(self);
+        let port = free_port(self, FIRST_PORT).unwrap_or(FIRST_PORT);
+        Ok(prepare(self, options, port).await?.changes)
     }
 }
 

@@ -84,6 +84,8 @@ pub(crate) struct Findings {
     pub(crate) new_timeline: Option<TimelineId>,
     pub(crate) complete: bool,
     pub(crate) ready: bool,
+    /// Somebody was let in once it was ready: what ends a session is not what ends the server.
+    pub(crate) visited: bool,
     pub(crate) failure: Option<Failure>,
     /// The segment that was restored last, and how often in a row.
     pub(crate) restored: Option<(SegmentName, u32)>,
@@ -145,7 +147,7 @@ impl Findings {
             "FATAL:  " | "PANIC:  " => {
                 self.show(line);
                 // What follows the first is only its consequence.
-                if self.failure.is_none() {
+                if self.failure.is_none() && (!self.visited || level == "PANIC:  ") {
                     self.failure = Some(failure(message));
                 }
                 None
@@ -350,6 +352,18 @@ mod tests {
             findings.note(line);
         }
         findings
+    }
+
+    #[test]
+    fn what_a_visitor_is_told_is_no_failure_of_the_server() {
+        let refused = "2026-11-20 10:01:31.123 UTC [7] FATAL:  role \"x\" does not exist";
+        let mut found = findings(&["LOG:  database system is ready to accept connections"]);
+        found.visited = true;
+        found.note(refused);
+        assert_eq!(found.failure, None);
+        found.note("2026-11-20 10:01:31.123 UTC [7] PANIC:  could not write");
+        assert!(found.failure.is_some());
+        assert!(findings(&[refused]).failure.is_some());
     }
 
     #[test]

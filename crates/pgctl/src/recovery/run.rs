@@ -1,6 +1,7 @@
 //! Running a recovery: a private server, watched through its log, ended at the target.
 
 use std::fs;
+use std::pin::pin;
 
 use neon_pg_layout::{BackupLabel, ControlFile, TimelineId, WalLevel};
 
@@ -17,11 +18,11 @@ use crate::recovery::plan::{Recovered, RecoveryEnd, RecoveryEvent, RecoveryPlan}
 use crate::recovery::settings::{Learnt, SYNC_METHOD};
 use crate::recovery::target::RecoveryTarget;
 use crate::recovery::verdict::{self, Evidence};
-use crate::recovery::watch::{Watch, was_consistent};
+use crate::recovery::watch::{Visit, Watch, was_consistent};
 use crate::stale;
 
 impl Instance {
-    /// Replays WAL up to the target on a private server that nobody can connect to, and returns when that
+    /// Replays WAL up to the target on a private server that nobody else can connect to, and returns when that
     /// server is gone.
     ///
     /// No file of the user is changed, and of the configuration only `postgresql.auto.conf` is read: all
@@ -54,11 +55,47 @@ impl Instance {
     pub async fn recover(
         &self,
         plan: &RecoveryPlan,
+        progress: impl FnMut(RecoveryEvent) + Send,
+    ) -> Result<Recovered> {
+        self.recover_visited(plan, None, progress).await
+    }
+
+    /// As [`recover`](Self::recover), and lets somebody in before the server of a
+    /// [promotion](RecoveryEnd::Promoted) is shut down: one start less than if they came after it.
+    ///
+    /// `visit` is polled once the server takes connections on its new timeline, and waited for; then it ends. It may
+    /// [connect](Self::connect) as any role without a password: nobody else reaches the folder of the socket. No
+    /// configuration makes transactions read-only or loads a library into a session; what a role or a database was given
+    /// (`ALTER ROLE … SET`) does. It is not polled when something is known to have failed. With the second value is what it came to; none when
+    /// it was not polled, since the end is another or recovery failed before.
+    ///
+    /// Dropping the future drops `visit`, and is as there.
+    ///
+    /// # Errors
+    /// As there, also after a visit: what it did is then done, or not.
+    pub async fn recover_and<T: Send>(
+        &self,
+        plan: &RecoveryPlan,
+        progress: impl FnMut(RecoveryEvent) + Send,
+        visit: impl Future<Output = T> + Send,
+    ) -> Result<(Recovered, Option<T>)> {
+        let mut came = None;
+        let recovered = {
+            let visit = pin!(async { came = Some(visit.await) });
+            self.recover_visited(plan, Some(visit), progress).await?
+        };
+        Ok((recovered, came))
+    }
+
+    async fn recover_visited(
+        &self,
+        plan: &RecoveryPlan,
+        mut visit: Option<Visit<'_>>,
         mut progress: impl FnMut(RecoveryEvent) + Send,
     ) -> Result<Recovered> {
         let mut learnt = Learnt::default();
         match self
-            .recover_to(plan, &plan.target, &mut learnt, &mut progress)
+            .recover_to(plan, &plan.target, &mut learnt, &mut visit, &mut progress)
             .await
         {
             // A server that meets no record at all has not stopped at the first consistent state. It is there all the
@@ -69,7 +106,8 @@ impl Instance {
             {
                 let mut plan = plan.clone();
                 plan.without_segments = true;
-                self.recover_to(&plan, &RecoveryTarget::Latest, &mut learnt, &mut progress)
+                let target = RecoveryTarget::Latest;
+                self.recover_to(&plan, &target, &mut learnt, &mut visit, &mut progress)
                     .await
             }
             outcome => outcome,
@@ -83,10 +121,11 @@ impl Instance {
         plan: &RecoveryPlan,
         target: &RecoveryTarget,
         learnt: &mut Learnt,
+        visit: &mut Option<Visit<'_>>,
         progress: &mut (impl FnMut(RecoveryEvent) + Send),
     ) -> Result<Recovered> {
         loop {
-            match self.run_to(plan, target, learnt, progress).await? {
+            match self.run_to(plan, target, learnt, visit, progress).await? {
                 Run::Done(recovered) => return Ok(recovered),
                 Run::Raise(name, needed) => {
                     learnt.raised.insert(name, needed);
@@ -101,6 +140,7 @@ impl Instance {
         plan: &RecoveryPlan,
         target: &RecoveryTarget,
         learnt: &Learnt,
+        visit: &mut Option<Visit<'_>>,
         progress: &mut (impl FnMut(RecoveryEvent) + Send),
     ) -> Result<Run> {
         target.check()?;
@@ -131,6 +171,9 @@ impl Instance {
         };
         job.check_command().await?;
         let wanted = job.wanted_timeline().await?;
+        if visit.is_some() && plan.end == RecoveryEnd::Promoted {
+            job.folder.let_in(self.os_user())?;
+        }
         if plan.end == RecoveryEnd::Promoted
             && let Some(last) = plan.used_timelines.last()
         {
@@ -154,7 +197,7 @@ impl Instance {
             // Should we be killed, the guardian ends the server and removes the folder.
             scrap: Some(job.folder.path().to_owned()),
         })?;
-        watch.until_gone(&launched, progress).await?;
+        watch.until_gone(&launched, visit, progress).await?;
         drop(launched);
 
         let failure = watch.findings.failure.as_ref();

@@ -50,7 +50,7 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
     let mut settings: Vec<Setting> = Vec::new();
     let mut set = |name, value: &str| settings.push((name, value.to_owned()));
 
-    // Nobody is reached and nobody reaches it; nothing of the origin is written to.
+    // Nobody is reached, and nobody reaches it but who is let into its folder at the end; nothing of the origin is written to.
     for name in [
         "listen_addresses",
         "primary_conninfo",
@@ -59,6 +59,9 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
         "archive_cleanup_command",
         "recovery_end_command",
         "unix_socket_group",
+        // For whoever is let in at the end.
+        "session_preload_libraries",
+        "local_preload_libraries",
     ] {
         set(name, "");
     }
@@ -69,13 +72,21 @@ pub(crate) fn settings(control: &ControlFile, around: &Surroundings<'_>) -> Resu
         "autovacuum",
         "logging_collector",
         "restart_after_crash",
+        "default_transaction_read_only",
     ] {
         set(name, "off");
+    }
+    // `autovacuum` off does not keep it from what is old. Files may have stepped aside, and nobody waits for it.
+    for name in [
+        "autovacuum_freeze_max_age",
+        "autovacuum_multixact_freeze_max_age",
+    ] {
+        set(name, "2000000000");
     }
     set("max_logical_replication_workers", "0");
     set("unix_socket_permissions", "0700");
     set("port", "5432");
-    // No session ever, so nothing is refused, or waited for, on account of one: neither smaller settings
+    // No session while it replays, so nothing is refused, or waited for, on account of one: neither smaller settings
     // than the primary's nor a setting the primary raises while we replay. But 13 stops at WAL of
     // wal_level=minimal only on account of sessions, else it warns and goes on with what may be missing.
     set(
@@ -205,6 +216,12 @@ fn by_major(major: PgMajor) -> Vec<Setting> {
             PgMajor::V17,
             PgMajor::V18,
             "sync_replication_slots",
+            "off".to_owned(),
+        ),
+        (
+            PgMajor::V17,
+            PgMajor::V18,
+            "event_triggers",
             "off".to_owned(),
         ),
     ];

@@ -114,19 +114,34 @@ pub(crate) fn check_not_before(
     Ok(())
 }
 
+/// Whether the server came to a stand where it was asked to.
+pub(crate) fn is_reached(target: &RecoveryTarget, findings: &Findings, at_end: bool) -> bool {
+    match target {
+        RecoveryTarget::Latest => at_end,
+        target => findings
+            .stopped
+            .as_ref()
+            .is_some_and(|point| answers(point, target)),
+    }
+}
+
+/// Whether a server that was to be promoted is, as far as it can tell while it runs: nothing is known that would make an
+/// error of it.
+pub(crate) fn is_promoted(target: &RecoveryTarget, findings: &Findings, at_end: bool) -> bool {
+    findings.ready
+        && findings.complete
+        && findings.new_timeline.is_some()
+        && findings.failure.is_none()
+        && is_reached(target, findings, at_end)
+}
+
 /// The result of the run.
 pub(crate) fn judge(evidence: &Evidence<'_>) -> Result<Recovered> {
     if let Some(failure) = &evidence.findings.failure {
         return Err(failed(evidence, failure));
     }
     let found = evidence.findings;
-    let stopped = match evidence.target {
-        RecoveryTarget::Latest => evidence.at_end,
-        target => found
-            .stopped
-            .as_ref()
-            .is_some_and(|point| answers(point, target)),
-    };
+    let stopped = is_reached(evidence.target, found, evidence.at_end);
     let state = evidence.control.state;
     let (position, timeline, ended) = match evidence.end {
         RecoveryEnd::InRecovery => {
@@ -288,4 +303,41 @@ pub(crate) fn missing(evidence: &Evidence<'_>) -> Error {
     };
     let reason = format!("was not reached: {what}, {why}");
     Error::new(kind, evidence.target.to_string(), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DONE: [&str; 4] = [
+        "LOG:  recovery stopping after reaching consistency",
+        "LOG:  selected new timeline ID: 2",
+        "LOG:  archive recovery complete",
+        "LOG:  database system is ready to accept connections",
+    ];
+
+    fn found(lines: &[&str]) -> Findings {
+        let mut found = Findings::new("");
+        for line in lines {
+            found.note(line);
+        }
+        found
+    }
+
+    #[test]
+    fn what_is_known_to_have_failed_is_not_promoted() {
+        let immediate = RecoveryTarget::Immediate;
+        assert!(is_promoted(&immediate, &found(&DONE), false));
+        for without in DONE {
+            let lines: Vec<&str> = DONE.into_iter().filter(|line| *line != without).collect();
+            assert!(!is_promoted(&immediate, &found(&lines), false), "{without}");
+        }
+        let mut failed = found(&DONE);
+        failed.note("FATAL:  WAL ends before consistent recovery point");
+        assert!(!is_promoted(&immediate, &failed, false));
+        // The end of WAL is only where the server was told so.
+        let latest = RecoveryTarget::Latest;
+        assert!(!is_promoted(&latest, &found(&DONE), false));
+        assert!(is_promoted(&latest, &found(&DONE), true));
+    }
 }

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::pin::Pin;
 
 use neon_pg_layout::{ControlFile, Lsn, SegmentName};
 use rustix::process::Signal;
 
+use crate::command::POLL;
 use crate::durable::{self, Scrap};
 use crate::error::{Error, ErrorKind, Result};
 use crate::launch::Launched;
@@ -19,8 +20,9 @@ use crate::recovery::settings::DECODE_AHEAD;
 use crate::recovery::target::RecoveryTarget;
 use crate::recovery::verdict;
 
-/// How often the log is looked at.
-const POLL: Duration = Duration::from_millis(20);
+/// Somebody who wants a word with the server once it is promoted: polled only then, and to its end.
+pub(crate) type Visit<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
+
 /// So often the server must have come back for the same segment before we believe that it has replayed all
 /// there is: once or twice it asks before and while it reads the segment from `pg_wal`.
 const TIMES_ASKED: usize = 5;
@@ -63,6 +65,7 @@ impl Watch<'_> {
     pub(crate) async fn until_gone(
         &mut self,
         launched: &Launched,
+        visit: &mut Option<Visit<'_>>,
         progress: &mut (impl FnMut(RecoveryEvent) + Send),
     ) -> Result<()> {
         loop {
@@ -78,6 +81,14 @@ impl Watch<'_> {
             }
             if self.findings.ready {
                 self.promote_file = None;
+                if self.job.plan.end == RecoveryEnd::Promoted
+                    && !self.told
+                    && verdict::is_promoted(self.job.target, &self.findings, self.at_end)
+                    && let Some(visit) = visit.take()
+                {
+                    self.findings.visited = true;
+                    visit.await;
+                }
                 self.end(launched)?;
             }
             if self.job.target == &RecoveryTarget::Latest && !self.at_end && self.asked_in_vain() {

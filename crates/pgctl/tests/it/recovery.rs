@@ -604,6 +604,111 @@ fn a_recovery_ends_when_its_host_is_killed() {
     .unwrap();
 }
 
+/// Whoever visits the server at its end works on the new timeline, before it is gone.
+fn a_visit_is_made_once_and_lasts(major: PgMajor) {
+    let history = History::write(major);
+    let instance = history.fresh("visited");
+    // What would keep a visitor from its work.
+    let auto = instance.data_dir().join("postgresql.auto.conf");
+    let mut text = fs::read_to_string(&auto).unwrap();
+    text.push_str("default_transaction_read_only = on\nsession_preload_libraries = 'not_there'\n");
+    fs::write(&auto, text).unwrap();
+    let ended = plan(&history.archive, RecoveryTarget::Immediate);
+    let visit = async {
+        let mut client = instance.connect("postgres").await.unwrap();
+        let said = client
+            .simple_query("create table visited (); select pg_is_in_recovery()")
+            .await
+            .unwrap();
+        client.close().await;
+        said.last()
+            .and_then(|set| set.value(0, 0))
+            .map(str::to_owned)
+    };
+    let promoted = ended.clone().with_end(RecoveryEnd::Promoted);
+    let (recovered, came) = runtime()
+        .block_on(instance.recover_and(&promoted, |_| {}, visit))
+        .unwrap();
+    assert_eq!(recovered.state, ClusterState::ShutDown);
+    assert_eq!(came.flatten().as_deref(), Some("f"));
+    fs::write(&auto, "").unwrap();
+    assert_eq!(numbers_after(&instance, "table visited"), "1");
+
+    // One that stays in recovery has no visitors.
+    let instance = history.fresh("not-visited");
+    let nobody = async { panic!("somebody came") };
+    let (recovered, came) = runtime()
+        .block_on(instance.recover_and::<()>(&ended, |_| {}, nobody))
+        .unwrap();
+    assert_eq!(recovered.state, ClusterState::ShutDownInRecovery);
+    assert_eq!(came, None);
+}
+
+#[test]
+fn a_visit_is_made_once_and_lasts_13() {
+    a_visit_is_made_once_and_lasts(PgMajor::V13);
+}
+
+#[test]
+fn a_visit_is_made_once_and_lasts_18() {
+    a_visit_is_made_once_and_lasts(PgMajor::V18);
+}
+
+/// Visits that do not go well: one that is refused, one whose session dies and takes the server along, one that is dropped.
+#[test]
+fn a_visit_that_goes_wrong_is_judged_by_what_becomes_of_the_server() {
+    let history = History::write(PgMajor::V18);
+    let promoted =
+        plan(&history.archive, RecoveryTarget::Immediate).with_end(RecoveryEnd::Promoted);
+
+    let instance = history.fresh("refused");
+    let refused = async {
+        let nobody = instance
+            .clone()
+            .without_pass_file()
+            .with_superuser("nobody");
+        nobody.connect("postgres").await.is_err()
+    };
+    let (recovered, came) = runtime()
+        .block_on(instance.recover_and(&promoted, |_| {}, refused))
+        .unwrap();
+    assert_eq!(recovered.state, ClusterState::ShutDown);
+    assert_eq!(came, Some(true));
+
+    let instance = history.fresh("crashed");
+    let crashing = async {
+        let mut client = instance.connect("postgres").await.unwrap();
+        let said = client
+            .simple_query("select pg_backend_pid()")
+            .await
+            .unwrap();
+        let pid = said[0].value(0, 0).unwrap().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        client.simple_query("select 1").await.is_err()
+    };
+    let outcome = runtime().block_on(instance.recover_and(&promoted, |_| {}, crashing));
+    assert!(outcome.is_err(), "{outcome:?}");
+    assert!(postgres_in(instance.data_dir()).is_empty());
+
+    let instance = history.fresh("dropped");
+    let (say, said) = tokio::sync::oneshot::channel();
+    let endless = async {
+        let _client = instance.connect("postgres").await.unwrap();
+        say.send(()).unwrap();
+        std::future::pending::<()>().await;
+    };
+    runtime().block_on(async {
+        tokio::select! {
+            _ = instance.recover_and(&promoted, |_| {}, endless) => panic!("it came to an end"),
+            begun = said => begun.unwrap(),
+        }
+    });
+    assert!(postgres_in(instance.data_dir()).is_empty());
+    assert_eq!(fs::read_dir(instance.socket_dir()).unwrap().count(), 0);
+    assert_eq!(numbers(&instance), "1");
+}
+
 macro_rules! per_major {
     ($($module:ident $major:ident)*) => {$(
         mod $module {

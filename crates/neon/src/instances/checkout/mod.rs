@@ -38,7 +38,7 @@ use crate::events::Event;
 use crate::instances::checkout::keep::Keep;
 use crate::instances::checkout::places::own_places;
 use crate::instances::heads::head_name;
-use crate::instances::isolate::{include, keep_password, roles};
+use crate::instances::isolate::{give_password, include, keep_password, put_login, roles};
 use crate::instances::restore::{Ending, ownership, read_control, recover, target, timelines_in};
 use crate::instances::{Base, Instances, PgRecord, between};
 use crate::name::Name;
@@ -377,17 +377,30 @@ impl Instances<'_> {
         *touched |= executed.is_ok() || left.is_none() || theirs.is_none() || left == theirs;
         executed?;
         self.0.step("checkout: rewritten");
-        let timelines = self
-            .recover_in_place(&record, instance, snapshot, under_way, used)
-            .await?;
-        self.0.step("checkout: recovered");
         // The superuser of another instance, or of another time, may have another password than our pass file.
-        let facts = snapshot.facts();
-        let same = facts.instance.as_ref() == Some(&record.id)
-            && roles_before.is_some()
-            && roles_before == roles(instance);
-        if !same && record.adopted.is_none() {
-            keep_password(self.0, instance, facts, self.0.os_user()?.as_ref()).await?;
+        let (facts, user) = (snapshot.facts(), self.0.os_user()?);
+        let other = || {
+            let same = facts.instance.as_ref() == Some(&record.id)
+                && roles_before.is_some()
+                && roles_before == roles(instance);
+            !same && record.adopted.is_none()
+        };
+        let give = Box::pin(async {
+            // Should we be killed from here on: what is left is of our own server.
+            self.keep_mark(name, instance)?;
+            let given = give_password(self.0, instance, facts).await;
+            self.0.step("checkout: visited");
+            given
+        });
+        let give = Some(give).filter(|_| other());
+        let recovered = self.recover_in_place(&record, instance, snapshot, under_way, used, give);
+        let (timelines, given) = Box::pin(recovered).await?;
+        self.0.step("checkout: recovered");
+        match given {
+            Some(given) => put_login(instance, given?, user.as_ref())?,
+            // Only replay brought other roles, or it was no time for a visit.
+            None if other() => keep_password(self.0, instance, facts, user.as_ref()).await?,
+            None => {}
         }
         self.say_done(name, under_way, &timelines)?;
         self.0.step("checkout: done");
@@ -457,15 +470,16 @@ impl Instances<'_> {
         .map(drop)
     }
 
-    /// Recovers what was rewritten onto a timeline that was never used. Returns all that were.
-    async fn recover_in_place(
+    /// Recovers what was rewritten onto a timeline that was never used. Returns all that were, and what a visit came to.
+    async fn recover_in_place<T: Send>(
         &self,
         record: &PgRecord,
         instance: &Instance,
         snapshot: &Snapshot,
         under_way: &UnderWay,
         used: BTreeSet<TimelineId>,
-    ) -> Result<BTreeSet<TimelineId>> {
+        visit: Option<impl Future<Output = T> + Send>,
+    ) -> Result<(BTreeSet<TimelineId>, Option<T>)> {
         let plan =
             RecoveryPlan::new(WalSource::Command("exit 1".to_owned()), target(snapshot)).in_place();
         let subject = format!("pg {}", record.name);
@@ -475,17 +489,32 @@ impl Instances<'_> {
             subject: &subject,
             instance,
         };
-        let timelines = recover(&ending, plan, used).await?;
+        let before = used.clone();
+        let recovered = recover(&ending, plan, used, visit).await;
+        if let Err(error) = &recovered
+            && error.kind() != ErrorKind::Busy
+            && let Ok(control) = read_control(instance.data_dir())
+            && !before.contains(&control.checkpoint.timeline)
+        {
+            // Nobody but our own server was ever there.
+            self.keep_mark(&record.name, instance)?;
+        }
+        let (timelines, came) = recovered?;
         if under_way.choice.configuration && record.adopted.is_none() {
             include(instance, self.0.os_user()?.as_ref())?;
         }
+        self.keep_mark(&record.name, instance)?;
+        Ok((timelines, came))
+    }
+
+    /// Writes down that the directory, as it is now, is what a server of ours left.
+    fn keep_mark(&self, name: &Name, instance: &Instance) -> Result<()> {
         let left = between::mark_in(instance.data_dir());
-        self.update(&record.name, |record| {
+        self.update(name, |record| {
             if let Some(under_way) = &mut record.checkout {
                 under_way.marks.extend(left);
             }
-        })?;
-        Ok(timelines)
+        })
     }
 
     /// Writes down that the instance is the snapshot, in a lineage of its own.

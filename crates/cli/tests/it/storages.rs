@@ -54,6 +54,8 @@ fn an_instance_shows_what_it_has_in_each_storage() {
     home.ok(&["storage", "attach", "-n", "tank", tank.to_str().unwrap()]);
     home.ok(&["pg", "create", "one", "--no-start"]);
     home.ok(&["snapshot", "create", "one@a"]);
+    // Of one second, and of one place in the log, none is the older.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     home.ok(&["snapshot", "create", "one@b", "-s", "tank"]);
     home.ok(&["snapshot", "push", "--to", "tank", "one@a"]);
     let shown = home.json(&["pg", "show", "one"]);

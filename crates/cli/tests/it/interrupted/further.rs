@@ -210,7 +210,9 @@ const DOCTOR: Verb = Verb {
     // Whether it says something of this machine afterwards is not the question.
     may: &[0, 1],
     after: |home, tag| {
-        // Alone it settles what was left, without another verb.
+        // A server that was stopped when something was hit is told of, and started by whoever wants it.
+        let started = home.run(&["pg", "start", "one"]);
+        assert!([0, 4].contains(&started.code), "{started:?}");
         content(home, tag);
         away(home, tag);
     },

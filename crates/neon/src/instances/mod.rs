@@ -5,6 +5,7 @@
 //! follows. Whatever a crash left in between, the next verb on that name finishes or takes back under the lock.
 
 mod adopt;
+mod all_at_once;
 mod archived;
 mod between;
 pub(crate) mod checkout;

@@ -24,6 +24,7 @@ use neon_snapshot_format::{Owner, SnapshotKind};
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
+use crate::instances::all_at_once::AllAtOnce;
 use crate::instances::archived::leave_to_others;
 use crate::instances::isolate::{as_it_is, ask, isolate};
 use crate::instances::trees::{self, Way};
@@ -462,66 +463,6 @@ impl Fill<'_> {
     }
 }
 
-/// Makes what is written below a new folder durable at once, where the system can, and not file by file as a server does,
-/// which waits a hundred times. Nobody sees the folder before; one that a power cut left is removed.
-struct AllAtOnce {
-    path: PathBuf,
-    /// Opened before anything is written: what fails from then on is reported through it.
-    folder: fs::File,
-}
-
-impl AllAtOnce {
-    fn of(path: &Path, wanted: bool) -> Result<Option<Self>> {
-        if !wanted {
-            return Ok(None);
-        }
-        let folder =
-            fs::File::open(path).map_err(|error| Error::io(path, "cannot be opened", error))?;
-        Ok(is_told_of_lost_writes(&folder).then(|| Self {
-            path: path.to_owned(),
-            folder,
-        }))
-    }
-
-    async fn flush(self) -> Result<()> {
-        let Self { path, folder } = self;
-        let flushed = tokio::task::spawn_blocking(move || {
-            #[cfg(target_os = "linux")]
-            rustix::fs::syncfs(&folder)?;
-            folder.sync_all()
-        });
-        let flushed = flushed.await.map_err(std::io::Error::other);
-        flushed
-            .and_then(|flushed| flushed)
-            .map_err(|error| Error::io(&path, "cannot be flushed", error))
-    }
-}
-
-/// Whether flushing a whole file system says what could not be written: in Linux from 5.8 on, and not where the file system is
-/// a program (FUSE), which need not be asked. Without an answer it does not.
-#[cfg(target_os = "linux")]
-fn is_told_of_lost_writes(folder: &fs::File) -> bool {
-    const FUSE: u32 = 0x6573_5546;
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let program = rustix::fs::fstatfs(folder)
-        .ok()
-        .is_none_or(|of| u32::try_from(of.f_type) == Ok(FUSE));
-    !program && release_of(&release).is_some_and(|release| release >= (5, 8))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_told_of_lost_writes(_: &fs::File) -> bool {
-    false
-}
-
-/// Major and minor of a kernel's release, as `6.1.0-18-amd64`.
-#[cfg(target_os = "linux")]
-fn release_of(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit());
-    let mut next = || numbers.next()?.parse().ok();
-    Some((next()?, next()?))
-}
-
 pub(super) fn ownership(user: Option<&OsUser>) -> Ownership {
     user.map_or(Ownership::Process, |user| {
         Ownership::Fixed(Owner {
@@ -669,17 +610,4 @@ pub(super) fn turn_tablespaces(staging: &Path, folder: &Path, user: Option<&OsUs
         }
     }
     Ok(())
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::release_of;
-
-    #[test]
-    fn the_release_of_a_kernel_is_read() {
-        assert_eq!(release_of("6.1.0-18-amd64\n"), Some((6, 1)));
-        assert_eq!(release_of("5.10-rc1"), Some((5, 10)));
-        assert_eq!(release_of("4.19.0+"), Some((4, 19)));
-        assert_eq!(release_of(""), None);
-    }
 }

@@ -1,8 +1,9 @@
 //! A home in a scratch folder, and the command on it.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use neon_testkit::{Installation, OsUser, PgMajor, Scratch};
@@ -190,4 +191,15 @@ pub(crate) fn ran(command: &mut Command) -> Ran {
         out: String::from_utf8(output.stdout).unwrap(),
         err: String::from_utf8(output.stderr).unwrap(),
     }
+}
+
+/// Begins an offer that goes on until it is ended, and what it says first.
+pub(crate) fn offering(serve: &mut Command) -> (Child, Value) {
+    let serve = serve.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut offer = serve.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(offer.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    (offer, serde_json::from_str(&line).unwrap())
 }

@@ -1,13 +1,12 @@
 //! Verbs that the main job does not use, and what goes wrong in them.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use neon_testkit::{Installation, PgMajor};
 use serde_json::Value;
 
 use crate::contract::documented;
-use crate::support::{Home, ran};
+use crate::support::{Home, offering, ran};
 
 /// An instance that does not run, with a snapshot of it.
 fn with_snapshot() -> Home {
@@ -20,17 +19,8 @@ fn with_snapshot() -> Home {
 #[test]
 fn a_stock_program_takes_what_is_offered() {
     let home = with_snapshot();
-    let mut offer = home
-        .command(&["-o", "ndjson", "snapshot", "serve", "p@a"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(offer.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let about: Value = serde_json::from_str(&line).unwrap();
+    let serve = ["-o", "ndjson", "snapshot", "serve", "p@a"];
+    let (mut offer, about) = offering(&mut home.command(&serve));
     documented(&about);
     let target = home.scratch().join("taken");
     let command = about["command"]

@@ -1,28 +1,17 @@
 //! An offer that is hit while a stock program takes it.
 
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use neon_testkit::{Installation, PgMajor};
 use rustix::process::{Pid, kill_process};
-use serde_json::Value;
 
 use super::{command, ended, nothing_left, place, quiet, random, signals, stage};
-use crate::support::Home;
+use crate::support::{Home, offering};
 
 /// Offers `one@a`, and has it taken into a folder of this name.
 fn offered(home: &Home, to: &str) -> (Child, Child) {
-    let mut offer = command(home, "-o ndjson snapshot serve one@a")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(offer.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let about: Value = serde_json::from_str(&line).unwrap();
+    let (offer, about) = offering(&mut command(home, "-o ndjson snapshot serve one@a"));
     let take = about["command"].as_str().unwrap();
     let take = take.replace("DIRECTORY", &place(home, to));
     let programs = Installation::of(PgMajor::V15).bin_dir();

@@ -147,13 +147,17 @@ impl Inventory {
         let executing = lists
             .iter()
             .filter(|list| list.body.stage == Stage::Executing);
-        let mut doomed = executing.flat_map(|list| &list.body.commits);
-        if let Some(object) = doomed.find(|object| held.contains(&object.id)) {
-            return Ok(Some(object.id));
-        }
-        let objects = list_commit_objects(repository).await?;
-        let there: HashSet<CommitId> = objects.into_iter().map(|object| object.id).collect();
-        Ok(held.into_iter().find(|id| !there.contains(id)))
+        let doomed: HashSet<&CommitObject> =
+            executing.flat_map(|list| &list.body.commits).collect();
+        let there = list_commit_objects(repository).await?;
+        let there: HashSet<CommitObject> = there.into_iter().collect();
+        // All of its objects: the list of a collection that was killed stays, also when the snapshot was brought again since.
+        let goes = |id: &CommitId| {
+            let objects = self.commits.range(CommitObject::first(*id)..);
+            let mut objects = objects.take_while(|(object, _)| object.id == *id);
+            objects.all(|(object, _)| doomed.contains(object) || !there.contains(object))
+        };
+        Ok(held.into_iter().find(goes))
     }
 
     /// The objects that are not needed: those that do not stand, but for what is held of a snapshot that is destroyed.

@@ -70,21 +70,23 @@ async fn a_snapshot_is_written_on_one_whose_frames_are_being_thinned() {
 /// Before, while, and after what is brought again is dropped.
 #[tokio::test]
 async fn what_was_dropped_is_copied_here_again_beside_collectors() {
+    let source_storage = Clocked::new();
+    let (source, first, second) = thinning(&source_storage, 0).await;
+    source.undo_destroy(first).await.unwrap();
+    let here = Clocked::new();
+    let repository = init(&here).await;
+    for id in [first, second] {
+        source.copy_to(&repository, id).await.unwrap();
+    }
+    repository.destroy(first).await.unwrap();
     for times in 0..4 {
+        if times > 0 {
+            repository.collect().await.unwrap();
+            here.advance(GRACE * 2);
+        }
         let scene = async || {
-            let source_storage = Clocked::new();
-            let (source, first, second) = thinning(&source_storage, 0).await;
-            source.undo_destroy(first).await.unwrap();
-            let storage = Clocked::new();
-            let repository = init(&storage).await;
-            for id in [first, second] {
-                source.copy_to(&repository, id).await.unwrap();
-            }
-            repository.destroy(first).await.unwrap();
-            for _ in 0..times {
-                repository.collect().await.unwrap();
-                storage.advance(GRACE * 2);
-            }
+            let (storage, source) = (here.duplicate().await, source_storage.duplicate().await);
+            let source = open(&source).await;
             let gate = Gate::new(4);
             let actors = vec![
                 copier(gate.storage(&storage, 0), source, first),

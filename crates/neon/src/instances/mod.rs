@@ -26,6 +26,7 @@ mod runs_here;
 mod shared_places;
 mod stopping;
 mod trash;
+mod trash_left;
 mod trees;
 mod unlogged;
 mod used;
@@ -55,6 +56,7 @@ pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, NOBODY, has_room, place_for};
 pub use trash::TrashedPg;
+pub use trash_left::LeftInTrash;
 pub use used::bytes_on_disk;
 
 /// What instances are made in by `neon-pgctl`, each locked by who makes it.

@@ -24,4 +24,5 @@ mod snapshots;
 mod storages;
 mod support;
 mod taken;
+mod trash;
 mod undone;

@@ -6,6 +6,7 @@ mod arrivals;
 mod checkouts;
 mod details;
 mod doctor;
+mod ended;
 mod first;
 mod instances;
 mod killed;

@@ -27,3 +27,4 @@ mod support;
 mod taken;
 mod trash;
 mod undone;
+mod visits;

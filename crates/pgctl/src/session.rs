@@ -83,7 +83,7 @@ impl Instance {
     }
 
     /// A connection URI for the running server, with user and password: over TCP if it listens there, else
-    /// over its socket. Any client library takes it.
+    /// over its socket, and so without a password, which a server asks for over TCP. Any client library takes it.
     ///
     /// # Errors
     /// [`NotRunning`](ErrorKind::NotRunning).
@@ -97,7 +97,9 @@ impl Instance {
             user = format!("{user}:{}", percent(password));
         }
         let (port, database) = (file.port.unwrap_or_default(), percent(database));
-        Ok(match (file.listen.as_deref(), &file.socket_dir) {
+        let listens = file.listen.as_deref();
+        let listens = listens.filter(|_| login.password.is_some() || file.socket_dir.is_none());
+        Ok(match (listens, &file.socket_dir) {
             (None, Some(dir)) => {
                 let dir = percent(&dir.display().to_string());
                 format!("postgresql://{user}@/{database}?host={dir}&port={port}")
@@ -110,6 +112,14 @@ impl Instance {
             }
             (Some(host), _) => format!("postgresql://{user}@{host}:{port}/{database}"),
         })
+    }
+
+    /// Who root has to run a program as that connects by the [URI](Self::uri): the user that the server runs as, where no
+    /// password is known and the socket lets in who somebody is (`peer`). Nobody else, and nobody but root, has to.
+    #[must_use]
+    pub fn peer(&self) -> Option<&OsUser> {
+        let by_socket = self.login().password.is_none();
+        (by_socket && OsUser::current().is_root() && !self.user.is_root()).then_some(&self.user)
     }
 
     pub(crate) fn not_running(&self) -> Error {

@@ -8,6 +8,7 @@ mod details;
 mod doctor;
 mod ended;
 mod first;
+mod imports;
 mod instances;
 mod killed;
 mod mended;

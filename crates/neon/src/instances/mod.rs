@@ -50,6 +50,7 @@ pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan};
 pub use create::CreatePg;
 pub use heads::Head;
 pub use kept_log::KeptLog;
+pub(crate) use mounted::led_to;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;

@@ -19,7 +19,7 @@ use crate::events::Event;
 use crate::home::random_id;
 use crate::operation::seconds;
 use crate::snapshots::Snapshots;
-use crate::snapshots::bring::{Arrival, Bringing, Brought, bring};
+use crate::snapshots::bring::{Arrival, Bringing, Brought, Origin, bring};
 use crate::snapshots::imported::{Stopped, facts};
 use crate::snapshots::inspection::Inspection;
 use crate::snapshots::judge::Shape;
@@ -115,7 +115,9 @@ impl Snapshots<'_> {
         client.major().map_err(failed)?;
         self.keep_log(&mut client, subject).await?;
         let shape = shape(&mut client).await.map_err(failed)?;
-        let system = client.identify_system().await.map_err(failed)?;
+        let identity = client.identify_system().await.map_err(failed)?;
+        let system = SystemIdentifier::new(identity.system_identifier).ok();
+        let at = identity.position;
         let mut options = BaseBackupOptions::default();
         options.label = format!("neon import {}", arrival.name);
         options.checkpoint = Checkpoint::Fast;
@@ -161,7 +163,7 @@ impl Snapshots<'_> {
         };
         let arrival = Arrival {
             page_size: u32::try_from(shape.page_size.bytes()).unwrap_or_default(),
-            system: SystemIdentifier::new(system.system_identifier).ok(),
+            origin: system.map(|system| Origin { system, at }),
             ..arrival
         };
         let writing = bring(self.0, arrival, move |bringing| read.send(bringing));

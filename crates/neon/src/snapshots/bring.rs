@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, WriteReport};
 use neon_pagestore::{CommitId, Facts, NameOutcome, Repository, SnapshotName, Summary, Writing};
-use neon_pg_layout::{Lsn, SystemIdentifier};
+use neon_pg_layout::{ControlFile, Lsn, SystemIdentifier};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
@@ -89,8 +89,25 @@ pub(crate) struct Arrival<'a> {
     /// Bytes of a page.
     pub(crate) page_size: u32,
     /// Of which cluster, if that is known before it comes: what a snapshot of the same one has is not stored again.
-    pub(crate) system: Option<SystemIdentifier>,
+    pub(crate) origin: Option<Origin>,
     pub(crate) allow_bad_pages: bool,
+}
+
+/// The cluster that something comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) system: SystemIdentifier,
+    /// Where it was in its log, about.
+    pub(crate) at: Lsn,
+}
+
+impl Origin {
+    pub(crate) fn of(control: &ControlFile) -> Self {
+        Self {
+            system: control.system_identifier,
+            at: control.checkpoint.redo,
+        }
+    }
 }
 
 /// Writes what `feed` sends, and commits it with the facts that it returns.
@@ -107,12 +124,12 @@ pub(crate) async fn bring(
         name,
         instance,
         page_size,
-        system,
+        origin,
         allow_bad_pages,
     } = arrival;
     let failed = |error| Error::repository(to.label(), error);
-    let parent = match system {
-        Some(system) => newest_of(to, system).await?,
+    let parent = match origin {
+        Some(origin) => nearest(to, origin).await?,
         None => None,
     };
     let writing = to.repository.begin_writing().await.map_err(failed)?;
@@ -192,19 +209,25 @@ pub(crate) async fn bring(
     })
 }
 
-/// The newest snapshot of the cluster with this identifier: what comes from outside as a whole is compared with it page by page,
-/// and only what differs is stored.
-async fn newest_of(to: &StorageRepository, system: SystemIdentifier) -> Result<Option<CommitId>> {
+/// The snapshot of a cluster that is nearest in its log, the newest of several: what comes from outside as a whole is compared
+/// with it page by page, and only what differs is stored.
+async fn nearest(to: &StorageRepository, origin: Origin) -> Result<Option<CommitId>> {
     let listed = to.repository.list().await;
     let listed = listed.map_err(|error| Error::repository(to.label(), error))?;
-    let system = system.to_string();
+    let system = origin.system.to_string();
     let same = listed.iter().filter_map(|listed| {
         let summary = listed.summary.as_ref().ok()?;
         (summary.system == system).then_some((listed.id, summary))
     });
-    let stop = |summary: &Summary| summary.stop.as_ref()?.parse::<Lsn>().ok();
-    let newest = same.max_by_key(|(_, summary)| (summary.taken, stop(summary)));
-    Ok(newest.map(|(id, _)| id))
+    let away = |summary: &Summary| {
+        let stop = summary.stop.as_ref()?.parse::<Lsn>().ok()?;
+        Some(stop.0.abs_diff(origin.at.0))
+    };
+    let nearest = same.min_by_key(|(_, summary)| {
+        let away = away(summary).unwrap_or(u64::MAX);
+        (away, std::cmp::Reverse(summary.taken))
+    });
+    Ok(nearest.map(|(id, _)| id))
 }
 
 /// The parent, protected from collections. One that was destroyed this moment is none.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use neon_pagestore::changes::LogEnd;
 use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
 use neon_pg_layout::{
-    ClusterState, ControlFile, ManifestReader, PostmasterPid, SystemIdentifier, TimelineRange,
+    ClusterState, ControlFile, Lsn, ManifestItem, ManifestReader, PostmasterPid, TimelineRange,
 };
 use neon_pgctl::Quiet;
 use neon_snapshot_format::basebackup::BaseBackup;
@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::repositories::StorageRepository;
 use crate::snapshots::base_backup::check;
-use crate::snapshots::bring::{Arrival, Bringing, Brought, bring};
+use crate::snapshots::bring::{Arrival, Bringing, Brought, Origin, bring};
 use crate::snapshots::copying::size_of;
 use crate::snapshots::imported::facts;
 use crate::snapshots::judge::Shape;
@@ -99,7 +99,7 @@ pub struct Imported {
 impl Snapshots<'_> {
     /// Makes a snapshot of what is outside. The WAL that it needs to start is in it; a base backup without that is
     /// refused, and so is one that does not agree with its manifest. All of it is read; of a cluster of which the storage has a
-    /// snapshot, only pages that differ from the newest are stored. Archives say of which cluster they are too late for that,
+    /// snapshot, only pages that differ from the one nearest in its log are stored. Archives say of which cluster they are too late for that,
     /// unless a manifest beside them does (17 and later).
     ///
     /// Dropped or stopped: nothing exists but what a collection finds.
@@ -148,7 +148,7 @@ impl Snapshots<'_> {
             name: &name,
             instance,
             page_size: page_size(Shape::default()),
-            system: None,
+            origin: None,
             allow_bad_pages: wanted.allow_bad_pages,
         };
         let (brought, format) = match &wanted.source {
@@ -264,10 +264,10 @@ impl Snapshots<'_> {
             subject: &subject,
             ..arrival
         };
-        let bring = |(shape, system), feed: Feed| {
+        let bring = |(shape, origin), feed: Feed| {
             let arrival = Arrival {
                 page_size: page_size(shape),
-                system,
+                origin,
                 ..arrival
             };
             bring(self.0, arrival, feed)
@@ -282,7 +282,7 @@ impl Snapshots<'_> {
                 let quiet = Quiet::hold(&path, Duration::from_secs(60)).await;
                 let quiet = quiet.map_err(|error| Error::server(&*subject, error))?;
                 let brought = bring(
-                    (Shape::of(&known), Some(known.system_identifier)),
+                    (Shape::of(&known), Some(Origin::of(&known))),
                     Box::new(move |bringing| data_directory(bringing, &path, state, threads)),
                 );
                 let brought = brought.await?;
@@ -300,7 +300,7 @@ impl Snapshots<'_> {
                 let known = control(&path, &subject)?;
                 let shape = Shape::of(&known);
                 let brought = bring(
-                    (shape, Some(known.system_identifier)),
+                    (shape, Some(Origin::of(&known))),
                     Box::new(move |bringing| {
                         let mut source =
                             PlainBackup::open(&path).map_err(|error| bringing.format(error))?;
@@ -311,14 +311,14 @@ impl Snapshots<'_> {
                 Ok((brought.await?, "base backup"))
             }
             Detected::TarSet { .. } => {
-                let system = system_of_manifest(&path.join("backup_manifest"));
+                let origin = origin_of_manifest(&path.join("backup_manifest"));
                 let feed: Feed = Box::new(move |bringing| {
                     let mut source =
                         BaseBackup::in_directory(&path).map_err(|error| bringing.format(error))?;
                     let total = size_of_archives(bringing, &path)?;
                     in_order(bringing, &mut source, Shape::default(), total)
                 });
-                let brought = bring((Shape::default(), system), feed).await?;
+                let brought = bring((Shape::default(), origin), feed).await?;
                 Ok((brought, "base backup"))
             }
             Detected::Tar { .. } => {
@@ -357,17 +357,17 @@ impl Snapshots<'_> {
     ) -> Result<Brought> {
         let threads = self.0.options().threads;
         let subject = arrival.subject.to_owned();
-        let (file, system) = beside(move || {
+        let (file, origin) = beside(move || {
             let failed = |error| Error::format(&*subject, error);
             let file = NeonFile::open(reader, None).map_err(failed)?;
             let control = SnapshotPath::new("global/pg_control").map_err(failed)?;
             // What it says is said again, and believed or not, when it comes.
             let control = file.read(&control, 0, CONTROL_FILE).ok();
             let control = control.and_then(|bytes| ControlFile::decode(&bytes).ok());
-            Ok((file, control.map(|control| control.system_identifier)))
+            Ok((file, control.as_ref().map(Origin::of)))
         })
         .await?;
-        let arrival = Arrival { system, ..arrival };
+        let arrival = Arrival { origin, ..arrival };
         bring(self.0, arrival, move |bringing| {
             neon_file(bringing, &file, threads)
         })
@@ -529,15 +529,22 @@ fn control(path: &Path, subject: &str) -> Result<ControlFile> {
 }
 
 /// Of which cluster a backup is, where its manifest says so (17 and later): the archives say it last.
-fn system_of_manifest(path: &Path) -> Option<SystemIdentifier> {
+fn origin_of_manifest(path: &Path) -> Option<Origin> {
     let mut file = fs::File::open(path).ok()?;
     let (mut reader, mut buffer) = (ManifestReader::new(), vec![0; 64 << 10]);
+    let mut at = Lsn(0);
     loop {
         let count = io::Read::read(&mut file, &mut buffer).ok()?;
         let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
-            return reader.finish().ok()?;
+            let system = reader.finish().ok()??;
+            return Some(Origin { system, at });
         };
-        reader.push(bytes, drop).ok()?;
+        let keep = |item| {
+            if let ManifestItem::WalRange(range) = item {
+                at = at.max(range.end);
+            }
+        };
+        reader.push(bytes, keep).ok()?;
     }
 }
 

@@ -56,6 +56,12 @@ async fn a_second_import_costs_what_changed(major: PgMajor) {
     let of_file = import(&home, &text(&file), "file").await.unwrap();
     assert_eq!(of_file.parent, Some(second.id));
     costs_little(&of_file, &first);
+    // The same once more, after another: it is compared with what is nearest, not with the newest.
+    cluster.psql("update t set v = upper(v) where i < 300; checkpoint");
+    let third = import(&home, &address, "three").await.unwrap();
+    let again = import(&home, &text(&file), "again").await.unwrap();
+    assert_ne!(again.parent, Some(third.id));
+    costs_little(&again, &first);
     let tars = home.scratch.path().join("tars");
     let as_tars = ExportOptions::new(ExportFormat::BaseBackup);
     snapshots

@@ -330,7 +330,9 @@ fn a_home_that_is_out_of_sight_or_lost_its_name_is_not_an_empty_one() {
     let away = home.scratch().join("away");
     std::os::unix::fs::symlink(&away, home.path()).unwrap();
     for verb in [&["pg", "list"][..], &["pg", "create", "one"]] {
-        assert!(home.fails(6, verb).contains("leads to nothing"));
+        let said = home.fails(6, verb);
+        let nothing = format!("leads to nothing: there is no {}", away.display());
+        assert!(said.contains(&nothing), "{said}");
     }
     std::fs::remove_file(home.path()).unwrap();
     let said = home.run(&["pg", "list"]);

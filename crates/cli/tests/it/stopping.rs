@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::interrupted::content;
-use crate::support::Home;
+use crate::support::{Begun, Home};
 
 const WAITS: &str = "Waiting for the server of one, which is shutting down.";
 
@@ -69,17 +69,13 @@ fn number(pid_file: &PathBuf) -> Pid {
 
 /// A command that has said that it waits for the server.
 struct Waiting {
-    child: Child,
+    child: Begun,
     errors: BufReader<std::process::ChildStderr>,
 }
 
 impl Waiting {
     fn of(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Begun::of(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         while !said.contains(WAITS) {
@@ -108,7 +104,7 @@ fn a_server_that_shuts_down_is_waited_for() {
 
     // A stop that is killed while the server is at it.
     let held = HeldUp::hold(&home);
-    let mut stop = home.command(&["pg", "stop", "one"]).spawn().unwrap();
+    let mut stop = Begun::of(&mut home.command(&["pg", "stop", "one"]));
     held.is_stopping();
     stop.kill().unwrap();
     stop.wait().unwrap();
@@ -156,11 +152,7 @@ fn a_shutdown_that_waits_for_clients_is_waited_for_or_made_a_fast_one() {
     let pid_file = home.path().join("pg/one/data/postmaster.pid");
     let session = |home: &Home| {
         let mut psql = home.session("one");
-        let mut child = psql
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Begun::of(psql.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();

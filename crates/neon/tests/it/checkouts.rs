@@ -162,7 +162,10 @@ async fn rolls_back(major: PgMajor) {
         .find("pgdata1@HEAD{0}", None)
         .await
         .unwrap();
-    let back = plan(&neon, &head).await;
+    let mut measured = CheckoutChoice::default();
+    measured.measure = true;
+    let pg = name("pgdata1");
+    let back = neon.pg().plan_checkout(&pg, &head, measured).await.unwrap();
     assert!(back.rewrite.unwrap() > 0 && !back.running, "{back:?}");
     let done = neon.pg().checkout(&back).await.unwrap();
     assert!(!done.running);

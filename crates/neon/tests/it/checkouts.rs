@@ -42,7 +42,7 @@ fn relations(data: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// All of a snapshot, restored as it is.
-async fn whole(found: &Found, to: &Path) {
+pub(crate) async fn whole(found: &Found, to: &Path) {
     let snapshot = found.repository.snapshot(found.id).await.unwrap();
     let options = DirectoryOptions {
         tablespaces: TablespacePlaces::InPlace,
@@ -226,7 +226,7 @@ async fn a_snapshot_of_another_cluster_is_refused() {
 }
 
 /// An instance whose pages have no checksums.
-async fn bare(home: &Fixture) {
+pub(crate) async fn bare(home: &Fixture) {
     home.neon
         .pg()
         .create(&home.stopped("pgdata1"))

@@ -163,21 +163,17 @@ impl<'a> Comparison<'a> {
         let mut files = Files::named(self.snapshot.view());
         while let Some(file) = files.next(self.snapshot.maps(), &self.bridge)? {
             self.go_on()?;
-            let verdict = match self.note(&file) {
-                None => None,
-                Some(here) => Some((here, told.verdict(&file, here))),
+            let Some(here) = self.note(&file) else {
+                picked.pass(&file);
+                continue;
             };
-            let (here, ranges) = match verdict {
-                None => {
-                    picked.pass(&file);
-                    continue;
-                }
-                Some((_, Verdict::Compare)) => {
+            let ranges = match told.verdict(&file, here) {
+                Verdict::Same => Vec::new(),
+                Verdict::Pages(ranges) => ranges,
+                Verdict::Compare => {
                     picked.pick(&file);
                     continue;
                 }
-                Some((here, Verdict::Same)) => (here, Vec::new()),
-                Some((here, Verdict::Pages(ranges))) => (here, ranges),
             };
             picked.pass(&file);
             let entry = file.attributes.entry(file.path.clone());

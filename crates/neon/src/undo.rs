@@ -251,7 +251,10 @@ impl Neon {
                 let known = heads.find(|head| head.snapshot == id);
                 let storage = known.map_or(&record.storage, |head| &head.storage);
                 let found = self.head(storage, head, head_id).await?;
-                let choice = CheckoutChoice { configuration };
+                let choice = CheckoutChoice {
+                    configuration,
+                    ..CheckoutChoice::default()
+                };
                 let plan = Box::pin(self.pg().plan_checkout(&name, &found, choice)).await?;
                 let (done, trouble) = Box::pin(self.pg().checkout_unlogged(&plan, begun)).await?;
                 let what = format!("pg {name} is at {head}; what it was is {}", done.head);

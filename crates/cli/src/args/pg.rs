@@ -225,8 +225,20 @@ pub(crate) struct Checkout {
     /// Also the configuration and the certificates of the snapshot; without it those of today stay
     #[arg(long)]
     pub(crate) configuration: bool,
+    /// How the pages that differ are found: by the maps of snapshots where that is proven to be right, else by reading
+    /// all (auto); by reading all, which also repairs what a disk changed (content); or by maps only (map)
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) compare: Compare,
     #[command(flatten)]
     pub(crate) consent: Consent,
+}
+
+/// How a checkout finds the pages that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compare {
+    Auto,
+    Content,
+    Map,
 }
 
 #[derive(Debug, Args)]

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use neon_pg::{
-    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, CreatePg, Name, PgRecord,
-    RestoreChoice, ServerState, Stage,
+    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, Compare, CreatePg, Name,
+    PgRecord, RestoreChoice, ServerState, Stage,
 };
 use serde_json::{Map, Value, json};
 
 use super::{Scene, Then, data as as_data, mark, now, psql};
 use crate::args::NAME;
-use crate::args::pg::{Adopt, Checkout, Create, Destroy, Method, Pg, Trash};
+use crate::args::pg::{Adopt, Checkout, Compare as How, Create, Destroy, Method, Pg, Trash};
 use crate::asking::confirm;
 use crate::failure::{Failure, Outcome};
 use crate::render::{Align, Answer, Table, age, bytes};
@@ -304,6 +304,12 @@ async fn checkout(wanted: Checkout, scene: &Scene<'_>) -> Outcome<Answer> {
         .await?;
     let mut choice = CheckoutChoice::default();
     choice.configuration = wanted.configuration;
+    choice.compare = match wanted.compare {
+        How::Auto => Compare::Auto,
+        How::Content => Compare::Content,
+        How::Map => Compare::Map,
+    };
+    choice.measure = wanted.consent.dry_run;
     let plan = instances.plan_checkout(&name, &found, choice).await?;
     let text = plan_in_words(&plan);
     if wanted.consent.dry_run {

@@ -46,7 +46,7 @@ use crate::record::Lock;
 use crate::upkeep::with_causes;
 
 pub use adopt::{AdoptPg, AdoptedPg};
-pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan};
+pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Compare};
 pub use create::CreatePg;
 pub use heads::Head;
 pub use kept_log::KeptLog;

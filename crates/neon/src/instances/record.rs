@@ -126,6 +126,10 @@ pub struct Base {
     /// Where it is, while it is needed, of one in a storage that is not attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locator: Option<String>,
+    /// Where in the log the clean stop is with which the directory was handed over: from there on others ran servers on
+    /// it. Absent while it is being made, and of lineages that began before this was written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<String>,
 }
 
 /// Where an adopted cluster is.

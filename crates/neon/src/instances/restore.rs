@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::instances::all_at_once::AllAtOnce;
 use crate::instances::archived::leave_to_others;
+use crate::instances::checkout::handed_over;
 use crate::instances::isolate::{as_it_is, ask, isolate};
 use crate::instances::trees::{self, Way};
 use crate::instances::unlogged::Aside;
@@ -170,6 +171,7 @@ impl Instances<'_> {
                 isolate(neon, &instance, &staging, facts, asked.transpose()?, user).await?;
             }
             turn_tablespaces(&staging, &self.tablespaces(&claimed), user)?;
+            let handed_over = handed_over(instance.data_dir())?;
             self.0.step("create: isolated");
             self.0.go_on()?;
             self.update(&name, |record| {
@@ -184,6 +186,7 @@ impl Instances<'_> {
                 record.in_place_of = None;
                 if let Some(base) = &mut record.base {
                     base.locator = None;
+                    base.handed_over = handed_over;
                 }
             })
         }
@@ -223,6 +226,7 @@ impl Instances<'_> {
                 snapshot: from.id,
                 locator: storage.is_none().then(|| from.repository.locator.clone()),
                 storage,
+                handed_over: None,
             });
         })?;
         drop(attached);

@@ -42,7 +42,7 @@ fn relations(data: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// All of a snapshot, restored as it is.
-async fn whole(found: &Found, to: &Path) {
+pub(crate) async fn whole(found: &Found, to: &Path) {
     let snapshot = found.repository.snapshot(found.id).await.unwrap();
     let options = DirectoryOptions {
         tablespaces: TablespacePlaces::InPlace,
@@ -162,7 +162,10 @@ async fn rolls_back(major: PgMajor) {
         .find("pgdata1@HEAD{0}", None)
         .await
         .unwrap();
-    let back = plan(&neon, &head).await;
+    let mut measured = CheckoutChoice::default();
+    measured.measure = true;
+    let pg = name("pgdata1");
+    let back = neon.pg().plan_checkout(&pg, &head, measured).await.unwrap();
     assert!(back.rewrite.unwrap() > 0 && !back.running, "{back:?}");
     let done = neon.pg().checkout(&back).await.unwrap();
     assert!(!done.running);
@@ -223,7 +226,7 @@ async fn a_snapshot_of_another_cluster_is_refused() {
 }
 
 /// An instance whose pages have no checksums.
-async fn bare(home: &Fixture) {
+pub(crate) async fn bare(home: &Fixture) {
     home.neon
         .pg()
         .create(&home.stopped("pgdata1"))

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod arrivals;
+mod by_map;
 mod checkouts;
 mod details;
 mod doctor;

@@ -9,6 +9,7 @@
 //! listed in `docs/change-sources.md`, none of which a server relies on. The set may name more.
 
 pub(crate) mod fuzz;
+mod hint_logging;
 mod invalid;
 mod log_files;
 mod logged;
@@ -24,6 +25,7 @@ mod unlogged;
 mod validity;
 mod wal;
 
+pub use hint_logging::{HintLogging, NotLogged};
 pub use invalid::Invalid;
 pub use log_files::{LogFiles, SegmentDirectory, read_tail};
 pub use reason::CannotSay;

@@ -324,7 +324,7 @@ impl Gathered {
 
 /// Whether a record that begins here is the first from `start` on: it begins there, or behind the header of
 /// the page that begins there.
-fn starts_at(start: Lsn, begins: Lsn, page_size: u64) -> bool {
+pub(super) fn starts_at(start: Lsn, begins: Lsn, page_size: u64) -> bool {
     let header = begins.bytes_since(start);
     let at_page = start.offset_in(page_size) == 0;
     begins == start || at_page && header.is_some_and(|bytes| bytes <= WalPageHeader::LONG as u64)

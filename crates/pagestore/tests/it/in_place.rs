@@ -219,8 +219,8 @@ async fn a_map_alone_is_believed_only_where_it_can_be() {
     beside(move || {
         let open = || ExistingDirectory::open(&data, MAJOR).unwrap();
         // Maps of free space are written whatever the maps say.
-        let plan = RestorePlan::by_map(&to, &first, &open()).unwrap();
         let restore = RestoreOptions::default();
+        let plan = RestorePlan::by_map(&to, &first, &open(), &|_| false, &restore).unwrap();
         plan.execute(&to, open(), options, &restore).unwrap();
         assert_eq!(fs::read(&fork).unwrap(), before);
         assert_eq!(fs::read(data.join("base/1/notes")).unwrap(), [5; 8192]);
@@ -228,7 +228,7 @@ async fn a_map_alone_is_believed_only_where_it_can_be() {
         let mut control = fs::read(data.join(CONTROL)).unwrap();
         control[100] ^= 1;
         put(&data.join(CONTROL), &control);
-        let error = RestorePlan::by_map(&first, &to, &open()).unwrap_err();
+        let error = RestorePlan::by_map(&first, &to, &open(), &|_| false, &restore).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Inconsistent, "{error}");
     })
     .await;
@@ -239,7 +239,9 @@ async fn a_map_alone_is_believed_only_where_it_can_be() {
     let bare = Snapshot::open(&scene.repository, id, &maps).await.unwrap();
     beside(move || {
         let directory = ExistingDirectory::open(&source.data_dir(), MAJOR).unwrap();
-        let error = RestorePlan::by_map(&bare, &bare, &directory).unwrap_err();
+        let options = RestoreOptions::default();
+        let error =
+            RestorePlan::by_map(&bare, &bare, &directory, &|_| false, &options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     })
     .await;

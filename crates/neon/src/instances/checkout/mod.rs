@@ -2,20 +2,20 @@
 //!
 //! The record carries the journal, so that one write says both how far it is and what holds afterwards:
 //! 1. *saving*: the number of `HEAD{i}` is taken, the server stops, `HEAD{i}` is taken of the stopped cluster.
-//!    A crash until here is taken back: the directory was not touched.
-//! 2. *changing*: every timeline that was ever used, and the one that recovery will end on, are written down; then every
-//!    file is compared by content and what differs is rewritten, `pg_wal` among it; then recovery to the snapshot's
-//!    own end, onto that timeline. A crash anywhere in it is finished by doing all of it again, on one timeline
-//!    further.
+//!    Then the directory is compared with the snapshot. A crash until here is taken back: the directory was not touched.
+//! 2. *changing*: every timeline that was ever used, and the one that recovery will end on, are written down; then
+//!    what differs is rewritten, `pg_wal` among it; then recovery to the snapshot's own end, onto that timeline. A crash
+//!    anywhere in it is finished by doing all of it again, on one timeline further, after a comparison by content.
 //! 3. *starting*: one write of the record says that it has a new lineage, based on the snapshot. The server starts, if it
 //!    ran before, and the journal goes.
 //!
 //! The snapshot, and `HEAD{i}` as soon as it is taken, are [pinned](crate::pins) until then: nobody destroys or collects them.
 //!
-//! Pages are always compared by content, never by the maps of two snapshots. Without checksums or `wal_log_hints` nothing
-//! else is right (a hint that is newer than the target shows rows of transactions that never committed), and with
-//! them it is what also finds files that no snapshot holds: slots, and log that a recovery would read on into.
+//! Which pages differ is told by the maps of `HEAD{i}` and of the snapshot where that is proven to be enough, and else by reading
+//! all of them: [`compare`] says when and why. What is no page of a logged relation is always compared by content: that also
+//! finds files that no snapshot holds, such as slots, and log that a recovery would read on into.
 
+mod compare;
 mod keep;
 mod places;
 mod plan;
@@ -35,7 +35,7 @@ use serde::Serialize;
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::checkout::keep::Keep;
+use crate::instances::checkout::compare::{Grounds, seen_running};
 use crate::instances::checkout::places::own_places;
 use crate::instances::heads::head_name;
 use crate::instances::isolate::{give_password, include, keep_password, put_login, roles};
@@ -46,6 +46,8 @@ use crate::operation::{Begun, seconds};
 use crate::snapshots::redo;
 use crate::snapshots::room;
 
+pub use compare::Compare;
+pub(crate) use compare::handed_over;
 pub use plan::{CheckoutChoice, CheckoutPlan};
 pub(crate) use settle::{Phase, UnderWay};
 
@@ -61,7 +63,11 @@ pub struct CheckedOut {
     pub head: SnapshotName,
     /// Its id.
     pub head_id: CommitId,
-    /// Bytes that were compared.
+    /// How it was found out which pages to rewrite: `map` or `content`.
+    pub compared_by: &'static str,
+    /// Why not by maps, where nobody asked for a comparison by content.
+    pub not_by_map: Option<String>,
+    /// Bytes of the instance that were read and compared.
     pub compared: u64,
     /// Bytes that were rewritten.
     pub rewritten: u64,
@@ -123,6 +129,9 @@ impl Instances<'_> {
         let instance = self.open(&record).await?;
         let status = self.settled_status(&instance, name).await?;
         let snapshot = plan.found.open().await?;
+        // While it runs nobody turns checksums off or on.
+        let running = status.is_up().then(|| seen_running(instance.data_dir()));
+        let running = running.flatten();
         let under_way = UnderWay {
             phase: Phase::Saving,
             snapshot: plan.snapshot,
@@ -173,9 +182,14 @@ impl Instances<'_> {
                 "Rolling back {name}@CURRENT to {}.",
                 plan.asked
             )));
-            let (directory, compared) = self
-                .compare(&record, &instance, &snapshot, plan.choice)
-                .await?;
+            let grounds = Grounds {
+                record: record.clone(),
+                target: snapshot.clone(),
+                head: own.snapshot(head).await?,
+                together: own.name == to.name,
+                running,
+            };
+            let (directory, compared, by) = self.compare_best(&instance, grounds, plan).await?;
             if between::mark_in(instance.data_dir()) != mark {
                 return Err(Error::new(
                     ErrorKind::Busy,
@@ -195,10 +209,10 @@ impl Instances<'_> {
             redo::refuse(&created, Some(instance.data_dir()), &subject)?;
             self.0.step("checkout: compared");
             self.0.go_on()?;
-            Ok((head, directory, compared))
+            Ok((head, directory, compared, by))
         })
         .await;
-        let (head, directory, compared) = match saved {
+        let (head, directory, compared, by) = match saved {
             Ok(saved) => saved,
             Err(error) => return Err(self.give_up(name, &under_way, error).await),
         };
@@ -239,55 +253,14 @@ impl Instances<'_> {
             snapshot: plan.snapshot,
             head: head_name(name, under_way.head),
             head_id: head,
+            compared_by: if by.is_ok() { "map" } else { "content" },
+            not_by_map: by.err().flatten(),
             compared: total,
             rewritten,
             timeline,
             running: under_way.start && trouble.is_none(),
         };
         Ok((done, trouble))
-    }
-
-    /// Compares what is there with a snapshot, page by page. Changes nothing.
-    pub(crate) async fn compare(
-        &self,
-        record: &PgRecord,
-        instance: &Instance,
-        snapshot: &Snapshot,
-        choice: CheckoutChoice,
-    ) -> Result<(ExistingDirectory, RestorePlan)> {
-        let subject = format!("pg {}", record.name);
-        let name = &record.name;
-        let keep = Keep::of(instance, choice);
-        let (data, major) = (instance.data_dir().to_owned(), instance.major());
-        let snapshot = snapshot.clone();
-        let mut options = RestoreOptions::default();
-        options.threads = self.0.options().threads;
-        let about = subject.clone();
-        background::run(
-            self.0,
-            &subject,
-            self.writing(name),
-            || (),
-            move |cancel| {
-                options.cancel = cancel;
-                let directory = ExistingDirectory::open(&data, major)
-                    .map_err(|error| Error::format(about.clone(), error))?;
-                let mut plan = RestorePlan::by_content(
-                    &snapshot,
-                    &directory,
-                    &|path| keep.keeps(path),
-                    &options,
-                )
-                .map_err(|error| Error::repository(about, error))?;
-                // Those that are not here any more do not come back.
-                let entries = directory.entries().iter();
-                let here: BTreeSet<_> = entries.map(|entry| &entry.path).collect();
-                plan.files
-                    .retain(|path, _| keep.comes_back(path) || here.contains(path));
-                Ok((directory, plan))
-            },
-        )
-        .await
     }
 
     /// Where tablespaces go that are not there now: those of its own where they were, if nobody has the place.
@@ -364,7 +337,8 @@ impl Instances<'_> {
         let compared = match compared {
             Some(compared) => compared,
             None => {
-                self.compare(&record, instance, snapshot, under_way.choice)
+                // Half rewritten, it is no state that a map would tell of.
+                self.compare(&record, instance, snapshot, under_way.choice, None)
                     .await?
             }
         };
@@ -402,7 +376,8 @@ impl Instances<'_> {
             None if other() => keep_password(self.0, instance, facts, user.as_ref()).await?,
             None => {}
         }
-        self.say_done(name, under_way, &timelines)?;
+        let handed_over = handed_over(instance.data_dir())?;
+        self.say_done(name, under_way, &timelines, handed_over)?;
         self.0.step("checkout: done");
         Ok(())
     }
@@ -523,6 +498,7 @@ impl Instances<'_> {
         name: &Name,
         under_way: &UnderWay,
         timelines: &BTreeSet<TimelineId>,
+        handed_over: Option<String>,
     ) -> Result<()> {
         let lineage =
             LineageId::random().map_err(|error| Error::repository(format!("pg {name}"), error))?;
@@ -537,6 +513,7 @@ impl Instances<'_> {
                 snapshot: under_way.snapshot,
                 storage: Some(under_way.storage.clone()),
                 locator: None,
+                handed_over,
             });
             record.checkout = Some(UnderWay {
                 phase: Phase::Starting,

@@ -9,6 +9,7 @@ use neon_pgwire::Client;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::instances::checkout::compare::Compare;
 use crate::instances::heads::head_name;
 use crate::instances::restore::read_control;
 use crate::instances::{Instances, PgRecord, archived};
@@ -22,6 +23,12 @@ pub struct CheckoutChoice {
     /// With the configuration and the certificates of the snapshot. Without it those of today stay.
     #[serde(default)]
     pub configuration: bool,
+    /// How it is found out which pages to rewrite.
+    #[serde(default, skip_serializing_if = "Compare::is_auto")]
+    pub compare: Compare,
+    /// Whether the plan says how much of a stopped instance will be rewritten, for which it reads all of it.
+    #[serde(skip)]
+    pub measure: bool,
 }
 
 /// What a checkout would do, and what would be lost. Nothing is changed by making one.
@@ -61,7 +68,7 @@ pub struct CheckoutPlan {
     pub replicas: Vec<String>,
     /// Bytes of log that were written since the snapshot, where both are of one history.
     pub log_since: Option<u64>,
-    /// Bytes that will be rewritten; known only of a stopped instance.
+    /// Bytes that will be rewritten; known only of a stopped instance, and [if asked](CheckoutChoice::measure).
     pub rewrite: Option<u64>,
     /// Bytes of the snapshot: no more than this is compared, or rewritten.
     pub size: u64,
@@ -151,6 +158,14 @@ impl Instances<'_> {
             )
             .hinted("set wal_level = replica and restart it; then roll back"));
         }
+        if choice.compare == Compare::Map
+            && !(control.data_checksums || control.settings.wal_log_hints)
+        {
+            return Err(not_by_map(
+                name,
+                "hints on pages are not logged: page checksums and wal_log_hints are off",
+            ));
+        }
         let created = redo::of_snapshot(&snapshot, &subject).await?;
         redo::refuse(&created, Some(instance.data_dir()), &subject)?;
         let mut plan = CheckoutPlan {
@@ -204,8 +219,10 @@ impl Instances<'_> {
                 .stop
                 .filter(|_| known)
                 .and_then(|then| now.0.checked_sub(then.0));
-            if control.state.is_clean() {
-                let (_, compared) = self.compare(&record, &instance, &snapshot, choice).await?;
+            if choice.measure && control.state.is_clean() {
+                let (_, compared) = self
+                    .compare(&record, &instance, &snapshot, choice, None)
+                    .await?;
                 plan.rewrite = Some(compared.bytes);
             }
         }
@@ -248,6 +265,17 @@ impl Instances<'_> {
             false => Ok(None),
         }
     }
+}
+
+/// Who asked for maps alone gets no other way.
+pub(super) fn not_by_map(name: &Name, reason: &str) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        format!("pg {name}"),
+        "cannot be compared by maps",
+    )
+    .caused_by(reason.to_owned())
+    .hinted("without --compare map every page is compared")
 }
 
 /// What is adopted is not changed.

@@ -2,6 +2,7 @@
 
 mod chain;
 mod forged;
+mod hint_logging;
 mod online;
 mod proportion;
 mod rules;

@@ -23,6 +23,9 @@ use crate::repositories::{self, codec, duration};
 /// What every repository has; whether it is there does not matter, that the question is answered does.
 pub(crate) const ABOUT: &str = "neon.json";
 
+/// What may be a place.
+const PLACES: &str = "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path";
+
 /// The storage that every home has.
 pub const LOCAL: &str = "local";
 
@@ -68,7 +71,8 @@ impl StorageType {
                     ErrorKind::Invalid,
                     format!("storage {locator}"),
                     format!("no type of storage is at {other}://"),
-                ));
+                )
+                .hinted(PLACES));
             }
         })
     }
@@ -479,9 +483,7 @@ impl Storages<'_> {
         url: Option<&str>,
     ) -> Result<Locator> {
         let invalid = |subject: String, reason: String| {
-            Error::new(ErrorKind::Invalid, subject, reason).hinted(
-                "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path",
-            )
+            Error::new(ErrorKind::Invalid, subject, reason).hinted(PLACES)
         };
         let parse = |text: &str| {
             Locator::parse(text).map_err(|error| Error::storage("the place of the storage", error))

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -37,17 +37,7 @@ impl HeldUp {
 
     /// Tells the server to stop, and returns when it has heard.
     fn shut_down(&self, signal: Signal) {
-        kill_process(self.server, signal).unwrap();
-        self.is_stopping();
-    }
-
-    fn is_stopping(&self) {
-        while !fs::read_to_string(&self.pid_file)
-            .unwrap()
-            .contains("stopping")
-        {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        tell_to_stop(self.server, signal, &self.pid_file);
     }
 
     fn let_go(&self) {
@@ -62,7 +52,20 @@ impl Drop for HeldUp {
     }
 }
 
-fn number(pid_file: &PathBuf) -> Pid {
+/// Returns when a server has begun to shut down.
+fn until_stopping(pid_file: &Path) {
+    while !fs::read_to_string(pid_file).unwrap().contains("stopping") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Tells a server to stop, and returns when it has heard.
+fn tell_to_stop(server: Pid, signal: Signal, pid_file: &Path) {
+    kill_process(server, signal).unwrap();
+    until_stopping(pid_file);
+}
+
+fn number(pid_file: &Path) -> Pid {
     let text = fs::read_to_string(pid_file).unwrap();
     Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
 }
@@ -105,7 +108,7 @@ fn a_server_that_shuts_down_is_waited_for() {
     // A stop that is killed while the server is at it.
     let held = HeldUp::hold(&home);
     let mut stop = Begun::of(&mut home.command(&["pg", "stop", "one"]));
-    held.is_stopping();
+    until_stopping(&held.pid_file);
     stop.kill().unwrap();
     stop.wait().unwrap();
     let start = Waiting::of(home.command(&["pg", "start", "one"]));
@@ -159,12 +162,7 @@ fn a_shutdown_that_waits_for_clients_is_waited_for_or_made_a_fast_one() {
         assert_eq!(line, "there\n");
         child
     };
-    let told = |server: Pid| {
-        kill_process(server, Signal::TERM).unwrap();
-        while !fs::read_to_string(&pid_file).unwrap().contains("stopping") {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
+    let told = |server: Pid| tell_to_stop(server, Signal::TERM, &pid_file);
 
     let mut client = session(&home);
     let server = number(&pid_file);

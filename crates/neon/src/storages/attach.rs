@@ -2,6 +2,7 @@
 //! first snapshot that is meant for it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use futures_util::TryStreamExt;
 use neon_storage::{Key, ListOptions, Locator, Storage, StorageExt};
@@ -74,7 +75,16 @@ impl Storages<'_> {
         }
         let place = chosen.apply(name, locator)?;
         if ask {
-            let place = self.open_at(name, &place).await?;
+            let place = self.open_at(name, &place).await.map_err(|error| {
+                // Only the folder itself is made.
+                match locator.file_path().and_then(Path::parent) {
+                    Some(folder) if error.kind() == ErrorKind::NotFound => error.hinted(format!(
+                        "make the folder that it is in, or mount its disk: mkdir -p {}",
+                        folder.display()
+                    )),
+                    _ => error,
+                }
+            })?;
             self.ask(name, kind, &*place).await?;
         }
         let record = StorageRecord {

@@ -8,6 +8,7 @@ mod document1;
 mod error;
 mod events;
 mod home;
+mod installed;
 mod instances;
 mod name;
 mod neon;

@@ -1,6 +1,7 @@
 //! Storages: named places for snapshots and log, like remotes of git.
 
 mod attach;
+mod probe_memory;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -349,6 +350,8 @@ impl Storages<'_> {
         // No secret is in it.
         operation.detail("record", serde_json::to_string(&known).unwrap_or_default());
         operation.end(record::remove(&self.record(name.as_str())))?;
+        // It is of no use, and would be found out to be of another place.
+        drop(self.forget_probed(name));
         self.forget_used(name);
         Ok(known)
     }
@@ -461,15 +464,6 @@ impl Storages<'_> {
         let context = &self.0.options().context;
         let opened = self.0.options().registry.open(&folder, context).await;
         Ok((opened.map_err(failed)?, key))
-    }
-
-    async fn open_at(&self, name: &Name, locator: &Locator) -> Result<Arc<dyn Storage>> {
-        let options = self.0.options();
-        options
-            .registry
-            .open(locator, &options.context)
-            .await
-            .map_err(|error| Error::storage(format!("storage {name}"), error))
     }
 
     /// The place that a person means by the arguments of `storage attach`: a type, and a locator, a path or a URL.

@@ -344,13 +344,15 @@ impl Storages<'_> {
     }
 
     /// Checks a storage: every object is looked at, and that what snapshots need is there. With data, every stored byte
-    /// and every page is read. What is wrong is in the result, see [`CheckedStorage::require_sound`].
+    /// and every page is read. What is wrong is in the result, see [`CheckedStorage::require_sound`]. Nothing is written to it;
+    /// but what the home knows of it, who writes to it next finds out anew.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), also when there is no repository in it; what the storage answers.
     pub async fn check(&self, name: &Name, with_data: bool) -> Result<CheckedStorage> {
         let subject = format!("storage {name}");
         let found = self.required(name).await?;
+        self.forget_probed(name)?;
         let checked = self
             .0
             .snapshots()

@@ -61,9 +61,18 @@ impl Repository {
     /// # Errors
     /// [`Storage`](ErrorKind::Storage).
     pub async fn begin_writing(&self) -> Result<Writing> {
+        self.begin_writing_on(&[]).await
+    }
+
+    /// As [`begin_writing`](Self::begin_writing), by a writer that knows already which snapshots it builds on: its first
+    /// heartbeat names them, and to [protect](Writing::protect) them, which it has to as before, takes no further one.
+    ///
+    /// # Errors
+    /// [`Storage`](ErrorKind::Storage).
+    pub async fn begin_writing_on(&self, parents: &[CommitId]) -> Result<Writing> {
         Ok(Writing {
             repository: self.clone(),
-            lease: self.lease(&[]).await?,
+            lease: self.lease(parents).await?,
         })
     }
 

@@ -42,6 +42,8 @@ pub use adopt::{AdoptOptions, Adopted, ManagedBy, TablespaceLink};
 pub use bracket::{Backup, BackupBracket, BackupStart, BracketOptions, WalHold};
 pub use create::{CreateOptions, Locale};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "serde")]
+pub use installation::LearnedInstallations;
 pub use installation::{Discovered, Discovery, Installation, InstallationCache, Source, Version};
 pub use instance::Instance;
 pub use logs::{LogCursor, LogFiles};

@@ -27,6 +27,8 @@ pub(crate) struct Row {
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     pub(crate) rows: Vec<Row>,
+    /// What there was no room for on the disk, in words.
+    pub(crate) passed_over: Vec<String>,
 }
 
 pub(crate) const FIRST: &str = "first snapshot";
@@ -86,6 +88,15 @@ impl Results {
         let ours = self.row(&row.data, &row.stage, &row.peer_of)?;
         let figures = |row: &Row| row.samples.iter().map(&figure).collect::<Vec<f64>>();
         Spread::ratios(&figures(ours), &figures(row))
+    }
+
+    /// The time of one to that of another, where both took part.
+    pub(crate) fn between(&self, data: &str, stage: &str, who: &str, other: &str) -> Option<f64> {
+        let times = |who: &str| -> Option<Vec<f64>> {
+            let row = self.row(data, stage, who)?;
+            Some(row.samples.iter().map(|run| run.usage.wall).collect())
+        };
+        Some(Spread::ratios(&times(who)?, &times(other)?)?.median)
     }
 
     /// Each data set with its stages, in order.

@@ -16,6 +16,11 @@ use crate::measure::{Counters, Usage, flush};
 use crate::ours::{LZ4, ZSTD};
 use crate::tool::{Place, remove};
 
+/// What the floors are called.
+pub(crate) const PACK_ZSTD: &str = "floor: read + checks + zstd:1";
+pub(crate) const PACK_LZ4: &str = "floor: read + checks + lz4";
+pub(crate) const WRITE: &str = "floor: write + flush";
+
 /// What is read and compressed at a time.
 const CHUNK: u64 = 128 << 10;
 
@@ -29,8 +34,8 @@ pub(crate) fn all(place: &Place, results: &mut Results, data: &str) {
         let read = timed(|| each(&files, &chunks, |bytes| drop(std::hint::black_box(bytes))));
         add(FIRST, "floor: read", ZSTD, read);
         for (who, of, codec) in [
-            ("floor: read + checks + zstd:1", ZSTD, Codec::Zstd(1)),
-            ("floor: read + checks + lz4", LZ4, Codec::Lz4),
+            (PACK_ZSTD, ZSTD, Codec::Zstd(1)),
+            (PACK_LZ4, LZ4, Codec::Lz4),
         ] {
             let usage = timed(|| each(&files, &chunks, |bytes| encode(&bytes, codec)));
             add(FIRST, who, of, usage);
@@ -42,7 +47,7 @@ pub(crate) fn all(place: &Place, results: &mut Results, data: &str) {
             write(&files, &into);
             flush(&place.folder);
         });
-        add(RESTORE, "floor: write + flush", ZSTD, write);
+        add(RESTORE, WRITE, ZSTD, write);
         remove(&into);
     }
 }

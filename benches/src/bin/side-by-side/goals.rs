@@ -1,6 +1,7 @@
 //! What was set as a goal, and whether this run met it.
 
 use crate::contest::{FIRST, INCREMENTAL, RESTORE, ROLLBACK, Results, Row, Sample, next_after};
+use crate::floors::{PACK_LZ4, PACK_ZSTD, WRITE};
 use crate::ours::{LZ4, ZSTD};
 use crate::statistics::Spread;
 
@@ -12,6 +13,8 @@ pub(crate) struct Goal {
     pub(crate) asked: f64,
     /// None where the run did not measure it.
     pub(crate) ratio: Option<f64>,
+    /// The least that has to be done, to the peer: below that nobody gets on this machine. None where there is no such measure.
+    pub(crate) floor: Option<f64>,
 }
 
 impl Goal {
@@ -22,6 +25,7 @@ impl Goal {
 }
 
 const ZST: &str = "pgbackrest zst:1";
+const SERVER_ZSTD: &str = "pg_basebackup server zstd:1, 2 workers";
 
 /// All goals for each data set.
 pub(crate) fn judge(results: &Results) -> Vec<Goal> {
@@ -58,23 +62,43 @@ fn of(results: &Results, data: &str) -> Vec<Goal> {
         text: text.to_owned(),
         asked,
         ratio,
+        floor: None,
+    };
+    let above = |goal: Goal, stage: &str, floor: &str, peer: &str| Goal {
+        floor: results.between(data, stage, floor, peer),
+        ..goal
     };
     let lz4 = "pgbackrest lz4:1";
     vec![
-        goal(
-            "first snapshot, to pgbackrest, zstd",
-            0.4,
-            ratio(FIRST, ZST, &wall),
+        above(
+            goal(
+                "first snapshot, to pgbackrest, zstd",
+                0.4,
+                ratio(FIRST, ZST, &wall),
+            ),
+            FIRST,
+            PACK_ZSTD,
+            ZST,
         ),
-        goal(
-            &format!("first snapshot, to pgbackrest, lz4 ({LZ4})"),
-            0.4,
-            ratio(FIRST, lz4, &wall),
+        above(
+            goal(
+                &format!("first snapshot, to pgbackrest, lz4 ({LZ4})"),
+                0.4,
+                ratio(FIRST, lz4, &wall),
+            ),
+            FIRST,
+            PACK_LZ4,
+            lz4,
         ),
-        goal(
-            "first snapshot, to pg_basebackup with server zstd on two workers",
-            0.5,
-            ratio(FIRST, "pg_basebackup server zstd:1, 2 workers", &wall),
+        above(
+            goal(
+                "first snapshot, to pg_basebackup with server zstd on two workers",
+                0.5,
+                ratio(FIRST, SERVER_ZSTD, &wall),
+            ),
+            FIRST,
+            PACK_ZSTD,
+            SERVER_ZSTD,
         ),
         goal(
             "next snapshot at 0.1%, to pgbackrest incr (asked at scale 700)",
@@ -86,7 +110,12 @@ fn of(results: &Results, data: &str) -> Vec<Goal> {
             0.7,
             ratio(INCREMENTAL, "pg_basebackup --incremental", &bare),
         ),
-        goal("restore, to pgbackrest", 0.5, ratio(RESTORE, ZST, &wall)),
+        above(
+            goal("restore, to pgbackrest", 0.5, ratio(RESTORE, ZST, &wall)),
+            RESTORE,
+            WRITE,
+            ZST,
+        ),
         goal(
             "rollback after 1%, to pgbackrest delta restore",
             0.15,
@@ -115,6 +144,7 @@ mod tests {
         let mut results = Results::default();
         results.add("d", RESTORE, ZSTD, ZSTD, sample(1.0, 0));
         results.add("d", RESTORE, ZST, ZSTD, sample(2.5, 0));
+        results.add("d", RESTORE, WRITE, ZSTD, sample(0.5, 0));
         results.add("d", ROLLBACK, ZSTD, ZSTD, sample(1.0, 0));
         results.add(
             "d",
@@ -136,6 +166,8 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(found("restore").met(), Some(true));
+        assert_eq!(found("restore").floor, Some(0.2));
+        assert_eq!(found("first").floor, None);
         assert_eq!(found("rollback").met(), Some(false));
         assert_eq!(
             found("growth by ten next snapshots, to pgbackrest").met(),

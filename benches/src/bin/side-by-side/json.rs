@@ -36,7 +36,7 @@ pub(crate) fn document(
     let goals: Vec<Value> = goals
         .iter()
         .map(|goal| {
-            json!({"data": goal.data, "goal": goal.text, "asked": goal.asked, "measured": goal.ratio, "met": goal.met()})
+            json!({"data": goal.data, "goal": goal.text, "asked": goal.asked, "measured": goal.ratio, "met": goal.met(), "floor": goal.floor})
         })
         .collect();
     json!({
@@ -53,6 +53,7 @@ pub(crate) fn document(
         },
         "versions": versions,
         "results": rows,
+        "passed_over": results.passed_over,
         "goals": goals,
     })
 }

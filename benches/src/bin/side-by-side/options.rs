@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Only these stages; may be repeated
     #[arg(long, value_enum)]
     pub(crate) only: Vec<Stage>,
+    /// Only changes of so many percent of the pages before next snapshots, of 0, 0.1, 1 and 10; may be repeated
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) change: Vec<f64>,
     /// Go without a peer that is not here: pgbackrest, restic, zstd, pg_combinebackup, pg_rewind; may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) without: Vec<String>,
@@ -65,6 +68,8 @@ pub(crate) enum Kind {
 pub(crate) enum Stage {
     /// The first snapshot, and restoring it into an empty directory
     First,
+    /// Restoring alone, by those that keep more than one: of data for which copies of everybody have no room
+    Restore,
     /// Next snapshots after changes
     Next,
     /// Next snapshots of PostgreSQL 18 beside its own incremental backups
@@ -81,7 +86,17 @@ pub(crate) enum Stage {
 
 impl Options {
     pub(crate) fn wants(&self, stage: Stage) -> bool {
-        self.only.is_empty() || self.only.contains(&stage)
+        match stage {
+            // The stage of first snapshots has it.
+            Stage::Restore if self.only.is_empty() => false,
+            _ => self.only.is_empty() || self.only.contains(&stage),
+        }
+    }
+
+    /// Whether a change of such a share is asked for.
+    pub(crate) fn changes(&self, share: f64) -> bool {
+        let asked = |percent: &f64| (percent / 100.0 - share).abs() < 1e-9;
+        self.change.is_empty() || self.change.iter().any(asked)
     }
 
     pub(crate) fn rounds(&self) -> usize {

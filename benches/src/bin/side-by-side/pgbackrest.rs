@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use neon_testkit::OsUser;
+use neon_testkit::s3::S3Server;
 
 use crate::machine::cores;
 use crate::measure::Job;
@@ -21,6 +22,8 @@ pub(crate) struct Pgbackrest<'a> {
     codec: &'static str,
     folder: PathBuf,
     restored: PathBuf,
+    /// Where its repository is, in lines of its configuration, if that is not a folder.
+    bucket: Option<String>,
 }
 
 /// The script that is the source's `archive_command`, in whose name pgbackrest looks for its own; written before the server starts.
@@ -52,7 +55,41 @@ impl<'a> Pgbackrest<'a> {
             codec,
             folder: place.owned("repositories").join(&name),
             restored: place.owned("restored").join(&name),
+            bucket: None,
         }
+    }
+
+    /// With its repository in a bucket of this server, which must speak TLS.
+    pub(crate) fn in_bucket(
+        place: &'a Place,
+        path: &Path,
+        codec: &'static str,
+        server: &S3Server,
+        bucket: &str,
+    ) -> Self {
+        let name = format!("pgbackrest-{codec}-bucket");
+        let endpoint = server.endpoint();
+        let (host, port) = endpoint
+            .strip_prefix("https://")
+            .and_then(|address| address.split_once(':'))
+            .expect("a server that speaks TLS on a port");
+        let keys = server.options();
+        Self {
+            folder: place.owned("repositories").join(&name),
+            restored: place.owned("restored").join(&name),
+            bucket: Some(format!(
+                "repo1-type=s3\nrepo1-path=/counted\nrepo1-s3-bucket={bucket}\nrepo1-s3-endpoint={host}\n\
+                repo1-storage-port={port}\nrepo1-storage-verify-tls=n\nrepo1-s3-uri-style=path\n\
+                repo1-s3-region=us-east-1\nrepo1-s3-key={}\nrepo1-s3-key-secret={}\n",
+                keys.access_key, keys.secret_key
+            )),
+            ..Self::new(place, path, codec)
+        }
+    }
+
+    /// Makes the repository.
+    pub(crate) fn make(&self) -> Command {
+        self.on_source(&["stanza-create"])
     }
 
     fn configuration(&self) -> PathBuf {
@@ -111,9 +148,13 @@ impl Tool for Pgbackrest<'_> {
         OsUser::current().create_dir(&self.folder);
         let (source, codec) = (&self.place.source, self.codec);
         let logs = self.place.owned("logs/pgbackrest");
-        let (repository, socket) = (self.folder.display(), source.socket.display());
+        let socket = source.socket.display();
+        let repository = match &self.bucket {
+            Some(lines) => lines.clone(),
+            None => format!("repo1-path={}\n", self.folder.display()),
+        };
         let text = format!(
-            "[global]\nrepo1-path={repository}\nrepo1-bundle=y\nrepo1-block=y\nrepo1-retention-full=9\n\
+            "[global]\n{repository}repo1-bundle=y\nrepo1-block=y\nrepo1-retention-full=9\n\
             compress-type={codec}\ncompress-level=1\nprocess-max={}\nstart-fast=y\narchive-timeout=600\n\
             log-level-console=warn\nlog-level-file=off\nlock-path={}\nlog-path={}\nspool-path={}\n\
             [main]\npg1-path={}\npg1-socket-path={socket}\npg1-port={}\npg1-user=postgres\n",
@@ -125,7 +166,9 @@ impl Tool for Pgbackrest<'_> {
             source.port,
         );
         fs::write(self.configuration(), text).unwrap();
-        quietly(self.on_source(&["stanza-create"]));
+        if self.bucket.is_none() {
+            quietly(self.make());
+        }
     }
 
     fn before(&mut self) {

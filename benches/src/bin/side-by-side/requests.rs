@@ -1,6 +1,8 @@
-//! How many requests each thing of ours takes where everything is in a bucket, of a server of this process. Their number is
-//! the result; the time is that of a server that keeps everything in memory, over loopback.
+//! How many requests each thing takes where everything is in a bucket, of a server of this process: of ours and of pgbackrest, with
+//! the log that its archive gets meanwhile. Their number is the result; the time is that of a server that keeps everything in
+//! memory, over loopback, and of pgbackrest through TLS.
 
+use std::path::Path;
 use std::process::Command;
 
 use neon_testkit::s3::{S3Server, S3ServerOptions};
@@ -9,12 +11,15 @@ use crate::changes::{Change, Place as Where};
 use crate::contest::{BUCKET, Results, Sample};
 use crate::measure::{Job, measured};
 use crate::ours::{Home, ZSTD};
+use crate::pgbackrest::Pgbackrest;
 use crate::run::tell;
 use crate::server::Server;
-use crate::tool::{Place, port_of, quietly, remove};
+use crate::tool::{Place, Tool, port_of, quietly, remove};
 use crate::verify;
 
 const BUCKET_NAME: &str = "bucket";
+const FIRST: &str = "first snapshot";
+const NEXT: &str = "next snapshot, 0.1% of pages, random";
 
 pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str) {
     tell("requests: ours");
@@ -24,6 +29,10 @@ pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str)
         data,
     };
     ours(&mut counts, home);
+    if let Some(path) = place.peers.get("pgbackrest") {
+        tell("requests: pgbackrest");
+        pgbackrest(&mut counts, path);
+    }
 }
 
 struct Counts<'a> {
@@ -33,13 +42,13 @@ struct Counts<'a> {
 }
 
 impl Counts<'_> {
-    fn count(&mut self, server: &S3Server, stage: &str, job: Job) {
+    fn count(&mut self, server: &S3Server, stage: &str, who: &str, job: Job) {
         let before = server.requests();
         let (mut usage, _) = measured(job, &self.place.folder, None, false);
         usage.requests = Some(server.requests() - before);
         let sample = Sample { usage, added: None };
         let stage = format!("{BUCKET}{stage}");
-        self.results.add(self.data, &stage, ZSTD, ZSTD, sample);
+        self.results.add(self.data, &stage, who, ZSTD, sample);
     }
 
     fn change(&self) {
@@ -75,13 +84,12 @@ fn ours(counts: &mut Counts<'_>, home: &Home) {
     ]));
     let create =
         |snapshot: &str| Job::of([command(&["snapshot", "create", snapshot, "-s", "counted"])]);
-    counts.count(&server, "first snapshot", create("source@counted1"));
+    counts.count(&server, FIRST, ZSTD, create("source@counted1"));
     counts.change();
-    let next = "next snapshot, 0.1% of pages, random";
-    counts.count(&server, next, create("source@counted2"));
+    counts.count(&server, NEXT, ZSTD, create("source@counted2"));
     let wanted = verify::content(&counts.place.source);
     let list = Job::of([command(&["snapshot", "list", "-s", "counted"])]);
-    counts.count(&server, "list", list);
+    counts.count(&server, "list", ZSTD, list);
     let to = counts.place.owned("restored").join("counted");
     let export = [
         "snapshot",
@@ -94,7 +102,7 @@ fn ours(counts: &mut Counts<'_>, home: &Home) {
         "--format",
         "pgdata",
     ];
-    counts.count(&server, "restore", Job::of([command(&export)]));
+    counts.count(&server, "restore", ZSTD, Job::of([command(&export)]));
     let restored = Server {
         port: port_of("counted"),
         socket: counts.place.owned("s"),
@@ -105,4 +113,37 @@ fn ours(counts: &mut Counts<'_>, home: &Home) {
     verify::restored(&restored, &wanted, ZSTD);
     remove(&to);
     quietly(command(&["storage", "detach", "counted", "--yes"]));
+}
+
+/// The same steps of pgbackrest, with the archive that goes with them.
+fn pgbackrest(counts: &mut Counts<'_>, path: &Path) {
+    // It speaks nothing else.
+    let server = S3Server::start(S3ServerOptions {
+        tls: true,
+        ..S3ServerOptions::default()
+    });
+    let place = counts.place;
+    let mut tool = Pgbackrest::in_bucket(place, path, "zst", &server, BUCKET_NAME);
+    let who = tool.name();
+    tool.prepare();
+    tool.before();
+    // Ours makes its repository with the first snapshot, too.
+    let mut first = tool.first();
+    first.commands.insert(0, tool.make());
+    counts.count(&server, FIRST, &who, first);
+    tool.after();
+    counts.change();
+    tool.before();
+    if let Some(next) = tool.next() {
+        counts.count(&server, NEXT, &who, next);
+    }
+    tool.after();
+    let wanted = verify::content(&place.source);
+    if let Some(list) = tool.list() {
+        counts.count(&server, "list", &who, list);
+    }
+    let restore = tool.restore();
+    counts.count(&server, "restore", &who, restore);
+    verify::restored(&tool.restored(), &wanted, &who);
+    tool.discard();
 }

@@ -1,6 +1,6 @@
 //! Back to a snapshot: from a server that runs on changed data to one that runs on the old, and takes writes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::changes::{Change, Place as Where};
 use crate::contest::{ROLLBACK, Results, Sample};
@@ -24,6 +24,8 @@ struct Way<'a> {
     /// Brings the cluster to where it is rolled back to, running; not measured.
     reset: Box<dyn Fn(bool) + 'a>,
     job: Box<dyn Fn() -> Job + 'a>,
+    /// Removes its clusters, once it had its last turn: of a large one nobody has room for everybody's.
+    clear: Box<dyn Fn() + 'a>,
 }
 
 pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str) {
@@ -86,11 +88,10 @@ pub(crate) fn all(place: &Place, home: &Home, results: &mut Results, data: &str)
                 ZSTD,
                 Sample { usage, added: None },
             );
+            if round + 1 == place.options.rounds() {
+                (way.clear)();
+            }
         }
-    }
-    home.destroy("rolled");
-    for way in ways.iter().skip(1) {
-        quietly(way.server.stop("immediate"));
     }
     drop(ways);
     remove(&place.folder.join("rolled"));
@@ -126,7 +127,14 @@ fn of_ours<'a>(home: &'a Home, ours: &Ours) -> Way<'a> {
             let ask = ["pg", "psql", "rolled", "--", "-XAtqc", WRITABLE];
             Job::of([home.command(&back), home.command(&ask)])
         }),
+        clear: Box::new(move || home.destroy("rolled")),
     }
+}
+
+/// Stops a peer's server and removes its cluster.
+fn end(server: &Server) {
+    quietly(server.stop("immediate"));
+    remove(&server.data);
 }
 
 /// Stop, a step of the peer's own, start, and wait until it takes writes.
@@ -145,8 +153,7 @@ fn of_pgbackrest<'a>(place: &'a Place, tool: &'a Pgbackrest<'_>) -> Way<'a> {
     let data = cluster(place, "pgbackrest");
     neon_testkit::OsUser::current().create_dir(&data);
     let server = place.server_on(&data);
-    let of_reset = server.clone();
-    let of_job = server.clone();
+    let (of_reset, of_job, of_end) = (server.clone(), server.clone(), server.clone());
     Way {
         who: "pgbackrest --delta restore, zst:1".to_owned(),
         server,
@@ -157,6 +164,7 @@ fn of_pgbackrest<'a>(place: &'a Place, tool: &'a Pgbackrest<'_>) -> Way<'a> {
             }
         }),
         job: Box::new(move || around(&of_job, tool.restore_to(&of_job.data, &["--delta"]))),
+        clear: Box::new(move || end(&of_end)),
     }
 }
 
@@ -164,8 +172,7 @@ fn of_restic<'a>(place: &'a Place, tool: &'a Restic<'_>) -> Way<'a> {
     let data = cluster(place, "restic");
     neon_testkit::OsUser::current().create_dir(&data);
     let server = place.server_on(&data);
-    let of_reset = server.clone();
-    let of_job = server.clone();
+    let (of_reset, of_job, of_end) = (server.clone(), server.clone(), server.clone());
     Way {
         who: "restic restore --delete".to_owned(),
         server,
@@ -176,29 +183,24 @@ fn of_restic<'a>(place: &'a Place, tool: &'a Restic<'_>) -> Way<'a> {
             }
         }),
         job: Box::new(move || around(&of_job, tool.restore_to(&of_job.data))),
+        clear: Box::new(move || end(&of_end)),
     }
 }
 
 /// `pg_rewind` needs the whole of the snapshot as a second cluster that was promoted away from the first.
 fn of_rewind(place: &Place) -> Way<'_> {
     let other = cluster(place, "rewind-source");
-    quietly(shell(
-        "cp -a \"$1\" \"$2\"; touch \"$2/recovery.signal\"; echo \"restore_command = 'false'\" >>\"$2/postgresql.auto.conf\"",
-        &[&place.source.data, &other],
-    ));
-    let promoted = place.server_on(&other);
-    begin(&promoted, "the other side of pg_rewind");
-    promoted.checkpoint();
-    quietly(promoted.stop("fast"));
     let data = cluster(place, "rewind");
     let server = place.server_on(&data);
-    let of_reset = server.clone();
-    let of_job = server.clone();
+    let (of_reset, of_job, of_end) = (server.clone(), server.clone(), server.clone());
+    let (beside, of_source) = (other.clone(), other.clone());
     Way {
         who: "pg_rewind, from a whole copy".to_owned(),
         server,
         reset: Box::new(move |first| {
-            if !first {
+            if first {
+                promote(place, &beside);
+            } else {
                 quietly(of_reset.stop("immediate"));
             }
             remove(&of_reset.data);
@@ -211,11 +213,27 @@ fn of_rewind(place: &Place) -> Way<'_> {
         job: Box::new(move || {
             let mut rewind = of_job.client("pg_rewind");
             rewind.arg("--target-pgdata").arg(&of_job.data);
-            rewind.arg("--source-pgdata").arg(&other);
+            rewind.arg("--source-pgdata").arg(&of_source);
             let signal = shell("touch \"$1/recovery.signal\"", &[&of_job.data]);
             let mut job = around(&of_job, rewind);
             job.commands.insert(2, signal);
             job
         }),
+        clear: Box::new(move || {
+            end(&of_end);
+            remove(&other);
+        }),
     }
+}
+
+/// A copy of the source on a timeline of its own, stopped.
+fn promote(place: &Place, other: &Path) {
+    quietly(shell(
+        "cp -a \"$1\" \"$2\"; touch \"$2/recovery.signal\"; echo \"restore_command = 'false'\" >>\"$2/postgresql.auto.conf\"",
+        &[&place.source.data, other],
+    ));
+    let promoted = place.server_on(other);
+    begin(&promoted, "the other side of pg_rewind");
+    promoted.checkpoint();
+    quietly(promoted.stop("fast"));
 }

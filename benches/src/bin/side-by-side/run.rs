@@ -26,6 +26,9 @@ use crate::{clones, floors, goals, json, requests, rollback, svg, table, verify}
 /// How many next snapshots the goals on growth speak of.
 const SERIES: usize = 10;
 
+/// Left to the log, to repositories, and to others on the machine.
+const SPARE: u64 = 2 << 30;
+
 /// Runs everything that is asked for, and prints it.
 pub(crate) fn run(options: &Options, folder: &Path) {
     let machine = Machine::look(folder);
@@ -91,24 +94,26 @@ fn one(
         data: data.name(),
     };
     let mut tools = tools(&place);
-    if options.wants(Stage::First) || options.wants(Stage::Next) || options.wants(Stage::List) {
-        round.first(&mut tools);
+    // Those that have a notion of what changed; of two codecs one is enough for a quick look.
+    let goes_on =
+        |tool: &dyn Tool| tool.list().is_some() && (options.full || tool.peer_of() == ZSTD);
+    if !options.wants(Stage::First) {
+        // Nobody waits for what nobody compares.
+        tools.retain(|tool| goes_on(&**tool));
+    }
+    let any = [Stage::First, Stage::Restore, Stage::Next, Stage::List];
+    if any.into_iter().any(|stage| options.wants(stage)) {
+        round.first(&mut tools, &goes_on);
         loads.push(load());
     }
-    if options.wants(Stage::First) {
+    if options.wants(Stage::First) || options.wants(Stage::Restore) {
         tell("floors");
         floors::all(&place, round.results, &round.data);
     }
-    // Those that have a notion of what changed; of two codecs one is enough for a quick look.
-    tools.retain_mut(|tool| {
-        let stays = tool.list().is_some() && (options.full || tool.peer_of() == ZSTD);
-        if !stays {
-            tool.prepare();
-        }
-        stays
-    });
+    tools.retain(|tool| goes_on(&**tool));
     if options.wants(Stage::Next) {
         let steps = steps(options);
+        assert!(!steps.is_empty(), "--change: there is no such change");
         let last = steps.len() - 1;
         for (number, (change, rounds)) in steps.into_iter().enumerate() {
             // A quick run looks at what the series of ten and the last step of all give back, which have the others below them.
@@ -124,15 +129,18 @@ fn one(
         tool.prepare();
     }
     drop(tools);
-    if options.wants(Stage::Incremental) {
+    // The other source, a backup with what followed, the result of both, and a restore of ours.
+    if options.wants(Stage::Incremental) && round.room("backups of 18", 4) {
         round.incremental();
         loads.push(load());
     }
-    if options.wants(Stage::Rollback) {
+    // A peer's cluster at a time, and what it takes its own from.
+    if options.wants(Stage::Rollback) && round.room("rollbacks", 2) {
         rollback::all(&place, &home, round.results, &round.data);
         loads.push(load());
     }
-    if options.wants(Stage::Clone) {
+    // A tree, a copy beside it, and what is written into their clones.
+    if options.wants(Stage::Clone) && round.room("clones", 3) {
         clones::all(&place, &home, round.results, &round.data);
         loads.push(load());
     }
@@ -146,7 +154,7 @@ fn one(
 /// Which changes, and how often each.
 fn steps(options: &Options) -> Vec<(Change, usize)> {
     let again = if options.full { options.rounds() } else { 1 };
-    vec![
+    let all = [
         (Change::new(0.0, Where::Random), again),
         (Change::new(0.001, Where::Random), SERIES),
         (Change::new(0.001, Where::Local), again),
@@ -154,7 +162,11 @@ fn steps(options: &Options) -> Vec<(Change, usize)> {
         (Change::new(0.01, Where::Local), again),
         (Change::new(0.1, Where::Random), again),
         (Change::new(0.1, Where::Local), again),
-    ]
+    ];
+    let asked = all.into_iter();
+    asked
+        .filter(|(change, _)| options.changes(change.share))
+        .collect()
 }
 
 /// An instance of ours with the data in it, quiet: what everybody reads.
@@ -166,7 +178,8 @@ fn source(home: &Home, name: &str, major: PgMajor, data: Data, archive: Option<&
         ("checkpoint_timeout", "1d".to_owned()),
         ("log_checkpoints", "on".to_owned()),
         ("max_locks_per_transaction", "256".to_owned()),
-        ("max_wal_size", "16GB".to_owned()),
+        // Of a large load the log would take as much as the data otherwise.
+        ("max_wal_size", "4GB".to_owned()),
     ];
     if let Some(script) = archive {
         settings.push(("archive_mode", "on".to_owned()));
@@ -219,31 +232,57 @@ struct Rounds<'a> {
 }
 
 impl Rounds<'_> {
+    /// Whether so many more clusters of this size fit on the disk. What does not fit is passed over, and said to be.
+    fn room(&mut self, what: &str, clusters: u64) -> bool {
+        let wanted = Kept::of(&self.place.source.data).bytes * clusters + SPARE;
+        let disk = rustix::fs::statvfs(&self.place.folder).unwrap();
+        let free = disk.f_bavail * disk.f_frsize;
+        if free >= wanted {
+            return true;
+        }
+        let (wanted, free) = (table::bytes(wanted), table::bytes(free));
+        let said = format!(
+            "{what} of {}: they take {wanted}, and {free} are free",
+            self.data
+        );
+        tell(&said);
+        self.results.passed_over.push(said);
+        false
+    }
+
     fn add(&mut self, stage: &str, tool: &dyn Tool, usage: Usage, added: Option<Kept>) {
         let sample = Sample { usage, added };
         self.results
             .add(&self.data, stage, &tool.name(), tool.peer_of(), sample);
     }
 
-    /// First snapshots and restores of them, round after round.
-    fn first(&mut self, tools: &mut [Box<dyn Tool + '_>]) {
-        let wanted = verify::content(&self.place.source);
-        // For the other stages one is enough.
-        let rounds = if self.place.options.wants(Stage::First) {
-            self.place.options.rounds()
-        } else {
-            1
+    /// First snapshots and restores of them, round after round. What a tool took that does not go on from there goes as soon as it
+    /// was brought back: nobody has room for everybody's copy of a large cluster.
+    fn first(&mut self, tools: &mut [Box<dyn Tool + '_>], goes_on: &dyn Fn(&dyn Tool) -> bool) {
+        let options = &self.place.options;
+        let (counted, rounds) = match options.wants(Stage::First) || options.wants(Stage::Restore) {
+            true => (true, options.rounds()),
+            // For the other stages one is enough.
+            false => (false, 1),
         };
+        let wanted = verify::content(&self.place.source);
         for round in 0..rounds {
-            tell(&format!("first snapshots, round {}", round + 1));
+            tell(&format!(
+                "first snapshots and restores, round {}",
+                round + 1
+            ));
             for tool in tools.iter_mut() {
                 tool.prepare();
             }
-            self.turn(contest::FIRST, tools, round, |tool| Some(tool.first()));
-            if self.place.options.wants(Stage::First) {
-                tell(&format!("restores, round {}", round + 1));
-                self.restores(tools, round, &wanted, true);
-            }
+            let job = |tool: &mut dyn Tool| Some(tool.first());
+            self.turn(contest::FIRST, tools, round, job, |this, tool| {
+                if counted {
+                    this.restore(tool, &wanted, true);
+                }
+                if !goes_on(tool) {
+                    tool.prepare();
+                }
+            });
         }
     }
 
@@ -264,11 +303,11 @@ impl Rounds<'_> {
                     "the checkpoint of the change itself took {seconds:.2} s"
                 ));
             }
-            self.turn(&stage, tools, round, |tool| tool.next());
+            self.turn(&stage, tools, round, |tool| tool.next(), |_, _| {});
         }
         if look {
             let wanted = verify::content(&self.place.source);
-            self.restores(tools, 0, &wanted, false);
+            self.restores(tools, &wanted);
         }
     }
 
@@ -279,6 +318,7 @@ impl Rounds<'_> {
         tools: &mut [Box<dyn Tool + 't>],
         round: usize,
         mut job: impl FnMut(&mut dyn Tool) -> Option<Job>,
+        mut then: impl FnMut(&mut Self, &mut dyn Tool),
     ) {
         for cold in [false, true] {
             if cold && !tools.iter().any(|tool| tool.cold()) {
@@ -306,8 +346,8 @@ impl Rounds<'_> {
                 let (usage, _) = measured(job, &self.place.folder, server, cold_caches);
                 tool.after();
                 let added = Kept::of(&tool.repository()).since(before);
-                let tool = &*tools[number];
-                self.add(stage, tool, usage, Some(added));
+                self.add(stage, &*tools[number], usage, Some(added));
+                then(self, &mut *tools[number]);
             }
             if cold {
                 self.home.run(&["pg", "start", "source"]);
@@ -316,23 +356,20 @@ impl Rounds<'_> {
     }
 
     /// Restores of the last of each, started and compared.
-    fn restores(
-        &mut self,
-        tools: &mut [Box<dyn Tool + '_>],
-        round: usize,
-        wanted: &str,
-        count: bool,
-    ) {
+    fn restores(&mut self, tools: &mut [Box<dyn Tool + '_>], wanted: &str) {
+        for tool in tools {
+            self.restore(&mut **tool, wanted, false);
+        }
+    }
+
+    fn restore(&mut self, tool: &mut dyn Tool, wanted: &str, count: bool) {
         self.place.owned("restored");
-        for number in order(tools.len(), round) {
-            let tool = &mut tools[number];
-            let cold = self.place.options.cold;
-            let (usage, _) = measured(tool.restore(), &self.place.folder, None, cold);
-            verify::restored(&tool.restored(), wanted, &tool.name());
-            tool.discard();
-            if count {
-                self.add(contest::RESTORE, &*tools[number], usage, None);
-            }
+        let cold = self.place.options.cold;
+        let (usage, _) = measured(tool.restore(), &self.place.folder, None, cold);
+        verify::restored(&tool.restored(), wanted, &tool.name());
+        tool.discard();
+        if count {
+            self.add(contest::RESTORE, tool, usage, None);
         }
     }
 

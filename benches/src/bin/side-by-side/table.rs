@@ -35,6 +35,9 @@ pub(crate) fn machine(
 /// A table for each stage.
 pub(crate) fn results(results: &Results) -> String {
     let mut text = String::new();
+    for what in &results.passed_over {
+        writeln!(text, "\nPassed over: {what}.").unwrap();
+    }
     for (data, stage) in results.stages() {
         let rows = results
             .rows
@@ -102,7 +105,8 @@ fn line(results: &Results, row: &Row) -> String {
 /// The goals and whether they are met.
 pub(crate) fn goals(goals: &[Goal]) -> String {
     let mut text =
-        "\n### Goals\n\n| data | goal | asked | measured | |\n|---|---|---|---|---|\n".to_owned();
+        "\n### Goals\n\n| data | goal | asked | measured | | floor to peer |\n|---|---|---|---|---|---|\n"
+            .to_owned();
     for goal in goals {
         let measured = goal.ratio.map_or_else(|| "–".to_owned(), figure);
         let met = match goal.met() {
@@ -110,9 +114,10 @@ pub(crate) fn goals(goals: &[Goal]) -> String {
             Some(true) => "met",
             Some(false) => "**not met**",
         };
+        let floor = goal.floor.map_or_else(String::new, figure);
         writeln!(
             text,
-            "| {} | {} | {} | {measured} | {met} |",
+            "| {} | {} | {} | {measured} | {met} | {floor} |",
             goal.data, goal.text, goal.asked
         )
         .unwrap();
@@ -210,9 +215,10 @@ mod tests {
             text: "t".to_owned(),
             asked: 0.5,
             ratio,
+            floor: ratio.map(|ratio| ratio / 2.0),
         };
         let text = goals(&[goal(Some(0.4)), goal(Some(0.6)), goal(None)]);
-        assert!(text.contains("| 0.5 | 0.40 | met |"), "{text}");
+        assert!(text.contains("| 0.5 | 0.40 | met | 0.20 |"), "{text}");
         assert!(text.contains("| 0.5 | 0.60 | **not met** |"), "{text}");
         assert!(text.contains("| 0.5 | – | not measured |"), "{text}");
     }

@@ -136,6 +136,8 @@ impl Neon {
                 )
                 .hinted("give it in NEON_PASSPHRASE, or its key file");
         }
+        // What is known of it is looked at anew.
+        self.storages().forget_probed(name)?;
         let storage = self.storages().open(name).await?;
         let failed = |error| Error::storage(subject.as_str(), error);
         let can = storage.probe().await.map_err(failed)?;

@@ -184,8 +184,8 @@ impl Instances<'_> {
     pub(crate) async fn open(&self, record: &PgRecord) -> Result<Instance> {
         let subject = || format!("pg {}", record.name);
         self.is_mounted(record)?;
-        let installation = match self.0.installed().at(&record.bin_dir) {
-            Ok(installation) if installation.major().to_string() == record.major => installation,
+        let installation = match self.0.installed_at(&record.bin_dir).await {
+            Some(installation) if installation.major().to_string() == record.major => installation,
             // Upgraded or moved: any of the same major will do.
             _ => {
                 let major = record.major.parse().map_err(|_| {

@@ -37,6 +37,17 @@ pub(crate) enum Files {
 impl Files {
     /// A part of a file; nothing where there is no such file, or nothing behind that offset.
     pub(crate) async fn read(&self, path: &str, offset: u64) -> Result<Option<Vec<u8>>> {
+        self.read_some(path, offset, PIECE).await
+    }
+
+    /// As [`read`](Self::read), of so many bytes at most.
+    pub(crate) async fn read_some(
+        &self,
+        path: &str,
+        offset: u64,
+        most: u64,
+    ) -> Result<Option<Vec<u8>>> {
+        let most = most.min(PIECE);
         match self {
             Self::Snapshot(snapshot, subject) => {
                 let failed = |error| Error::repository(subject.as_str(), error);
@@ -46,7 +57,7 @@ impl Files {
                 if snapshot.stat(&path).await.map_err(failed)?.is_none() {
                     return Ok(None);
                 }
-                let bytes = snapshot.read_range(&path, offset..offset + PIECE).await;
+                let bytes = snapshot.read_range(&path, offset..offset + most).await;
                 let bytes = bytes.map_err(failed)?;
                 Ok((!bytes.is_empty()).then(|| bytes.to_vec()))
             }
@@ -58,7 +69,7 @@ impl Files {
                         return Ok(None);
                     };
                     let length = file.metadata().map_or(0, |facts| facts.len());
-                    let rest = length.saturating_sub(offset).min(PIECE);
+                    let rest = length.saturating_sub(offset).min(most);
                     let mut bytes = vec![0; usize::try_from(rest).unwrap_or(0)];
                     match file.read_exact_at(&mut bytes, offset) {
                         Ok(()) if !bytes.is_empty() => Ok(Some(bytes)),

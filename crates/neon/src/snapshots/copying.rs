@@ -331,15 +331,12 @@ pub(super) fn insert_position(instance: &Instance, kind: SnapshotKind) -> Insert
 /// Damaged pages of the parent that were not read again are damaged still.
 pub(super) async fn carry_bad_pages(
     target: &StorageRepository,
+    before: &Snapshot,
     mut commit: Commit,
     allow: bool,
     subject: &str,
 ) -> Result<Commit> {
-    let Some(parent) = commit.facts.parent else {
-        return Ok(commit);
-    };
     let of_target = |error| Error::repository(target.label(), error);
-    let before = target.snapshot(parent).await?;
     let known: Vec<_> = before
         .facts()
         .bad_pages
@@ -353,7 +350,7 @@ pub(super) async fn carry_bad_pages(
     if known.is_empty() {
         return Ok(commit);
     }
-    let after = Snapshot::of(parent, commit.clone(), &target.maps).map_err(of_target)?;
+    let after = Snapshot::of(before.id(), commit.clone(), &target.maps).map_err(of_target)?;
     for bad in known {
         let Ok(path) = neon_snapshot_format::SnapshotPath::new(bad.path.as_str()) else {
             continue;

@@ -3,6 +3,7 @@
 mod base_backup;
 mod blamed;
 mod bring;
+mod capture;
 mod catalogue;
 pub(crate) mod copying;
 pub(crate) mod create;

@@ -3,10 +3,8 @@
 use neon_pagestore::{CommitId, Listed, Summary};
 use neon_pg_layout::{ControlFile, Lsn};
 
-use crate::error::{Error, Result};
 use crate::instances::PgRecord;
 use crate::neon::Neon;
-use crate::repositories::StorageRepository;
 
 /// Which snapshot a new one shares its pages with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,22 +19,21 @@ pub enum ParentChoice {
     Snapshot(CommitId),
 }
 
-/// The parent for a snapshot of this instance in this repository.
-pub(crate) async fn choose(
+/// The parent for a snapshot of this instance in a repository that lists these.
+pub(crate) fn chosen(
     choice: &ParentChoice,
-    target: &StorageRepository,
+    listed: &[Listed],
     record: &PgRecord,
     control: &ControlFile,
-) -> Result<Option<CommitId>> {
+) -> Option<CommitId> {
     match choice {
-        ParentChoice::None => return Ok(None),
-        ParentChoice::Snapshot(id) => return Ok(Some(*id)),
-        ParentChoice::Best => {}
+        ParentChoice::None => None,
+        ParentChoice::Snapshot(id) => Some(*id),
+        ParentChoice::Best => {
+            let system = control.system_identifier.to_string();
+            best(listed, record, Some(&system))
+        }
     }
-    let listed = target.repository.list().await;
-    let listed = listed.map_err(|error| Error::repository(target.label(), error))?;
-    let system = control.system_identifier.to_string();
-    Ok(best(&listed, record, Some(&system)))
 }
 
 /// The parent of the next snapshot of an instance in a repository that lists these; nothing is known of the cluster's

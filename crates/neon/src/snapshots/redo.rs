@@ -122,7 +122,9 @@ async fn along(log: &Log<'_>, history: &TimelineHistory, found: &mut Created) ->
     let mut reader = WalReader::at_record(format.clone(), log.start);
     while reader.position() < log.stop {
         let at = reader.position();
-        let Some(bytes) = piece(log.files, &format, history, at).await? else {
+        // What lies behind the end, mostly all of the segment, is not read.
+        let most = log.stop.0.saturating_sub(at.0);
+        let Some(bytes) = piece(log.files, &format, history, at, most).await? else {
             return Ok(());
         };
         let mut input = bytes.as_slice();
@@ -158,12 +160,13 @@ async fn along(log: &Log<'_>, history: &TimelineHistory, found: &mut Created) ->
     Ok(())
 }
 
-/// Bytes of the log from a position on, out of the segment of the newest timeline that has them.
+/// So many bytes of the log at most from a position on, out of the segment of the newest timeline that has them.
 async fn piece(
     files: &Files,
     format: &WalFormat,
     history: &TimelineHistory,
     at: Lsn,
+    most: u64,
 ) -> Result<Option<Vec<u8>>> {
     let size = format.segment_size();
     let number = size.number_of(at);
@@ -173,7 +176,10 @@ async fn piece(
         }
         let name = SegmentName::containing(range.timeline, at, size);
         let path = format!("pg_wal/{name}");
-        let Some(mut bytes) = files.read(&path, at.offset_in(size.bytes())).await? else {
+        let Some(mut bytes) = files
+            .read_some(&path, at.offset_in(size.bytes()), most)
+            .await?
+        else {
             continue;
         };
         let rest = range.end.0.saturating_sub(at.0);

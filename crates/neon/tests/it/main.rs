@@ -18,6 +18,7 @@ mod offers;
 mod pinned;
 mod places;
 mod ports;
+mod probed;
 mod redo;
 mod remotes;
 mod restored;

@@ -120,7 +120,17 @@ impl LogWalk {
                     return Ok(ControlFlow::Break(()));
                 }
                 stopped = progress(self.reader.position()).is_break();
-                Ok(if stopped {
+                // The rest of a segment that was ended early is not read: mostly that is all of it.
+                let at = self.reader.position();
+                let rest = self
+                    .reader
+                    .unread_until()
+                    .and_then(|until| until.bytes_since(at));
+                let passing = rest.is_some_and(|rest| rest >= PIECE as u64);
+                if passing {
+                    self.reader.pass_unread();
+                }
+                Ok(if stopped || passing {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())

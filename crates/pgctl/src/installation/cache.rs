@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+#[cfg(feature = "serde")]
+use super::Version;
 use super::{Installation, folder_of_programs};
 use crate::error::Result;
 
@@ -20,6 +22,27 @@ struct Known {
     installations: HashMap<PathBuf, (Vec<Option<Stamp>>, Installation)>,
     /// Where each `pg_config` says its programs are.
     told: HashMap<PathBuf, (Option<Stamp>, PathBuf)>,
+    /// Something was learned that nobody [took](InstallationCache::learned).
+    news: bool,
+}
+
+/// What an [`InstallationCache`] knows of installations, to be kept by who lives longer than one process.
+///
+/// It holds where the programs still are the same files, by device, number, size and times: whoever changes one, changes these.
+#[cfg(feature = "serde")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LearnedInstallations(Vec<Learned>);
+
+#[cfg(feature = "serde")]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Learned {
+    stamps: Vec<Option<Stamp>>,
+    bin_dir: PathBuf,
+    major: String,
+    minor: u32,
+    library_path: Option<PathBuf>,
+    extension_lib_dir: Option<PathBuf>,
+    share_dir: Option<PathBuf>,
 }
 
 /// The programs that an [`Installation`] is known by.
@@ -27,6 +50,7 @@ const PROGRAMS: [&str; 3] = ["postgres", "initdb", "pg_config"];
 
 /// One state of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Stamp {
     file: (u64, u64),
     size: u64,
@@ -84,8 +108,57 @@ impl InstallationCache {
         }
         let installation = Installation::at(&bin_dir)?;
         let entry = (stamps, installation.clone());
-        self.known().installations.insert(bin_dir, entry);
+        let mut known = self.known();
+        known.installations.insert(bin_dir, entry);
+        known.news = true;
         Ok(installation)
+    }
+
+    /// What is known of installations, if anything was learned since this was asked last.
+    #[cfg(feature = "serde")]
+    pub fn learned(&self) -> Option<LearnedInstallations> {
+        let mut known = self.known();
+        if !std::mem::take(&mut known.news) {
+            return None;
+        }
+        let mut all: Vec<_> = known
+            .installations
+            .values()
+            .map(|(stamps, found)| Learned {
+                stamps: stamps.clone(),
+                bin_dir: found.bin_dir.clone(),
+                major: found.version.major.to_string(),
+                minor: found.version.minor,
+                library_path: found.library_path.clone(),
+                extension_lib_dir: found.extension_lib_dir.clone(),
+                share_dir: found.share_dir.clone(),
+            })
+            .collect();
+        all.sort_by(|one, other| one.bin_dir.cmp(&other.bin_dir));
+        Some(LearnedInstallations(all))
+    }
+
+    /// Takes what another one learned, where this one knows nothing. It is believed as long as it holds.
+    #[cfg(feature = "serde")]
+    pub fn recall(&self, learned: LearnedInstallations) {
+        let mut known = self.known();
+        for one in learned.0 {
+            let Ok(major) = one.major.parse() else {
+                continue;
+            };
+            let found = Installation {
+                bin_dir: one.bin_dir.clone(),
+                version: Version {
+                    major,
+                    minor: one.minor,
+                },
+                library_path: one.library_path,
+                extension_lib_dir: one.extension_lib_dir,
+                share_dir: one.share_dir,
+            };
+            let entry = (one.stamps, found);
+            known.installations.entry(one.bin_dir).or_insert(entry);
+        }
     }
 
     /// Forgets everything: whoever asks next is told how it is now.

@@ -17,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::os_user::OsUser;
 
 pub use cache::InstallationCache;
+#[cfg(feature = "serde")]
+pub use cache::LearnedInstallations;
 pub use discover::{Discovered, Discovery, Source};
 
 const PROBE_LIMIT: Duration = Duration::from_secs(30);

@@ -315,6 +315,13 @@ fn what_programs_said_is_remembered_until_they_are_others() {
     assert_eq!(calls(), "initdb pg_config pg_config postgres");
     assert_eq!(looks(), "15.1");
     assert_eq!(calls(), "");
+    // Another process knows what this one learned.
+    let learned = serde_json::to_string(&cache.learned().unwrap()).unwrap();
+    assert_eq!(cache.learned(), None);
+    let other = InstallationCache::new();
+    other.recall(serde_json::from_str(&learned).unwrap());
+    assert_eq!(other.at(&bin).unwrap(), cache.at(&bin).unwrap());
+    assert_eq!((calls().as_str(), other.learned()), ("", None));
     // An upgrade.
     let next = root.path().join("next");
     counting(&next, "15.2");
@@ -325,6 +332,8 @@ fn what_programs_said_is_remembered_until_they_are_others() {
         fs::rename(next.join(tool), bin.join(tool)).unwrap();
     }
     assert_eq!(looks(), "15.2");
+    assert_eq!(calls(), "initdb pg_config postgres");
+    assert_eq!(other.at(&bin).unwrap().version().to_string(), "15.2");
     assert_eq!(calls(), "initdb pg_config postgres");
     cache.clear();
     assert_eq!(looks(), "15.2");

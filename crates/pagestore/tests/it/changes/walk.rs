@@ -1,14 +1,17 @@
 //! Walks along logs made to order: what stops them, and how they go on.
 
+use std::io::{self, Read};
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use neon_pagestore::ErrorKind;
 use neon_pagestore::changes::{
-    Answer, CannotSay, ChangeSet, ChangeSource, ClusterFacts, FileChange, Hints, LogSource,
-    LogWalk, read_tail,
+    Answer, CannotSay, ChangeSet, ChangeSource, ClusterFacts, FileChange, Hints, LogFiles,
+    LogSource, LogWalk, read_tail,
 };
 use neon_pg_layout::wal::ResourceManager;
-use neon_pg_layout::{Fork, Lsn, PgMajor, TimelineId};
+use neon_pg_layout::{Fork, Lsn, PgMajor, SegmentName, TimelineId};
 use neon_testkit::forge::{Forge, PAGE, SEGMENT, main_data};
 
 use super::forged::{
@@ -354,4 +357,57 @@ fn any_change_of_a_log_is_survived() {
         damaged[at] ^= 1 << (number % 8);
         log_tail(&damaged[..at]);
     }
+}
+
+/// Segments, and how much of them was read.
+struct CountedFiles(Memory, Arc<AtomicU64>);
+
+struct CountedRead<'a>(Box<dyn Read + Send + 'a>, Arc<AtomicU64>);
+
+impl Read for CountedRead<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        self.1.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+impl LogFiles for CountedFiles {
+    fn open(
+        &mut self,
+        segment: SegmentName,
+        offset: u64,
+    ) -> io::Result<Option<Box<dyn Read + Send + '_>>> {
+        let opened = self.0.open(segment, offset)?;
+        let counter = Arc::clone(&self.1);
+        Ok(opened.map(|file| -> Box<dyn Read + Send> { Box::new(CountedRead(file, counter)) }))
+    }
+}
+
+#[test]
+fn the_rest_of_a_segment_that_was_ended_early_is_not_read() {
+    const ENDED: u64 = 4;
+    let mut forge = forge();
+    nothing(&mut forge);
+    for number in 0..ENDED {
+        change(&mut forge, relation(100), u32::try_from(number).unwrap());
+        // XLOG_SWITCH: what follows in the segment is of no consequence, whatever it is.
+        forge.record(ResourceManager::XLOG.0, 0x40, &[]);
+        let next = forge.bytes.len().next_multiple_of(SEGMENT as usize);
+        forge.bytes.resize(next, 0xAA);
+    }
+    change(&mut forge, relation(200), 7);
+    let end = nothing(&mut forge);
+    let read = Arc::new(AtomicU64::new(0));
+    let mut files = CountedFiles(Memory::of(&forge, 1), Arc::clone(&read));
+    let told = ask(&mut LogSource::new(span(first(), end), &mut files)).unwrap();
+    let known = changes(&forge, end).unwrap();
+    for (number, pages) in [(100, ENDED), (200, 8)] {
+        let path = format!("base/5/{number}");
+        let ours = of(&told, &path, pages, pages);
+        assert!(matches!(ours, FileChange::Pages { .. }), "{ours:?}");
+        assert_eq!(ours, of(&known, &path, pages, pages));
+    }
+    let read = read.load(Ordering::Relaxed);
+    assert!(read <= (ENDED + 1) * SEGMENT / 4, "{read}");
 }

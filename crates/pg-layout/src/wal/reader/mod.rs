@@ -203,6 +203,24 @@ impl WalReader {
         Lsn(self.at)
     }
 
+    /// Where reading goes on when nobody looks at the bytes before that: of a segment that was ended early, what follows the
+    /// record which says so.
+    #[must_use]
+    pub const fn unread_until(&self) -> Option<Lsn> {
+        match self.state {
+            State::Skip(until) if self.at < until => Some(Lsn(until)),
+            _ => None,
+        }
+    }
+
+    /// Goes on as if the bytes that [nobody looks at](Self::unread_until) had been fed, so that they need not be had.
+    pub fn pass_unread(&mut self) {
+        if let Some(until) = self.unread_until() {
+            self.at = until.0;
+            self.state = self.state_between_records();
+        }
+    }
+
     /// Where the record begins of which a part was read and the rest is wanted.
     #[must_use]
     pub fn pending(&self) -> Option<Lsn> {

@@ -43,6 +43,14 @@ pub(crate) struct Inventory {
     pub(crate) commits: BTreeMap<CommitObject, (WriterId, Commit)>,
 }
 
+/// Roots that another collection takes away.
+#[derive(Debug)]
+pub(crate) struct Gone {
+    pub(crate) ids: HashSet<CommitId>,
+    /// What to say if everything else is there.
+    pub(crate) busy: Error,
+}
+
 impl Inventory {
     /// Takes it at this time of the storage. `judge`: suspect and condemn writers that fell silent; else they are
     /// only left out.
@@ -115,33 +123,37 @@ impl Inventory {
         self.alive().chain(held).collect()
     }
 
-    /// What an error means that came of reading what roots need. A destroyed snapshot is a root for as long as a lease or a
-    /// pin names it, also of somebody who came too late, is refused, and has not taken it down yet: another collection, which
-    /// looked before they came, deletes what it needs all the same. Its list is there until the snapshot's objects are not,
-    /// so both are looked for in this order.
-    pub(crate) async fn explain(&self, repository: &Repository, error: Error) -> Error {
-        if !error.is_of_object() {
-            return error;
+    /// What another collection takes away, or took by now, of what could not be read for this reason.
+    ///
+    /// A destroyed snapshot is a root for as long as a lease or a pin names it, also of somebody who came too late, is refused,
+    /// and has not taken it down yet: another collection, which looked before they came, deletes what it needs all the same.
+    /// Its list is there until the snapshot's objects are not, so both are looked for in this order.
+    ///
+    /// # Errors
+    /// The same one when it is not that, or that cannot be told.
+    pub(crate) async fn taken_away(&self, repository: &Repository, error: Error) -> Result<Gone> {
+        let ids = self.going(repository).await.unwrap_or_default();
+        let Some(id) = ids.iter().min() else {
+            return Err(error);
+        };
+        let subject = format!("snapshot {id}");
+        let mut reason =
+            "is destroyed, and another collection takes it away while somebody still asks for it; try again"
+                .to_owned();
+        if let Some(pin) = self.pins.iter().find(|pin| ids.contains(&pin.commit)) {
+            reason.push_str(", and if that lasts, take away the pin of ");
+            reason.push_str(&pin.owner);
         }
-        match self.taken_away(repository).await {
-            Ok(Some(id)) => Error::new(
-                ErrorKind::Busy,
-                format!("snapshot {id}"),
-                "is destroyed, and another collection takes it away while somebody still asks for it; try again",
-            )
-            .caused_by(error),
-            Ok(None) => error,
-            Err(failed) => failed,
-        }
+        let busy = Error::new(ErrorKind::Busy, subject, reason).caused_by(error);
+        Ok(Gone { ids, busy })
     }
 
-    /// A destroyed snapshot among the roots that another collection is deleting, or has deleted by now.
-    async fn taken_away(&self, repository: &Repository) -> Result<Option<CommitId>> {
+    async fn going(&self, repository: &Repository) -> Result<HashSet<CommitId>> {
         let alive: HashSet<CommitId> = self.alive().map(|(id, _)| id).collect();
         let held = self.roots().into_keys().filter(|id| !alive.contains(id));
         let held: HashSet<CommitId> = held.collect();
         if held.is_empty() {
-            return Ok(None);
+            return Ok(held);
         }
         let lists = repository.doomed_lists().await?;
         let executing = lists
@@ -157,7 +169,7 @@ impl Inventory {
             let mut objects = objects.take_while(|(object, _)| object.id == *id);
             objects.all(|(object, _)| doomed.contains(object) || !there.contains(object))
         };
-        Ok(held.into_iter().find(goes))
+        Ok(held.into_iter().filter(goes).collect())
     }
 
     /// The objects that are not needed: those that do not stand, but for what is held of a snapshot that is destroyed.

@@ -7,7 +7,7 @@
 //! assigned to an earlier home, which still has them, and which therefore stays. A cell that no home has ends the
 //! collection before it deletes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use neon_snapshot_format::pack::PackId;
 
@@ -134,24 +134,29 @@ impl Marked {
     ///
     /// # Errors
     /// When anything of any root cannot be read, or a live frame is nowhere. [`Busy`](crate::ErrorKind::Busy) when that is
-    /// another collection's work: see [`Inventory::explain`].
+    /// another collection's work, and all else is there: see [`Inventory::taken_away`].
     pub(crate) async fn of(
         repository: &Repository,
         inventory: &Inventory,
         shunned: &HashSet<PackId>,
     ) -> Result<Self> {
-        match Self::all(repository, inventory, shunned).await {
-            Err(error) => Err(inventory.explain(repository, error).await),
-            found => found,
-        }
+        let mut roots = inventory.roots();
+        let error = match Self::all(repository, inventory, &roots, shunned).await {
+            Err(error) if error.is_of_object() => error,
+            found => return found,
+        };
+        let gone = inventory.taken_away(repository, error).await?;
+        roots.retain(|id, _| !gone.ids.contains(id));
+        Self::all(repository, inventory, &roots, shunned).await?;
+        Err(gone.busy)
     }
 
     async fn all(
         repository: &Repository,
         inventory: &Inventory,
+        roots: &BTreeMap<CommitId, &Commit>,
         shunned: &HashSet<PackId>,
     ) -> Result<Self> {
-        let roots = inventory.roots();
         let mut order: Vec<_> = roots.iter().collect();
         order.sort_by_key(|(id, commit)| (commit.facts.taken, **id));
         let live = mark(

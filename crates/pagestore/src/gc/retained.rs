@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use neon_snapshot_format::pack::PackId;
 
+use crate::commit::Commit;
 use crate::error::Result;
 use crate::gc::Inventory;
 use crate::gc::mark::run;
@@ -120,16 +121,23 @@ impl Repository {
     pub async fn retained(&self) -> Result<BTreeMap<CommitId, Retained>> {
         let now = self.storage_time().await?;
         let inventory = Inventory::take(self, now, false).await?;
-        match self.share_out(&inventory).await {
-            Err(error) => Err(inventory.explain(self, error).await),
-            shared => shared,
-        }
+        let mut roots = inventory.roots();
+        let error = match self.share_out(&roots).await {
+            Err(error) if error.is_of_object() => error,
+            shared => return shared,
+        };
+        let gone = inventory.taken_away(self, error).await?;
+        roots.retain(|id, _| !gone.ids.contains(id));
+        self.share_out(&roots).await?;
+        Err(gone.busy)
     }
 
-    async fn share_out(&self, inventory: &Inventory) -> Result<BTreeMap<CommitId, Retained>> {
+    async fn share_out(
+        &self,
+        roots: &BTreeMap<CommitId, &Commit>,
+    ) -> Result<BTreeMap<CommitId, Retained>> {
         let reader = self.frames();
         let mut owners = Owners::default();
-        let roots = inventory.roots();
         let mut ids: Vec<CommitId> = roots.keys().copied().collect();
         ids.sort_by_key(|id| (roots.get(id).map(|commit| commit.facts.taken), *id));
         for id in &ids {

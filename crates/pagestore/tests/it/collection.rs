@@ -306,6 +306,42 @@ async fn a_list_that_was_left_behind_hides_no_damage() {
     }
 }
 
+/// While one snapshot is taken away from somebody who is refused, what is damaged of another is told.
+#[tokio::test]
+async fn what_another_collection_takes_away_hides_no_damage_of_what_stays() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let stays = write(&repository, None, &[("b", 2)], &["pg@2"]).await;
+    let packs_of_it = storage.list_all("packs/").await.unwrap();
+    let goes = write(&repository, None, &[("a", 1)], &["pg@1"]).await;
+    repository.destroy(goes).await.unwrap();
+    assert!(repository.collect().await.unwrap().announced > 0);
+    storage.advance(LATER);
+    let killed = Faulty::planned(Arc::new(storage.clone()), |_, operation, key| {
+        let deletes = operation == Operation::Delete
+            && key.is_none_or(|key| key.as_str().starts_with("packs/"));
+        deletes.then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
+    });
+    let killed = Repository::open(Arc::new(killed), options()).await;
+    killed.unwrap().collect().await.unwrap_err();
+    let refused = repository.begin_writing().await.unwrap();
+    refused.protect(goes).await.unwrap_err();
+    for object in storage.list_all("packs/").await.unwrap() {
+        let whole = storage.read(&object.key).await.unwrap();
+        storage.delete(&object.key).await.unwrap();
+        let error = repository.collect().await.unwrap_err();
+        let of_what_stays = packs_of_it.iter().any(|pack| pack.key == object.key);
+        let expected = match of_what_stays {
+            true => ErrorKind::Damaged,
+            false => ErrorKind::Busy,
+        };
+        assert_eq!(error.kind(), expected, "{error:?}");
+        storage.create(&object.key, whole).await.unwrap();
+    }
+    refused.abandon().await;
+    read(&repository, stays).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_announced_snapshot_is_not_brought_back_and_its_packs_are_not_relied_on() {
     let storage = Clocked::new();

@@ -14,6 +14,9 @@ use crate::stream::{ChunkData, End, Entry};
 /// The name of the file.
 pub(crate) const MANIFEST: &str = "backup_manifest";
 
+/// Files whose lines are handed out together.
+const TOGETHER: usize = 2048;
+
 /// The CRC-32C of a file, or of a part of one, in the making.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Crc {
@@ -67,27 +70,49 @@ impl Collected {
     }
 
     /// The manifest, of the version that the tools of the cluster's major read.
-    pub(crate) fn into_bytes(mut self, control: &ControlFile, end: &End) -> Result<Vec<u8>> {
-        self.0.sort_by(|a, b| a.0.cmp(&b.0));
+    pub(crate) fn into_bytes(self, control: &ControlFile, end: &End) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.pieces(control, end, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    /// As [`into_bytes`](Self::into_bytes), in pieces of some hundred KiB: a million files make 170 MB.
+    pub(crate) fn pieces(
+        mut self,
+        control: &ControlFile,
+        end: &End,
+        mut put: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        // No path comes twice.
+        self.0.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let identified = control.major >= PgMajor::V17;
         let mut writer = ManifestWriter::new(identified.then_some(control.system_identifier));
-        for (path, modified, crc) in &self.0 {
-            let checksum = FileChecksum::new(ChecksumAlgorithm::Crc32c, &crc.value.to_le_bytes())
-                .map_err(|error| Error::layout(MANIFEST, error))?;
-            writer.file(&ManifestFile {
-                path: path.as_bytes().to_vec(),
-                size: crc.length,
-                modified: Some(gmt(*modified)),
-                checksum: Some(checksum),
-            });
+        for some in self.0.chunks(TOGETHER) {
+            for (path, modified, crc) in some {
+                let checksum =
+                    FileChecksum::new(ChecksumAlgorithm::Crc32c, &crc.value.to_le_bytes())
+                        .map_err(|error| Error::layout(MANIFEST, error))?;
+                writer.file(&ManifestFile {
+                    path: path.as_bytes().to_vec(),
+                    size: crc.length,
+                    modified: Some(gmt(*modified)),
+                    checksum: Some(checksum),
+                });
+            }
+            put(&writer.take())?;
         }
-        Ok(writer.finish(&end.wal))
+        put(&writer.finish(&end.wal))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::EntryKind;
+    use neon_pg_layout::Manifest;
 
     #[test]
     fn parts_sum_to_the_whole() {
@@ -105,5 +130,36 @@ mod tests {
         second.add(ChunkData::Bytes(&[0; 70_000]));
         first.join(second);
         assert_eq!((whole.value, whole.length), (first.value, first.length));
+    }
+
+    #[test]
+    fn a_manifest_of_any_length_comes_in_small_pieces() {
+        let mut collected = Collected::default();
+        for number in (0..50_000_u64).rev() {
+            let entry = Entry {
+                path: SnapshotPath::new(format!("base/5/{number}")).unwrap(),
+                kind: EntryKind::File { size: 8192 },
+                mode: 0o600,
+                owner: None,
+                modified: 1_795_000_000,
+            };
+            let mut crc = Crc::default();
+            crc.add(ChunkData::Zeros(number));
+            collected.add(&entry, crc);
+        }
+        let cluster = neon_testkit::Cluster::builder(PgMajor::V17).init();
+        let bytes = std::fs::read(cluster.data_dir().join("global/pg_control")).unwrap();
+        let control = ControlFile::decode(&bytes).unwrap();
+        let (mut whole, mut longest) = (Vec::new(), 0);
+        let put = |piece: &[u8]| {
+            longest = longest.max(piece.len());
+            whole.extend_from_slice(piece);
+            Ok(())
+        };
+        collected.pieces(&control, &End::default(), put).unwrap();
+        assert!(whole.len() > 5 << 20 && longest < 1 << 20, "{longest}");
+        let read = Manifest::parse(&whole).unwrap();
+        assert_eq!(read.files.len(), 50_000);
+        assert!(read.files.is_sorted_by_key(|file| file.path.clone()));
     }
 }

@@ -1,25 +1,34 @@
 //! A million relations in bounded memory: taken, listed, compared, restored.
 //!
-//! By default with a reduced number; `NEON_LONG_TESTS=1` is the long form. Memory is that of the whole process, so
+//! By default with a reduced number; `NEON_LONG_TESTS=1` is the long form, and `NEON_SCALE_FILES` chooses another number of files
+//! in a directory. Memory is that of the whole process, so
 //! the test wants a process of its own, as nextest gives it.
 
+use std::fs;
+use std::io::Write as _;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use neon_pagestore::changes::Hints;
 use neon_pagestore::map::{Diff, List};
 use neon_pagestore::read::{FrameReaderOptions, MapReader, Snapshot};
-use neon_pagestore::restore::{RestoreOptions, restore};
+use neon_pagestore::restore::{RestoreOptions, RestorePlan, restore};
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter};
 use neon_pagestore::{CommitId, OpenOptions, Repository};
+use neon_snapshot_format::pgdata::ExistingDirectory;
 use neon_snapshot_format::{
-    Change, Chunk, ChunkData, End, Entry, ExtentSink, ParallelSink, Result, SnapshotKind, Wanted,
+    Change, Chunk, ChunkData, End, Entry, ExtentSink, ParallelSink, Result, SnapshotKind,
+    SnapshotPath, Wanted,
 };
 use neon_storage::{Native, NativeOptions};
+use neon_testkit::{Cluster, PgMajor};
 
+use crate::clusters::{beside, copy_cold, repository, restore_into};
 use crate::files::{entry, path};
 use crate::support::empty_commit;
+use crate::thinned::open;
 
 /// The promise, in KiB.
 const MOST: u64 = 512 << 10;
@@ -206,5 +215,74 @@ async fn a_million_relations_are_taken_listed_compared_and_restored_in_bounded_m
     let restored = restored.await.unwrap();
     assert!(restored.used.received < 2 * restored.live);
     said("restored");
+    assert!(peak() < MOST, "{} MiB", peak() / 1024);
+}
+
+/// Files of a cluster's directory: so many more relations, all zeros but for some.
+fn planted(data: &Path, count: u64) {
+    let folder = data.join("base/5");
+    // A page that is as it should be as the first of any relation.
+    let page = fs::read(data.join("base/5/1259")).unwrap()[..8192].to_vec();
+    for number in 0..count {
+        let file = fs::File::create(folder.join((100_000 + number).to_string())).unwrap();
+        match number % 1000 {
+            3 => (&file).write_all(&page).unwrap(),
+            _ => file.set_len(8192).unwrap(),
+        }
+    }
+}
+
+/// The directory itself, with a file for each: what reads it, writes it and compares it holds no more either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_with_a_million_files_is_taken_written_and_compared_in_bounded_memory() {
+    let count = match std::env::var("NEON_SCALE_FILES") {
+        Ok(count) => count.parse().unwrap(),
+        Err(_) if std::env::var_os("NEON_LONG_TESTS").is_some() => 1_000_000,
+        Err(_) => 2000,
+    };
+    let cluster = Cluster::builder(PgMajor::V17).init();
+    let data = cluster.data_dir();
+    planted(&data, count);
+    let place = neon_testkit::Scratch::new();
+    let repository = repository(&place.path().join("repository")).await;
+    let said = |what: &str| eprintln!("{what}: at most {} MiB so far", peak() / 1024);
+    let writing = repository.begin_writing().await.unwrap();
+    let (to, writer, from) = (repository.clone(), writing.writer(), data.clone());
+    let scratch = place.path().to_owned();
+    let commit = beside(move || {
+        let options = SnapshotOptions {
+            scratch: Some(scratch),
+            ..SnapshotOptions::default()
+        };
+        let sink = SnapshotWriter::new(&to, writer, options).unwrap();
+        let facts = copy_cold(from)(&sink);
+        sink.complete().unwrap().commit(facts).unwrap()
+    });
+    let commit = commit.await;
+    assert_eq!(commit.facts.bad_pages, []);
+    let id = writing.commit(&commit).await.unwrap().id;
+    said("taken");
+    let snapshot = open(&repository, id).await;
+    let copy = Cluster::without_data(PgMajor::V17);
+    restore_into(&snapshot, &copy).await;
+    said("written");
+    let folder = copy.data_dir().join("base/5");
+    for number in (0..count).step_by(997).chain([3, 1003]) {
+        let name = (100_000 + number).to_string();
+        let (was, is) = (data.join("base/5").join(&name), folder.join(&name));
+        assert!(fs::read(was).unwrap() == fs::read(is).unwrap(), "{name}");
+    }
+    let listed = fs::read_dir(&folder).unwrap().count() as u64;
+    assert!(listed > count, "{listed}");
+    fs::write(folder.join("100003"), "changed").unwrap();
+    let plan = beside(move || {
+        let directory = ExistingDirectory::open(&copy.data_dir(), copy.major()).unwrap();
+        let keep = |_: &SnapshotPath| false;
+        let options = RestoreOptions::default();
+        RestorePlan::by_content(&snapshot, &directory, &keep, &options).unwrap()
+    });
+    let changed = plan.await.files;
+    said("compared");
+    assert!(changed.contains_key(&path("base/5/100003")), "{changed:?}");
     assert!(peak() < MOST, "{} MiB", peak() / 1024);
 }

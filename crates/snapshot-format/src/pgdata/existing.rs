@@ -14,9 +14,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, readlinkat, sta
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::SnapshotPath;
 use crate::pgdata::control::{has_file, read_up_to};
-use crate::pgdata::place::{Root, Roots, failed, names};
+use crate::pgdata::place::{Root, Roots, empty_directory, failed, names};
 use crate::pgdata::plan::{CONTROL, entry};
-use crate::pgdata::write::{DirectoryWriter, empty_directory};
+use crate::pgdata::write::DirectoryWriter;
 use crate::pgdata::write_options::DirectoryOptions;
 use crate::stream::{Entry, EntryKind};
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use neon_pg_layout::Oid;
-use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fstat, fsync, openat};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -157,4 +157,37 @@ pub(crate) fn failed(path: &SnapshotPath, doing: &'static str, error: Errno) -> 
         .caused_by(std::io::Error::from(error));
     }
     Error::io(path.to_string(), doing, error)
+}
+
+/// Makes a directory, or opens one that is empty.
+pub(crate) fn empty_directory(path: &Path) -> Result<Root> {
+    let fail = |doing, error| Error::io(path.display().to_string(), doing, error);
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(fail("cannot be made", error)),
+    }
+    let root = Root::open(path)?;
+    let names = names(root.fd()).map_err(|error| fail("cannot be listed", error))?;
+    if names.is_empty() {
+        return Ok(root);
+    }
+    Err(Error::new(
+        ErrorKind::Exists,
+        path.display().to_string(),
+        "is not empty",
+    ))
+}
+
+/// Makes a root, and its name in the directory above it, durable.
+pub(crate) fn flush_with_parent(root: &Root) -> Result<()> {
+    let fail = |error| Error::io(root.path.display().to_string(), "cannot be flushed", error);
+    fsync(root.fd()).map_err(fail)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = openat(root.fd(), c"..", flags, Mode::empty());
+    match parent {
+        Ok(parent) => fsync(&parent).map_err(fail),
+        // Not ours to read: whoever made it made it durable.
+        Err(Errno::ACCESS | Errno::PERM) => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use neon_pg_layout::{ControlFile, Oid, TablespaceMap};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, fsync, mkdirat, openat,
-    renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Gid, Mode, Uid, chownat, fchmod, fchown, fsync, mkdirat, renameat, statat,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -27,7 +27,7 @@ use crate::manifest::{Collected, Crc, MANIFEST};
 use crate::path::SnapshotPath;
 use crate::pgdata::control::has_file;
 use crate::pgdata::existing::open_parts;
-use crate::pgdata::place::{Root, Roots, failed, names};
+use crate::pgdata::place::{Roots, empty_directory, failed, flush_with_parent};
 use crate::pgdata::plan::CONTROL;
 use crate::pgdata::write_files::{Parts, Worker, create};
 use crate::pgdata::write_options::{
@@ -351,12 +351,27 @@ impl DirectoryWriter {
 
     /// Creates a file of known content, with its attributes, flushed.
     fn small_file(&self, entry: &Entry, name: &[u8], content: &[u8]) -> Result<OwnedFd> {
+        self.file_of(entry, name, |put| put(content))
+    }
+
+    /// As [`small_file`](Self::small_file), of content that is handed over piece by piece.
+    fn file_of(
+        &self,
+        entry: &Entry,
+        name: &[u8],
+        content: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<OwnedFd> {
         let parent = self.parent(&entry.path)?;
         let fail = |error| Error::io(entry.path.to_string(), "cannot be written", error);
         let fd =
             create(&parent, name).map_err(|error| failed(&entry.path, "cannot be made", error))?;
         let file = File::from(fd);
-        file.write_all_at(content, 0).map_err(fail)?;
+        let mut at = 0;
+        content(&mut |piece| {
+            file.write_all_at(piece, at).map_err(fail)?;
+            at += piece.len() as u64;
+            Ok(())
+        })?;
         self.attributes(&file, entry)?;
         file.sync_all().map_err(fail)?;
         Ok(parent)
@@ -496,7 +511,7 @@ impl ParallelSink for DirectoryWriter {
         let mut crc = Crc::default();
         crc.add(ChunkData::Bytes(&bytes));
         state.manifest.add(&entry, crc);
-        let manifest = std::mem::take(&mut state.manifest).into_bytes(&control, end)?;
+        let manifest = std::mem::take(&mut state.manifest);
         let mut directories = std::mem::take(&mut state.directories);
         if !directories.iter().any(|entry| entry.path.is_root()) {
             // Tar archives have no entry for it. The server wants 0700, or 0750 with group access.
@@ -523,7 +538,9 @@ impl ParallelSink for DirectoryWriter {
                 path: SnapshotPath::new(MANIFEST)?,
                 ..entry.clone()
             };
-            drop(self.small_file(&manifest_entry, MANIFEST.as_bytes(), &manifest)?);
+            let lines =
+                |put: &mut dyn FnMut(&[u8]) -> Result<()>| manifest.pieces(&control, end, put);
+            drop(self.file_of(&manifest_entry, MANIFEST.as_bytes(), lines)?);
         }
         let global = self.small_file(&entry, NEW, &bytes)?;
         // Deepest first: what a directory holds is durable before the directory is.
@@ -562,35 +579,3 @@ impl ParallelSink for DirectoryWriter {
 
 /// The control file before it gets its name.
 const NEW: &[u8] = b"pg_control.new";
-
-pub(crate) fn empty_directory(path: &Path) -> Result<Root> {
-    let fail = |doing, error| Error::io(path.display().to_string(), doing, error);
-    match rustix::fs::mkdir(path, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(fail("cannot be made", error)),
-    }
-    let root = Root::open(path)?;
-    let names = names(root.fd()).map_err(|error| fail("cannot be listed", error))?;
-    if names.is_empty() {
-        return Ok(root);
-    }
-    Err(Error::new(
-        ErrorKind::Exists,
-        path.display().to_string(),
-        "is not empty",
-    ))
-}
-
-/// Makes a root, and its name in the directory above it, durable.
-fn flush_with_parent(root: &Root) -> Result<()> {
-    let fail = |error| Error::io(root.path.display().to_string(), "cannot be flushed", error);
-    fsync(root.fd()).map_err(fail)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = openat(root.fd(), c"..", flags, Mode::empty());
-    match parent {
-        Ok(parent) => fsync(&parent).map_err(fail),
-        // Not ours to read: whoever made it made it durable.
-        Err(Errno::ACCESS | Errno::PERM) => Ok(()),
-        Err(error) => Err(fail(error)),
-    }
-}

@@ -270,7 +270,9 @@ impl ExtentSink for Worker<'_> {
         };
         state.forget_parts(&entry.path);
         state.has_label |= entry.path.as_bytes() == b"backup_label";
-        state.manifest.add(&entry, crc);
+        if self.writer.options.manifest && !self.writer.update {
+            state.manifest.add(&entry, crc);
+        }
         drop(state);
         self.written.files += 1;
         if whole {

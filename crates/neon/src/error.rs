@@ -317,7 +317,12 @@ impl Error {
             }
             _ => (ErrorKind::Failed, "could not be copied from"),
         };
-        Self::new(kind, subject, reason).caused_by(error)
+        let away = matches!(error.kind(), Wire::Io | Wire::Timeout);
+        let whole = Self::new(kind, subject, reason).caused_by(error);
+        match away {
+            true => whole.hinted("see whether its server runs, and can be reached from here"),
+            false => whole,
+        }
     }
 
     /// What reading or writing a form of a snapshot came to.

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::instances::{PgRecord, Stage};
+use crate::instances::{PgRecord, Stage, led_to};
 use crate::record;
 
 const VERSION: u32 = 1;
@@ -301,12 +301,13 @@ fn leads_somewhere(root: &Path) -> Result<()> {
         if place.is_symlink()
             && matches!(fs::metadata(place), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
         {
+            let to = led_to(place);
             return Err(Error::new(
                 ErrorKind::Environment,
                 place.display().to_string(),
-                "leads to nothing: its disk is not mounted",
+                format!("leads to nothing: there is no {}", to.display()),
             )
-            .hinted("mount it, or remove the link"));
+            .hinted("mount the disk that it is on; if the link is of no use any more, remove it"));
         }
     }
     Ok(())

@@ -80,6 +80,9 @@ pub struct Options {
     pub cancel: Arc<AtomicBool>,
     /// The clock on the wall.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// How long a copy that is done waits for what the databases say of themselves: meanwhile the server keeps its log.
+    #[doc(hidden)]
+    pub answers_within: Duration,
     /// Called at every step of what is written in a journal, for tests that end the process there.
     #[doc(hidden)]
     pub at_step: Option<Arc<AtStep>>,
@@ -105,6 +108,7 @@ impl Options {
             events: EventSink::default(),
             cancel: Arc::default(),
             clock: Arc::new(SystemTime::now),
+            answers_within: Duration::from_secs(30),
             at_step: None,
         }
     }

@@ -1,5 +1,7 @@
 //! Storages: named places for snapshots and log, like remotes of git.
 
+mod attach;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,11 +10,10 @@ use std::time::Duration;
 
 use neon_pagestore::RepositoryId;
 use neon_snapshot_format::pack::Codec;
-use neon_storage::{Key, Locator, Storage, StorageExt};
+use neon_storage::{Key, Locator, Storage};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::Event;
 use crate::name::Name;
 use crate::neon::Neon;
 use crate::operation::seconds;
@@ -21,6 +22,9 @@ use crate::repositories::{self, codec, duration};
 
 /// What every repository has; whether it is there does not matter, that the question is answered does.
 pub(crate) const ABOUT: &str = "neon.json";
+
+/// What may be a place.
+const PLACES: &str = "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path";
 
 /// The storage that every home has.
 pub const LOCAL: &str = "local";
@@ -67,7 +71,8 @@ impl StorageType {
                     ErrorKind::Invalid,
                     format!("storage {locator}"),
                     format!("no type of storage is at {other}://"),
-                ));
+                )
+                .hinted(PLACES));
             }
         })
     }
@@ -276,63 +281,6 @@ impl Storages<'_> {
         }
     }
 
-    /// Attaches a storage: looks whether it can be reached, and remembers it. Nothing is written to it.
-    ///
-    /// # Errors
-    /// [`Exists`](ErrorKind::Exists) when the name is taken; [`Invalid`](ErrorKind::Invalid) for a locator with a
-    /// password in it, or that names no place; what the storage answers.
-    pub async fn attach(
-        &self,
-        name: &Name,
-        locator: &Locator,
-        options: BTreeMap<String, String>,
-    ) -> Result<StorageRecord> {
-        let kind = StorageType::of(locator)?;
-        let locator = &anchored(locator)?;
-        if kind == StorageType::Http && !locator.options().is_empty() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("storage {locator}"),
-                "has options in its address, which may be secret and would be kept in clear",
-            ));
-        }
-        if locator.password().is_some() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("storage {locator}"),
-                "has a password in its address, which would be kept in clear",
-            )
-            .hinted("give credentials by the environment or a profile"));
-        }
-        let chosen = StorageOptions::of(kind, &options)?;
-        let _lock = self.lock(name).await?;
-        if self.get(name).is_ok() {
-            return Err(taken(name));
-        }
-        let place = self.open_at(name, &chosen.apply(name, locator)?).await?;
-        let about = Key::new(ABOUT).map_err(|error| {
-            Error::new(ErrorKind::Failed, ABOUT, "cannot be asked for").caused_by(error)
-        })?;
-        let reached = place.exists(&about).await;
-        reached.map_err(|error| Error::storage(format!("storage {name}"), error))?;
-        let record = StorageRecord {
-            kind,
-            locator: locator.to_string(),
-            options,
-            attached: seconds(self.0.now()),
-            repository: None,
-        };
-        let operation = self.0.begin_operation("storage attach", name.as_str())?;
-        operation.end(record::create(&self.record(name.as_str()), &record))?;
-        if chosen.encrypted && chosen.key_file.is_none() && self.0.options().passphrase.is_none() {
-            self.0.tell(Event::Warning(format!(
-                "storage {name} will be encrypted, and no passphrase was given now: whatever uses it needs NEON_PASSPHRASE; \
-                 nothing can be read without it, by nobody"
-            )));
-        }
-        Ok(record)
-    }
-
     /// Forgets a storage. What is in it stays.
     ///
     /// # Errors
@@ -535,9 +483,7 @@ impl Storages<'_> {
         url: Option<&str>,
     ) -> Result<Locator> {
         let invalid = |subject: String, reason: String| {
-            Error::new(ErrorKind::Invalid, subject, reason).hinted(
-                "name one place: a path, s3://bucket/prefix, http(s)://…, or ssh://host/path",
-            )
+            Error::new(ErrorKind::Invalid, subject, reason).hinted(PLACES)
         };
         let parse = |text: &str| {
             Locator::parse(text).map_err(|error| Error::storage("the place of the storage", error))

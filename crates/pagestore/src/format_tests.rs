@@ -253,6 +253,19 @@ fn objects_of_version_1_are_written_and_read_as_ever() {
     );
 }
 
+#[test]
+fn every_fuzz_target_has_its_program() {
+    let fuzz = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    for (name, _) in crate::fuzz_targets::ALL {
+        let path = format!("fuzz_targets/{name}.rs");
+        assert!(manifest.contains(&path), "{path}");
+        let program = std::fs::read_to_string(fuzz.join(&path)).unwrap();
+        let body = format!("neon_pagestore::fuzz_targets::{name}(bytes)");
+        assert!(program.contains(&body), "{path}");
+    }
+}
+
 /// Who does not know what thinned frames are is told so, and not that they are damaged.
 #[test]
 fn additions_that_are_to_be_refused_are_refused_but_for_the_one_that_is_known() {

@@ -8,6 +8,7 @@ pub use crate::format_fuzz::{
     repository_body, repository_commit, repository_object, snapshot_name,
 };
 pub use crate::map::fuzz::{page_map_block, page_map_index, page_map_runs, page_map_view};
+pub use crate::read::fuzz::thinned_frame;
 
 /// One fuzz target: its name and its body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -24,4 +25,5 @@ pub const ALL: &[Target] = &[
     ("repository_commit", repository_commit),
     ("repository_object", repository_object),
     ("snapshot_name", snapshot_name),
+    ("thinned_frame", thinned_frame),
 ];

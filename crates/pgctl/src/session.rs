@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fs, io};
 
+use neon_pg_layout::PgMajor;
 use neon_pgwire::{Client, Config, Params, Surroundings};
 use tokio::net::UnixStream;
 
@@ -25,6 +26,23 @@ impl Instance {
     /// # Errors
     /// [`NotRunning`](ErrorKind::NotRunning), [`Connection`](ErrorKind::Connection).
     pub async fn connect(&self, database: &str) -> Result<Client> {
+        self.connect_with(database, None).await
+    }
+
+    /// As [`connect`](Self::connect), for a superuser whose session shall do what it is told and nothing that its role or its
+    /// database was given (`ALTER ROLE … SET`, `ALTER DATABASE … SET`, triggers on login): such libraries are not loaded, it acts
+    /// as itself, may write, waits as long as it takes, and names mean what is in `pg_catalog`. What a role was given beside that
+    /// still holds. For servers of copies, which have these settings from their origin.
+    ///
+    /// A role that is no superuser is not let in.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_bare(&self, database: &str) -> Result<Client> {
+        self.connect_with(database, Some(&bare(self.major()))).await
+    }
+
+    async fn connect_with(&self, database: &str, options: Option<&str>) -> Result<Client> {
         let file = PidFile::read(&self.data_dir)?;
         let file = file.filter(|file| identity::running(file, &self.data_dir).is_some());
         let Some(file) = file else {
@@ -46,6 +64,9 @@ impl Instance {
             if let Some(password) = &login.password {
                 params.set("password", password.as_str())?;
             }
+            if let Some(options) = options {
+                params.set("options", options)?;
+            }
             Ok(())
         };
         set(&mut params).map_err(failed)?;
@@ -62,7 +83,7 @@ impl Instance {
     }
 
     /// A connection URI for the running server, with user and password: over TCP if it listens there, else
-    /// over its socket. Any client library takes it.
+    /// over its socket, and so without a password, which a server asks for over TCP. Any client library takes it.
     ///
     /// # Errors
     /// [`NotRunning`](ErrorKind::NotRunning).
@@ -76,7 +97,9 @@ impl Instance {
             user = format!("{user}:{}", percent(password));
         }
         let (port, database) = (file.port.unwrap_or_default(), percent(database));
-        Ok(match (file.listen.as_deref(), &file.socket_dir) {
+        let listens = file.listen.as_deref();
+        let listens = listens.filter(|_| login.password.is_some() || file.socket_dir.is_none());
+        Ok(match (listens, &file.socket_dir) {
             (None, Some(dir)) => {
                 let dir = percent(&dir.display().to_string());
                 format!("postgresql://{user}@/{database}?host={dir}&port={port}")
@@ -89,6 +112,14 @@ impl Instance {
             }
             (Some(host), _) => format!("postgresql://{user}@{host}:{port}/{database}"),
         })
+    }
+
+    /// Who root has to run a program as that connects by the [URI](Self::uri): the user that the server runs as, where no
+    /// password is known and the socket lets in who somebody is (`peer`). Nobody else, and nobody but root, has to.
+    #[must_use]
+    pub fn peer(&self) -> Option<&OsUser> {
+        let by_socket = self.login().password.is_none();
+        (by_socket && OsUser::current().is_root() && !self.user.is_root()).then_some(&self.user)
     }
 
     pub(crate) fn not_running(&self) -> Error {
@@ -115,6 +146,26 @@ impl Instance {
                 password: None,
             })
     }
+}
+
+/// What a session begins with that takes nothing from its role or its database: of what is set by whom, the client's word at
+/// the beginning comes after theirs, and libraries are loaded after both (`InitPostgres`, `process_session_preload_libraries`).
+/// The first of these and `event_triggers` are for superusers only.
+fn bare(major: PgMajor) -> String {
+    let mut settings = vec![
+        "session_preload_libraries=",
+        "local_preload_libraries=",
+        "role=none",
+        "search_path=pg_catalog",
+        "default_transaction_read_only=off",
+        "statement_timeout=0",
+        "lock_timeout=0",
+    ];
+    if major >= PgMajor::V17 {
+        settings.extend(["event_triggers=off", "transaction_timeout=0"]);
+    }
+    let settings = settings.iter().map(|setting| format!("-c {setting}"));
+    settings.collect::<Vec<_>>().join(" ")
 }
 
 /// Connects to a socket with the identity of another user. The server sees the identity that the socket was connected with.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::basebackup::{BaseBackup, Limits};
 use crate::detect::detect_start;
 use crate::error::Result;
+pub use crate::pack::fuzz::{pack_directory, pack_frame};
 use crate::pack::{Codec, NeonFile, Opening, PackId, PackOptions, PackWriter, SnapshotRoot};
 use crate::path::SnapshotPath;
 use crate::stream::{Change, Chunk, End, Entry, ExtentSink, ParallelSink, Sink, Source, Wanted};
@@ -21,6 +22,8 @@ pub const ALL: &[Target] = &[
     ("neon_file", neon_file),
     ("neon_forged", neon_forged),
     ("pack_opening", pack_opening),
+    ("pack_directory", pack_directory),
+    ("pack_frame", pack_frame),
     ("detect", detect),
     ("snapshot_path", snapshot_path),
 ];

@@ -28,7 +28,8 @@ pub use backend::memory::Memory;
 pub use backend::native::{Disk, Native, NativeOptions, Place, RealDisk};
 #[cfg(feature = "s3")]
 pub use backend::s3::{
-    Checksum, Conditional, CredentialsSource, Encryption, S3, S3Config, S3Credentials, S3Keys,
+    Checksum, Conditional, CredentialsSource, Encryption, ProbeFinding, ProbeMemory, S3, S3Config,
+    S3Credentials, S3Keys,
 };
 #[cfg(feature = "ssh")]
 pub use backend::ssh::{Ssh, SshConfig};

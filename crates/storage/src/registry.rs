@@ -28,6 +28,9 @@ pub struct Context {
     /// Who asks S3; by default what the variables and files say.
     #[cfg(feature = "s3")]
     pub s3_credentials: Option<crate::backend::s3::S3Credentials>,
+    /// Where the program keeps what was found out about buckets; found out by each opening without.
+    #[cfg(feature = "s3")]
+    pub probe_memory: Option<Arc<dyn crate::backend::s3::ProbeMemory>>,
     /// The program that connects `ssh`; `ssh` on the search path if absent.
     pub ssh_program: Option<PathBuf>,
     /// How a native storage makes files.

@@ -17,6 +17,7 @@ pub(crate) enum Storage {
         "storage attach -t s3 -n s3tank -c encryption=on s3://bucket/prefix" => "credentials from AWS_*, the passphrase from NEON_PASSPHRASE",
         "storage attach -n web https://example.org/snapshots" => "to read from only",
         "storage attach -n far ssh://me@host/srv/snapshots" => "over ssh",
+        "storage attach -n far --offline ssh://me@host/srv/snapshots" => "the same while that machine cannot be reached",
     ))]
     Attach(Attach),
     /// Lists the attached storages
@@ -131,6 +132,9 @@ pub(crate) struct Attach {
     /// path-style=on, profile=NAME; may be repeated
     #[arg(short = 'c', long = "option", value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) options: Vec<(String, String)>,
+    /// Do not ask whether it is there and lets us in: for one that cannot be reached now
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 /// `KEY=VALUE`.

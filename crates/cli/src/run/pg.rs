@@ -427,9 +427,11 @@ async fn destroy(wanted: Destroy, scene: &Scene<'_>) -> Outcome<Answer> {
 async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
     let instances = scene.neon.pg();
     let mut trashed = instances.trash().await?;
+    let mut left = instances.left_in_trash().await?;
     if let Some(name) = &wanted.name {
         trashed.retain(|one| one.name == *name);
-        if wanted.empty && trashed.is_empty() {
+        left.retain(|one| one.name.as_ref() == Some(name));
+        if wanted.empty && trashed.is_empty() && left.is_empty() {
             return Err(
                 Failure::own(3, "not-found", format!("pg {name} is not in the trash"))
                     .hinted(format!("see {NAME} pg trash")),
@@ -452,13 +454,26 @@ async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
         ]);
         rows.push(as_data(one)?);
     }
+    for one in &left {
+        let name = one.name.as_ref().map_or("-", Name::as_str);
+        let age = "-".to_owned();
+        table.row([name.to_owned(), bytes(one.used), age, one.id.clone()]);
+        rows.push(json!({
+            "id": one.id, "name": one.name, "major": null, "used": one.used, "destroyed": null,
+            "left": one.path.display().to_string(),
+        }));
+        scene.note(&format!(
+            "{} is left of an instance that the trash does not remember: no undo brings it back",
+            one.path.display()
+        ));
+    }
     let mut answer = Answer::list(&table, "trash", rows);
     if !wanted.empty {
         return Ok(answer);
     }
-    let sum = trashed
-        .iter()
-        .fold(0_u64, |sum, one| sum.saturating_add(one.used));
+    let used = trashed.iter().map(|one| one.used);
+    let used = used.chain(left.iter().map(|one| one.used));
+    let sum = used.fold(0_u64, u64::saturating_add);
     answer.data.insert("freed".to_owned(), Value::from(sum));
     let done = !wanted.dry_run;
     answer.data.insert("emptied".to_owned(), Value::from(done));
@@ -467,11 +482,14 @@ async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
             "{table}{} will be removed for good; no undo brings them back.",
             bytes(sum)
         );
-        if !trashed.is_empty() {
+        if !trashed.is_empty() || !left.is_empty() {
             confirm(scene, "pg trash --empty", &plan, wanted.yes).await?;
         }
         for one in &trashed {
             instances.purge(one).await?;
+        }
+        for one in &left {
+            instances.purge_left(one).await?;
         }
         // Also where there is nothing else: a command before may have been killed at it.
         instances.finish_purges().await;

@@ -4,16 +4,17 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use neon_pg::Name;
+use neon_pg::{Name, OsUser};
 use serde_json::json;
 
 use super::{Scene, Then};
-use crate::args::Format;
 use crate::args::pg::{Logs, Psql, Url};
+use crate::args::{Format, NAME};
 use crate::failure::{Failure, Outcome};
 use crate::render::{Answer, write};
 
@@ -29,7 +30,7 @@ pub(crate) async fn uri(name: &Name, database: &str, scene: &Scene<'_>) -> Outco
             "failed/server-not-running",
             format!("pg {name}: no server runs"),
         )
-        .hinted(format!("{} pg start {name}", crate::args::NAME));
+        .hinted(format!("{NAME} pg start {name}"));
         match error.hint() {
             Some(hint) => failure.because(hint),
             None => failure,
@@ -39,6 +40,14 @@ pub(crate) async fn uri(name: &Name, database: &str, scene: &Scene<'_>) -> Outco
 
 pub(crate) async fn url(wanted: &Url, scene: &Scene<'_>) -> Outcome<Answer> {
     let uri = uri(&wanted.name, &wanted.database, scene).await?;
+    let instance = scene.neon.pg().instance(&wanted.name).await?;
+    if let Some(user) = instance.peer().and_then(OsUser::name) {
+        scene.note(&format!(
+            "No password of {name} is known here, and its socket asks who connects: use it as {user} (runuser -u {user} -- …); \
+             {NAME} pg psql {name} does",
+            name = wanted.name
+        ));
+    }
     Ok(Answer::of(
         uri.clone(),
         json!({ "name": wanted.name, "url": uri }),
@@ -61,8 +70,7 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
             .hinted(format!(
                 "install the client of PostgreSQL (Debian: apt-get install postgresql-client), \
                  or use any client with the URI of: {} pg url {}",
-                crate::args::NAME,
-                wanted.name
+                NAME, wanted.name
             ))
         })?,
     };
@@ -78,6 +86,10 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
     }
     if let Some(libraries) = installation.library_path() {
         command.env("LD_LIBRARY_PATH", libraries);
+    }
+    // Root is let in as the user that the server runs as, which a socket without a password may want to see.
+    if let Some(user) = instance.peer() {
+        command.uid(user.uid()).gid(user.gid()).env_remove("HOME");
     }
     command.args(&wanted.arguments);
     Ok(Then::Become(Box::new(command)))

@@ -130,7 +130,10 @@ async fn attach(wanted: Attach, scene: &Scene<'_>) -> Outcome<Answer> {
         None => place,
     };
     let chosen: BTreeMap<String, String> = wanted.options.into_iter().collect();
-    storages.attach(&wanted.name, &place, chosen).await?;
+    match wanted.offline {
+        true => storages.attach_unasked(&wanted.name, &place, chosen).await,
+        false => storages.attach(&wanted.name, &place, chosen).await,
+    }?;
     let record = storages.get(&wanted.name)?;
     let text = format!(
         "Attached {}: {} at {}",

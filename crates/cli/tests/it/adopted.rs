@@ -34,6 +34,9 @@ fn the_distributions_cluster_goes_to_a_bucket_and_who_knows_that_makes_another_o
          neon pg adopt {place}/below/data > /dev/null
          theirs() {{ runuser -u {user} -- psql -h {place}/run -p {port} -XAtq -v ON_ERROR_STOP=1 -d postgres -c \"$1\"; }}
          theirs 'create table t as select generate_series(1, 10000) i'
+         sql shop 'select count(*), current_user from t'
+         as_peer=$({program} pg url shop)
+         runuser -u {user} -- psql -XAtq -c 'select count(*) from t' \"$as_peer\"
          tank='neon storage attach -t s3 -n tank -c endpoint={endpoint} -c path-style=on s3://bucket/neon'
          $tank > /dev/null
          neon -o json snapshot create shop@one -s tank | grep '\"kind\"'
@@ -71,10 +74,16 @@ fn the_distributions_cluster_goes_to_a_bucket_and_who_knows_that_makes_another_o
         .env("AWS_EC2_METADATA_DISABLED", "true"));
     assert_eq!(said.code, 0, "{said:#?}");
     let lines: Vec<&str> = said.out.lines().map(str::trim).collect();
-    assert!(lines[0].contains("\"online\""), "{said:#?}");
+    // Root is let in as the user of the server.
+    assert_eq!(lines[..2], ["10000|postgres", "10000"], "{said:#?}");
+    assert!(
+        said.err.contains("its socket asks who connects"),
+        "{said:#?}"
+    );
+    assert!(lines[2].contains("\"online\""), "{said:#?}");
     // It is stopped as its owner stops it; what is written to the copy stays there; forgotten, it runs on.
     assert_eq!(
-        lines[1..],
+        lines[3..],
         ["stop=4", "10000", "10000", "Ok", "1"],
         "{said:#?}"
     );

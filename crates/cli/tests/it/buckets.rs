@@ -40,6 +40,16 @@ fn a_bucket_that_is_away_or_lets_nobody_in_is_told_so() {
         "there is no such bucket",
         "hint: see whether what its address names is there, and its options are right",
     ];
+    let elsewhere = ["storage", "attach", "-n", "nowhere", &nowhere];
+    told(&with(&secret, &elsewhere), 2, &bucket);
+    let attached = home.json(&["storage", "list"]);
+    assert_eq!(attached["storages"].as_array().unwrap().len(), 1);
+    let mut unasked = elsewhere.to_vec();
+    unasked.push("--offline");
+    assert_eq!(with("wrong", &unasked).code, 0);
+    let there = ["snapshot", "create", "one@there", "-s", "nowhere"];
+    told(&with(&secret, &there), 2, &bucket);
+    home.ok(&["storage", "detach", "nowhere", "--yes"]);
     let here = ["snapshot", "create", "one@here"];
     assert_eq!(with(&secret, &here).code, 0);
     let push = ["snapshot", "push", "--to", &nowhere, "one@here"];

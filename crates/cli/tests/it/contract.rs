@@ -97,6 +97,33 @@ fn what_is_wrong_is_called_by_its_name() {
     assert!(said.contains("--pg PGDATA"), "{said}");
     let said = home.fails(2, &["pg", "create", "--snapshot", "foo://x/y"]);
     assert!(said.contains("no type of storage is at foo://"), "{said}");
+    // What cannot be there or be reached is told with what to do.
+    let hints: [(&[&str], i32, &str); 3] = [
+        (
+            &["storage", "attach", "-n", "odd", "ftp://x/y"],
+            2,
+            "hint: name one place: a path, s3://",
+        ),
+        (
+            &["storage", "attach", "-n", "odd", "/no/such/place"],
+            3,
+            "hint: make the folder that it is in, or mount its disk: mkdir -p /no/such",
+        ),
+        (
+            &[
+                "snapshot",
+                "import",
+                "--from",
+                "basebackup://x@127.0.0.1:1/",
+            ],
+            1,
+            "hint: see whether its server runs",
+        ),
+    ];
+    for (verb, code, hint) in hints {
+        let said = home.fails(code, verb);
+        assert!(said.contains(hint), "{said}");
+    }
     // A name may end as files do; a parent is called by its name.
     home.ok(&["snapshot", "create", "one@v1.neon"]);
     home.ok(&["snapshot", "create", "one@v2"]);
@@ -330,7 +357,9 @@ fn a_home_that_is_out_of_sight_or_lost_its_name_is_not_an_empty_one() {
     let away = home.scratch().join("away");
     std::os::unix::fs::symlink(&away, home.path()).unwrap();
     for verb in [&["pg", "list"][..], &["pg", "create", "one"]] {
-        assert!(home.fails(6, verb).contains("leads to nothing"));
+        let said = home.fails(6, verb);
+        let nothing = format!("leads to nothing: there is no {}", away.display());
+        assert!(said.contains(&nothing), "{said}");
     }
     std::fs::remove_file(home.path()).unwrap();
     let said = home.run(&["pg", "list"]);

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::interrupted::content;
-use crate::support::Home;
+use crate::support::{Begun, Home};
 
 const WAITS: &str = "Waiting for the server of one, which is shutting down.";
 
@@ -37,17 +37,7 @@ impl HeldUp {
 
     /// Tells the server to stop, and returns when it has heard.
     fn shut_down(&self, signal: Signal) {
-        kill_process(self.server, signal).unwrap();
-        self.is_stopping();
-    }
-
-    fn is_stopping(&self) {
-        while !fs::read_to_string(&self.pid_file)
-            .unwrap()
-            .contains("stopping")
-        {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        tell_to_stop(self.server, signal, &self.pid_file);
     }
 
     fn let_go(&self) {
@@ -62,24 +52,33 @@ impl Drop for HeldUp {
     }
 }
 
-fn number(pid_file: &PathBuf) -> Pid {
+/// Returns when a server has begun to shut down.
+fn until_stopping(pid_file: &Path) {
+    while !fs::read_to_string(pid_file).unwrap().contains("stopping") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Tells a server to stop, and returns when it has heard.
+fn tell_to_stop(server: Pid, signal: Signal, pid_file: &Path) {
+    kill_process(server, signal).unwrap();
+    until_stopping(pid_file);
+}
+
+fn number(pid_file: &Path) -> Pid {
     let text = fs::read_to_string(pid_file).unwrap();
     Pid::from_raw(text.lines().next().unwrap().parse().unwrap()).unwrap()
 }
 
 /// A command that has said that it waits for the server.
 struct Waiting {
-    child: Child,
+    child: Begun,
     errors: BufReader<std::process::ChildStderr>,
 }
 
 impl Waiting {
     fn of(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Begun::of(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         while !said.contains(WAITS) {
@@ -108,8 +107,8 @@ fn a_server_that_shuts_down_is_waited_for() {
 
     // A stop that is killed while the server is at it.
     let held = HeldUp::hold(&home);
-    let mut stop = home.command(&["pg", "stop", "one"]).spawn().unwrap();
-    held.is_stopping();
+    let mut stop = Begun::of(&mut home.command(&["pg", "stop", "one"]));
+    until_stopping(&held.pid_file);
     stop.kill().unwrap();
     stop.wait().unwrap();
     let start = Waiting::of(home.command(&["pg", "start", "one"]));
@@ -156,23 +155,14 @@ fn a_shutdown_that_waits_for_clients_is_waited_for_or_made_a_fast_one() {
     let pid_file = home.path().join("pg/one/data/postmaster.pid");
     let session = |home: &Home| {
         let mut psql = home.session("one");
-        let mut child = psql
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Begun::of(psql.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
         assert_eq!(line, "there\n");
         child
     };
-    let told = |server: Pid| {
-        kill_process(server, Signal::TERM).unwrap();
-        while !fs::read_to_string(&pid_file).unwrap().contains("stopping") {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
+    let told = |server: Pid| tell_to_stop(server, Signal::TERM, &pid_file);
 
     let mut client = session(&home);
     let server = number(&pid_file);

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -190,6 +191,38 @@ pub(crate) fn ran(command: &mut Command) -> Ran {
             .map_or_else(|| output.status.code().unwrap(), |signal| 128 + signal),
         out: String::from_utf8(output.stdout).unwrap(),
         err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A process that a test began, ended with it, also when that panics.
+#[derive(Debug)]
+pub(crate) struct Begun(Child);
+
+impl Begun {
+    pub(crate) fn of(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        // It is gone already where all went well.
+        let _gone = self.0.kill();
+        let _waited = self.0.wait();
+    }
+}
+
+impl Deref for Begun {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Begun {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
     }
 }
 

@@ -238,6 +238,30 @@ fn the_trash_shows_what_it_holds_and_is_emptied() {
 }
 
 #[test]
+fn what_the_trash_does_not_remember_is_shown_and_emptied_too() {
+    let home = Home::new();
+    home.ok(&["pg", "create", "one", "--no-start"]);
+    home.ok(&["pg", "destroy", "one", "--yes"]);
+    let id = home.json(&["pg", "trash"])["trash"][0]["id"].clone();
+    let id = id.as_str().unwrap();
+    let (records, trash) = (home.path().join("state/trash"), home.path().join("trash"));
+    std::fs::remove_file(records.join(format!("{id}.json"))).unwrap();
+    let shown = home.run(&["pg", "trash"]);
+    assert!(shown.out.contains(id), "{shown:?}");
+    assert!(shown.err.contains("no undo brings it back"), "{shown:?}");
+    let shown = home.json(&["pg", "trash"]);
+    documented(&shown);
+    let left = &shown["trash"][0];
+    assert_eq!((&left["id"], &left["name"]), (&id.into(), &"one".into()));
+    assert_eq!(left["left"], trash.join(id).to_str().unwrap());
+    home.fails(3, &["pg", "trash", "--empty", "other", "--yes"]);
+    home.fails(2, &["pg", "trash", "--empty"]);
+    let done = home.json(&["pg", "trash", "--empty", "one", "--yes"]);
+    assert!(done["freed"].as_u64().unwrap() > 1 << 20, "{done}");
+    assert!(!trash.join(id).exists());
+}
+
+#[test]
 fn what_is_told_on_the_way_is_json_too_if_asked() {
     let home = with_snapshot();
     let taken = home.run(&["-o", "ndjson", "snapshot", "create", "p@b"]);

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{DoctorOptions, Findings, Severity};
+use super::{DoctorFinding, DoctorOptions, Findings, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::home::TRASHED;
 use crate::instances::{CREATION, PgRecord, Stage};
 use crate::name::Name;
 use crate::neon::Neon;
@@ -66,6 +65,10 @@ impl Neon {
         // Folders before records: a record is there before its folder is.
         let mut folders = files(&home.path().join("pg"));
         folders.extend(files(&home.path().join("trash")));
+        // Beside data directories only what was being removed is ours for certain.
+        let beside = self.pg().folders_beside();
+        let beside = beside.iter().flat_map(|folder| files(folder));
+        folders.extend(beside.filter(|path| name_of(path).starts_with(REMOVAL)));
         for record in self.readable_instances() {
             if self.free(&record.name).is_none() {
                 busy.push(record.name.clone());
@@ -235,13 +238,13 @@ impl Neon {
                 "another command is at it now; it was not looked at",
             );
         }
-        self.unknown_folders(findings);
+        self.unknown_folders(findings).await;
         self.processes(findings);
         self.unfinished(findings);
     }
 
     /// Folders that no record speaks of, and records whose folders are gone.
-    fn unknown_folders(&self, findings: &mut Findings) {
+    async fn unknown_folders(&self, findings: &mut Findings) {
         let home = self.home();
         if let Err(error) = home.is_mounted() {
             findings.failed("disk-unmounted", error.subject().to_owned(), &error);
@@ -249,13 +252,6 @@ impl Neon {
         let instances = self.readable_instances();
         for path in files(&home.path().join("pg")) {
             let name = name_of(&path);
-            if let Some(id) = name.strip_prefix(TRASHED)
-                && !home.trash().join(format!("{id}.json")).exists()
-                && !home.gone(id).exists()
-                && !instances.iter().any(|record| record.id == id)
-            {
-                trash_unknown(&path, findings);
-            }
             let known = home.instances().join(format!("{name}.json")).exists();
             if !known && !name.starts_with('.') {
                 findings
@@ -270,16 +266,7 @@ impl Neon {
                     ));
             }
         }
-        for path in files(&home.path().join("trash")) {
-            let id = name_of(&path);
-            if hidden(&path) {
-                continue;
-            }
-            let live = instances.iter().any(|record| record.id == id);
-            if !live && !home.trash().join(format!("{id}.json")).exists() {
-                trash_unknown(&path, findings);
-            }
-        }
+        self.unknown_trash(findings).await;
         for record in instances {
             let data = self.pg().data_dir(&record);
             if let Err(error) = self.pg().is_mounted(&record) {
@@ -305,6 +292,34 @@ impl Neon {
                         format!("has no data directory at {}", data.display()),
                     )
                     .hinted(hint);
+            }
+        }
+    }
+
+    /// What is in the trash and not remembered: of instances, which emptying the trash frees, and what somebody put there.
+    async fn unknown_trash(&self, findings: &mut Findings) {
+        let home = self.home();
+        let left = self.pg().left_in_trash().await.unwrap_or_default();
+        for one in &left {
+            trash_unknown(&one.path, findings).hinted(match &one.name {
+                Some(name) => {
+                    format!("neon pg trash --empty {name} frees it, if nothing in it is missed")
+                }
+                None => "neon pg trash --empty frees it, if nothing in it is missed".to_owned(),
+            });
+        }
+        let instances = self.readable_instances();
+        for path in files(&home.path().join("trash")) {
+            let id = name_of(&path);
+            let remembered = ["json", "gone"]
+                .iter()
+                .any(|kind| home.trash().join(format!("{id}.{kind}")).exists());
+            let known = remembered
+                || hidden(&path)
+                || instances.iter().any(|record| record.id == id)
+                || left.iter().any(|one| one.path == path);
+            if !known {
+                trash_unknown(&path, findings).hinted("remove it, if nothing in it is missed");
             }
         }
     }
@@ -385,14 +400,12 @@ impl Neon {
     }
 }
 
-fn trash_unknown(path: &Path, findings: &mut Findings) {
-    findings
-        .warning(
-            "trash-unknown",
-            path.display().to_string(),
-            "is in the trash, and nothing is remembered of it",
-        )
-        .hinted("remove it, if nothing in it is missed");
+fn trash_unknown<'a>(path: &Path, findings: &'a mut Findings) -> &'a mut DoctorFinding {
+    findings.warning(
+        "trash-unknown",
+        path.display().to_string(),
+        "is in the trash, and nothing is remembered of it",
+    )
 }
 
 fn tell(leftover: &Leftover, findings: &mut Findings) {

@@ -1,5 +1,6 @@
 //! Into the trash and back.
 
+use std::path::Path;
 use std::time::Duration;
 
 use neon_pgctl::Status;
@@ -7,6 +8,7 @@ use neon_pgctl::Status;
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
+use crate::instances::trash_left::PLACE;
 use crate::instances::{Instances, PgRecord, Stage};
 use crate::name::Name;
 use crate::record;
@@ -46,6 +48,9 @@ impl Instances<'_> {
         let record = self.known(name)?;
         is_that(&record, id)?;
         let mut operation = self.0.begin_relief("pg destroy", name.as_str())?;
+        if let Some(place) = record.pgdata.as_deref().and_then(Path::to_str) {
+            operation.detail(PLACE, place);
+        }
         let destroyed = Box::pin(self.destroy_of(name, id, lost)).await;
         operation.detail("id", destroyed.as_deref().unwrap_or(&record.id));
         operation.end(destroyed)
@@ -187,7 +192,11 @@ impl Instances<'_> {
             let Some(_held) = record::held(&mark)? else {
                 return Ok(());
             };
-            left.iter().try_for_each(|left| record::remove_tree(left))?;
+            for left in &left {
+                record::remove_tree(left)?;
+                // A removal that was killed left it without its name, and nothing else would find it.
+                drop(left.parent().map(neon_cowfs::sweep));
+            }
             record::remove(&mark)
         })
         .await

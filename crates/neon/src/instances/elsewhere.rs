@@ -266,8 +266,17 @@ fn beside(place: &Path, what: &str, id: &str) -> PathBuf {
     place.with_file_name(format!(".neon-{what}-{id}"))
 }
 
+/// The id of the instance whose data directory, or whose tablespaces, are in the trash under this name beside its place.
+pub(super) fn trashed_at(name: &str) -> Option<&str> {
+    let id = name.strip_prefix(".neon-trash-")?;
+    Some(id.strip_suffix(TABLESPACES).unwrap_or(id))
+}
+
+/// What the folder of the tablespaces has behind the name of the data directory.
+const TABLESPACES: &str = "-tablespaces";
+
 fn tablespaces(place: &Path) -> PathBuf {
     let mut name = place.file_name().unwrap_or_default().as_bytes().to_vec();
-    name.extend_from_slice(b"-tablespaces");
+    name.extend_from_slice(TABLESPACES.as_bytes());
     place.with_file_name(std::ffi::OsStr::from_bytes(&name))
 }

@@ -185,7 +185,10 @@ async fn give<'a>(
     for name in names {
         let instance = instance.clone().without_pass_file().with_superuser(name);
         let given = async {
-            let mut client = instance.connect("template1").await.map_err(with_cause)?;
+            let mut client = instance
+                .connect_bare("template1")
+                .await
+                .map_err(with_cause)?;
             let given = client.simple_query(&new_password(name, password)).await;
             client.close().await;
             given.map(drop).map_err(with_cause)
@@ -262,20 +265,12 @@ pub(super) async fn ask(
     let mut names: Vec<&str> = facts.needs.install_user.as_deref().into_iter().collect();
     names.push("postgres");
     names.extend(user.and_then(OsUser::name));
-    let pass_file = folder.join("pgpass");
     let password = format!("{}{}", random_id()?, random_id()?);
     let mut trouble = None;
     for name in names {
         for database in ["postgres", "template1"] {
-            // The socket asks for no password; the file says who to be.
-            record::put(
-                &pass_file,
-                pass_line(name, &password).as_bytes(),
-                0o600,
-                user,
-            )?;
-            let instance = server.clone().with_pass_file(&pass_file);
-            let mut client = match instance.connect(database).await {
+            let instance = server.clone().without_pass_file().with_superuser(name);
+            let mut client = match instance.connect_bare(database).await {
                 Ok(client) => client,
                 Err(error) => {
                     trouble.get_or_insert(error);
@@ -308,7 +303,11 @@ pub(super) async fn ask(
             .await;
             client.close().await;
             match asked {
-                Ok(Some(found)) => return Ok(found),
+                Ok(Some(found)) => {
+                    let login = pass_line(name, &password);
+                    record::put(&folder.join("pgpass"), login.as_bytes(), 0o600, user)?;
+                    return Ok(found);
+                }
                 Ok(None) => {}
                 Err(error) => {
                     return Err(Error::new(
@@ -321,7 +320,6 @@ pub(super) async fn ask(
             }
         }
     }
-    drop(fs::remove_file(&pass_file));
     let why = trouble.map_or_else(String::new, |error| format!(" ({error})"));
     neon.tell(Event::Warning(format!(
         "its superuser is not known{why}; log in as one of its roles, with the password it had"

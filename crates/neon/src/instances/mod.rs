@@ -26,6 +26,7 @@ mod runs_here;
 mod shared_places;
 mod stopping;
 mod trash;
+mod trash_left;
 mod trees;
 mod unlogged;
 mod used;
@@ -49,12 +50,14 @@ pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Compare};
 pub use create::CreatePg;
 pub use heads::Head;
 pub use kept_log::KeptLog;
+pub(crate) use mounted::led_to;
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;
 pub use restore::RestoreChoice;
 pub(crate) use restore::{Fill, NOBODY, has_room, place_for};
 pub use trash::TrashedPg;
+pub use trash_left::LeftInTrash;
 pub use used::bytes_on_disk;
 
 /// What instances are made in by `neon-pgctl`, each locked by who makes it.

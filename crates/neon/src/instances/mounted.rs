@@ -284,7 +284,7 @@ fn stays_without(link: &Path, inside: &Path) -> bool {
 }
 
 /// Where the last of a chain of links leads, there or not.
-fn led_to(path: &Path) -> PathBuf {
+pub(crate) fn led_to(path: &Path) -> PathBuf {
     let mut at = path.to_owned();
     // As many as the system follows.
     for _ in 0..40 {

@@ -102,7 +102,15 @@ impl Instances<'_> {
     pub async fn finish_purges(&self) {
         self.finish_removals().await;
         // What was renamed for its removal already, and nobody is at.
-        let one = self.0.home().trash_folder("one");
-        drop(beside(move || Ok(one.parent().map(neon_cowfs::sweep))).await);
+        let home = self.0.home().path();
+        let mut folders = self.folders_beside();
+        folders.extend(["trash", "pg"].map(|name| home.join(name)));
+        let swept = beside(move || {
+            folders
+                .iter()
+                .for_each(|folder| drop(neon_cowfs::sweep(folder)));
+            Ok(())
+        });
+        drop(swept.await);
     }
 }

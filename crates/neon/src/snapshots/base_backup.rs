@@ -5,7 +5,7 @@ use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
 use neon_pagestore::Facts;
-use neon_pg_layout::{BlockSize, ManifestItem, ManifestReader, TimelineRange};
+use neon_pg_layout::{BlockSize, ManifestItem, ManifestReader, SystemIdentifier, TimelineRange};
 use neon_pgwire::{
     BackupEvent, BaseBackupOptions, Checkpoint, Client, Config, ErrorKind as Wire, ManifestOption,
     Params, Replication, SlotName,
@@ -19,7 +19,7 @@ use crate::events::Event;
 use crate::home::random_id;
 use crate::operation::seconds;
 use crate::snapshots::Snapshots;
-use crate::snapshots::bring::{Arrival, Bringing, Brought, bring};
+use crate::snapshots::bring::{Arrival, Bringing, Brought, Origin, bring};
 use crate::snapshots::imported::{Stopped, facts};
 use crate::snapshots::inspection::Inspection;
 use crate::snapshots::judge::Shape;
@@ -115,6 +115,9 @@ impl Snapshots<'_> {
         client.major().map_err(failed)?;
         self.keep_log(&mut client, subject).await?;
         let shape = shape(&mut client).await.map_err(failed)?;
+        let identity = client.identify_system().await.map_err(failed)?;
+        let system = SystemIdentifier::new(identity.system_identifier).ok();
+        let at = identity.position;
         let mut options = BaseBackupOptions::default();
         options.label = format!("neon import {}", arrival.name);
         options.checkpoint = Checkpoint::Fast;
@@ -160,6 +163,7 @@ impl Snapshots<'_> {
         };
         let arrival = Arrival {
             page_size: u32::try_from(shape.page_size.bytes()).unwrap_or_default(),
+            origin: system.map(|system| Origin { system, at }),
             ..arrival
         };
         let writing = bring(self.0, arrival, move |bringing| read.send(bringing));

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use neon_pagestore::write::{SnapshotOptions, SnapshotWriter, WriteReport};
-use neon_pagestore::{Facts, NameOutcome, Repository, SnapshotName};
+use neon_pagestore::read::Snapshot;
+use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, WriteReport};
+use neon_pagestore::{CommitId, Facts, NameOutcome, Repository, SnapshotName, Summary, Writing};
+use neon_pg_layout::{ControlFile, Lsn, SystemIdentifier};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
@@ -70,7 +72,7 @@ impl<'a> Bringing<'a> {
 /// A snapshot that came.
 #[derive(Debug)]
 pub(crate) struct Brought {
-    pub(crate) id: neon_pagestore::CommitId,
+    pub(crate) id: CommitId,
     pub(crate) facts: Facts,
     pub(crate) report: WriteReport,
 }
@@ -86,7 +88,26 @@ pub(crate) struct Arrival<'a> {
     pub(crate) instance: Option<&'a Path>,
     /// Bytes of a page.
     pub(crate) page_size: u32,
+    /// Of which cluster, if that is known before it comes: what a snapshot of the same one has is not stored again.
+    pub(crate) origin: Option<Origin>,
     pub(crate) allow_bad_pages: bool,
+}
+
+/// The cluster that something comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) system: SystemIdentifier,
+    /// Where it was in its log, about.
+    pub(crate) at: Lsn,
+}
+
+impl Origin {
+    pub(crate) fn of(control: &ControlFile) -> Self {
+        Self {
+            system: control.system_identifier,
+            at: control.checkpoint.redo,
+        }
+    }
 }
 
 /// Writes what `feed` sends, and commits it with the facts that it returns.
@@ -103,10 +124,22 @@ pub(crate) async fn bring(
         name,
         instance,
         page_size,
+        origin,
         allow_bad_pages,
     } = arrival;
     let failed = |error| Error::repository(to.label(), error);
+    let parent = match origin {
+        Some(origin) => nearest(to, origin).await?,
+        None => None,
+    };
     let writing = to.repository.begin_writing().await.map_err(failed)?;
+    let parent = match protected(to, &writing, parent).await {
+        Ok(parent) => parent,
+        Err(error) => {
+            writing.abandon().await;
+            return Err(error);
+        }
+    };
     let writer = writing.writer();
     let stop = Wanting::default();
     let (home, target) = (neon.clone(), to.clone());
@@ -120,7 +153,10 @@ pub(crate) async fn bring(
     };
     let written = tokio::task::spawn_blocking(move || {
         let failed = |error| Error::repository(target.label(), error);
-        let sink = SnapshotWriter::new(&target.repository, writer, options).map_err(failed)?;
+        let mut sink = SnapshotWriter::new(&target.repository, writer, options).map_err(failed)?;
+        if let Some(parent) = &parent {
+            sink = sink.with_parent(Parent::of(parent));
+        }
         let bringing = Bringing {
             neon: &home,
             writer: &sink,
@@ -130,7 +166,10 @@ pub(crate) async fn bring(
             subject: &told,
             allow_bad_pages,
         };
-        let facts = feed(&bringing)?;
+        let mut facts = feed(&bringing)?;
+        if parent.is_some() {
+            facts.cost.source = Some(neon_pagestore::changes::SourceKind::Scan.name().to_owned());
+        }
         let stored = sink.complete().map_err(failed)?;
         Ok((stored, facts))
     })
@@ -170,12 +209,48 @@ pub(crate) async fn bring(
     })
 }
 
+/// The snapshot of a cluster that is nearest in its log, the newest of several: what comes from outside as a whole is compared
+/// with it page by page, and only what differs is stored.
+async fn nearest(to: &StorageRepository, origin: Origin) -> Result<Option<CommitId>> {
+    let listed = to.repository.list().await;
+    let listed = listed.map_err(|error| Error::repository(to.label(), error))?;
+    let system = origin.system.to_string();
+    let same = listed.iter().filter_map(|listed| {
+        let summary = listed.summary.as_ref().ok()?;
+        (summary.system == system).then_some((listed.id, summary))
+    });
+    let away = |summary: &Summary| {
+        let stop = summary.stop.as_ref()?.parse::<Lsn>().ok()?;
+        Some(stop.0.abs_diff(origin.at.0))
+    };
+    let nearest = same.min_by_key(|(_, summary)| {
+        let away = away(summary).unwrap_or(u64::MAX);
+        (away, std::cmp::Reverse(summary.taken))
+    });
+    Ok(nearest.map(|(id, _)| id))
+}
+
+/// The parent, protected from collections. One that was destroyed this moment is none.
+async fn protected(
+    to: &StorageRepository,
+    writing: &Writing,
+    parent: Option<CommitId>,
+) -> Result<Option<Snapshot>> {
+    let Some(id) = parent else { return Ok(None) };
+    let failed = |error| Error::repository(to.label(), error);
+    match writing.protect(id).await {
+        Ok(commit) => Ok(Some(Snapshot::of(id, commit, &to.maps).map_err(failed)?)),
+        Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 /// Whether the snapshot has its names. One that was made just now and has none is taken back.
 pub(crate) async fn named(
     neon: &Neon,
     repository: &Repository,
     names: &[(SnapshotName, NameOutcome)],
-    id: neon_pagestore::CommitId,
+    id: CommitId,
     subject: &str,
     take_back: bool,
 ) -> Result<()> {

@@ -29,6 +29,7 @@ use crate::operation::seconds;
 use crate::repositories::StorageRepository;
 use crate::snapshots::catalogue::Files;
 use crate::snapshots::copying::{Job, carry_bad_pages, connect, insert_position};
+use crate::snapshots::once_more::once_more;
 use crate::snapshots::parent::{self, ParentChoice};
 use crate::snapshots::watch::{Meter, Wanting};
 use crate::snapshots::{Snapshots, needs, redo};
@@ -175,7 +176,7 @@ pub(crate) async fn take_locked(
     // What was begun is given up when somebody asks to stop; the commit itself is waited for.
     let mut prepared = Box::pin(unless_cancelled(
         neon,
-        prepare(neon, record, wanted, &storage),
+        once_more(neon, record, || prepare(neon, record, wanted, &storage)),
     ))
     .await?;
     if prepared.creates() && prepared.commit.facts.kind == SnapshotKind::Online {
@@ -186,7 +187,7 @@ pub(crate) async fn take_locked(
         drop(prepared);
         prepared = Box::pin(unless_cancelled(
             neon,
-            prepare(neon, record, wanted, &storage),
+            once_more(neon, record, || prepare(neon, record, wanted, &storage)),
         ))
         .await?;
     }
@@ -457,9 +458,6 @@ async fn told(asking: &mut JoinSet<Result<ServerFacts>>) -> Result<ServerFacts> 
     }
 }
 
-/// How long a copy that is done waits for what the databases say: meanwhile the server keeps its log.
-const ANSWERS_MAY_TAKE: Duration = Duration::from_secs(30);
-
 /// The same, of a server whose databases may be locked: who does not answer keeps nobody from a snapshot.
 async fn told_soon(
     neon: &Neon,
@@ -467,7 +465,7 @@ async fn told_soon(
     name: &Name,
     asking: &mut JoinSet<Result<ServerFacts>>,
 ) -> Result<ServerFacts> {
-    if let Ok(found) = tokio::time::timeout(ANSWERS_MAY_TAKE, told(asking)).await {
+    if let Ok(found) = tokio::time::timeout(neon.options().answers_within, told(asking)).await {
         return found;
     }
     asking.abort_all();

@@ -1,25 +1,29 @@
 //! Snapshots of what comes from outside: running servers, base backups, data directories, `.neon` files.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use neon_pagestore::changes::LogEnd;
 use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
-use neon_pg_layout::{ClusterState, ControlFile, PostmasterPid, TimelineRange};
+use neon_pg_layout::{
+    ClusterState, ControlFile, Lsn, ManifestItem, ManifestReader, PostmasterPid, TimelineRange,
+};
 use neon_pgctl::Quiet;
 use neon_snapshot_format::basebackup::BaseBackup;
 use neon_snapshot_format::pack::{NeonFile, ReadRange};
 use neon_snapshot_format::pgdata::PgData;
-use neon_snapshot_format::{Detected, End, Sequential, SnapshotKind, Source, detect};
+use neon_snapshot_format::{Detected, End, Sequential, SnapshotKind, SnapshotPath, Source, detect};
 use serde::Serialize;
 
+use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
 use crate::repositories::StorageRepository;
 use crate::snapshots::base_backup::check;
-use crate::snapshots::bring::{Arrival, Bringing, Brought, bring};
+use crate::snapshots::bring::{Arrival, Bringing, Brought, Origin, bring};
 use crate::snapshots::copying::size_of;
 use crate::snapshots::imported::facts;
 use crate::snapshots::judge::Shape;
@@ -76,6 +80,10 @@ pub struct Imported {
     pub format: &'static str,
     /// In what state the cluster was: `cold`, `online`, `standby`, `recovery`, `crashed`.
     pub kind: &'static str,
+    /// The snapshot of the same cluster whose pages it shares, if the storage had one and it was known before it came.
+    pub parent: Option<CommitId>,
+    /// Pages that were stored.
+    pub changed_pages: u64,
     /// Bytes that its files have.
     pub size: u64,
     /// Bytes that were stored for it.
@@ -90,7 +98,9 @@ pub struct Imported {
 
 impl Snapshots<'_> {
     /// Makes a snapshot of what is outside. The WAL that it needs to start is in it; a base backup without that is
-    /// refused, and so is one that does not agree with its manifest.
+    /// refused, and so is one that does not agree with its manifest. All of it is read; of a cluster of which the storage has a
+    /// snapshot, only pages that differ from the one nearest in its log are stored. Archives say of which cluster they are too late for that,
+    /// unless a manifest beside them does (17 and later).
     ///
     /// Dropped or stopped: nothing exists but what a collection finds.
     ///
@@ -138,6 +148,7 @@ impl Snapshots<'_> {
             name: &name,
             instance,
             page_size: page_size(Shape::default()),
+            origin: None,
             allow_bad_pages: wanted.allow_bad_pages,
         };
         let (brought, format) = match &wanted.source {
@@ -159,6 +170,8 @@ impl Snapshots<'_> {
             source: wanted.source.to_string(),
             format,
             kind: facts.kind.name(),
+            parent: facts.parent,
+            changed_pages: facts.cost.changed_pages,
             size: facts.cost.bytes,
             stored: report.stored_data.saturating_add(report.stored_metadata),
             files: facts.cost.files,
@@ -251,28 +264,25 @@ impl Snapshots<'_> {
             subject: &subject,
             ..arrival
         };
-        let bring = |shape, feed: Feed| {
-            let page_size = page_size(shape);
-            bring(
-                self.0,
-                Arrival {
-                    page_size,
-                    ..arrival
-                },
-                feed,
-            )
+        let bring = |(shape, origin), feed: Feed| {
+            let arrival = Arrival {
+                page_size: page_size(shape),
+                origin,
+                ..arrival
+            };
+            bring(self.0, arrival, feed)
         };
         let refuse = |reason: String, hint: &'static str| {
             Err(Error::new(ErrorKind::Invalid, &*subject, reason).hinted(hint))
         };
         match found {
             Detected::DataDirectory { state, .. } => {
-                let shape = shape(&path, &subject)?;
+                let known = control(&path, &subject)?;
                 require_stopped(&path, &subject, state)?;
                 let quiet = Quiet::hold(&path, Duration::from_secs(60)).await;
                 let quiet = quiet.map_err(|error| Error::server(&*subject, error))?;
                 let brought = bring(
-                    shape,
+                    (Shape::of(&known), Some(Origin::of(&known))),
                     Box::new(move |bringing| data_directory(bringing, &path, state, threads)),
                 );
                 let brought = brought.await?;
@@ -287,9 +297,10 @@ impl Snapshots<'_> {
                 "combine it with those it builds on first (pg_combinebackup)",
             ),
             Detected::PlainBackup { .. } => {
-                let shape = shape(&path, &subject)?;
+                let known = control(&path, &subject)?;
+                let shape = Shape::of(&known);
                 let brought = bring(
-                    shape,
+                    (shape, Some(Origin::of(&known))),
                     Box::new(move |bringing| {
                         let mut source =
                             PlainBackup::open(&path).map_err(|error| bringing.format(error))?;
@@ -300,13 +311,15 @@ impl Snapshots<'_> {
                 Ok((brought.await?, "base backup"))
             }
             Detected::TarSet { .. } => {
+                let origin = origin_of_manifest(&path.join("backup_manifest"));
                 let feed: Feed = Box::new(move |bringing| {
                     let mut source =
                         BaseBackup::in_directory(&path).map_err(|error| bringing.format(error))?;
                     let total = size_of_archives(bringing, &path)?;
                     in_order(bringing, &mut source, Shape::default(), total)
                 });
-                Ok((bring(Shape::default(), feed).await?, "base backup"))
+                let brought = bring((Shape::default(), origin), feed).await?;
+                Ok((brought, "base backup"))
             }
             Detected::Tar { .. } => {
                 let feed: Feed = Box::new(move |bringing| {
@@ -317,7 +330,8 @@ impl Snapshots<'_> {
                     let mut source = BaseBackup::in_stream(file);
                     in_order(bringing, &mut source, Shape::default(), 0)
                 });
-                Ok((bring(Shape::default(), feed).await?, "base backup"))
+                let brought = bring((Shape::default(), None), feed).await?;
+                Ok((brought, "base backup"))
             }
             Detected::Neon => {
                 let file = fs::File::open(&path)
@@ -342,12 +356,27 @@ impl Snapshots<'_> {
         arrival: Arrival<'_>,
     ) -> Result<Brought> {
         let threads = self.0.options().threads;
+        let subject = arrival.subject.to_owned();
+        let (file, origin) = beside(move || {
+            let failed = |error| Error::format(&*subject, error);
+            let file = NeonFile::open(reader, None).map_err(failed)?;
+            let control = SnapshotPath::new("global/pg_control").map_err(failed)?;
+            // What it says is said again, and believed or not, when it comes.
+            let control = file.read(&control, 0, CONTROL_FILE).ok();
+            let control = control.and_then(|bytes| ControlFile::decode(&bytes).ok());
+            Ok((file, control.as_ref().map(Origin::of)))
+        })
+        .await?;
+        let arrival = Arrival { origin, ..arrival };
         bring(self.0, arrival, move |bringing| {
-            neon_file(bringing, reader, threads)
+            neon_file(bringing, &file, threads)
         })
         .await
     }
 }
+
+/// Bytes of a control file.
+const CONTROL_FILE: usize = 8192;
 
 type Feed = Box<dyn FnOnce(&Bringing<'_>) -> Result<Facts> + Send>;
 
@@ -415,8 +444,11 @@ impl neon_snapshot_format::Sink for Remembered<'_> {
     }
 }
 
-fn neon_file(bringing: &Bringing<'_>, reader: impl ReadRange, threads: usize) -> Result<Facts> {
-    let file = NeonFile::open(reader, None).map_err(|error| bringing.format(error))?;
+fn neon_file(
+    bringing: &Bringing<'_>,
+    file: &NeonFile<impl ReadRange>,
+    threads: usize,
+) -> Result<Facts> {
     let mut total = 0_u64;
     for page in 0..file.entry_pages() {
         let entries = file.entries(page).map_err(|error| bringing.format(error))?;
@@ -487,14 +519,33 @@ fn page_size(shape: Shape) -> u32 {
     u32::try_from(shape.page_size.bytes()).unwrap_or_default()
 }
 
-/// What a directory says of its pages.
-fn shape(path: &Path, subject: &str) -> Result<Shape> {
+/// What a directory says of itself.
+fn control(path: &Path, subject: &str) -> Result<ControlFile> {
     let place = path.join("global/pg_control");
     let bytes = fs::read(&place).map_err(|error| Error::io(&place, "cannot be read", error))?;
-    let control = ControlFile::decode(&bytes).map_err(|error| {
+    ControlFile::decode(&bytes).map_err(|error| {
         Error::new(ErrorKind::Damaged, subject, "has a control file of no use").caused_by(error)
-    })?;
-    Ok(Shape::of(&control))
+    })
+}
+
+/// Of which cluster a backup is, where its manifest says so (17 and later): the archives say it last.
+fn origin_of_manifest(path: &Path) -> Option<Origin> {
+    let mut file = fs::File::open(path).ok()?;
+    let (mut reader, mut buffer) = (ManifestReader::new(), vec![0; 64 << 10]);
+    let mut at = Lsn(0);
+    loop {
+        let count = io::Read::read(&mut file, &mut buffer).ok()?;
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            let system = reader.finish().ok()??;
+            return Some(Origin { system, at });
+        };
+        let keep = |item| {
+            if let ManifestItem::WalRange(range) = item {
+                at = at.max(range.end);
+            }
+        };
+        reader.push(bytes, keep).ok()?;
+    }
 }
 
 /// The directory of a running server changes while it is read.

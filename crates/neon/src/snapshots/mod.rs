@@ -20,6 +20,7 @@ mod location;
 mod log_end;
 pub(crate) mod needs;
 mod offered;
+mod once_more;
 pub(crate) mod open;
 mod parent;
 mod partial;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use neon_pg::{ErrorKind, Neon, Options, PgMajor, RestoreChoice};
+use neon_pg::{ErrorKind, Found, Neon, Operation, Options, Outcome, PgMajor, RestoreChoice};
 use neon_testkit::Installation;
 
 use crate::checkouts::plan;
@@ -167,6 +167,36 @@ pub(crate) async fn scene() -> Fixture {
     home
 }
 
+/// What holds whenever a checkout that was killed is finished or taken back by this snapshot of the instance. With the timeline
+/// that it is on, and what the log says of the last checkout.
+async fn is_settled(home: &Path, neon: &Neon, taken: &Found) -> (String, Operation) {
+    let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
+    assert_eq!((pg.role(), &pg.record.checkout), (Some("primary"), &None));
+    no_slot_is_left(neon, "pgdata1").await;
+    let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
+    assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
+    nothing_half_made(home);
+    let operations = neon.operations().unwrap();
+    let mut checkouts = operations.into_iter().rev();
+    let last = checkouts.find(|one| one.verb == "pg checkout").unwrap();
+    let line = "select timeline_id from pg_control_checkpoint()";
+    (sql(neon, "pgdata1", line).await, last)
+}
+
+/// No two checkouts end on one timeline.
+fn are_different(mut timelines: Vec<String>) {
+    let count = timelines.len();
+    timelines.sort();
+    timelines.dedup();
+    assert_eq!(timelines.len(), count, "{timelines:?}");
+}
+
+/// Stops the instance, which is then all that ran.
+async fn nothing_runs_then(home: &Fixture) {
+    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
+    none_but(&home.scratch.path().join("home"), 0);
+}
+
 async fn checkout_killed_at(steps: &[&str], rows: &str) {
     let home = scene().await;
     let place = home.scratch.path().join("home");
@@ -178,44 +208,27 @@ async fn checkout_killed_at(steps: &[&str], rows: &str) {
         // The next command, whichever it is.
         let neon = home.again();
         let taken = take(&neon, "pgdata1", &format!("after-{}", &step[10..])).await;
-        let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
-        assert_eq!(pg.role(), Some("primary"), "{step}");
+        let (timeline, last) = is_settled(&place, &neon, &taken).await;
         let count = sql(&neon, "pgdata1", "select count(*) from t").await;
         assert_eq!(count, rows, "{step}");
-        no_slot_is_left(&neon, "pgdata1").await;
         let passing = "select count(*) from pg_roles where rolname = 'passing'";
         let finished = rows == "5000";
         let left = if finished { "0" } else { "1" };
         assert_eq!(sql(&neon, "pgdata1", passing).await, left, "{step}");
         run(&neon, "pgdata1", "drop role if exists passing").await;
-        let line = "select timeline_id from pg_control_checkpoint()";
-        timelines.push(sql(&neon, "pgdata1", line).await);
-        let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
-        assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
-        nothing_half_made(&place);
-        let operations = neon.operations().unwrap();
-        let mut checkouts = operations.iter().rev();
-        let last = checkouts.find(|one| one.verb == "pg checkout").unwrap();
-        assert_eq!(last.outcome == neon_pg::Outcome::Done, finished, "{last:?}");
+        timelines.push(timeline);
+        assert_eq!(last.outcome == Outcome::Done, finished, "{last:?}");
         assert_eq!(last.details.contains_key("head-id"), finished, "{last:?}");
-        assert_eq!(
-            pg.record.heads.len() as u64,
-            // No server but ours was there, also that of a recovery which was killed.
-            if rows == "5000" {
-                timelines.len() as u64
-            } else {
-                0
-            }
-        );
-        if rows == "5000" {
+        // No server but ours was there, also that of a recovery which was killed.
+        let heads = neon.pg().record_of(&name("pgdata1")).unwrap().heads;
+        let most = if finished { timelines.len() } else { 0 };
+        assert_eq!(heads.len(), most, "{step}");
+        if finished {
             run(&neon, "pgdata1", "insert into t select 1").await;
         }
     }
     if rows == "5000" {
-        let mut sorted = timelines.clone();
-        sorted.sort();
-        sorted.dedup();
-        assert_eq!(sorted.len(), timelines.len(), "{timelines:?}");
+        are_different(timelines);
     } else {
         // None of it was: a checkout now is the first, under the next number that no state got.
         let neon = home.again();
@@ -234,8 +247,7 @@ async fn checkout_killed_at(steps: &[&str], rows: &str) {
             assert_eq!(refused(found), ErrorKind::NotFound, "{head}");
         }
     }
-    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
-    none_but(&place, 0);
+    nothing_runs_then(&home).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -278,33 +290,20 @@ async fn a_checkout_killed_on_its_way_back_ends_at_the_state_before() {
         let neon = home.again();
         // The next command, whichever it is.
         let taken = take(&neon, "pgdata1", &format!("after-{round}")).await;
-        let pg = neon.pg().get(&name("pgdata1")).await.unwrap();
-        assert_eq!((pg.role(), &pg.record.checkout), (Some("primary"), &None));
+        let (timeline, last) = is_settled(&place, &neon, &taken).await;
+        timelines.push(timeline);
         let count = sql(&neon, "pgdata1", "select count(*) from t").await;
         assert_eq!(count, (5001 + round).to_string(), "{step}");
-        no_slot_is_left(&neon, "pgdata1").await;
-        let line = "select timeline_id from pg_control_checkpoint()";
-        timelines.push(sql(&neon, "pgdata1", line).await);
-        let snapshot = taken.repository.snapshot(taken.id).await.unwrap();
-        assert_eq!(snapshot.facts().lineage, Some(pg.record.lineage));
-        nothing_half_made(&place);
-        let operations = neon.operations().unwrap();
-        let mut checkouts = operations.iter().rev();
-        let last = checkouts.find(|one| one.verb == "pg checkout").unwrap();
-        assert_eq!(last.outcome, neon_pg::Outcome::Failed, "{last:?}");
+        assert_eq!(last.outcome, Outcome::Failed, "{last:?}");
         run(&neon, "pgdata1", "insert into t select 1").await;
     }
-    let mut sorted = timelines.clone();
-    sorted.sort();
-    sorted.dedup();
-    assert_eq!(sorted.len(), timelines.len(), "{timelines:?}");
+    are_different(timelines);
     // What nobody holds any more can be destroyed.
     let neon = home.again();
     let snapshots = neon.snapshots();
     let plan = snapshots.plan_destroy("pgdata1@a", None).await.unwrap();
     snapshots.destroy(&plan).await.unwrap();
-    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
-    none_but(&place, 0);
+    nothing_runs_then(&home).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -330,8 +329,7 @@ async fn a_checkout_killed_at_any_time_is_whole_or_was_not() {
         }
         nothing_half_made(&place);
     }
-    home.neon.pg().stop(&name("pgdata1")).await.unwrap();
-    none_but(&place, 0);
+    nothing_runs_then(&home).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

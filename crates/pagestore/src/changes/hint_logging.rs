@@ -9,6 +9,9 @@
 //! - `wal_log_hints`, as the log tells it;
 //! - an image of a page that was logged for a hint (`XLOG_FPI_FOR_HINT`), which no other server writes (`XLogHintBitIsNeeded`);
 //! - or somebody saw a control file that said so, while the server ran.
+//!
+//! What the log names is gathered on the way: those pages are not left to what summaries said of them, which are of another
+//! log where somebody put back an older copy of the cluster and left the summaries in place.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,10 +20,14 @@ use std::ops::ControlFlow;
 use neon_pg_layout::wal::{Change, Record, ResourceManager, Step, WalReader};
 use neon_pg_layout::{Lsn, TimelineHistory};
 
+use neon_snapshot_format::SnapshotPath;
+
 use crate::changes::log_files::{Fed, History, LogFiles, PIECE};
+use crate::changes::logged::LogChanges;
 use crate::changes::reason::CannotSay;
+use crate::changes::set::{FileChange, FileFacts};
 use crate::changes::validity::{ClusterFacts, Span};
-use crate::changes::wal::{cancelled, starts_at};
+use crate::changes::wal::{Gathered, cancelled, starts_at};
 use crate::error::{Error, ErrorKind, Result};
 
 /// `XLOG_FPI_FOR_HINT` (`pg_control.h`), the same in all majors.
@@ -66,6 +73,23 @@ impl fmt::Display for NotLogged {
                  checksums may have been off"
             ),
         }
+    }
+}
+
+/// The pages of relations that a stretch of log names.
+#[derive(Debug, Clone)]
+pub struct NamedPages(LogChanges);
+
+impl NamedPages {
+    /// What of a logged relation's file it names, where the file had this size and has it again.
+    pub(crate) fn of(&self, path: &SnapshotPath, size: u64) -> FileChange {
+        let facts = FileFacts {
+            path,
+            size,
+            parent_size: Some(size),
+            unlogged: false,
+        };
+        self.0.of(&facts, size)
     }
 }
 
@@ -117,8 +141,8 @@ impl HintLogging {
         self.end.0.saturating_sub(self.start.0)
     }
 
-    /// Reads the log and says why it does not show that all hints are in it; nothing when it does. Asks whether to go on
-    /// after every 256 KiB.
+    /// Reads the log and says which pages it names, or why it does not show that all hints are in it. Asks whether to go
+    /// on after every 256 KiB.
     ///
     /// # Errors
     /// [`Cancelled`](ErrorKind::Cancelled); [`Invalid`](ErrorKind::Invalid) for a size of the log's pages that no server
@@ -127,9 +151,9 @@ impl HintLogging {
         &self,
         files: &mut dyn LogFiles,
         go_on: impl FnMut() -> ControlFlow<()>,
-    ) -> Result<Option<NotLogged>> {
+    ) -> Result<Result<NamedPages, NotLogged>> {
         if self.history.timeline_of(self.start) != self.history.timeline() {
-            return Ok(Some(NotLogged::Timelines));
+            return Ok(Err(NotLogged::Timelines));
         }
         let format = self.cluster.log_format().map_err(|error| {
             Error::new(ErrorKind::Invalid, "the format of the log", "is not known").caused_by(error)
@@ -144,13 +168,20 @@ impl HintLogging {
             log_hints: self.cluster.wal_log_hints,
             shown: false,
             first: true,
+            gathered: Gathered::whatever_hints(&self.cluster),
             over: None,
         };
-        match walk.follow(files, go_on) {
-            Ok(ControlFlow::Break(())) => Err(cancelled()),
-            Ok(ControlFlow::Continue(())) => Ok(walk.over.flatten()),
-            Err(reason) => Ok(Some(NotLogged::Log(reason))),
-        }
+        Ok(match walk.follow(files, go_on) {
+            Ok(ControlFlow::Break(())) => return Err(cancelled()),
+            Ok(ControlFlow::Continue(())) => match walk.over.flatten() {
+                None => {
+                    let blocks = walk.gathered.blocks;
+                    Ok(NamedPages(LogChanges::new(&self.cluster, blocks)))
+                }
+                Some(silent) => Err(silent),
+            },
+            Err(reason) => Err(NotLogged::Log(reason)),
+        })
     }
 }
 
@@ -163,6 +194,7 @@ struct Walk<'a> {
     /// Whether an image shows that this run logs hints.
     shown: bool,
     first: bool,
+    gathered: Gathered,
     /// The answer, once there is one.
     over: Option<Option<NotLogged>>,
 }
@@ -212,6 +244,7 @@ impl Walk<'_> {
                 }
                 Ok(Step::Record(record)) => {
                     let told = look_at(&record)?;
+                    self.gathered.record(&record)?;
                     let begins = record.lsn();
                     self.record(begins, told, page_size)?;
                 }

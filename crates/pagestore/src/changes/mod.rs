@@ -25,7 +25,7 @@ mod unlogged;
 mod validity;
 mod wal;
 
-pub use hint_logging::{HintLogging, NotLogged};
+pub use hint_logging::{HintLogging, NamedPages, NotLogged};
 pub use invalid::Invalid;
 pub use log_files::{LogFiles, SegmentDirectory, read_tail};
 pub use reason::CannotSay;

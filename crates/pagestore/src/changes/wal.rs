@@ -36,8 +36,8 @@ struct Last {
 }
 
 #[derive(Debug)]
-struct Gathered {
-    blocks: BlockRefTable,
+pub(super) struct Gathered {
+    pub(super) blocks: BlockRefTable,
     states: BTreeSet<(Slru, u64)>,
     commit_times: bool,
     commit_times_switched: bool,
@@ -58,14 +58,7 @@ impl LogWalk {
             reader: WalReader::at_record(format.up_to_timeline(timelines.timeline()), start),
             timelines: timelines.clone(),
             start,
-            gathered: Gathered {
-                blocks: BlockRefTable::new(),
-                states: BTreeSet::new(),
-                commit_times: cluster.track_commit_timestamp,
-                commit_times_switched: false,
-                checksums: cluster.checksums,
-                log_hints: cluster.wal_log_hints,
-            },
+            gathered: Gathered::new(cluster),
             last: None,
         })
     }
@@ -223,8 +216,27 @@ impl LogWalk {
 }
 
 impl Gathered {
+    fn new(cluster: &ClusterFacts) -> Self {
+        Self {
+            blocks: BlockRefTable::new(),
+            states: BTreeSet::new(),
+            commit_times: cluster.track_commit_timestamp,
+            commit_times_switched: false,
+            checksums: cluster.checksums,
+            log_hints: cluster.wal_log_hints,
+        }
+    }
+
+    /// For who judges by themselves whether hints are logged.
+    pub(super) fn whatever_hints(cluster: &ClusterFacts) -> Self {
+        Self {
+            checksums: true,
+            ..Self::new(cluster)
+        }
+    }
+
     /// Takes what a record changed. Of a shutdown checkpoint, says its redo position.
-    fn record(&mut self, record: &Record<'_>) -> Result<Option<Lsn>, CannotSay> {
+    pub(super) fn record(&mut self, record: &Record<'_>) -> Result<Option<Lsn>, CannotSay> {
         let at = record.lsn();
         if record.header().rmgr == ResourceManager::SPGIST {
             // The metapage's cache of recently used pages is written back with such work, and not logged.

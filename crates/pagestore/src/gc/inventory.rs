@@ -15,6 +15,7 @@ use neon_storage::ListOptions;
 
 use crate::commit::Commit;
 use crate::commit_object::CommitObject;
+use crate::doomed::Stage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitId, WriterId};
 use crate::keys::{self, PACKS, SNAPSHOTS};
@@ -114,6 +115,51 @@ impl Inventory {
         self.alive().chain(held).collect()
     }
 
+    /// What an error means that came of reading what roots need. A destroyed snapshot is a root for as long as a lease or a
+    /// pin names it, also of somebody who came too late, is refused, and has not taken it down yet: another collection, which
+    /// looked before they came, deletes what it needs all the same. Its list is there until the snapshot's objects are not,
+    /// so both are looked for in this order.
+    pub(crate) async fn explain(&self, repository: &Repository, error: Error) -> Error {
+        if !error.is_of_object() {
+            return error;
+        }
+        match self.taken_away(repository).await {
+            Ok(Some(id)) => Error::new(
+                ErrorKind::Busy,
+                format!("snapshot {id}"),
+                "is destroyed, and another collection takes it away while somebody still asks for it; try again",
+            )
+            .caused_by(error),
+            Ok(None) => error,
+            Err(failed) => failed,
+        }
+    }
+
+    /// A destroyed snapshot among the roots that another collection is deleting, or has deleted by now.
+    async fn taken_away(&self, repository: &Repository) -> Result<Option<CommitId>> {
+        let alive: HashSet<CommitId> = self.alive().map(|(id, _)| id).collect();
+        let held = self.roots().into_keys().filter(|id| !alive.contains(id));
+        let held: HashSet<CommitId> = held.collect();
+        if held.is_empty() {
+            return Ok(None);
+        }
+        let lists = repository.doomed_lists().await?;
+        let executing = lists
+            .iter()
+            .filter(|list| list.body.stage == Stage::Executing);
+        let doomed: HashSet<&CommitObject> =
+            executing.flat_map(|list| &list.body.commits).collect();
+        let there = list_commit_objects(repository).await?;
+        let there: HashSet<CommitObject> = there.into_iter().collect();
+        // All of its objects: the list of a collection that was killed stays, also when the snapshot was brought again since.
+        let goes = |id: &CommitId| {
+            let objects = self.commits.range(CommitObject::first(*id)..);
+            let mut objects = objects.take_while(|(object, _)| object.id == *id);
+            objects.all(|(object, _)| doomed.contains(object) || !there.contains(object))
+        };
+        Ok(held.into_iter().find(goes))
+    }
+
     /// The objects that are not needed: those that do not stand, but for what is held of a snapshot that is destroyed.
     pub(crate) fn dead_commits(&self) -> impl Iterator<Item = CommitObject> {
         let alive: HashSet<CommitId> = self.alive().map(|(id, _)| id).collect();
@@ -157,22 +203,26 @@ pub(crate) async fn list_packs(repository: &Repository) -> Result<HashMap<PackId
     Ok(packs)
 }
 
-/// Reads every commit. One that cannot be read is an error: what it needs is not known.
-async fn list_commits(
-    repository: &Repository,
-) -> Result<BTreeMap<CommitObject, (WriterId, Commit)>> {
+async fn list_commit_objects(repository: &Repository) -> Result<Vec<CommitObject>> {
     let listing = repository
         .shared
         .storage
         .list(ListOptions::prefix(SNAPSHOTS));
-    let objects: Vec<CommitObject> = listing
+    listing
         .map_err(|error| Error::storage(SNAPSHOTS, error))
         .and_then(|object| async move {
             keys::commit_of(&object.key)
                 .ok_or_else(|| Error::malformed(object.key.as_str(), "is not where snapshots are"))
         })
         .try_collect()
-        .await?;
+        .await
+}
+
+/// Reads every commit. One that cannot be read is an error: what it needs is not known.
+async fn list_commits(
+    repository: &Repository,
+) -> Result<BTreeMap<CommitObject, (WriterId, Commit)>> {
+    let objects = list_commit_objects(repository).await?;
     let commits: Vec<_> = stream::iter(objects)
         .map(|object| async move {
             match repository.read_commit_object(object).await {

@@ -133,8 +133,20 @@ impl Marked {
     /// lies there and elsewhere is needed elsewhere.
     ///
     /// # Errors
-    /// When anything of any root cannot be read, or a live frame is nowhere.
+    /// When anything of any root cannot be read, or a live frame is nowhere. [`Busy`](crate::ErrorKind::Busy) when that is
+    /// another collection's work: see [`Inventory::explain`].
     pub(crate) async fn of(
+        repository: &Repository,
+        inventory: &Inventory,
+        shunned: &HashSet<PackId>,
+    ) -> Result<Self> {
+        match Self::all(repository, inventory, shunned).await {
+            Err(error) => Err(inventory.explain(repository, error).await),
+            found => found,
+        }
+    }
+
+    async fn all(
         repository: &Repository,
         inventory: &Inventory,
         shunned: &HashSet<PackId>,

@@ -115,10 +115,18 @@ impl Repository {
     /// them needs: 128 MiB for 1 TB of pages that do not compress.
     ///
     /// # Errors
-    /// [`Storage`](crate::ErrorKind::Storage), and when a map cannot be read.
+    /// [`Storage`](crate::ErrorKind::Storage), and when a map cannot be read. [`Busy`](crate::ErrorKind::Busy) when a collection
+    /// took away a snapshot meanwhile that somebody still asked for.
     pub async fn retained(&self) -> Result<BTreeMap<CommitId, Retained>> {
         let now = self.storage_time().await?;
         let inventory = Inventory::take(self, now, false).await?;
+        match self.share_out(&inventory).await {
+            Err(error) => Err(inventory.explain(self, error).await),
+            shared => shared,
+        }
+    }
+
+    async fn share_out(&self, inventory: &Inventory) -> Result<BTreeMap<CommitId, Retained>> {
         let reader = self.frames();
         let mut owners = Owners::default();
         let roots = inventory.roots();

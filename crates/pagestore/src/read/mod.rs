@@ -7,6 +7,7 @@ mod fetch;
 mod flights;
 pub(crate) mod form;
 mod frames;
+pub(crate) mod fuzz;
 pub(crate) mod layout;
 mod maps;
 pub(crate) mod memory;

@@ -11,6 +11,7 @@ use neon_snapshot_format::pgdata::ExistingDirectory;
 use neon_snapshot_format::{Entry, EntryKind, SnapshotPath, Wanted};
 
 use crate::bridge::Bridge;
+use crate::changes::NamedPages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::{At, MappedFile, PageDigest};
 use crate::read::Snapshot;
@@ -31,7 +32,7 @@ pub(super) fn compare(
     directory: &ExistingDirectory,
     keep: Keep<'_>,
     options: &RestoreOptions,
-    present: Option<&Snapshot>,
+    present: Option<(&Snapshot, Option<&NamedPages>)>,
 ) -> Result<RestorePlan> {
     let skipped = skipped(snapshot);
     let keep = &|path: &SnapshotPath| keep(path) || skipped.contains(path.to_string().as_str());
@@ -51,7 +52,7 @@ pub(super) fn compare(
     };
     let files = Mutex::new(match present {
         None => Files::all(snapshot.view()),
-        Some(present) => comparison.told(present)?.into_files(snapshot.view()),
+        Some((present, named)) => comparison.told(present, named)?.into_files(snapshot.view()),
     });
     std::thread::scope(|scope| {
         let threads = 1..options.threads.max(1);
@@ -157,8 +158,9 @@ impl<'a> Comparison<'a> {
     }
 
     /// Takes what the maps tell, and says which files are to be compared by content.
-    fn told(&self, present: &Snapshot) -> Result<Picked> {
-        let told = Told::of(self.snapshot, present, self.directory, &self.bridge)?;
+    fn told(&self, present: &Snapshot, named: Option<&NamedPages>) -> Result<Picked> {
+        let go_on = || self.go_on();
+        let told = Told::of(self.snapshot, present, self.directory, &self.bridge, &go_on)?;
         let mut picked = Picked::default();
         let mut files = Files::named(self.snapshot.view());
         while let Some(file) = files.next(self.snapshot.maps(), &self.bridge)? {
@@ -167,7 +169,7 @@ impl<'a> Comparison<'a> {
                 picked.pass(&file);
                 continue;
             };
-            let ranges = match told.verdict(&file, here) {
+            let ranges = match told.verdict(&file, here, named) {
                 Verdict::Same => Vec::new(),
                 Verdict::Pages(ranges) => ranges,
                 Verdict::Compare => {

@@ -6,6 +6,7 @@ use neon_snapshot_format::pgdata::{DirectoryOptions, ExistingDirectory};
 use neon_snapshot_format::{Entry, SnapshotPath, Wanted};
 
 use crate::bridge::Bridge;
+use crate::changes::NamedPages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::CommitId;
 use crate::read::Snapshot;
@@ -71,6 +72,9 @@ impl RestorePlan {
     /// space and visibility maps, unlogged relations, what is no relation, a file of which the maps say that it is the same
     /// and whose time or size says that it is not, a file that only one of the two has.
     ///
+    /// Pages that are `named`, by the log since some state of which the directory and the snapshot were the same, or since
+    /// the snapshot, are written anew whatever the maps say: so summaries that are of another log hide nothing.
+    ///
     /// What this does not find is a page of a relation that was changed behind the back of the server, by a person
     /// or by a disk, where the time of the file is as it was or other pages of it changed, too.
     ///
@@ -84,6 +88,7 @@ impl RestorePlan {
     pub fn by_map(
         snapshot: &Snapshot,
         present: &Snapshot,
+        named: Option<&NamedPages>,
         directory: &ExistingDirectory,
         keep: Keep<'_>,
         options: &RestoreOptions,
@@ -108,7 +113,7 @@ impl RestorePlan {
                 "is not what the directory holds; compare by content",
             ));
         }
-        compare(snapshot, directory, keep, options, Some(present))
+        compare(snapshot, directory, keep, options, Some((present, named)))
     }
 
     pub(super) fn of(mut self, snapshot: &Snapshot, directory: &ExistingDirectory) -> Result<Self> {

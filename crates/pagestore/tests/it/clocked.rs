@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use neon_storage::{
     Body, Capabilities, GetOptions, GetResult, Head, Key, ListOptions, Memory, ObjectMeta,
-    PutOptions, Result, Storage,
+    PutOptions, Result, Storage, StorageExt,
 };
 
 /// Objects in memory, stored at the times that [`advance`](Self::advance) makes.
@@ -41,6 +41,20 @@ impl Clocked {
 
     pub(crate) fn advance(&self, by: Duration) {
         self.state.lock().unwrap().now += by;
+    }
+
+    /// Another one with the same objects, at the same time.
+    pub(crate) async fn duplicate(&self) -> Self {
+        let copy = Self::new();
+        for object in self.inner.list_all("").await.unwrap() {
+            let bytes = self.inner.read(&object.key).await.unwrap();
+            copy.inner.create(&object.key, bytes).await.unwrap();
+        }
+        {
+            let (from, mut to) = (self.state.lock().unwrap(), copy.state.lock().unwrap());
+            (to.now, to.stored) = (from.now, from.stored.clone());
+        }
+        copy
     }
 
     fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {

@@ -1,13 +1,14 @@
 //! What nothing needs goes, and nothing else.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use neon_pagestore::{ErrorKind, Repository};
-use neon_storage::StorageExt;
+use neon_storage::{Fault, Faulty, Operation, StorageExt};
 
 use crate::clocked::Clocked;
-use crate::support::{GRACE, init, open, page, read, try_write, write};
+use crate::support::{GRACE, init, open, options, page, read, try_write, write};
 
 const LATER: Duration = Duration::from_secs(2 * 3600);
 
@@ -265,6 +266,44 @@ async fn a_missing_pack_of_pages_ends_a_collection_before_it_deletes() {
         storage.create(&object.key, whole).await.unwrap();
     }
     assert_eq!(repository.collect().await.unwrap().packs, 2);
+}
+
+/// What was destroyed, pinned before, and is damaged is not what another collection takes away, though one that was killed left a
+/// list of what it was before it was brought again.
+#[tokio::test]
+async fn a_list_that_was_left_behind_hides_no_damage() {
+    let storage = Clocked::new();
+    let repository = init(&storage).await;
+    let source = init(&Clocked::new()).await;
+    let first = write(&source, None, &[("a", 1)], &["pg@1"]).await;
+    source.copy_to(&repository, first).await.unwrap();
+    repository.destroy(first).await.unwrap();
+    assert!(repository.collect().await.unwrap().announced > 0);
+    storage.advance(LATER);
+    let killed = Faulty::planned(Arc::new(storage.clone()), |_, operation, key| {
+        let deletes = operation == Operation::Delete
+            && key.is_none_or(|key| key.as_str().starts_with("packs/"));
+        deletes.then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
+    });
+    let killed = Repository::open(Arc::new(killed), options()).await;
+    let error = killed.unwrap().collect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Storage);
+    storage.advance(LATER);
+    collect_all(&storage, &repository).await;
+    assert_eq!(storage.list_all("snapshots/").await.unwrap(), []);
+    assert_eq!(storage.list_all("doomed/").await.unwrap().len(), 1);
+
+    source.copy_to(&repository, first).await.unwrap();
+    repository.pin(first, "a mount").await.unwrap();
+    repository.destroy(first).await.unwrap();
+    assert_eq!(collect_all(&storage, &repository).await, 0);
+    for object in storage.list_all("packs/").await.unwrap() {
+        let whole = storage.read(&object.key).await.unwrap();
+        storage.delete(&object.key).await.unwrap();
+        let error = repository.collect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+        storage.create(&object.key, whole).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ async fn turn(place: &Path, to: CommitId, from: Option<CommitId>, data: PathBuf)
         };
         let plan = match from {
             None => RestorePlan::by_content(&to, &directory, &|_| false, &options),
-            Some(from) => RestorePlan::by_map(&to, &from, &directory, &|_| false, &options),
+            Some(from) => RestorePlan::by_map(&to, &from, None, &directory, &|_| false, &options),
         };
         let writing = DirectoryOptions {
             ownership: Ownership::Recorded,

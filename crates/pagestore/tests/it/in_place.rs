@@ -220,7 +220,7 @@ async fn a_map_alone_is_believed_only_where_it_can_be() {
         let open = || ExistingDirectory::open(&data, MAJOR).unwrap();
         // Maps of free space are written whatever the maps say.
         let restore = RestoreOptions::default();
-        let plan = RestorePlan::by_map(&to, &first, &open(), &|_| false, &restore).unwrap();
+        let plan = RestorePlan::by_map(&to, &first, None, &open(), &|_| false, &restore).unwrap();
         plan.execute(&to, open(), options, &restore).unwrap();
         assert_eq!(fs::read(&fork).unwrap(), before);
         assert_eq!(fs::read(data.join("base/1/notes")).unwrap(), [5; 8192]);
@@ -228,7 +228,8 @@ async fn a_map_alone_is_believed_only_where_it_can_be() {
         let mut control = fs::read(data.join(CONTROL)).unwrap();
         control[100] ^= 1;
         put(&data.join(CONTROL), &control);
-        let error = RestorePlan::by_map(&first, &to, &open(), &|_| false, &restore).unwrap_err();
+        let error =
+            RestorePlan::by_map(&first, &to, None, &open(), &|_| false, &restore).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Inconsistent, "{error}");
     })
     .await;
@@ -241,7 +242,7 @@ async fn a_map_alone_is_believed_only_where_it_can_be() {
         let directory = ExistingDirectory::open(&source.data_dir(), MAJOR).unwrap();
         let options = RestoreOptions::default();
         let error =
-            RestorePlan::by_map(&bare, &bare, &directory, &|_| false, &options).unwrap_err();
+            RestorePlan::by_map(&bare, &bare, None, &directory, &|_| false, &options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     })
     .await;

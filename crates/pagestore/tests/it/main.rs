@@ -30,6 +30,7 @@ mod gated;
 mod given_up;
 mod in_place;
 mod interleavings;
+mod kept;
 mod listing;
 mod locked;
 mod names;

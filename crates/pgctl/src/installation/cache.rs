@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Installation;
+use super::{Installation, folder_of_programs};
 use crate::error::Result;
 
 /// Remembers installations that were seen to work: looking at one runs three programs.
@@ -68,7 +68,7 @@ impl InstallationCache {
     /// # Errors
     /// As there.
     pub fn at(&self, bin_dir: impl AsRef<Path>) -> Result<Installation> {
-        let Ok(bin_dir) = bin_dir.as_ref().canonicalize() else {
+        let Ok(bin_dir) = folder_of_programs(bin_dir.as_ref()) else {
             return Installation::at(bin_dir);
         };
         // Taken before they run: of what is replaced meanwhile nothing is known.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use neon_pg_layout::PgMajor;
 
-use super::{Installation, InstallationCache, hint};
+use super::{Installation, InstallationCache, folder_of_programs, hint};
 use crate::command::{self, Running};
 use crate::error::{Error, ErrorKind, Result};
 use crate::os_user::OsUser;
@@ -162,7 +162,7 @@ impl Discovery {
         };
         let mut seen = Vec::new();
         for (dir, source) in self.candidates() {
-            let dir = match dir.canonicalize() {
+            let dir = match folder_of_programs(&dir) {
                 Ok(dir) => dir,
                 Err(error) => {
                     if source == Source::Given {

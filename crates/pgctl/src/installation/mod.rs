@@ -79,6 +79,24 @@ impl fmt::Display for Version {
     }
 }
 
+/// The folder that programs are in, without symbolic links: of some that are links themselves, as in `/usr/local/bin`, that of
+/// what they lead to, where the programs look for all that belongs to them, too, and the others are beside them.
+fn folder_of_programs(bin_dir: &Path) -> std::io::Result<PathBuf> {
+    let folder = bin_dir.canonicalize()?;
+    let server = folder.join(SERVER).canonicalize().ok();
+    let behind = server.as_deref().and_then(Path::parent);
+    let whole = behind.filter(|behind| {
+        [SERVER, INITDB]
+            .iter()
+            .all(|tool| is_program(&behind.join(tool)))
+    });
+    Ok(whole.map_or_else(|| folder.clone(), Path::to_owned))
+}
+
+/// What an installation has at least.
+const SERVER: &str = "postgres";
+const INITDB: &str = "initdb";
+
 impl Installation {
     /// Looks at the programs in one folder and runs `postgres --version` and `initdb --version`, and `pg_config` if it is
     /// there.
@@ -94,10 +112,9 @@ impl Installation {
     /// it does not work, [`Unsupported`](ErrorKind::Unsupported) outside majors 13 to 18.
     pub fn at(bin_dir: impl AsRef<Path>) -> Result<Self> {
         let bin_dir = bin_dir.as_ref();
-        let bin_dir = bin_dir
-            .canonicalize()
+        let bin_dir = folder_of_programs(bin_dir)
             .map_err(|error| Error::io(bin_dir, "cannot be read", error))?;
-        for tool in ["postgres", "initdb"] {
+        for tool in [SERVER, INITDB] {
             if !is_program(&bin_dir.join(tool)) {
                 return Err(Error::path(
                     ErrorKind::NoInstallation,

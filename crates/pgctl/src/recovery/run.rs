@@ -66,7 +66,7 @@ impl Instance {
     /// `visit` is polled once the server takes connections on its new timeline, and waited for; then it ends. It may
     /// [connect](Self::connect) as any role without a password: nobody else reaches the folder of the socket. No
     /// configuration makes transactions read-only or loads a library into a session; what a role or a database was given
-    /// (`ALTER ROLE … SET`) does. It is not polled when something is known to have failed. With the second value is what it came to; none when
+    /// (`ALTER ROLE … SET`) does unless it [says so](Self::connect_bare). It is not polled when something is known to have failed. With the second value is what it came to; none when
     /// it was not polled, since the end is another or recovery failed before.
     ///
     /// Dropping the future drops `visit`, and is as there.

@@ -127,6 +127,31 @@ fn path_pg_config_and_the_folders_of_distributions_are_looked_through() {
     );
 }
 
+/// As an administrator puts some programs of a distribution where everybody's search path leads.
+#[test]
+fn programs_that_are_links_are_those_that_they_lead_to_with_all_that_are_beside_these() {
+    let real = installation(PgMajor::V15);
+    let links = tempfile::tempdir().unwrap();
+    for program in ["initdb", "pg_ctl", "postgres"] {
+        let to = real.bin_dir().join(program);
+        symlink(to, links.path().join(program)).unwrap();
+    }
+    let found = Discovery::new()
+        .without_distributions()
+        .with_path(std::env::join_paths([links.path(), real.bin_dir()]).unwrap())
+        .run();
+    let found: Vec<_> = found.installations().cloned().collect();
+    assert_eq!(found, std::slice::from_ref(&real));
+    assert!(found[0].tool("pg_amcheck").is_ok());
+    assert_eq!(Installation::at(links.path()).unwrap(), real);
+    // A server alone that leads away is no installation there.
+    let lone = tempfile::tempdir().unwrap();
+    fs::write(lone.path().join("postgres"), "").unwrap();
+    fs::remove_file(links.path().join("postgres")).unwrap();
+    symlink(lone.path().join("postgres"), links.path().join("postgres")).unwrap();
+    assert!(Installation::at(links.path()).is_err());
+}
+
 #[test]
 fn none_found_names_the_command_that_installs_one() {
     let root = tempfile::tempdir().unwrap();

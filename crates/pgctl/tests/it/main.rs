@@ -23,6 +23,7 @@ mod quarantine;
 mod recovery;
 mod replica;
 mod scope;
+mod sessions;
 mod settings;
 mod support;
 mod unprivileged;

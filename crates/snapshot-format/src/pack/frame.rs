@@ -282,20 +282,25 @@ impl FrameEncoder {
         Ok((frame, spare))
     }
 
+    /// Makes the scratch buffer so large; small frames alone need no large one.
+    fn make_room(&mut self, most: usize) {
+        if self.scratch.len() < most {
+            self.scratch.resize(most, 0);
+        }
+    }
+
     /// Compresses into the scratch buffer; returns the length there.
     fn compress(&mut self, plain: &[u8]) -> Result<Option<(u8, usize)>> {
         match self.codec {
             Codec::None => Ok(None),
             Codec::Lz4 => {
-                let most = lz4_flex::block::get_maximum_output_size(FRAME_SIZE);
-                self.scratch.resize(most, 0);
+                self.make_room(lz4_flex::block::get_maximum_output_size(plain.len()));
                 let length = lz4_flex::block::compress_into(plain, &mut self.scratch)
                     .map_err(|error| cannot_compress().caused_by(error))?;
                 Ok(Some((LZ4, length)))
             }
             Codec::Zstd(level) => {
-                self.scratch
-                    .resize(zstd::zstd_safe::compress_bound(FRAME_SIZE), 0);
+                self.make_room(zstd::zstd_safe::compress_bound(plain.len()));
                 let fail = |error| cannot_compress().caused_by(error);
                 let zstd = match &mut self.zstd {
                     Some(zstd) => zstd,

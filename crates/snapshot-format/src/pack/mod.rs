@@ -6,6 +6,7 @@
 mod directory;
 mod entry;
 mod frame;
+pub(crate) mod fuzz;
 mod index;
 mod line;
 mod neon_extract;

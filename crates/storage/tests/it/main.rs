@@ -23,6 +23,8 @@ mod locators;
 mod memory;
 mod native;
 #[cfg(feature = "s3")]
+mod remembered;
+#[cfg(feature = "s3")]
 mod s3;
 mod scale;
 #[cfg(all(feature = "s3", feature = "http"))]

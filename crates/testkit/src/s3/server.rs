@@ -123,6 +123,8 @@ struct Shared {
     requests: AtomicU64,
     by_method: Mutex<HashMap<String, u64>>,
     plan: Mutex<Option<Plan>>,
+    /// What it says that it is.
+    name: Mutex<Option<String>>,
 }
 
 impl S3Server {
@@ -155,6 +157,7 @@ impl S3Server {
             requests: AtomicU64::new(0),
             by_method: Mutex::new(HashMap::new()),
             plan: Mutex::new(None),
+            name: Mutex::new(None),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -215,6 +218,11 @@ impl S3Server {
     /// Changes how faithfully conditions are kept.
     pub fn set_conditions(&self, conditions: Conditions) {
         *self.shared.state.conditions.lock().unwrap() = conditions;
+    }
+
+    /// Says in each answer from now on that it is this: the header `Server`, which it does not send by itself.
+    pub fn call_itself(&self, name: &str) {
+        *self.shared.name.lock().unwrap() = Some(name.to_owned());
     }
 
     /// How many requests came so far.
@@ -418,6 +426,10 @@ async fn handle(request: http::Request<Incoming>, shared: Arc<Shared>) -> std::i
     let mut answer = answer.map(|body| body.map_err(std::io::Error::other).boxed_unsync());
     let now = time_of_day(shared.state.now());
     answer.headers_mut().insert("date", now);
+    let name = shared.name.lock().unwrap().clone();
+    if let Some(name) = name.and_then(|name| http::HeaderValue::from_str(&name).ok()) {
+        answer.headers_mut().insert("server", name);
+    }
     Ok(match cut {
         None => answer,
         Some(length) => answer.map(|body| cut_after(body, length)),

@@ -275,32 +275,63 @@ impl S3 for Service {
         let page = usize::try_from(input.max_keys.unwrap_or(1000))
             .unwrap_or(0)
             .min(1000);
-        let (contents, more) = self.0.bucket(&input.bucket, |bucket| {
+        let delimiter = input.delimiter.clone().filter(|text| !text.is_empty());
+        // What a key shows as, if keys below a delimiter show as one.
+        let folded = |key: &str| {
+            let rest = key.strip_prefix(prefix.as_str())?;
+            let (name, _) = rest.split_once(delimiter.as_deref()?)?;
+            Some(format!("{prefix}{name}{}", delimiter.as_deref()?))
+        };
+        let (mut contents, mut folders): (Vec<s3s::dto::Object>, Vec<String>) = Default::default();
+        let (more, last) = self.0.bucket(&input.bucket, |bucket| {
             use std::ops::Bound;
             let from = match &after {
                 Some(after) if *after >= prefix => Bound::Excluded(after.as_str()),
                 _ => Bound::Included(prefix.as_str()),
             };
-            let mut objects = bucket
+            let objects = bucket
                 .objects
                 .range::<str, _>((from, Bound::Unbounded))
                 .take_while(|(key, _)| key.starts_with(&prefix));
-            let contents: Vec<s3s::dto::Object> = objects
-                .by_ref()
-                .take(page)
-                .map(|(key, object)| s3s::dto::Object {
-                    key: Some(key.clone()),
-                    size: length(object.content.len()),
-                    e_tag: strong(&object.etag),
-                    last_modified: Some(object.modified.into()),
-                    ..Default::default()
-                })
-                .collect();
-            (contents, objects.next().is_some())
+            let mut last = None;
+            for (key, object) in objects {
+                let folder = folded(key);
+                // One of those that a former page ended with.
+                let told = |folder: &String| {
+                    folders.last() == Some(folder)
+                        || after
+                            .as_ref()
+                            .is_some_and(|after| after.starts_with(folder))
+                };
+                if !folder.as_ref().is_some_and(told) {
+                    if contents.len() + folders.len() >= page {
+                        return (true, last);
+                    }
+                    match folder {
+                        Some(folder) => folders.push(folder),
+                        None => contents.push(s3s::dto::Object {
+                            key: Some(key.clone()),
+                            size: length(object.content.len()),
+                            e_tag: strong(&object.etag),
+                            last_modified: Some(object.modified.into()),
+                            ..Default::default()
+                        }),
+                    }
+                }
+                last = Some(key.clone());
+            }
+            (false, last)
         })?;
-        let last = contents.last().and_then(|object| object.key.clone());
+        let folders: Vec<CommonPrefix> = folders
+            .into_iter()
+            .map(|prefix| CommonPrefix {
+                prefix: Some(prefix),
+            })
+            .collect();
         let output = ListObjectsV2Output {
-            key_count: i32::try_from(contents.len()).ok(),
+            key_count: i32::try_from(contents.len() + folders.len()).ok(),
+            common_prefixes: Some(folders),
+            delimiter: input.delimiter,
             max_keys: input.max_keys,
             is_truncated: Some(more),
             next_continuation_token: if more { last } else { None },

@@ -11,16 +11,19 @@
 //!   have been logged *all the time*: a hint newer than the target shows rows of transactions that it does not know.
 //!   The control files before and after do not tell (`pg_checksums` turns checksums off and on again), so the log has to
 //!   show it of every run of a server, see [`HintLogging`]: from the target on, if this lineage is its own, for a hint that is
-//!   older than the target harms nobody; else from where the directory was handed over when this lineage began, as it was
-//!   made equal to what it began with then.
+//!   older than the target is true there (it may stay on disk although the target's map lacks it, so nobody goes back further
+//!   on the strength of this); else from where the directory was handed over when this lineage began, if it was made equal to
+//!   what it began with then, in every hint.
+//! - Summaries may be of another log: somebody put back an older copy of the cluster and left them in place. What the log
+//!   itself names is rewritten, whatever the maps say.
 //! - After a crash the log from the last checkpoint on is not in the set of changes (replay repeats it), so the directory may
 //!   be newer than `HEAD{i}`. The same of a cluster that was stopped while it recovered. Then by content.
 //! - What changed after `HEAD{i}` shows in the control file (a server ran), in the time or size of a file, or in the marks
 //!   of the checkout. What a resumed checkout finds is nobody's state, and is always compared by content.
 //!
 //! What this believes and a comparison by content does not: that the disk still holds what was written, and that nobody
-//! edits pages behind the server's back without changing the time of the file. Where `HEAD{i}` found a damaged page, nothing
-//! is believed.
+//! edits pages behind the server's back without changing the time of the file. Where `HEAD{i}` or the server found a damaged
+//! page, nothing is believed.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use neon_pagestore::Facts;
 use neon_pagestore::changes::{
-    Child, HintLogging, Parent, SegmentDirectory, SourceKind, Span, read_tail,
+    Child, HintLogging, NamedPages, Parent, SegmentDirectory, SourceKind, Span, read_tail,
 };
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::restore::{RestoreOptions, RestorePlan};
@@ -124,6 +127,27 @@ pub(super) struct Grounds {
     /// Whether both are in one storage.
     pub(super) together: bool,
     pub(super) running: Option<Lsn>,
+    /// Whether the server has found pages with wrong checksums.
+    pub(super) failures: bool,
+}
+
+/// That maps tell which pages differ.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    /// What the log names, whatever the maps say.
+    pub(crate) named: Option<NamedPages>,
+    /// Whether the directory then is the target in every hint, as after a comparison by content: what goes back further,
+    /// from the lineage that begins with it, may rely on that.
+    pub(crate) exact: bool,
+}
+
+/// How a directory becomes a snapshot.
+#[derive(Debug)]
+pub(crate) struct Compared {
+    pub(crate) directory: ExistingDirectory,
+    pub(crate) plan: RestorePlan,
+    /// Whether it then is the snapshot in every hint.
+    pub(crate) exact: bool,
 }
 
 impl Grounds {
@@ -131,20 +155,28 @@ impl Grounds {
     ///
     /// # Errors
     /// [`Cancelled`](ErrorKind::Cancelled).
-    pub(super) fn why_not(&self, pg_wal: &Path, stop: &AtomicBool) -> Result<Option<String>> {
+    pub(super) fn proof(
+        &self,
+        pg_wal: &Path,
+        stop: &AtomicBool,
+    ) -> Result<std::result::Result<Proof, String>> {
         if let Some(reason) = self.excluded() {
-            return Ok(Some(reason));
+            return Ok(Err(reason));
         }
         let head = self.head.facts();
         if was_read(head) && head.cluster.checksum_version != 0 {
-            return Ok(None);
+            let (named, exact) = (None, true);
+            return Ok(Ok(Proof { named, exact }));
         }
-        let logging = match self.logging(pg_wal) {
-            Ok(logging) => logging,
-            Err(reason) => return Ok(Some(reason)),
+        let (logging, exact) = match self.logging(pg_wal) {
+            Ok(found) => found,
+            Err(reason) => return Ok(Err(reason)),
         };
-        if logging.bytes() > self.target.facts().cost.bytes {
-            return Ok(Some("there is more log since then than data".to_owned()));
+        // It is read by one thread, while no server runs.
+        if logging.bytes() > self.target.facts().cost.bytes / 4 {
+            return Ok(Err(
+                "there is so much log since then that pages are read faster".to_owned(),
+            ));
         }
         let logging = match self.running {
             Some(position) => logging.seen_at(position),
@@ -157,7 +189,11 @@ impl Grounds {
         let shown = logging.check(&mut SegmentDirectory::new(pg_wal), go_on);
         let shown =
             shown.map_err(|error| Error::repository(format!("pg {}", self.record.name), error))?;
-        Ok(shown.map(|reason| reason.to_string()))
+        let proof = |named| Proof {
+            named: Some(named),
+            exact,
+        };
+        Ok(shown.map(proof).map_err(|reason| reason.to_string()))
     }
 
     /// What speaks against the maps without a look at the log.
@@ -168,14 +204,14 @@ impl Grounds {
         let reason = if !self.together {
             "the snapshot is in another storage than the state before"
         } else if head.kind != SnapshotKind::Cold {
-            "the server was not stopped cleanly"
+            "the server was not stopped cleanly, or in the middle of a recovery"
         } else if !(logs(head) && logs(target)) {
             "hints on pages are not logged: page checksums and wal_log_hints are off, or were"
         } else if head.cluster.checksum_version != target.cluster.checksum_version {
             "page checksums were switched since the snapshot"
         } else if head.hints_may_be_older || target.hints_may_be_older {
             "hints on pages may be missing from a snapshot"
-        } else if !head.bad_pages.is_empty() {
+        } else if !head.bad_pages.is_empty() || self.failures {
             "pages of the cluster are damaged"
         } else {
             return None;
@@ -183,8 +219,9 @@ impl Grounds {
         Some(reason.to_owned())
     }
 
-    /// The log in which hints must be, or why there is none.
-    fn logging(&self, pg_wal: &Path) -> Result<HintLogging, String> {
+    /// The log in which hints must be, and whether a directory without others is all that the target shows; or why there is
+    /// none.
+    fn logging(&self, pg_wal: &Path) -> std::result::Result<(HintLogging, bool), String> {
         let (head, target) = (self.head.facts(), self.target.facts());
         let text = |error: &dyn fmt::Display| error.to_string();
         let here = Parent::recorded(self.head.id(), head).map_err(|reason| text(&reason))?;
@@ -211,10 +248,19 @@ impl Grounds {
             let span = Span::between(&then, &child).map_err(|reason| text(&reason))?;
             let logging = HintLogging::between(&span);
             // Its control file was read while the server ran whose log this is.
-            return Ok(match target.kind {
+            let logging = match target.kind {
                 SnapshotKind::Online => logging.seen_at(span.start()),
                 _ => logging,
-            });
+            };
+            // A hint that is older than the target stays where it is, though the target's map may not have it.
+            return Ok((logging, false));
+        }
+        if head.cluster.checksum_version == 0 {
+            // The servers that ran before it was handed over had settings of their own.
+            return Err(
+                "the snapshot is of another history of the log, and page checksums are off"
+                    .to_owned(),
+            );
         }
         let base = self.record.base.as_ref();
         let start = base.and_then(|base| base.handed_over.as_ref()?.parse().ok());
@@ -224,7 +270,8 @@ impl Grounds {
         // What it was handed over with is what it was made of.
         let mut cluster = here.cluster;
         cluster.wal_log_hints = false;
-        Ok(HintLogging::new(cluster, here.history, start, here.redo))
+        let logging = HintLogging::new(cluster, here.history, start, here.redo);
+        Ok((logging, true))
     }
 }
 
@@ -239,7 +286,7 @@ impl Instances<'_> {
         instance: &Instance,
         grounds: Grounds,
         plan: &CheckoutPlan,
-    ) -> Result<(ExistingDirectory, RestorePlan, ByMap)> {
+    ) -> Result<(Compared, ByMap)> {
         let (record, target) = (grounds.record.clone(), grounds.target.clone());
         let head = grounds.head.clone();
         let mut reason = None;
@@ -252,22 +299,25 @@ impl Instances<'_> {
                 &subject,
                 lock,
                 || (),
-                move |stop| grounds.why_not(&pg_wal, &stop),
+                move |stop| grounds.proof(&pg_wal, &stop),
             );
-            let mut why_not = judged.await?;
-            if why_not.is_none() {
-                let compared = self.compare(&record, instance, &target, plan.choice, Some(head));
-                match compared.await {
-                    Ok((directory, compared)) => return Ok((directory, compared, Ok(()))),
-                    Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
-                    // Something else would come up again.
-                    Err(error) => why_not = Some(error.to_string()),
+            let why_not = match judged.await? {
+                Ok(proof) => {
+                    let present = Some((head, proof));
+                    let compared = self.compare(&record, instance, &target, plan.choice, present);
+                    match compared.await {
+                        Ok(compared) => return Ok((compared, Ok(()))),
+                        Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                        // Something else would come up again.
+                        Err(error) => error.to_string(),
+                    }
                 }
+                Err(reason) => reason,
+            };
+            if plan.choice.compare == Compare::Map {
+                return Err(plan::not_by_map(&record.name, &why_not));
             }
-            if let (Compare::Map, Some(reason)) = (plan.choice.compare, &why_not) {
-                return Err(plan::not_by_map(&record.name, reason));
-            }
-            reason = why_not;
+            reason = Some(why_not);
         }
         if let Some(reason) = &reason {
             self.0.tell(Event::Note(format!(
@@ -276,8 +326,7 @@ impl Instances<'_> {
             )));
         }
         let compared = self.compare(&record, instance, &target, plan.choice, None);
-        let (directory, compared) = compared.await?;
-        Ok((directory, compared, Err(reason)))
+        Ok((compared.await?, Err(reason)))
     }
 
     /// Compares what is there with a snapshot, page by page, or by maps if it holds what another snapshot shows. Changes
@@ -288,8 +337,8 @@ impl Instances<'_> {
         instance: &Instance,
         snapshot: &Snapshot,
         choice: CheckoutChoice,
-        present: Option<Snapshot>,
-    ) -> Result<(ExistingDirectory, RestorePlan)> {
+        present: Option<(Snapshot, Proof)>,
+    ) -> Result<Compared> {
         let subject = format!("pg {}", record.name);
         let name = &record.name;
         let keep = Keep::of(instance, choice);
@@ -309,8 +358,9 @@ impl Instances<'_> {
                     .map_err(|error| Error::format(about.clone(), error))?;
                 let keeps = |path: &_| keep.keeps(path);
                 let plan = match &present {
-                    Some(present) => {
-                        RestorePlan::by_map(&snapshot, present, &directory, &keeps, &options)
+                    Some((present, proof)) => {
+                        let named = proof.named.as_ref();
+                        RestorePlan::by_map(&snapshot, present, named, &directory, &keeps, &options)
                     }
                     None => RestorePlan::by_content(&snapshot, &directory, &keeps, &options),
                 };
@@ -320,7 +370,12 @@ impl Instances<'_> {
                 let here: BTreeSet<_> = entries.map(|entry| &entry.path).collect();
                 plan.files
                     .retain(|path, _| keep.comes_back(path) || here.contains(path));
-                Ok((directory, plan))
+                let exact = present.is_none_or(|(_, proof)| proof.exact);
+                Ok(Compared {
+                    directory,
+                    plan,
+                    exact,
+                })
             },
         )
         .await

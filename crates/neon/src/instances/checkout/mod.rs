@@ -29,13 +29,13 @@ use neon_pagestore::{CommitId, Facts, LineageId, SnapshotName};
 use neon_pg_layout::TimelineId;
 use neon_pgctl::{Instance, OsUser, RecoveryPlan, WalSource};
 use neon_snapshot_format::EntryKind;
-use neon_snapshot_format::pgdata::{DirectoryOptions, ExistingDirectory, Flush, TablespacePlaces};
+use neon_snapshot_format::pgdata::{DirectoryOptions, Flush, TablespacePlaces};
 use serde::Serialize;
 
 use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
-use crate::instances::checkout::compare::{Grounds, seen_running};
+use crate::instances::checkout::compare::{Compared, Grounds, seen_running};
 use crate::instances::checkout::places::own_places;
 use crate::instances::heads::head_name;
 use crate::instances::isolate::{give_password, include, keep_password, put_login, roles};
@@ -188,8 +188,9 @@ impl Instances<'_> {
                 head: own.snapshot(head).await?,
                 together: own.name == to.name,
                 running,
+                failures: plan.failures > 0,
             };
-            let (directory, compared, by) = self.compare_best(&instance, grounds, plan).await?;
+            let (compared, by) = self.compare_best(&instance, grounds, plan).await?;
             if between::mark_in(instance.data_dir()) != mark {
                 return Err(Error::new(
                     ErrorKind::Busy,
@@ -199,8 +200,8 @@ impl Instances<'_> {
                 .hinted("nothing was changed; try again"));
             }
             let wanted = room::by_tablespace(&snapshot, &plan.found.subject()).await?;
-            let new = own_places(&record, &compared, snapshot.facts());
-            let mut places = self.places(&record, &instance, &directory, wanted, &new);
+            let new = own_places(&record, &compared.plan, snapshot.facts());
+            let mut places = self.places(&record, &instance, &compared.directory, wanted, &new);
             places.push(self.room_of_kept(&record, instance.data_dir()));
             room::require(&places)?;
             self.keep_log(&record, instance.data_dir())?;
@@ -209,10 +210,10 @@ impl Instances<'_> {
             redo::refuse(&created, Some(instance.data_dir()), &subject)?;
             self.0.step("checkout: compared");
             self.0.go_on()?;
-            Ok((head, directory, compared, by))
+            Ok((head, compared, by))
         })
         .await;
-        let (head, directory, compared, by) = match saved {
+        let (head, compared, by) = match saved {
             Ok(saved) => saved,
             Err(error) => return Err(self.give_up(name, &under_way, error).await),
         };
@@ -221,14 +222,14 @@ impl Instances<'_> {
             head_id: Some(head),
             ..under_way
         };
-        let (total, rewritten) = (compared.compared, compared.bytes);
+        let (total, rewritten) = (compared.plan.compared, compared.plan.bytes);
         let mut touched = false;
         let changed = Box::pin(self.change(
             &record,
             &instance,
             &snapshot,
             &under_way,
-            Some((directory, compared)),
+            Some(compared),
             &mut touched,
         ))
         .await;
@@ -313,7 +314,7 @@ impl Instances<'_> {
         instance: &Instance,
         snapshot: &Snapshot,
         under_way: &UnderWay,
-        compared: Option<(ExistingDirectory, RestorePlan)>,
+        compared: Option<Compared>,
         touched: &mut bool,
     ) -> Result<()> {
         let name = &record.name;
@@ -342,7 +343,8 @@ impl Instances<'_> {
                     .await?
             }
         };
-        let tablespaces = self.places_for(&record, &compared.1, snapshot.facts())?;
+        let exact = compared.exact;
+        let tablespaces = self.places_for(&record, &compared.plan, snapshot.facts())?;
         let executed = self
             .rewrite(name, instance, snapshot, compared, tablespaces)
             .await;
@@ -376,7 +378,9 @@ impl Instances<'_> {
             None if other() => keep_password(self.0, instance, facts, user.as_ref()).await?,
             None => {}
         }
-        let handed_over = handed_over(instance.data_dir())?;
+        // Without it the next way back is by content.
+        let handed_over = handed_over(instance.data_dir()).ok().flatten();
+        let handed_over = handed_over.filter(|_| exact);
         self.say_done(name, under_way, &timelines, handed_over)?;
         self.0.step("checkout: done");
         Ok(())
@@ -416,7 +420,7 @@ impl Instances<'_> {
         name: &Name,
         instance: &Instance,
         snapshot: &Snapshot,
-        (directory, plan): (ExistingDirectory, RestorePlan),
+        compared: Compared,
         tablespaces: TablespacePlaces,
     ) -> Result<()> {
         let subject = format!("pg {name}");
@@ -437,6 +441,9 @@ impl Instances<'_> {
             || (),
             move |cancel| {
                 options.cancel = cancel;
+                let Compared {
+                    directory, plan, ..
+                } = compared;
                 plan.execute(&to, directory, writing, &options)
                     .map_err(|error| Error::repository(about, error))
             },

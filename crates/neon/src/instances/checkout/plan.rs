@@ -68,6 +68,9 @@ pub struct CheckoutPlan {
     pub replicas: Vec<String>,
     /// Bytes of log that were written since the snapshot, where both are of one history.
     pub log_since: Option<u64>,
+    /// How often the server has found a page with a wrong checksum.
+    #[serde(skip)]
+    pub(super) failures: u64,
     /// Bytes that will be rewritten; known only of a stopped instance, and [if asked](CheckoutChoice::measure).
     pub rewrite: Option<u64>,
     /// Bytes of the snapshot: no more than this is compared, or rewritten.
@@ -185,6 +188,7 @@ impl Instances<'_> {
             unarchived: archived::missing(instance.data_dir()).len() as u64,
             replicas: Vec::new(),
             log_since: None,
+            failures: 0,
             rewrite: None,
             size: facts.cost.bytes,
             choice,
@@ -220,10 +224,8 @@ impl Instances<'_> {
                 .filter(|_| known)
                 .and_then(|then| now.0.checked_sub(then.0));
             if choice.measure && control.state.is_clean() {
-                let (_, compared) = self
-                    .compare(&record, &instance, &snapshot, choice, None)
-                    .await?;
-                plan.rewrite = Some(compared.bytes);
+                let compared = self.compare(&record, &instance, &snapshot, choice, None);
+                plan.rewrite = Some(compared.await?.plan.bytes);
             }
         }
         // Also those that are not connected now, or of a primary that does not run.
@@ -304,7 +306,8 @@ async fn ask(mut client: Client, name: &Name, plan: &mut CheckoutPlan) -> Result
              select subname from pg_catalog.pg_subscription order by 1; \
              select gid from pg_catalog.pg_prepared_xacts order by 1; \
              select application_name from pg_catalog.pg_stat_replication order by 1; \
-             select pg_catalog.pg_current_wal_insert_lsn()",
+             select pg_catalog.pg_current_wal_insert_lsn(); \
+             select coalesce(sum(checksum_failures), 0)::bigint from pg_catalog.pg_stat_database",
         )
         .await
         .map_err(failed)?;
@@ -320,6 +323,7 @@ async fn ask(mut client: Client, name: &Name, plan: &mut CheckoutPlan) -> Result
     plan.subscriptions = column(2);
     plan.prepared = column(3);
     plan.replicas = column(4);
+    plan.failures = column(6).first().and_then(|n| n.parse().ok()).unwrap_or(0);
     Ok(column(5).first().and_then(|text| text.parse().ok()))
 }
 

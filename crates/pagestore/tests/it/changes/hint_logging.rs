@@ -37,6 +37,7 @@ fn asked(logging: &HintLogging, forge: &Forge) -> Option<NotLogged> {
     logging
         .check(&mut log, || ControlFlow::Continue(()))
         .unwrap()
+        .err()
 }
 
 #[test]
@@ -141,7 +142,7 @@ fn a_log_that_cannot_be_followed_shows_nothing() {
     );
     let mut none = Memory::default();
     let missing = logging(end).check(&mut none, || ControlFlow::Continue(()));
-    let missing = missing.unwrap().unwrap();
+    let missing = missing.unwrap().unwrap_err();
     assert_eq!(missing.code(), "log-missing");
     // Of another timeline.
     let next = TimelineId::new(2).unwrap();

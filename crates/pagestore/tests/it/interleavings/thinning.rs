@@ -70,21 +70,23 @@ async fn a_snapshot_is_written_on_one_whose_frames_are_being_thinned() {
 /// Before, while, and after what is brought again is dropped.
 #[tokio::test]
 async fn what_was_dropped_is_copied_here_again_beside_collectors() {
+    let source_storage = Clocked::new();
+    let (source, first, second) = thinning(&source_storage, 0).await;
+    source.undo_destroy(first).await.unwrap();
+    let here = Clocked::new();
+    let repository = init(&here).await;
+    for id in [first, second] {
+        source.copy_to(&repository, id).await.unwrap();
+    }
+    repository.destroy(first).await.unwrap();
     for times in 0..4 {
+        if times > 0 {
+            repository.collect().await.unwrap();
+            here.advance(GRACE * 2);
+        }
         let scene = async || {
-            let source_storage = Clocked::new();
-            let (source, first, second) = thinning(&source_storage, 0).await;
-            source.undo_destroy(first).await.unwrap();
-            let storage = Clocked::new();
-            let repository = init(&storage).await;
-            for id in [first, second] {
-                source.copy_to(&repository, id).await.unwrap();
-            }
-            repository.destroy(first).await.unwrap();
-            for _ in 0..times {
-                repository.collect().await.unwrap();
-                storage.advance(GRACE * 2);
-            }
+            let (storage, source) = (here.duplicate().await, source_storage.duplicate().await);
+            let source = open(&source).await;
             let gate = Gate::new(4);
             let actors = vec![
                 copier(gate.storage(&storage, 0), source, first),
@@ -172,4 +174,55 @@ async fn what_is_announced_twice_is_brought_back_by_two_beside_collectors() {
         }
     };
     explore("announced twice", scene, 4).await;
+}
+
+/// Asks for a destroyed snapshot, and takes down what names it only later.
+fn refused(gate: &Arc<Gate>, actor: usize, storage: Gated, id: CommitId) -> Acting {
+    let gate = Arc::clone(gate);
+    async move {
+        let work = async {
+            let repository = reopen(storage).await?;
+            let writing = repository.begin_writing().await?;
+            let protected = writing.protect(id).await;
+            gate.pass(actor, "gives up".to_owned()).await;
+            writing.abandon().await;
+            protected.map(|_| None)
+        };
+        ("refused", work.await)
+    }
+    .boxed()
+}
+
+/// A collection that counts what was refused among what is needed says that another one took it, not that it is damaged: while
+/// the other deletes, and after that.
+#[tokio::test]
+async fn a_collection_tells_damage_from_what_another_takes_from_who_is_refused() {
+    for until in ["delete snapshots/", "delete doomed/", ""] {
+        let storage = Clocked::new();
+        let repository = init(&storage).await;
+        let first = write(&repository, None, &ALL, &["pg@1"]).await;
+        let other = write(&repository, None, &MOST, &["pg@2"]).await;
+        repository.destroy(first).await.unwrap();
+        assert!(repository.collect().await.unwrap().announced > 0);
+        storage.advance(GRACE * 2);
+        let gate = Gate::new(3);
+        let actors = vec![
+            collector(gate.storage(&storage, 0), 1),
+            collector(gate.storage(&storage, 1), 1),
+            refused(&gate, 2, gate.storage(&storage, 2), first),
+        ];
+        let script = [
+            (0, "delete packs/"),
+            (2, "gives up"),
+            (1, "get packs/"),
+            (0, until),
+            (1, ""),
+            (2, ""),
+        ];
+        let (outcomes, trace) = follow(&gate, actors, &script).await;
+        let kind = outcomes[1].1.as_ref().map_err(neon_pagestore::Error::kind);
+        assert_eq!(kind.map(drop), Err(ErrorKind::Busy), "{:#?}", trace.calls);
+        assert!(outcomes[2].1.is_err());
+        check((storage, vec![other]), outcomes, &trace).await;
+    }
 }

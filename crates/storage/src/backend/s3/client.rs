@@ -20,10 +20,11 @@ use aws_smithy_http_client::tls::{Provider as Tls, TlsContext, TrustStore};
 
 use super::config::S3Config;
 use super::credentials::Provider;
+use super::remembered::ServerName;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::net::{HttpClient, Timeouts};
 
-pub(super) fn build(config: &S3Config) -> Result<aws_sdk_s3::Client> {
+pub(super) fn build(config: &S3Config, server: ServerName) -> Result<aws_sdk_s3::Client> {
     let invalid = |detail: String| {
         Error::new(ErrorKind::Invalid, Operation::Open)
             .subject(format!("s3://{}", config.bucket))
@@ -56,6 +57,7 @@ pub(super) fn build(config: &S3Config) -> Result<aws_sdk_s3::Client> {
         .build();
     let mut builder = aws_sdk_s3::config::Builder::new()
         .behavior_version(BehaviorVersion::latest())
+        .interceptor(server)
         .http_client(transport)
         .timeout_config(timeouts)
         .retry_config(RetryConfig::standard().with_max_attempts(config.attempts.max(1)))

@@ -1,10 +1,12 @@
 //! Everything that can be said about a bucket and the way to it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::S3Credentials;
 use super::probe::Conditional;
+use super::remembered::ProbeMemory;
 use crate::locator::without_secrets;
 use crate::secret::Secret;
 
@@ -79,6 +81,8 @@ pub struct S3Config {
     /// Where conditional writes are tried: keys that begin with this and a slash, or with
     /// `neon-probe-` if it is empty. The prefix, where a locator has one.
     pub probe_prefix: String,
+    /// Where the program keeps what was found out by trying; each opening tries anew without.
+    pub probe_memory: Option<Arc<dyn ProbeMemory>>,
     /// What uploads carry for the storage to check.
     pub checksum: Checksum,
 }
@@ -125,6 +129,7 @@ impl S3Config {
             read_timeout: Duration::from_secs(60),
             conditional: Conditional::Automatic,
             probe_prefix: String::new(),
+            probe_memory: None,
             checksum: Checksum::Automatic,
         }
     }

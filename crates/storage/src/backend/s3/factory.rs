@@ -82,6 +82,7 @@ impl S3Config {
             config.encryption = Some(encryption);
         }
         config.probe_prefix = locator.path();
+        config.probe_memory = context.probe_memory.clone();
         if let Some(endpoint) = &config.endpoint
             && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
         {

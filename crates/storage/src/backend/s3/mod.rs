@@ -21,10 +21,12 @@ mod parts;
 mod probe;
 mod put;
 mod read;
+mod remembered;
 mod storage;
 
 pub use config::{Checksum, Encryption, S3Config};
 pub use credentials::{CredentialsSource, S3Credentials, S3Keys};
 pub(crate) use factory::S3Factory;
 pub use probe::Conditional;
+pub use remembered::{ProbeFinding, ProbeMemory};
 pub use storage::S3;

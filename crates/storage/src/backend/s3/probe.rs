@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::ext::StorageExt;
 use crate::key::Key;
 use crate::object::{ObjectMeta, Version};
+use crate::options::PutMode;
 use crate::storage::Storage;
 
 /// Whether conditional writes are used.
@@ -25,7 +26,8 @@ pub enum Conditional {
     /// The provider is known to enforce them.
     Trusted,
     /// Two clients race before the first put under a condition, or when [`Storage::probe`] asks;
-    /// what isn't enforced is refused.
+    /// what isn't enforced is refused. A program that [remembers](super::ProbeMemory) what they found out spares the next
+    /// race.
     ///
     /// [`Storage::probe`]: crate::Storage::probe
     Probed,
@@ -153,6 +155,14 @@ fn refused(result: Result<ObjectMeta>) -> Result<bool> {
 }
 
 impl Found {
+    pub(super) fn enforces(self, mode: &PutMode) -> bool {
+        match mode {
+            PutMode::Overwrite => true,
+            PutMode::Create => self.create_only,
+            PutMode::IfVersion(_) => self.compare_and_swap,
+        }
+    }
+
     pub(super) fn apply(self, capabilities: &mut Capabilities) {
         capabilities.create_only &= self.create_only;
         capabilities.compare_and_swap &= self.compare_and_swap;

@@ -176,6 +176,7 @@ impl Put<'_> {
             (_, 412) => true,
             (_, 409) => false,
             (_, 501) => {
+                self.s3.contradicted().await;
                 return Verdict::Failed(error.detail("the provider has no conditional writes"));
             }
             _ => return Verdict::Failed(error),

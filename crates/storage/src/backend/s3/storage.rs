@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use tokio::sync::OnceCell;
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 
@@ -17,6 +17,7 @@ use super::client;
 use super::config::{Encryption, S3Config};
 use super::parts::Sizes;
 use super::probe::{self, Conditional, Found};
+use super::remembered::{Belief, ProbeFinding, ServerName, place_of};
 use crate::body::Body;
 use crate::capabilities::{Capabilities, Durability};
 use crate::coalesce;
@@ -37,7 +38,12 @@ pub(super) struct Shared {
     pub(super) config: S3Config,
     customer_key_md5: Option<String>,
     /// What conditional writes are worth, once it is known.
-    found: OnceCell<Found>,
+    belief: Mutex<Option<Belief>>,
+    /// Held by who finds that out.
+    asking: tokio::sync::Mutex<()>,
+    /// What was remembered turned out to be wrong: it is not asked for again.
+    mistaken: AtomicBool,
+    server: ServerName,
 }
 
 impl fmt::Debug for S3 {
@@ -70,39 +76,101 @@ impl S3 {
             Some(Encryption::Customer(key)) => Some(md5_of_key(config, key.expose())?),
             _ => None,
         };
+        let server = ServerName::default();
         let shared = Shared {
-            client: client::build(config)?,
+            client: client::build(config, server.clone())?,
             config: config.clone(),
             customer_key_md5,
-            found: OnceCell::new_with(known),
+            belief: Mutex::new(known.map(Belief::raced)),
+            asking: tokio::sync::Mutex::new(()),
+            mistaken: AtomicBool::new(false),
+            server,
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
     }
 
-    /// What conditional writes are worth here, asked once.
-    async fn found(&self) -> Result<Found> {
-        let race = || async {
-            let config = &self.shared.config;
-            // Clients of their own, so that the requests race on connections of their own.
-            let all = Some(Found::ALL);
-            let (one, two) = (Self::with(config, all)?, Self::with(config, all)?);
-            let found = probe::race(one, two, config.probe_prefix.clone())
-                .await
-                .map_err(|error| {
-                    error.detail(
-                        "while conditional writes were tried, which `conditional=trusted` leaves out",
-                    )
-                })?;
-            tracing::debug!(
-                create_only = found.create_only,
-                compare_and_swap = found.compare_and_swap,
-                "probed conditional writes"
-            );
-            Ok(found)
-        };
-        self.shared.found.get_or_try_init(race).await.copied()
+    fn belief(&self) -> MutexGuard<'_, Option<Belief>> {
+        let belief = self.shared.belief.lock();
+        belief.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known that suffices for such a write, or, without one, to say what the storage can do.
+    fn believed(&self, mode: Option<&PutMode>) -> Option<Found> {
+        let belief = self.belief();
+        let belief = belief.as_ref()?;
+        let suffices = belief.suffices(mode, &self.shared.server);
+        suffices.then_some(belief.found)
+    }
+
+    /// What conditional writes are worth here: remembered by the program, or asked once.
+    async fn found(&self, mode: Option<&PutMode>) -> Result<Found> {
+        if let Some(found) = self.believed(mode) {
+            return Ok(found);
+        }
+        let _one = self.shared.asking.lock().await;
+        if self.belief().is_none() && !self.shared.mistaken.load(Ordering::Acquire) {
+            let remembered = self.recall().await;
+            *self.belief() = remembered;
+        }
+        if let Some(found) = self.believed(mode) {
+            return Ok(found);
+        }
+        let found = self.race().await?;
+        *self.belief() = Some(Belief::raced(found));
+        Ok(found)
+    }
+
+    /// What the program remembers. Nothing where it cannot be asked.
+    async fn recall(&self) -> Option<Belief> {
+        let memory = self.shared.config.probe_memory.clone()?;
+        let place = place_of(&self.shared.config);
+        let recalled = move || Belief::of(memory.recall(&place)?, &place);
+        tokio::task::spawn_blocking(recalled).await.ok()?
+    }
+
+    async fn race(&self) -> Result<Found> {
+        let config = &self.shared.config;
+        // Clients of their own, so that the requests race on connections of their own.
+        let all = Some(Found::ALL);
+        let (one, two) = (Self::with(config, all)?, Self::with(config, all)?);
+        let server = one.shared.server.clone();
+        let found = probe::race(one, two, config.probe_prefix.clone())
+            .await
+            .map_err(|error| {
+                error.detail(
+                    "while conditional writes were tried, which `conditional=trusted` leaves out",
+                )
+            })?;
+        tracing::debug!(
+            create_only = found.create_only,
+            compare_and_swap = found.compare_and_swap,
+            "probed conditional writes"
+        );
+        if let Some(memory) = config.probe_memory.clone() {
+            let finding =
+                ProbeFinding::new(place_of(config), found.create_only, found.compare_and_swap)
+                    .with_server(server.last().flatten());
+            let keep = move || memory.keep(&finding);
+            // What is not kept is asked again.
+            let _kept = tokio::task::spawn_blocking(keep).await;
+        }
+        Ok(found)
+    }
+
+    /// The provider said that it has no such writes. What was remembered of it is wrong then, and whoever asks next races.
+    pub(super) async fn contradicted(&self) {
+        let remembered = |belief: &Belief| belief.of_server.is_some();
+        if self.belief().take_if(|belief| remembered(belief)).is_none() {
+            return;
+        }
+        self.shared.mistaken.store(true, Ordering::Release);
+        if let Some(memory) = self.shared.config.probe_memory.clone() {
+            let place = place_of(&self.shared.config);
+            let forget = move || memory.forget(&place);
+            let _forgotten = tokio::task::spawn_blocking(forget).await;
+        }
     }
 
     /// The digest that an upload carries, if it does.
@@ -171,17 +239,13 @@ impl S3 {
         if *mode == PutMode::Overwrite {
             return Ok(());
         }
-        let found = self.found().await.map_err(|error| {
+        let found = self.found(Some(mode)).await.map_err(|error| {
             error
                 .during(Operation::Put)
                 .subject(key.as_str())
                 .without_effect()
         })?;
-        let enforced = match mode {
-            PutMode::Create => found.create_only,
-            _ => found.compare_and_swap,
-        };
-        if enforced {
+        if found.enforces(mode) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Unsupported, Operation::Put)
@@ -214,13 +278,13 @@ impl Storage for S3 {
             max_object_size: Some(Sizes::new(&self.shared.config).maximum()),
             ..Capabilities::full(Durability::Provider)
         };
-        let found = self.shared.found.get().copied();
+        let found = self.believed(None);
         found.unwrap_or(Found::NONE).apply(&mut capabilities);
         capabilities
     }
 
     async fn probe(&self) -> Result<Capabilities> {
-        self.found().await.map_err(|error| {
+        self.found(None).await.map_err(|error| {
             error
                 .during(Operation::Open)
                 .subject(self.location())

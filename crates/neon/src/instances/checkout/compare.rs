@@ -131,6 +131,9 @@ pub(super) struct Grounds {
     pub(super) failures: bool,
 }
 
+/// So much log is read in a moment, however small the cluster is.
+const LITTLE_LOG: u64 = 64 << 20;
+
 /// That maps tell which pages differ.
 #[derive(Debug)]
 pub(crate) struct Proof {
@@ -173,7 +176,7 @@ impl Grounds {
             Err(reason) => return Ok(Err(reason)),
         };
         // It is read by one thread, while no server runs.
-        if logging.bytes() > self.target.facts().cost.bytes / 4 {
+        if logging.bytes() > (self.target.facts().cost.bytes / 4).max(LITTLE_LOG) {
             return Ok(Err(
                 "there is so much log since then that pages are read faster".to_owned(),
             ));
@@ -252,8 +255,9 @@ impl Grounds {
                 SnapshotKind::Online => logging.seen_at(span.start()),
                 _ => logging,
             };
-            // A hint that is older than the target stays where it is, though the target's map may not have it.
-            return Ok((logging, false));
+            // A hint that is older than the target stays where it is, though the target's map may not have it: unless every
+            // page was read for the target, when no older hint was anywhere else.
+            return Ok((logging, was_read(target)));
         }
         if head.cluster.checksum_version == 0 {
             // The servers that ran before it was handed over had settings of their own.

@@ -9,6 +9,7 @@ use neon_pg::{
 };
 use neon_storage::Variables;
 use neon_testkit::s3::{S3Server, S3ServerOptions};
+use neon_testkit::{Cluster, StopMode};
 
 use crate::moving::{boots, found, holds_what_was_filled, import, source};
 use crate::restored::listening;
@@ -428,10 +429,16 @@ async fn storages_say_what_they_hold_and_what_was_destroyed_comes_back_until_it_
         refused(storages.check(&name("tank"), false).await),
         ErrorKind::NotFound
     );
-    let mut wanted = neon_pg::ImportSnapshot::new(neon_pg::ImportSource::Path(cluster.data_dir()));
+    // Of two clusters, which share no page: with either goes what it alone needs.
+    let mut another = Cluster::builder(PgMajor::V15)
+        .fresh_system_identifier()
+        .start();
+    another.stop(StopMode::Fast);
+    let mut wanted = neon_pg::ImportSnapshot::new(neon_pg::ImportSource::Path(another.data_dir()));
     wanted.storage = Some(name("tank"));
     let imported = home.neon.snapshots().import(&wanted).await.unwrap();
     assert_eq!(imported.name.to_string(), "data");
+    wanted.source = neon_pg::ImportSource::Path(cluster.data_dir());
     let second = home.neon.snapshots().import(&wanted).await.unwrap();
     assert_eq!(second.name.to_string(), "import1");
 

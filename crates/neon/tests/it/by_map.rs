@@ -291,6 +291,81 @@ async fn checksums_that_were_off_for_a_while_are_noticed() {
     }
 }
 
+/// Hints that were not logged before the snapshot to which maps led stay on disk: whoever goes back further has to read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_maps_led_to_is_not_believed_for_what_is_older() {
+    let home = Fixture::of(PgMajor::V18);
+    let neon = &home.neon;
+    neon.pg().create(&home.create()).await.unwrap();
+    let older = open_transaction(neon).await;
+    between_two_runs(neon, "--disable").await;
+    hints(neon).await;
+    between_two_runs(neon, "--enable").await;
+    run(neon, "pgdata1", "insert into t values (1)").await;
+    let newer = take(neon, "pgdata1", "newer").await;
+    run(neon, "pgdata1", "insert into t values (2)").await;
+    let done = go_back(neon, &newer, Compare::Auto).await.unwrap();
+    assert_eq!((done.compared_by, &done.not_by_map), ("map", &None));
+    assert_eq!(sql(neon, "pgdata1", "select count(*) from t").await, "5001");
+    run(neon, "pgdata1", "insert into t values (3)").await;
+    is_read(&home, &older, "another history").await;
+}
+
+fn copied(from: &Path, to: &Path) {
+    let done = std::process::Command::new("cp");
+    let done = { done }.arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success());
+}
+
+/// Somebody puts an older copy of the files back, and leaves what the server summarised of the log since: the names of segments
+/// come again, with another log in them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn summaries_of_another_log_hide_nothing() {
+    let home = Fixture::of(PgMajor::V18);
+    let neon = &home.neon;
+    let pg = name("pgdata1");
+    neon.pg().create(&home.create()).await.unwrap();
+    run(neon, "pgdata1", BEGIN).await;
+    let snap = take(neon, "pgdata1", "a").await;
+    neon.pg().stop(&pg).await.unwrap();
+    let data = neon.pg().instance(&pg).await.unwrap();
+    let data = data.data_dir().to_owned();
+    let (copy, kept) = (
+        home.scratch.path().join("copy"),
+        home.scratch.path().join("kept"),
+    );
+    copied(&data, &copy);
+    neon.pg().start(&pg).await.unwrap();
+    run(
+        neon,
+        "pgdata1",
+        "insert into t select i, point(i, i), 'abandoned' from generate_series(1, 20000) i; checkpoint",
+    )
+    .await;
+    let until = sql(neon, "pgdata1", "select pg_current_wal_lsn()").await;
+    run(neon, "pgdata1", "insert into u values (1); checkpoint").await;
+    let summarised = format!("select max(end_lsn) >= '{until}' from pg_available_wal_summaries()");
+    while sql(neon, "pgdata1", &summarised).await != "t" {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    neon.pg().stop(&pg).await.unwrap();
+    copied(&data.join("pg_wal/summaries"), &kept);
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&copy, &data).unwrap();
+    fs::remove_dir_all(data.join("pg_wal/summaries")).unwrap();
+    copied(&kept, &data.join("pg_wal/summaries"));
+    neon.pg().start(&pg).await.unwrap();
+    run(
+        neon,
+        "pgdata1",
+        "update large set filler = 'other' where ctid in ('(700,1)', '(1500,1)'); checkpoint",
+    )
+    .await;
+    let done = goes_back_exactly(&home, &snap, Compare::Auto).await;
+    assert_eq!((done.compared_by, &done.not_by_map), ("map", &None));
+    neon.pg().stop(&pg).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checksums_that_were_switched_since_are_noticed() {
     for off_first in [false, true] {

@@ -363,6 +363,20 @@ async fn summaries_of_another_log_hide_nothing() {
     .await;
     let done = goes_back_exactly(&home, &snap, Compare::Auto).await;
     assert_eq!((done.compared_by, &done.not_by_map), ("map", &None));
+    // Nor from the state before.
+    let head = neon
+        .snapshots()
+        .find("pgdata1@HEAD{0}", None)
+        .await
+        .unwrap();
+    go_back(neon, &head, Compare::Content).await.unwrap();
+    let ask = async |text: &str| sql(neon, "pgdata1", text).await;
+    let others = "select count(*) from large where filler = 'other'";
+    assert_eq!(ask(others).await, "2");
+    assert_eq!(
+        ask("select count(*) from t where filler = 'abandoned'").await,
+        "0"
+    );
     neon.pg().stop(&pg).await.unwrap();
 }
 

@@ -191,13 +191,18 @@ impl<'a> SummarySource<'a> {
 
     /// What the summaries say, and how far they reach without a gap.
     fn summarized(&mut self) -> Result<(BlockRefTable, Lsn), CannotSayOr> {
-        let names = self
+        let mut names = self
             .summaries
             .names()
             .map_err(|error| CannotSay::Unreadable {
                 what: "the list of summaries".into(),
                 why: error.to_string(),
             })?;
+        // Each ends where the next redo position is (`SummarizeWAL`, walsummarizer.c), and the child's is one. What goes over it
+        // is of another log: somebody put an older copy of the cluster back and left the summaries in place.
+        if let Some(last) = self.span.path().last() {
+            names.retain(|name| name.timeline != last.timeline || name.end <= last.end);
+        }
         let (chain, gap) = chain(self.span.path(), names);
         if let Some(gap) = gap
             && self.rest.is_none()

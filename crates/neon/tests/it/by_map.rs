@@ -88,7 +88,9 @@ fn majors(usually: PgMajor) -> Vec<PgMajor> {
 
 /// Tables and indexes of each kind whose pages are changed otherwise than by records, and one that is large.
 const BEGIN: &str = "create table t as select i, point(i, i % 7) p, repeat('x', 100) filler from generate_series(1, 3000) i; \
-     create index on t (i); create index on t using spgist (p); create sequence s; select nextval('s'); \
+     create index on t (i); create index on t using spgist (p); create index on t using gist (p); create index on t using hash (i); \
+     create index on t using brin (i); create table words as select array[i, i % 9] w from generate_series(1, 2000) i; \
+     create index on words using gin (w); create table cut as select 1 i from generate_series(1, 5000); create sequence s; select nextval('s'); \
      create unlogged table u as select 1 i; create table dropped as select 1 i; create table still as select 1 i; \
      create table large (filler text); alter table large alter filler set storage plain; \
      insert into large select repeat('x', 7000) from generate_series(1, 2000); \
@@ -97,6 +99,8 @@ const LARGE: u64 = 2000 * 8192;
 const GO_ON: &str = "delete from t where i % 3 = 0; \
      insert into t select i, point(i % 11, i), 'more' from generate_series(1, 5000) i; \
      select nextval('s'); update large set filler = 'y' where ctid = '(1000,1)'; drop table dropped; \
+     update words set w = w || 4 where w[1] % 10 = 0; truncate cut; insert into cut values (7); alter table u set logged; \
+     vacuum full still; create database another; \
      create table later as select 1 i; insert into u values (2); vacuum t; select count(*) from t; select count(*) from large";
 
 async fn truth(major: PgMajor) {

@@ -21,6 +21,6 @@ pub use extents::{Extents, extents};
 pub use method::{Choice, Method, NotUsed, Reason, Wanted};
 pub use options::{CloneOptions, Event, Links};
 pub use probe::{Probe, probe};
-pub use remove::{remove_tree, sweep};
+pub use remove::{remove_tree, sweep, sweep_removals};
 pub use scan::Part;
 pub use temporary::{Made, create_dir};

@@ -49,11 +49,22 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 /// # Errors
 /// As [`remove_tree`].
 pub fn sweep(folder: &Path) -> Result<Vec<PathBuf>> {
+    sweep_of(folder, &[CLONING, REMOVING, PROBING])
+}
+
+/// As [`sweep`], only what removals left: of a folder in which others clone, too.
+///
+/// # Errors
+/// As [`remove_tree`].
+pub fn sweep_removals(folder: &Path) -> Result<Vec<PathBuf>> {
+    sweep_of(folder, &[REMOVING])
+}
+
+fn sweep_of(folder: &Path, ours: &[&str]) -> Result<Vec<PathBuf>> {
     let failed = |error| Error::io(folder, "cannot be swept", error);
     let parent = place::root(folder).map_err(failed)?;
     let mut removed = Vec::new();
     for name in place::names(&parent).map_err(failed)? {
-        let ours = [CLONING, REMOVING, PROBING];
         if !ours
             .iter()
             .any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))

@@ -262,9 +262,13 @@ impl Error {
                 "somebody else is at it",
                 Some("try again when they are done"),
             ),
-            Repository::Damaged | Repository::Malformed | Repository::Inconsistent => {
-                (ErrorKind::Damaged, "is damaged", None)
-            }
+            Repository::Damaged | Repository::Malformed | Repository::Inconsistent => (
+                ErrorKind::Damaged,
+                "is damaged",
+                Some(
+                    "neon storage check tells what is; snapshots that are taken or imported with --no-parent share nothing with it",
+                ),
+            ),
             Repository::Unsupported => (
                 ErrorKind::Invalid,
                 "was made by a newer version",

@@ -118,7 +118,11 @@ impl Instance {
     /// password is known and the socket lets in who somebody is (`peer`). Nobody else, and nobody but root, has to.
     #[must_use]
     pub fn peer(&self) -> Option<&OsUser> {
-        let by_socket = self.login().password.is_none();
+        let file = PidFile::read(&self.data_dir).ok().flatten();
+        let file = file.filter(|file| identity::running(file, &self.data_dir).is_some());
+        // One that listens on addresses alone sees nobody's identity.
+        let has_socket = file.is_none_or(|file| file.socket_dir.is_some());
+        let by_socket = has_socket && self.login().password.is_none();
         (by_socket && OsUser::current().is_root() && !self.user.is_root()).then_some(&self.user)
     }
 
@@ -161,6 +165,9 @@ fn bare(major: PgMajor) -> String {
         "statement_timeout=0",
         "lock_timeout=0",
     ];
+    if major >= PgMajor::V14 {
+        settings.push("idle_session_timeout=0");
+    }
     if major >= PgMajor::V17 {
         settings.extend(["event_triggers=off", "transaction_timeout=0"]);
     }

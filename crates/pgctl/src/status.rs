@@ -88,6 +88,16 @@ impl Status {
     }
 }
 
+impl Status {
+    /// The main process of the server on a data directory, if there is one, whatever it does. Nobody is asked, which takes next to
+    /// no time.
+    #[must_use]
+    pub fn main_process(data_dir: &Path) -> Option<i32> {
+        let file = PidFile::read(data_dir).ok()??;
+        identity::running(&file, data_dir).map(|_| file.pid)
+    }
+}
+
 /// So often it is looked again because the server went on to its next state meanwhile.
 const LOOKS: u32 = 5;
 

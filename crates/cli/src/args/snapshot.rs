@@ -144,6 +144,9 @@ pub(crate) struct Import {
     /// Into which storage [default: local]
     #[arg(short, long)]
     pub(crate) storage: Option<Name>,
+    /// Share no pages with a snapshot of the same cluster that is there
+    #[arg(long)]
+    pub(crate) no_parent: bool,
     /// Record damaged pages instead of refusing them
     #[arg(long)]
     pub(crate) allow_bad_pages: bool,
@@ -215,6 +218,9 @@ pub(crate) struct Pull {
     /// Into which storage [default: local]
     #[arg(short, long)]
     pub(crate) storage: Option<Name>,
+    /// Of a file or a server: share no pages with a snapshot of the same cluster that is there
+    #[arg(long)]
+    pub(crate) no_parent: bool,
 }
 
 #[derive(Debug, Args)]

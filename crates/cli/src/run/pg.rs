@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use neon_pg::{
-    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, Compare, CreatePg, Name,
-    PgRecord, RestoreChoice, ServerState, Stage,
+    AdoptPg, CheckoutChoice, CheckoutPlan, CloneMethod, CloneWanted, Compare, CreatePg, ErrorKind,
+    Name, PgRecord, RestoreChoice, ServerState, Stage,
 };
 use serde_json::{Map, Value, json};
 
@@ -478,22 +478,36 @@ async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
     let done = !wanted.dry_run;
     answer.data.insert("emptied".to_owned(), Value::from(done));
     if done {
+        let places = left.iter().map(|one| format!("{}\n", one.path.display()));
         let plan = format!(
-            "{table}{} will be removed for good; no undo brings them back.",
+            "{table}{}{} will be removed for good; no undo brings them back.",
+            places.collect::<String>(),
             bytes(sum)
         );
         if !trashed.is_empty() || !left.is_empty() {
             confirm(scene, "pg trash --empty", &plan, wanted.yes).await?;
         }
+        // One that cannot go keeps no other.
+        let mut purged = Vec::new();
         for one in &trashed {
-            instances.purge(one).await?;
+            purged.push((one.used, instances.purge(one).await));
         }
         for one in &left {
-            instances.purge_left(one).await?;
+            purged.push((one.used, instances.purge_left(one).await));
         }
         // Also where there is nothing else: a command before may have been killed at it.
         instances.finish_purges().await;
-        answer.text = format!("{} freed", bytes(sum));
+        let mut freed = 0_u64;
+        for (used, outcome) in purged {
+            match outcome {
+                Ok(()) => freed = freed.saturating_add(used),
+                // Somebody else emptied it meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        answer.data.insert("freed".to_owned(), Value::from(freed));
+        answer.text = format!("{} freed", bytes(freed));
     }
     Ok(answer)
 }

@@ -60,6 +60,7 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
     let instance = scene.neon.pg().instance(&wanted.name).await?;
     let installation = instance.installation();
     let beside = installation.tool("psql").ok();
+    let is_beside = beside.is_some();
     let program = match beside {
         Some(program) => program,
         None => on_path(scene).ok_or_else(|| {
@@ -75,9 +76,12 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
         })?,
     };
     let mut command = Command::new(program);
-    // PGHOSTADDR and PGSERVICE would lead to another server, and the others of libpq belong to that one, too.
+    // Root is let in as the user that the server runs as, which a socket without a password may want to see. Nor does root run
+    // what others can write.
+    let others = (is_beside && installation.is_others("psql")).then(|| instance.os_user());
+    let user = instance.peer().or(others);
     for variable in scene.surroundings.names() {
-        if is_of_connection(variable) {
+        if is_of_connection(variable) || user.is_some() && !is_for_everybody(variable) {
             command.env_remove(variable);
         }
     }
@@ -87,12 +91,39 @@ pub(crate) async fn psql(wanted: &Psql, scene: &Scene<'_>) -> Outcome<Then> {
     if let Some(libraries) = installation.library_path() {
         command.env("LD_LIBRARY_PATH", libraries);
     }
-    // Root is let in as the user that the server runs as, which a socket without a password may want to see.
-    if let Some(user) = instance.peer() {
-        command.uid(user.uid()).gid(user.gid()).env_remove("HOME");
+    if let Some(user) = user {
+        command.uid(user.uid()).gid(user.gid());
     }
     command.args(&wanted.arguments);
     Ok(Then::Become(Box::new(command)))
+}
+
+/// Whether a variable may go to a program that another user than ours runs, who can read it in `/proc`: how it looks and what it
+/// is operated with. Nothing else of ours is theirs to see.
+fn is_for_everybody(variable: &OsStr) -> bool {
+    const KEPT: [&str; 17] = [
+        "COLORTERM",
+        "COLUMNS",
+        "EDITOR",
+        "LANG",
+        "LANGUAGE",
+        "LESS",
+        "LESSCHARSET",
+        "LINES",
+        "MORE",
+        "NO_COLOR",
+        "PAGER",
+        "PATH",
+        "TERM",
+        "TERMINFO",
+        "TZ",
+        "TZDIR",
+        "VISUAL",
+    ];
+    let bytes = variable.as_encoded_bytes();
+    let of_looks = ["LC_", "PG", "PSQL_"].iter();
+    let mut of_looks = of_looks.map(|start| bytes.starts_with(start.as_bytes()));
+    of_looks.any(|is| is) || KEPT.iter().any(|kept| variable == *kept)
 }
 
 /// Whether a variable is one that libpq connects by: all of `PG…` but those that say how answers and programs look.
@@ -308,6 +339,40 @@ mod tests {
         }
         for variable in ["PGAPPNAME", "PGTZ", "PSQLRC", "PSQL_PAGER", "PAGER", "PATH"] {
             assert!(!is_of_connection(OsStr::new(variable)), "{variable}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_goes_to_a_psql_of_another_user() {
+        for variable in [
+            "NEON_PASSPHRASE",
+            "NEON_HOME",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "SSH_AUTH_SOCK",
+            "VAULT_TOKEN",
+            "HOME",
+            "LD_PRELOAD",
+            "PSQLRC",
+        ] {
+            assert!(!is_for_everybody(OsStr::new(variable)), "{variable}");
+        }
+        for variable in [
+            "TERM",
+            "LANG",
+            "LC_ALL",
+            "PAGER",
+            "PSQL_PAGER",
+            "PSQL_EDITOR",
+            "EDITOR",
+            "TZ",
+            "COLUMNS",
+            "LINES",
+            "PATH",
+            "PGAPPNAME",
+            "PGTZ",
+        ] {
+            assert!(is_for_everybody(OsStr::new(variable)), "{variable}");
         }
     }
 

@@ -9,6 +9,7 @@ use neon_pgctl::{AdoptOptions, Adopted, Installation, Instance, ManagedBy};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::instances::trash_left::ADOPTED;
 use crate::instances::{AdoptedPlace, CreatePg, Instances, PgRecord, Stage};
 use crate::name::Name;
 use crate::record;
@@ -176,7 +177,7 @@ impl Instances<'_> {
             }
             let mut operation = self.0.begin_operation("pg adopt", name.as_str())?;
             operation.detail("id", record.id.clone());
-            operation.detail("data_dir", found.data_dir.display().to_string());
+            operation.detail(ADOPTED, found.data_dir.display().to_string());
             operation.end(Ok(()))?;
             return Ok(AdoptedPg {
                 name,

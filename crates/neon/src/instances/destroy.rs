@@ -195,7 +195,7 @@ impl Instances<'_> {
             for left in &left {
                 record::remove_tree(left)?;
                 // A removal that was killed left it without its name, and nothing else would find it.
-                drop(left.parent().map(neon_cowfs::sweep));
+                drop(left.parent().map(neon_cowfs::sweep_removals));
             }
             record::remove(&mark)
         })

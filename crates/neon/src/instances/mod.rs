@@ -13,6 +13,7 @@ mod create;
 mod destroy;
 mod elsewhere;
 mod heads;
+mod in_use;
 mod isolate;
 mod kept_log;
 mod life;

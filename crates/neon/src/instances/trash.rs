@@ -103,11 +103,14 @@ impl Instances<'_> {
         self.finish_removals().await;
         // What was renamed for its removal already, and nobody is at.
         let home = self.0.home().path();
-        let mut folders = self.folders_beside();
-        folders.extend(["trash", "pg"].map(|name| home.join(name)));
+        let folders = self.folders_beside();
+        let ours = ["trash", "pg"].map(|name| home.join(name));
         let swept = beside(move || {
-            folders
-                .iter()
+            for folder in &folders {
+                // Others clone there, too, and know best what is left of that.
+                drop(neon_cowfs::sweep_removals(folder));
+            }
+            ours.iter()
                 .for_each(|folder| drop(neon_cowfs::sweep(folder)));
             Ok(())
         });

@@ -1,20 +1,26 @@
 //! What the trash has on disk of instances that it does not remember: a disk that was given up for lost, and is mounted
 //! again; a home whose records are of another day. No undo brings these back; emptying the trash frees them.
 //!
-//! Ours is what lies in the folders of the home under the name of an instance of the trash. Beside a data directory that
-//! somebody chose a place for, others keep what is theirs: there it is ours if the operation log knows its id.
+//! Ours is what has the name of an instance of the trash, and an id that the operation log knows: beside a data directory that
+//! somebody chose a place for, others keep what is theirs, and the disk of a home that was copied is that of the first one, too.
+//!
+//! No undo is not nobody: who lost the records may have taken the data directory for what it is, adopted it, and works with it.
+//! Nothing is left of an instance of which any part is [in use](super::in_use).
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use neon_pgctl::Quiet;
 use serde::Serialize;
 
 use crate::background::beside;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::TRASHED;
 use crate::instances::elsewhere::trashed_at;
+use crate::instances::in_use::InUse;
 use crate::instances::used::bytes_on_disk;
 use crate::instances::{Instances, PgRecord};
 use crate::name::Name;
@@ -23,8 +29,12 @@ use crate::record;
 
 /// The detail of an operation that has the data directory of an instance for which somebody chose a place.
 pub(super) const PLACE: &str = "pgdata";
+/// The detail of an operation that has the data directory of an instance that was adopted.
+pub(super) const ADOPTED: &str = "data_dir";
 /// The detail that has its id.
 const ID: &str = "id";
+/// How long processes of a dead server, and somebody else who has a look at it, are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A folder of an instance that was destroyed and of which the trash remembers nothing: nothing brings it back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,7 +52,8 @@ pub struct LeftInTrash {
 
 impl Instances<'_> {
     /// What the trash has on disk and does not remember. Counts what each uses. Nothing while a disk of the home is not
-    /// mounted, or a record cannot be read: it may be that of what would be found.
+    /// mounted, or a record cannot be read: it may be that of what would be found. Nothing of what somebody adopted, and nothing
+    /// in which a server runs.
     ///
     /// # Errors
     /// When the operation log cannot be read.
@@ -62,7 +73,8 @@ impl Instances<'_> {
     /// Dropped, or killed: it is there as a whole, or [`finish_purges`](Self::finish_purges) finds the rest.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) when it is gone, or remembered by now.
+    /// [`NotFound`](ErrorKind::NotFound) when it is gone, or remembered by now; [`Busy`](ErrorKind::Busy) when it is used by
+    /// now: somebody adopted it, or a server runs in it.
     pub async fn purge_left(&self, left: &LeftInTrash) -> Result<()> {
         let _lock = match &left.name {
             Some(name) => Some(self.lock(name).await?),
@@ -73,13 +85,31 @@ impl Instances<'_> {
         operation.detail(ID, left.id.clone());
         operation.detail("path", left.path.display().to_string());
         let removed = async {
+            let subject = || left.path.display().to_string();
             if !self.find_left()?.iter().any(|now| now.path == left.path) {
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    left.path.display().to_string(),
-                    "is not left in the trash any more",
-                ));
+                let used = self.in_use(&self.0.operations()?)?;
+                return Err(match left.path.exists() && used.is_at(&left.path) {
+                    true => Error::new(
+                        ErrorKind::Busy,
+                        subject(),
+                        "was adopted, or a server runs in it",
+                    ),
+                    false => Error::new(
+                        ErrorKind::NotFound,
+                        subject(),
+                        "is not left in the trash any more",
+                    ),
+                });
             }
+            // The last process of a server that ended may write for a while.
+            for data in [left.path.clone(), left.path.join("data")] {
+                if data.join("PG_VERSION").exists() {
+                    let quiet = Quiet::hold(&data, PATIENCE).await;
+                    let quiet = quiet.and_then(|quiet| quiet.check());
+                    quiet.map_err(|error| Error::server(subject(), error))?;
+                }
+            }
+            // Whose lock is that of who starts a server: whoever comes first keeps the other from it.
             let path = left.path.clone();
             beside(move || record::remove_tree(&path)).await
         };
@@ -120,46 +150,67 @@ impl Instances<'_> {
         let operations = self.0.operations()?;
         // Folders before records: what moves between the two is always remembered by a record that is there before it moves.
         let mut folders = Vec::new();
-        let mut look = |folder: &Path, id_of: &dyn Fn(&str) -> Option<&str>, anybodys: bool| {
+        let mut look = |folder: &Path, id_of: &dyn Fn(&str) -> Option<&str>| {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let id = name.to_str().and_then(id_of).filter(|id| is_id(id));
                 if let Some(id) = id
                     && entry.file_type().is_ok_and(|kind| kind.is_dir())
                 {
-                    folders.push((entry.path(), id.to_owned(), anybodys));
+                    folders.push((entry.path(), id.to_owned()));
                 }
             }
         };
-        look(&home.path().join("trash"), &|name| Some(name), false);
-        look(
-            &home.path().join("pg"),
-            &|name| name.strip_prefix(TRASHED),
-            false,
-        );
+        look(&home.path().join("trash"), &|name| Some(name));
+        look(&home.path().join("pg"), &|name| name.strip_prefix(TRASHED));
         for folder in self.beside_of(&operations) {
-            look(&folder, &trashed_at, true);
+            look(&folder, &trashed_at);
         }
         let Some(known) = self.remembered()? else {
             return Ok(Vec::new());
         };
+        let used = self.in_use(&operations)?;
+        let in_use: BTreeSet<String> = folders
+            .iter()
+            .filter(|(path, _)| used.is_at(path))
+            .map(|(_, id)| id.clone())
+            .collect();
         let mut left = Vec::new();
-        for (path, id, anybodys) in folders {
+        for (path, id) in folders {
             let mut named = operations.iter().rev();
             let named = named.find(|operation| operation.details.get(ID) == Some(&id));
-            if known.contains(&id) || anybodys && named.is_none() {
+            let Some(named) = named.filter(|_| !known.contains(&id) && !in_use.contains(&id))
+            else {
                 continue;
-            }
+            };
             left.push(LeftInTrash {
                 path,
                 id,
-                name: named.and_then(|operation| operation.subject.parse().ok()),
+                name: named.subject.parse().ok(),
                 used: 0,
             });
         }
         left.sort_by(|a, b| a.path.cmp(&b.path));
         left.dedup_by(|a, b| a.path == b.path);
         Ok(left)
+    }
+
+    /// What is in use of this machine's clusters, as far as records, the operation log and processes say.
+    fn in_use(&self, operations: &[Operation]) -> Result<InUse> {
+        let home = self.0.home();
+        let mut used = InUse::of_servers();
+        for folder in [home.instances(), home.trash()] {
+            for (_, record) in record::list_readable::<PgRecord>(&folder)?.0 {
+                // What goes to the trash itself is at its place no more.
+                if record.adopted.is_some() || folder == home.instances() {
+                    used.add(&self.data_dir(&record));
+                }
+            }
+        }
+        // Also what was adopted, and is not ours any more.
+        let adopted = operations.iter().filter_map(|one| one.details.get(ADOPTED));
+        adopted.for_each(|place| used.add(Path::new(place)));
+        Ok(used)
     }
 
     /// The ids of all that is remembered; nothing where a record cannot be read.

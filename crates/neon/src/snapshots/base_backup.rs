@@ -115,9 +115,17 @@ impl Snapshots<'_> {
         client.major().map_err(failed)?;
         self.keep_log(&mut client, subject).await?;
         let shape = shape(&mut client).await.map_err(failed)?;
-        let identity = client.identify_system().await.map_err(failed)?;
-        let system = SystemIdentifier::new(identity.system_identifier).ok();
-        let at = identity.position;
+        // Only to store less: who does not say which cluster it is has all of it stored.
+        let origin = match client.identify_system().await {
+            Ok(identity) => SystemIdentifier::new(identity.system_identifier)
+                .ok()
+                .map(|system| Origin {
+                    system,
+                    at: identity.position,
+                }),
+            Err(error) if error.kind() == neon_pgwire::ErrorKind::Server => None,
+            Err(error) => return Err(failed(error)),
+        };
         let mut options = BaseBackupOptions::default();
         options.label = format!("neon import {}", arrival.name);
         options.checkpoint = Checkpoint::Fast;
@@ -163,7 +171,7 @@ impl Snapshots<'_> {
         };
         let arrival = Arrival {
             page_size: u32::try_from(shape.page_size.bytes()).unwrap_or_default(),
-            origin: system.map(|system| Origin { system, at }),
+            origin,
             ..arrival
         };
         let writing = bring(self.0, arrival, move |bringing| read.send(bringing));

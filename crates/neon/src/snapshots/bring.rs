@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use neon_pagestore::map::Walk;
 use neon_pagestore::read::Snapshot;
 use neon_pagestore::write::{Parent, SnapshotOptions, SnapshotWriter, WriteReport};
 use neon_pagestore::{CommitId, Facts, NameOutcome, Repository, SnapshotName, Summary, Writing};
@@ -16,8 +17,8 @@ use crate::instances::place_for;
 use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 use crate::snapshots::inspection::Inspection;
-use crate::snapshots::room;
 use crate::snapshots::watch::{Meter, Wanting, Watched};
+use crate::snapshots::{ParentChoice, room};
 
 /// What a feed works with.
 pub(crate) struct Bringing<'a> {
@@ -29,6 +30,8 @@ pub(crate) struct Bringing<'a> {
     pub(crate) subject: &'a str,
     /// Damaged pages are noted instead of refused.
     pub(crate) allow_bad_pages: bool,
+    /// Nobody knows how little will be stored.
+    shares: bool,
 }
 
 impl<'a> Bringing<'a> {
@@ -45,11 +48,12 @@ impl<'a> Bringing<'a> {
         Ok(Inspection::new(self.watched(0).expecting()))
     }
 
-    /// That what comes fits: at least this many bytes.
+    /// That what comes fits: at least this many bytes. Of what shares its pages nearly nothing may be stored.
     pub(crate) fn require_room(&self, bytes: u64) -> Result<()> {
+        let stored = if self.shares { 0 } else { bytes };
         match &self.instance {
-            Some(place) => room::check_with(self.neon, self.to, bytes, place_for(place, bytes)),
-            None => room::check(self.neon, self.to, bytes),
+            Some(place) => room::check_with(self.neon, self.to, stored, place_for(place, bytes)),
+            None => room::check(self.neon, self.to, stored),
         }
     }
 
@@ -90,6 +94,8 @@ pub(crate) struct Arrival<'a> {
     pub(crate) page_size: u32,
     /// Of which cluster, if that is known before it comes: what a snapshot of the same one has is not stored again.
     pub(crate) origin: Option<Origin>,
+    /// Which snapshot that is.
+    pub(crate) parent: &'a ParentChoice,
     pub(crate) allow_bad_pages: bool,
 }
 
@@ -125,16 +131,26 @@ pub(crate) async fn bring(
         instance,
         page_size,
         origin,
+        parent: choice,
         allow_bad_pages,
     } = arrival;
     let failed = |error| Error::repository(to.label(), error);
-    let parent = match origin {
-        Some(origin) => nearest(to, origin).await?,
-        None => None,
+    let parent = match (choice, origin) {
+        (ParentChoice::Snapshot(id), _) => Some(*id),
+        (ParentChoice::Best, Some(origin)) => nearest(to, origin).await?,
+        (ParentChoice::None, _) | (ParentChoice::Best, None) => None,
     };
     let writing = to.repository.begin_writing().await.map_err(failed)?;
     let parent = match protected(to, &writing, parent).await {
         Ok(parent) => parent,
+        Err(error) if *choice == ParentChoice::Best && is_of_parent(error.kind()) => {
+            let cause = std::error::Error::source(&error);
+            let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
+            neon.tell(Event::Note(format!(
+                "The snapshot of the same cluster that is there cannot be read ({cause}): all of {subject} is stored anew."
+            )));
+            None
+        }
         Err(error) => {
             writing.abandon().await;
             return Err(error);
@@ -165,6 +181,7 @@ pub(crate) async fn bring(
             dropped,
             subject: &told,
             allow_bad_pages,
+            shares: parent.is_some(),
         };
         let mut facts = feed(&bringing)?;
         if parent.is_some() {
@@ -230,7 +247,7 @@ async fn nearest(to: &StorageRepository, origin: Origin) -> Result<Option<Commit
     Ok(nearest.map(|(id, _)| id))
 }
 
-/// The parent, protected from collections. One that was destroyed this moment is none.
+/// The parent, protected from collections, with a map that can be read. One that was destroyed this moment is none.
 async fn protected(
     to: &StorageRepository,
     writing: &Writing,
@@ -238,11 +255,29 @@ async fn protected(
 ) -> Result<Option<Snapshot>> {
     let Some(id) = parent else { return Ok(None) };
     let failed = |error| Error::repository(to.label(), error);
-    match writing.protect(id).await {
-        Ok(commit) => Ok(Some(Snapshot::of(id, commit, &to.maps).map_err(failed)?)),
-        Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(error)),
-    }
+    let snapshot = match writing.protect(id).await {
+        Ok(commit) => Snapshot::of(id, commit, &to.maps).map_err(failed)?,
+        Err(error) if error.kind() == neon_pagestore::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    // All of it is read once more when pages are compared, and then it is too late to do without.
+    let mut walk = Walk::new(snapshot.view(), true);
+    while snapshot
+        .maps()
+        .run(&mut walk)
+        .await
+        .map_err(failed)?
+        .is_some()
+    {}
+    Ok(Some(snapshot))
+}
+
+/// Whether a failure is one of the snapshot that was to be the parent: damaged, missing in part, or a newer version's.
+fn is_of_parent(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Invalid
+    )
 }
 
 /// Whether the snapshot has its names. One that was made just now and has none is taken back.

@@ -31,7 +31,7 @@ use crate::snapshots::location::{ImportSource, is_repository};
 use crate::snapshots::log_end::Position;
 use crate::snapshots::plain_backup::PlainBackup;
 use crate::snapshots::ranges::StoredRange;
-use crate::snapshots::{Found, Snapshots};
+use crate::snapshots::{Found, ParentChoice, Snapshots};
 use crate::storages::LOCAL;
 
 /// What to import, and as what.
@@ -46,6 +46,9 @@ pub struct ImportSnapshot {
     pub storage: Option<Name>,
     /// Whether damaged pages are taken and noted instead of refused.
     pub allow_bad_pages: bool,
+    /// Which snapshot it shares its pages with: of the same cluster the one that is nearest in its log, if absent. One whose map
+    /// cannot be read is none. That its pages can be is not looked at: what is damaged there is in this one, too.
+    pub parent: ParentChoice,
 }
 
 impl ImportSnapshot {
@@ -57,6 +60,7 @@ impl ImportSnapshot {
             name: None,
             storage: None,
             allow_bad_pages: false,
+            parent: ParentChoice::Best,
         }
     }
 }
@@ -149,6 +153,7 @@ impl Snapshots<'_> {
             instance,
             page_size: page_size(Shape::default()),
             origin: None,
+            parent: &wanted.parent,
             allow_bad_pages: wanted.allow_bad_pages,
         };
         let (brought, format) = match &wanted.source {

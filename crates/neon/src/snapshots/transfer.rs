@@ -15,7 +15,9 @@ use crate::neon::Neon;
 use crate::repositories::StorageRepository;
 use crate::snapshots::bring::named;
 use crate::snapshots::location::{is_repository, locator};
-use crate::snapshots::{Found, ImportSnapshot, ImportSource, Imported, Snapshots, room};
+use crate::snapshots::{
+    Found, ImportSnapshot, ImportSource, Imported, ParentChoice, Snapshots, room,
+};
 use crate::storages::LOCAL;
 
 /// A place to push to or to pull from.
@@ -130,6 +132,30 @@ impl Snapshots<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) when it is not there; as [`push`](Self::push) and [`import`](Self::import).
     pub async fn pull(&self, from: &Remote, name: &str, into: Option<&Name>) -> Result<Pulled> {
+        self.pull_sharing(from, name, into, &ParentChoice::Best)
+            .await
+    }
+
+    /// As [`pull`](Self::pull); what is imported shares its pages with this snapshot.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull); [`Invalid`](ErrorKind::Invalid) for another choice than the best of what is copied from a storage:
+    /// that comes as it is there.
+    pub async fn pull_sharing(
+        &self,
+        from: &Remote,
+        name: &str,
+        into: Option<&Name>,
+        parent: &ParentChoice,
+    ) -> Result<Pulled> {
+        if *parent != ParentChoice::Best && !matches!(from, Remote::Outside(_)) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("snapshot {name}"),
+                "comes from a storage, with what it shares there",
+            )
+            .hinted("only what is imported from a file or a server can do without a parent"));
+        }
         let storages = self.0.storages();
         let found = match from {
             Remote::Storage(storage) => self.find(name, Some(storage)).await?,
@@ -150,6 +176,7 @@ impl Snapshots<'_> {
                         .map_err(|error| Error::repository(format!("snapshot {name}"), error))?,
                 );
                 import.storage = into.cloned();
+                import.parent = parent.clone();
                 return self.import(&import).await.map(Pulled::Imported);
             }
         };

@@ -67,6 +67,62 @@ async fn a_server_that_ends_between_two_steps_of_a_snapshot_is_copied_as_it_then
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_restarted_while_it_is_copied_is_copied_once_more() {
+    let home = Fixture::new();
+    home.running("p1").await;
+    run(&home.neon, "p1", "create table t as select 7 as seven").await;
+    let data = home.scratch.path().join("home/pg/p1/data");
+    let restarts = Arc::new(Mutex::new(Vec::new()));
+    let (begun, theirs) = (Arc::clone(&restarts), data.clone());
+    let neon = home.with(|options| {
+        options.events = EventSink::new(move |event| {
+            let mut begun = begun.lock().unwrap();
+            if !matches!(event, Event::Step(text) if text.starts_with("Copying"))
+                || !begun.is_empty()
+            {
+                return;
+            }
+            let pg_ctl = |verb: &str| {
+                let mut command = neon_testkit::Installation::of(PgMajor::V15).command("pg_ctl");
+                command.args([verb, "-w", "-D"]).arg(&theirs);
+                command.stdout(std::process::Stdio::null());
+                command
+            };
+            // As it was started.
+            let options = std::fs::read_to_string(theirs.join("postmaster.opts")).unwrap();
+            let options = options
+                .trim_end()
+                .split_once(' ')
+                .map(|(_, rest)| rest.to_owned());
+            assert!(pg_ctl("stop").status().unwrap().success());
+            let mut start = pg_ctl("start");
+            start
+                .arg("-o")
+                .arg(options.unwrap())
+                .arg("-l")
+                .arg(theirs.join("their.log"));
+            begun.push(std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                start.status().unwrap().success()
+            }));
+        });
+    });
+    let wanted = CreateSnapshot::new("p1@x".parse().unwrap());
+    let taken = neon.snapshots().create(&wanted).await;
+    let restarts = std::mem::take(&mut *restarts.lock().unwrap());
+    let restarted: Vec<bool> = restarts
+        .into_iter()
+        .map(|one| one.join().unwrap())
+        .collect();
+    assert_eq!(restarted, [true]);
+    // Cold where the copy was faster than the start.
+    let taken = taken.unwrap();
+    assert!(["online", "cold"].contains(&taken.kind), "{}", taken.kind);
+    assert_eq!(sql(&home.neon, "p1", "select seven from t").await, "7");
+    end_server(&data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_that_no_server_is_to_blame_for_is_told_at_once() {
     let home = Fixture::new();
     home.running("p1").await;

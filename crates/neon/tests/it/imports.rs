@@ -1,12 +1,17 @@
 //! A cluster that comes in more than once.
 
+use std::fs;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use neon_pg::{ExportFormat, ExportOptions, Imported, PgMajor};
+use neon_pg::{
+    ErrorKind, Event, EventSink, ExportFormat, ExportOptions, ImportSnapshot, ImportSource,
+    Imported, ParentChoice, PgMajor, Pulled, Remote, SnapshotName,
+};
 use neon_testkit::{Cluster, StopMode};
 
 use crate::moving::{boots, fill, holds_what_was_filled, import};
-use crate::support::Fixture;
+use crate::support::{Fixture, refused};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
@@ -100,4 +105,61 @@ async fn a_second_import_of_15_costs_what_changed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_import_of_18_costs_what_changed() {
     a_second_import_costs_what_changed(PgMajor::V18).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_shares_nothing_if_told_so_or_with_what_cannot_be_read() {
+    let home = Fixture::new();
+    let mut cluster = Cluster::builder(PgMajor::V15).start();
+    cluster.stop(StopMode::Fast);
+    let source = text(&cluster.data_dir());
+    let first = import(&home, &source, "one").await.unwrap();
+    let second = import(&home, &source, "two").await.unwrap();
+    assert_eq!(second.parent.is_some(), first.parent.is_none());
+    let mut alone = ImportSnapshot::new(ImportSource::parse(&source).unwrap());
+    alone.name = Some(SnapshotName::to_give("alone").unwrap());
+    alone.parent = ParentChoice::None;
+    let alone = home.neon.snapshots().import(&alone).await.unwrap();
+    assert_eq!(alone.parent, None);
+    assert_eq!(alone.changed_pages, first.changed_pages);
+    let from = Remote::parse(&source).unwrap();
+    let snapshots = home.neon.snapshots();
+    let none = ParentChoice::None;
+    let pulled = snapshots.pull_sharing(&from, "pulled", None, &none).await;
+    let Pulled::Imported(pulled) = pulled.unwrap() else {
+        panic!("{from:?} is no storage");
+    };
+    assert_eq!(pulled.parent, None);
+    // What a storage has comes as it is there.
+    let local = Remote::parse("local").unwrap();
+    let pulled = snapshots.pull_sharing(&local, "one", None, &none).await;
+    assert_eq!(refused(pulled), ErrorKind::Invalid);
+
+    // All that those have is lost.
+    let packs = home.scratch.path().join("home/store/local/packs");
+    for folder in fs::read_dir(&packs).unwrap().flatten() {
+        for pack in fs::read_dir(folder.path()).unwrap().flatten() {
+            fs::remove_file(pack.path()).unwrap();
+        }
+    }
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    let neon = home.with(|options| {
+        options.events = EventSink::new(move |event| {
+            if let Event::Note(text) = event {
+                heard.lock().unwrap().push(text);
+            }
+        });
+    });
+    let mut anew = ImportSnapshot::new(ImportSource::parse(&source).unwrap());
+    anew.name = Some(SnapshotName::to_give("anew").unwrap());
+    let anew = neon.snapshots().import(&anew).await.unwrap();
+    assert_eq!(anew.parent, None);
+    let told = told.lock().unwrap().clone();
+    assert!(
+        told.iter().any(|text| text.contains("stored anew")),
+        "{told:?}"
+    );
+    let checked = neon.snapshots().check(&anew.found).await.unwrap();
+    assert!(checked.is_sound(), "{checked:?}");
 }

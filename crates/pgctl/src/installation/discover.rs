@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use neon_pg_layout::PgMajor;
 
+use super::writers::runner;
 use super::{Installation, InstallationCache, folder_of_programs, hint};
 use crate::command::{self, Running};
 use crate::error::{Error, ErrorKind, Result};
-use crate::os_user::OsUser;
 
 /// Where an installation was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -306,7 +306,7 @@ fn ask_pg_config(program: &Path) -> Option<PathBuf> {
     if !super::is_program(program) {
         return None;
     }
-    let mut command = command::clean(program.as_os_str(), &OsUser::current(), None);
+    let mut command = command::clean(program.as_os_str(), &runner(program), None);
     let finished = Running::spawn(command.arg("--bindir"))
         .ok()?
         .wait_blocking(Duration::from_secs(30))

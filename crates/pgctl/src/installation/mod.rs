@@ -3,6 +3,7 @@
 mod cache;
 mod discover;
 mod hint;
+mod writers;
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
@@ -101,7 +102,7 @@ const INITDB: &str = "initdb";
 
 impl Installation {
     /// Looks at the programs in one folder and runs `postgres --version` and `initdb --version`, and `pg_config` if it is
-    /// there.
+    /// there. Root runs those that others can write as their owner, or as nobody.
     ///
     /// A tree that was unpacked somewhere may not find the libraries beside itself (`../lib`); then every
     /// program of it is run with them added to the loader's search, and only then.
@@ -222,10 +223,20 @@ impl Installation {
         ))
     }
 
+    /// Whether one of its programs is none for root to run: others can write it, or the folder that it is in.
+    #[must_use]
+    pub fn is_others(&self, tool: &str) -> bool {
+        let program = self.bin_dir.join(tool);
+        let runner = writers::runner_with(&program, self.library_path());
+        OsUser::current().is_root() && !runner.is_root()
+    }
+
     /// The folders of libraries and of shared files that `pg_config` tells of; a bare server has none.
     fn told_folders(&self) -> [Option<PathBuf>; 2] {
         let run = || {
-            let mut command = self.command("pg_config", &OsUser::current()).ok()?;
+            let program = self.tool("pg_config").ok()?;
+            let user = writers::runner_with(&program, self.library_path());
+            let mut command = self.command("pg_config", &user).ok()?;
             let running = Running::spawn(command.args(["--pkglibdir", "--sharedir"])).ok()?;
             running.wait_blocking(PROBE_LIMIT).ok()
         };
@@ -289,7 +300,8 @@ fn probe(bin_dir: &Path, library_path: Option<&Path>) -> Result<Version> {
     let mut running = Vec::new();
     for tool in ["postgres", "initdb"] {
         let path = bin_dir.join(tool);
-        let mut command = command::clean(path.as_os_str(), &OsUser::current(), library_path);
+        let user = writers::runner_with(&path, library_path);
+        let mut command = command::clean(path.as_os_str(), &user, library_path);
         running.push((path, Running::spawn(command.arg("--version"))?));
     }
     for (path, running) in running {

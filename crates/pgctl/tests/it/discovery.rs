@@ -1,7 +1,7 @@
 //! Finding installations.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use super::support::*;
@@ -344,4 +344,41 @@ fn what_programs_said_is_remembered_until_they_are_others() {
         cache.at(&bin).unwrap_err().kind(),
         ErrorKind::NoInstallation
     );
+}
+
+#[test]
+fn root_runs_no_program_that_its_owner_may_exchange() {
+    let scratch = neon_testkit::Scratch::new();
+    let theirs = scratch.path().join("theirs/bin");
+    fs::create_dir_all(&theirs).unwrap();
+    for tool in ["postgres", "initdb", "pg_config", "psql"] {
+        let path = theirs.join(tool);
+        // As who it ran, beside it: where it may write.
+        let text = format!("#!/bin/sh\ntouch $0.ran\necho '{tool} (PostgreSQL) 15.18'\n");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    if neon_pgctl::OsUser::current().is_root() {
+        chown(&theirs, Some(12345), Some(12345)).unwrap();
+    }
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+    // Also by a link from a folder of root's.
+    let linked = scratch.path().join("linked");
+    fs::create_dir(&linked).unwrap();
+    for tool in ["postgres", "initdb"] {
+        symlink(theirs.join(tool), linked.join(tool)).unwrap();
+    }
+    for folder in [&theirs, &linked] {
+        let found = Installation::at(folder).unwrap();
+        for tool in ["postgres", "initdb", "pg_config"] {
+            let ran = theirs.join(format!("{tool}.ran"));
+            let uid = fs::metadata(&ran).unwrap().uid();
+            if neon_pgctl::OsUser::current().is_root() {
+                assert_ne!(uid, 0, "{tool}");
+            }
+            fs::remove_file(ran).unwrap();
+        }
+        let root = neon_pgctl::OsUser::current().is_root();
+        assert_eq!(found.is_others("psql"), root);
+    }
 }

@@ -23,6 +23,10 @@ async fn a_bare_session_takes_nothing_from_its_role_or_its_database(major: PgMaj
     for statement in set {
         client.simple_query(statement).await.unwrap();
     }
+    if major >= PgMajor::V14 {
+        let idle = "alter role postgres set idle_session_timeout = 1";
+        client.simple_query(idle).await.unwrap();
+    }
     if major >= PgMajor::V17 {
         let login = "create function theirs.login() returns event_trigger language plpgsql as $$ begin raise 'called'; end $$; \
                      create event trigger login on login execute function theirs.login(); \
@@ -51,6 +55,9 @@ async fn a_bare_session_takes_nothing_from_its_role_or_its_database(major: PgMaj
         "0"
     );
     assert_eq!(ask("show lock_timeout").await, "0");
+    if major >= PgMajor::V14 {
+        assert_eq!(ask("show idle_session_timeout").await, "0");
+    }
     client.close().await;
     scoped.stop(StopMode::Fast);
 }

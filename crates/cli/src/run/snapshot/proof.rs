@@ -83,7 +83,7 @@ pub(super) async fn check(wanted: &Show, scene: &Scene<'_>) -> Outcome<Answer> {
 
 /// What to do about damage.
 pub(in crate::run) const REMEDY: &str = "what still reads is whole; for the rest, pull the snapshots from another storage \
-     that has them, or take new ones with --no-parent, which share nothing with these";
+     that has them, or take or import new ones with --no-parent, which share nothing with these";
 
 /// `1 page`, `2 pages`.
 fn counted(count: u64, what: &str) -> String {

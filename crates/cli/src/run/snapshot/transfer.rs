@@ -2,7 +2,7 @@
 
 use neon_pg::{
     Compression, ErrorKind, ExportFormat, ExportOptions, ImportSnapshot, ImportSource, Imported,
-    Pulled, Remote, ServeOptions, Transferred,
+    ParentChoice, Pulled, Remote, ServeOptions, Transferred,
 };
 use serde_json::Value;
 
@@ -17,8 +17,16 @@ pub(super) async fn import(wanted: Import, scene: &Scene<'_>) -> Outcome<Answer>
     import.name = wanted.name;
     import.storage = wanted.storage;
     import.allow_bad_pages = wanted.allow_bad_pages;
+    import.parent = parent(wanted.no_parent);
     let done = scene.neon.snapshots().import(&import).await?;
     imported(&done)
+}
+
+fn parent(none: bool) -> ParentChoice {
+    match none {
+        true => ParentChoice::None,
+        false => ParentChoice::Best,
+    }
 }
 
 fn imported(done: &Imported) -> Outcome<Answer> {
@@ -81,7 +89,12 @@ pub(super) async fn pull(wanted: &Pull, scene: &Scene<'_>) -> Outcome<Answer> {
     let pulled = scene
         .neon
         .snapshots()
-        .pull(&from, &wanted.name, wanted.storage.as_ref())
+        .pull_sharing(
+            &from,
+            &wanted.name,
+            wanted.storage.as_ref(),
+            &parent(wanted.no_parent),
+        )
         .await?;
     match pulled {
         Pulled::Copied(done) => transferred("Pulled", &wanted.name, &done),

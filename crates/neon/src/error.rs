@@ -254,6 +254,12 @@ impl Error {
     /// What a repository answered.
     pub(crate) fn repository(subject: impl Into<String>, error: neon_pagestore::Error) -> Self {
         use neon_pagestore::ErrorKind as Repository;
+        let mut cause = std::error::Error::source(&error);
+        let mut found = None;
+        while let Some(source) = cause {
+            found = found.or(source.downcast_ref::<neon_storage::Error>());
+            cause = source.source();
+        }
         let (kind, reason, hint) = match error.kind() {
             Repository::NotFound => (ErrorKind::NotFound, "has no such thing", None),
             Repository::Exists => (ErrorKind::Exists, "has it already", None),
@@ -268,6 +274,12 @@ impl Error {
                 Some(
                     "neon storage check tells what is; snapshots that are taken or imported with --no-parent share nothing with it",
                 ),
+            ),
+            // What its place cannot do, no other version of us can.
+            Repository::Unsupported if found.is_some() => (
+                ErrorKind::Invalid,
+                "is in a place that cannot do that",
+                None,
             ),
             Repository::Unsupported => (
                 ErrorKind::Invalid,
@@ -284,12 +296,6 @@ impl Error {
             }
             Repository::Cancelled => (ErrorKind::Cancelled, "was stopped", None),
             Repository::Storage => {
-                let mut cause = std::error::Error::source(&error);
-                let mut found = None;
-                while let Some(source) = cause {
-                    found = found.or(source.downcast_ref::<neon_storage::Error>());
-                    cause = source.source();
-                }
                 let (kind, reason) =
                     found.map_or((ErrorKind::Failed, "cannot be used now"), of_storage);
                 (kind, reason, None)

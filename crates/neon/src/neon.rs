@@ -142,6 +142,9 @@ struct Inner {
     options: Options,
     /// What was found out about installed programs.
     installed: Arc<InstallationCache>,
+    /// It was told that what storages can do cannot be written down.
+    #[cfg(feature = "s3")]
+    warned_of_memory: std::sync::atomic::AtomicBool,
 }
 
 impl Neon {
@@ -155,6 +158,8 @@ impl Neon {
             home: Home::open(home.as_ref())?,
             options,
             installed: Arc::default(),
+            #[cfg(feature = "s3")]
+            warned_of_memory: std::sync::atomic::AtomicBool::default(),
         }));
         neon.storages().ensure_local()?;
         Ok(neon)
@@ -178,6 +183,8 @@ impl Neon {
             home,
             options,
             installed: Arc::default(),
+            #[cfg(feature = "s3")]
+            warned_of_memory: std::sync::atomic::AtomicBool::default(),
         })))
     }
 
@@ -207,6 +214,15 @@ impl Neon {
 
     pub(crate) fn tell(&self, event: Event) {
         self.0.options.events.tell(event);
+    }
+
+    /// Warns that what storages can do cannot be written down: once, however many there are.
+    #[cfg(feature = "s3")]
+    pub(crate) fn warn_of_memory(&self, text: impl FnOnce() -> String) {
+        let warned = &self.0.warned_of_memory;
+        if !warned.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            self.tell(Event::Warning(text()));
+        }
     }
 
     /// Says that a step of a journal is done.

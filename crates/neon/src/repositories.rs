@@ -90,7 +90,7 @@ impl Storages<'_> {
         let record = self.get(name)?;
         let operation = self.0.begin_operation("storage init", name.as_str())?;
         let accepted = async {
-            self.forget_probed(name)?;
+            self.forget_probed(name);
             let storage = self.open_anyway(name, &record).await?;
             let options = self.open_options(name, &record)?;
             let repository = match Repository::open(Arc::clone(&storage), options.clone()).await {

@@ -20,6 +20,7 @@ use crate::neon::Neon;
 use crate::operation::seconds;
 use crate::record::{self, Lock};
 use crate::repositories::{self, codec, duration};
+use crate::storages::probe_memory::Known;
 
 /// What every repository has; whether it is there does not matter, that the question is answered does.
 pub(crate) const ABOUT: &str = "neon.json";
@@ -351,7 +352,7 @@ impl Storages<'_> {
         operation.detail("record", serde_json::to_string(&known).unwrap_or_default());
         operation.end(record::remove(&self.record(name.as_str())))?;
         // It is of no use, and would be found out to be of another place.
-        drop(self.forget_probed(name));
+        self.forget_probed(name);
         self.forget_used(name);
         Ok(known)
     }
@@ -367,6 +368,7 @@ impl Storages<'_> {
             .caused_by(error)
         })?;
         let _lock = self.lock(name).await?;
+        self.forget_probed(name);
         let attached = record::create(&self.record(name.as_str()), &known);
         attached.map_err(|error| match error.kind() {
             ErrorKind::Exists => taken(name),
@@ -405,6 +407,15 @@ impl Storages<'_> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound), and what the storage answers.
     pub async fn open(&self, name: &Name) -> Result<Arc<dyn Storage>> {
+        self.open_as(name, Known::Believed).await
+    }
+
+    /// As [`open`](Self::open), to look at anew what it can do.
+    pub(crate) async fn open_doubting(&self, name: &Name) -> Result<Arc<dyn Storage>> {
+        self.open_as(name, Known::Doubted).await
+    }
+
+    async fn open_as(&self, name: &Name, known: Known) -> Result<Arc<dyn Storage>> {
         let record = self.get(name)?;
         let locator = Locator::parse(&record.locator)
             .map_err(|error| Error::storage(format!("storage {name}"), error))?;
@@ -412,7 +423,7 @@ impl Storages<'_> {
         if record.repository.is_some() && locator.file_path().is_some_and(|path| !path.is_dir()) {
             return Err(repositories::missing(name, &record));
         }
-        self.open_anyway(name, &record).await
+        self.open_knowing(name, &record, known).await
     }
 
     /// Opens a storage, and makes the folder of one that is a folder.
@@ -421,10 +432,20 @@ impl Storages<'_> {
         name: &Name,
         record: &StorageRecord,
     ) -> Result<Arc<dyn Storage>> {
+        self.open_knowing(name, record, Known::Believed).await
+    }
+
+    async fn open_knowing(
+        &self,
+        name: &Name,
+        record: &StorageRecord,
+        known: Known,
+    ) -> Result<Arc<dyn Storage>> {
         let locator = Locator::parse(&record.locator)
             .map_err(|error| Error::storage(format!("storage {name}"), error))?;
         let chosen = StorageOptions::of(record.kind, &record.options)?;
-        self.open_at(name, &chosen.apply(name, &locator)?).await
+        self.open_at(name, &chosen.apply(name, &locator)?, known)
+            .await
     }
 
     /// Remembers which repository is in a storage, or that it is this one from now on. One that was detached meanwhile
@@ -521,8 +542,12 @@ impl Storages<'_> {
     }
 
     async fn lock(&self, name: &Name) -> Result<Lock> {
-        let path = self.0.home().storages().join(format!("{name}.lock"));
+        let path = self.lock_path(name);
         Lock::take(&path, &format!("storage {name}"), self.0.options().patience).await
+    }
+
+    fn lock_path(&self, name: &Name) -> PathBuf {
+        self.0.home().storages().join(format!("{name}.lock"))
     }
 
     fn record(&self, name: &str) -> PathBuf {

@@ -352,7 +352,7 @@ impl Storages<'_> {
     pub async fn check(&self, name: &Name, with_data: bool) -> Result<CheckedStorage> {
         let subject = format!("storage {name}");
         let found = self.required(name).await?;
-        self.forget_probed(name)?;
+        self.doubt_probed(name).await;
         let checked = self
             .0
             .snapshots()

@@ -453,7 +453,10 @@ pub(crate) async fn put_new(
 
 /// Creates an object that only one may create: refused where the storage lets two.
 pub(crate) async fn create_alone(storage: &dyn Storage, key: &neon_storage::Key) -> Result<()> {
-    let options = PutOptions::create().with_token(PutToken::random());
+    // A storage that lets two is noticed by nothing afterwards: what a program remembers of it is not enough.
+    let options = PutOptions::create()
+        .with_token(PutToken::random())
+        .at_first_hand();
     let put = storage.put(key, Bytes::new().into(), options).await;
     put.map(drop)
         .map_err(|error| Error::storage(key.as_str(), error))

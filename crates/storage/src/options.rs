@@ -53,6 +53,9 @@ pub struct PutOptions {
     pub mode: PutMode,
     /// The identity of this put across repetitions.
     pub token: Option<PutToken>,
+    /// The condition counts only where it is known at first hand that it is enforced: found out by this very process, or told
+    /// by who configured it. What a program remembers of a provider is not enough.
+    pub first_hand: bool,
 }
 
 impl PutOptions {
@@ -65,7 +68,7 @@ impl PutOptions {
     pub fn overwrite() -> Self {
         Self {
             mode: PutMode::Overwrite,
-            token: None,
+            ..Self::default()
         }
     }
 
@@ -73,7 +76,7 @@ impl PutOptions {
     pub fn if_version(version: Version) -> Self {
         Self {
             mode: PutMode::IfVersion(version),
-            token: None,
+            ..Self::default()
         }
     }
 
@@ -81,6 +84,13 @@ impl PutOptions {
     #[must_use]
     pub fn with_token(mut self, token: PutToken) -> Self {
         self.token = Some(token);
+        self
+    }
+
+    /// Asks for a condition that is known at first hand to be enforced: for what nothing would notice afterwards.
+    #[must_use]
+    pub fn at_first_hand(mut self) -> Self {
+        self.first_hand = true;
         self
     }
 }

@@ -67,7 +67,7 @@ impl Neon {
 
     async fn examine_programs(&self, findings: &mut Findings) {
         // A process may run for long, and what is wrong now is asked.
-        self.installed().clear();
+        self.forget_installed();
         match self.installations().await {
             Ok(found) => {
                 for error in found.unusable() {

@@ -137,8 +137,7 @@ impl Neon {
                 .hinted("give it in NEON_PASSPHRASE, or its key file");
         }
         // What is known of it is looked at anew.
-        self.storages().forget_probed(name)?;
-        let storage = self.storages().open(name).await?;
+        let storage = self.storages().open_doubting(name).await?;
         let failed = |error| Error::storage(subject.as_str(), error);
         let can = storage.probe().await.map_err(failed)?;
         if can.write && !can.create_only {
@@ -149,7 +148,9 @@ impl Neon {
                     "does not refuse to write what is there already: two homes may give one name to two snapshots, \
                      and the later is told only afterwards",
                 )
-                .hinted("docs/providers.md says which providers do");
+                .hinted(format!(
+                    "docs/providers.md says which providers do; if this one does by now, neon storage init {name} has it found out anew"
+                ));
         }
         if !can.list {
             return Ok(());

@@ -12,6 +12,7 @@ use crate::events::Event;
 use crate::name::Name;
 use crate::operation::seconds;
 use crate::record;
+use crate::storages::probe_memory::Known;
 use crate::storages::{
     ABOUT, StorageOptions, StorageRecord, StorageType, Storages, anchored, taken,
 };
@@ -74,17 +75,24 @@ impl Storages<'_> {
             return Err(taken(name));
         }
         let place = chosen.apply(name, locator)?;
+        // Of one that had this name before, and whose detaching was cut short.
+        self.forget_probed(name);
         if ask {
-            let place = self.open_at(name, &place).await.map_err(|error| {
-                // Only the folder itself is made.
-                match locator.file_path().and_then(Path::parent) {
-                    Some(folder) if error.kind() == ErrorKind::NotFound => error.hinted(format!(
-                        "make the folder that it is in, or mount its disk: mkdir -p {}",
-                        folder.display()
-                    )),
-                    _ => error,
-                }
-            })?;
+            let place = self
+                .open_at(name, &place, Known::Believed)
+                .await
+                .map_err(|error| {
+                    // Only the folder itself is made.
+                    match locator.file_path().and_then(Path::parent) {
+                        Some(folder) if error.kind() == ErrorKind::NotFound => {
+                            error.hinted(format!(
+                                "make the folder that it is in, or mount its disk: mkdir -p {}",
+                                folder.display()
+                            ))
+                        }
+                        _ => error,
+                    }
+                })?;
             self.ask(name, kind, &*place).await?;
         }
         let record = StorageRecord {

@@ -7,13 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[cfg(feature = "serde")]
 use super::Version;
-use super::{Installation, folder_of_programs};
+use super::{Installation, folder_of_programs, holds_library};
 use crate::error::Result;
 
 /// Remembers installations that were seen to work: looking at one runs three programs.
 ///
-/// An installation is looked at again once one of its programs is another file than before, and as long as a folder of it
-/// is missing. What did not work is not remembered.
+/// An installation is looked at again once one of its programs is another file than before, or the libraries beside them are
+/// others, and as long as a folder of it is missing. What did not work is not remembered.
 #[derive(Debug, Default)]
 pub struct InstallationCache(Mutex<Known>);
 
@@ -28,7 +28,8 @@ struct Known {
 
 /// What an [`InstallationCache`] knows of installations, to be kept by who lives longer than one process.
 ///
-/// It holds where the programs still are the same files, by device, number, size and times: whoever changes one, changes these.
+/// It holds where the programs, and the folder of libraries beside them, still are the same, by device, number, size and times:
+/// whoever changes one, changes these. Nobody else may write it: it names programs that are run.
 #[cfg(feature = "serde")]
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LearnedInstallations(Vec<Learned>);
@@ -71,6 +72,17 @@ impl Stamp {
     }
 }
 
+/// What an installation in this folder is known by: its programs, and the folder that they may find `libpq` in, if it is there.
+fn stamps_of(bin_dir: &Path) -> Vec<Option<Stamp>> {
+    let libraries = bin_dir.join("../lib").canonicalize().ok();
+    let libraries = libraries.filter(|folder| holds_library(folder, "libpq."));
+    PROGRAMS
+        .iter()
+        .map(|program| Stamp::of(&bin_dir.join(program)))
+        .chain([libraries.and_then(|folder| Stamp::of(&folder))])
+        .collect()
+}
+
 /// Whether its folders besides that of its programs were found, and are there: one that was not yet unpacked may be
 /// there now, also though no program is another one.
 fn is_whole(installation: &Installation) -> bool {
@@ -96,10 +108,7 @@ impl InstallationCache {
             return Installation::at(bin_dir);
         };
         // Taken before they run: of what is replaced meanwhile nothing is known.
-        let stamps: Vec<_> = PROGRAMS
-            .iter()
-            .map(|program| Stamp::of(&bin_dir.join(program)))
-            .collect();
+        let stamps = stamps_of(&bin_dir);
         if let Some((known, installation)) = self.known().installations.get(&bin_dir)
             && *known == stamps
             && is_whole(installation)
@@ -121,6 +130,8 @@ impl InstallationCache {
         if !std::mem::take(&mut known.news) {
             return None;
         }
+        // Of one that is gone nobody asks again.
+        known.installations.retain(|bin_dir, _| bin_dir.is_dir());
         let mut all: Vec<_> = known
             .installations
             .values()

@@ -322,6 +322,41 @@ fn what_programs_said_is_remembered_until_they_are_others() {
     other.recall(serde_json::from_str(&learned).unwrap());
     assert_eq!(other.at(&bin).unwrap(), cache.at(&bin).unwrap());
     assert_eq!((calls().as_str(), other.learned()), ("", None));
+    // Libraries come beside the programs, others come there, and they go.
+    let lib = root.path().join("lib");
+    fs::create_dir(&lib).unwrap();
+    for change in [
+        &|| fs::write(lib.join("libpq.so.5"), "").unwrap(),
+        &|| fs::write(lib.join("libpq.so.5.15"), "").unwrap(),
+        &|| fs::remove_dir_all(&lib).unwrap(),
+    ] as [&dyn Fn(); 3]
+    {
+        change();
+        cache.at(&bin).unwrap();
+        assert_eq!(calls(), "initdb pg_config postgres");
+        let learned = cache.learned().unwrap();
+        let other = InstallationCache::new();
+        other.recall(learned);
+        for cache in [&*cache, &other] {
+            cache.at(&bin).unwrap();
+            assert_eq!(calls(), "");
+        }
+    }
+    // What is gone is not learned again.
+    let left = root.path().join("left/bin");
+    fs::create_dir_all(&left).unwrap();
+    counting(&left, "16.1");
+    cache.at(&left).unwrap();
+    let shown = |cache: &InstallationCache| serde_json::to_string(&cache.learned()).unwrap();
+    assert!(shown(&cache).contains("left/bin"));
+    fs::remove_dir_all(root.path().join("left")).unwrap();
+    fs::create_dir(&lib).unwrap();
+    fs::write(lib.join("libpq.so.5"), "").unwrap();
+    cache.at(&bin).unwrap();
+    assert!(!shown(&cache).contains("left/bin"));
+    fs::remove_dir_all(&lib).unwrap();
+    cache.at(&bin).unwrap();
+    calls();
     // An upgrade.
     let next = root.path().join("next");
     counting(&next, "15.2");

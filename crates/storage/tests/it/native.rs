@@ -1,17 +1,19 @@
 //! The native backend: contract, loss of power, failing disks, several processes, dead writers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use neon_storage::{
-    Body, ErrorKind, GetOptions, Key, Native, NativeOptions, Prefix, PutOptions, RetryLayer,
-    RetryPolicy, Storage, StorageExt, contract,
+    Body, Disk, ErrorKind, GetOptions, Key, Native, NativeOptions, Place, Prefix, PutOptions,
+    RealDisk, RetryLayer, RetryPolicy, Storage, StorageExt, contract,
 };
 
 use crate::child::{self, content, key};
@@ -272,6 +274,86 @@ async fn a_failure_of_any_step_leaves_the_object_whole_or_absent() {
         next.overwrite(&key("dir/new"), "again").await.unwrap();
     }
     assert!(poisoned >= 5, "{poisoned}");
+}
+
+/// Fails to sync the content of one byte, and syncs the directory `slow` when it is told to.
+#[derive(Debug)]
+struct Halting {
+    reached: std::sync::mpsc::Sender<()>,
+    go: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Disk for Halting {
+    fn create(&self, place: Place<'_>, mode: u32) -> io::Result<File> {
+        RealDisk.create(place, mode)
+    }
+    fn write(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        RealDisk.write(file, path, bytes)
+    }
+    fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
+        if file.metadata()?.len() == 1 {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        RealDisk.sync_file(file, path)
+    }
+    fn link(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+        RealDisk.link(from, to)
+    }
+    fn rename(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn unlink(&self, place: Place<'_>) -> io::Result<()> {
+        RealDisk.unlink(place)
+    }
+    fn make_dir(&self, place: Place<'_>, mode: u32) -> io::Result<()> {
+        RealDisk.make_dir(place, mode)
+    }
+    fn open_dir(&self, root: &Path, below: &Path) -> io::Result<File> {
+        RealDisk.open_dir(root, below)
+    }
+    fn sync_dir(&self, directory: &File, path: &Path) -> io::Result<()> {
+        if path.ends_with("slow") {
+            self.reached.send(()).unwrap();
+            self.go.lock().unwrap().recv().unwrap();
+        }
+        RealDisk.sync_dir(directory, path)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_ends_after_a_failed_fsync_of_another_vouches_for_nothing() {
+    for deletes in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        open(&root).create(&key("slow/old"), "old").await.unwrap();
+        let (reached, arrived) = std::sync::mpsc::channel();
+        let (release, go) = std::sync::mpsc::channel();
+        let disk = Halting {
+            reached,
+            go: Mutex::new(go),
+        };
+        let storage = Native::open_on(Arc::new(disk), &root, NativeOptions::default()).unwrap();
+        let slow = storage.clone();
+        let slow = tokio::spawn(async move {
+            if deletes {
+                slow.delete(&key("slow/old")).await.unwrap_err()
+            } else {
+                slow.create(&key("slow/new"), "new").await.unwrap_err()
+            }
+        });
+        tokio::task::spawn_blocking(move || arrived.recv().unwrap())
+            .await
+            .unwrap();
+        let failed = storage.create(&key("fast"), "1").await.unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::Unavailable);
+        release.send(()).unwrap();
+        let failed = slow.await.unwrap();
+        assert_eq!(failed.kind(), ErrorKind::Unavailable);
+        assert!(
+            !failed.is_retryable() && failed.outcome_unknown(),
+            "{failed:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! What a race found out about a bucket, kept by the program for the next opening.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use neon_storage::{
-    Conditional, ErrorKind, Key, ProbeFinding, ProbeMemory, PutMode, PutOptions, S3, S3Config,
+    Conditional, ErrorKind, Key, ObjectMeta, ProbeFinding, ProbeMemory, PutOptions, S3, S3Config,
     Storage, StorageExt,
 };
-use neon_testkit::s3::{Conditions, S3Server, S3ServerOptions};
+use neon_testkit::s3::{Conditions, Fault, S3Server, S3ServerOptions};
 
 use super::s3::config;
 
@@ -63,8 +65,10 @@ async fn one_more(server: &S3Server, config: S3Config, name: &str) -> u64 {
     server.requests() - before
 }
 
-/// Far more than a question and a put.
+/// Far more than a question, a proof and a put.
 const RACED: u64 = 20;
+/// Two creates of one key, a look at it and a deletion; a question and a put.
+const KNOWN: u64 = 6;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_remembers_races_once_and_who_does_not_each_time() {
@@ -80,7 +84,7 @@ async fn who_remembers_races_once_and_who_does_not_each_time() {
     );
     for name in ["b", "c"] {
         let next = one_more(&server, remembering(&server, &memory), name).await;
-        assert_eq!(next, 2, "a question and a put");
+        assert_eq!(next, KNOWN, "a question, a proof and a put");
     }
     let mut forgetful = remembering(&server, &memory);
     forgetful.probe_memory = None;
@@ -98,7 +102,7 @@ async fn what_was_found_out_elsewhere_or_of_another_provider_is_found_out_anew()
     assert_eq!(memory.only().server.as_deref(), Some("one/1"));
     assert_eq!(
         one_more(&server, remembering(&server, &memory), "b").await,
-        2
+        KNOWN
     );
     // Another release, or another program behind the same address.
     server.call_itself("one/2");
@@ -107,7 +111,7 @@ async fn what_was_found_out_elsewhere_or_of_another_provider_is_found_out_anew()
     assert_eq!(memory.only().server.as_deref(), Some("one/2"));
     assert_eq!(
         one_more(&server, remembering(&server, &memory), "d").await,
-        2
+        KNOWN
     );
     // Another region, and another way to address the bucket.
     let mut region = remembering(&server, &memory);
@@ -117,7 +121,7 @@ async fn what_was_found_out_elsewhere_or_of_another_provider_is_found_out_anew()
     host.path_style = Some(true);
     assert_eq!(
         one_more(&server, host, "f").await,
-        2,
+        KNOWN,
         "what an endpoint means anyway"
     );
     // Told of another place, it is not believed.
@@ -136,34 +140,188 @@ async fn what_was_found_out_elsewhere_or_of_another_provider_is_found_out_anew()
     assert!(one_more(&server, lied, "g").await > RACED);
 }
 
+/// A put under the version that the object has.
+async fn versioned(s3: &S3, name: &str) -> neon_storage::Result<ObjectMeta> {
+    let version = s3.head(&key(name)).await?.meta.version.unwrap();
+    s3.put(&key(name), "y".into(), PutOptions::if_version(version))
+        .await
+}
+
+async fn create(s3: &S3, name: &str) -> neon_storage::Result<ObjectMeta> {
+    s3.create(&key(name), "x").await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_lets_writes_through_and_refuses_none() {
+async fn a_yes_is_remembered_of_creates_only_and_a_no_of_both() {
     let server = server();
     let memory = Arc::new(Kept::default());
     one_more(&server, remembering(&server, &memory), "a").await;
     let known = memory.only();
-    let versioned = |s3: &S3| {
-        let s3 = s3.clone();
-        async move {
-            let version = s3.head(&key("a")).await.unwrap().meta.version.unwrap();
-            let mut options = PutOptions::default();
-            options.mode = PutMode::IfVersion(version);
-            s3.put(&key("a"), "y".into(), options).await
-        }
-    };
-    // It remembers that one kind was not enforced: a write of that kind has the provider asked again.
-    memory.keep(&ProbeFinding::new(known.place.as_str(), true, false));
+    let place = known.place.as_str();
+    // Writes under a version are asked about by each process.
     let before = server.requests();
     let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
-    s3.create(&key("b"), "x").await.unwrap();
-    assert_eq!(server.requests() - before, 1);
-    assert!(!s3.capabilities().compare_and_swap);
-    versioned(&s3).await.unwrap();
+    create(&s3, "b").await.unwrap();
+    assert!(server.requests() - before < RACED);
+    versioned(&s3, "a").await.unwrap();
     assert!(server.requests() - before > RACED);
-    assert!(s3.capabilities().compare_and_swap && memory.only().compare_and_swap);
-    // And so it does where neither was.
-    memory.keep(&ProbeFinding::new(known.place.as_str(), false, false));
-    assert!(one_more(&server, remembering(&server, &memory), "c").await > RACED);
+    // Unless it remembers that they are not enforced: such are refused, and not asked about.
+    memory.keep(&ProbeFinding::new(place, true, false));
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    create(&s3, "c").await.unwrap();
+    let before = server.requests();
+    let refused = versioned(&s3, "a").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert_eq!(server.requests() - before, 1, "its version");
+    // And so are creates. That is a no to whoever asks, at first hand, too.
+    memory.keep(&ProbeFinding::new(place, false, false));
+    let before = server.requests();
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    for options in [PutOptions::create(), PutOptions::create().at_first_hand()] {
+        let refused = s3.put(&key("d"), "x".into(), options).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+        assert!(!refused.outcome_unknown());
+    }
+    assert!(!s3.probe().await.unwrap().create_only);
+    assert_eq!(server.requests(), before);
+    assert!(!memory.only().create_only);
+}
+
+/// A provider that looks first and writes later loses most races, and wins some: nobody may win for the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_lucky_race_does_not_outdo_what_was_lost_before() {
+    let server = server();
+    server.set_conditions(Conditions::Racy(Duration::from_millis(50)));
+    let memory = Arc::new(Kept::default());
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    assert!(!s3.probe().await.unwrap().create_only);
+    assert!(!memory.only().create_only);
+    // The next ones would all be lucky.
+    server.set_conditions(Conditions::Atomic);
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    let refused = create(&s3, "a").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(!memory.only().create_only);
+    // Also one who began before anybody knew, and is done later.
+    #[derive(Debug)]
+    struct Late(AtomicBool, Arc<Kept>);
+    impl ProbeMemory for Late {
+        fn recall(&self, place: &str) -> Option<ProbeFinding> {
+            let first = !self.0.swap(true, Ordering::SeqCst);
+            (!first).then(|| self.1.recall(place))?
+        }
+        fn keep(&self, finding: &ProbeFinding) {
+            self.1.keep(finding);
+        }
+        fn forget(&self, place: &str) {
+            self.1.forget(place);
+        }
+    }
+    let mut late = remembering(&server, &memory);
+    late.probe_memory = Some(Arc::new(Late(AtomicBool::default(), Arc::clone(&memory))));
+    let before = server.requests();
+    let s3 = S3::open(late).await.unwrap();
+    assert!(!s3.probe().await.unwrap().create_only);
+    assert!(server.requests() - before > RACED);
+    assert!(!memory.only().create_only);
+    // Until it is forgotten, or does not hold any more.
+    memory.forget(&memory.only().place);
+    one_more(&server, remembering(&server, &memory), "b").await;
+    assert!(memory.only().create_only);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_stands_beside_what_is_found() {
+    let known = |creates, swaps| ProbeFinding::new("place", creates, swaps);
+    let yes = known(true, true);
+    assert_eq!(yes.beside(None), Some(yes.clone()));
+    assert_eq!(yes.beside(Some(&yes)), Some(yes.clone()), "it is younger");
+    for no in [known(false, true), known(true, false), known(false, false)] {
+        assert_eq!(yes.beside(Some(&no)), None, "it is no younger by that");
+        assert_eq!(no.beside(Some(&no)), Some(no.clone()), "found again");
+        assert_eq!(no.beside(Some(&yes)), Some(no));
+    }
+    let both = known(true, false).beside(Some(&known(false, true)));
+    assert_eq!(both, Some(known(false, false)));
+    let elsewhere = ProbeFinding::new("elsewhere", false, false);
+    assert_eq!(yes.beside(Some(&elsewhere)), Some(yes.clone()));
+}
+
+/// Behind a proxy every provider calls itself the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_ignores_conditions_under_an_old_name_is_found_out() {
+    for name in [Some("nginx"), None] {
+        let server = server();
+        if let Some(name) = name {
+            server.call_itself(name);
+        }
+        let memory = Arc::new(Kept::default());
+        one_more(&server, remembering(&server, &memory), "a").await;
+        assert!(memory.only().create_only);
+        server.set_conditions(Conditions::Ignored);
+        let before = server.objects("bucket").len();
+        let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+        let refused = create(&s3, "a").await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{name:?}");
+        assert!(!memory.only().create_only);
+        assert_eq!(s3.read(&key("a")).await.unwrap(), "x");
+        assert_eq!(server.objects("bucket").len(), before, "cleaned up");
+    }
+}
+
+/// One create after the other does not tell a provider that looks first and writes later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_be_known_at_first_hand_is_raced_by_each() {
+    let server = server();
+    let memory = Arc::new(Kept::default());
+    one_more(&server, remembering(&server, &memory), "a").await;
+    server.set_conditions(Conditions::Racy(Duration::from_millis(50)));
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    create(&s3, "b").await.unwrap();
+    let sure = PutOptions::create().at_first_hand();
+    let refused = s3.put(&key("c"), "x".into(), sure.clone()).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(!memory.only().create_only && !s3.capabilities().create_only);
+    // Found out by this process it is known at first hand, and told by who configured it, too.
+    server.set_conditions(Conditions::Atomic);
+    let memory = Arc::new(Kept::default());
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    create(&s3, "d").await.unwrap();
+    let before = server.requests();
+    s3.put(&key("e"), "x".into(), sure.clone()).await.unwrap();
+    let s3 = S3::open(config(&server)).await.unwrap();
+    s3.put(&key("f"), "x".into(), sure).await.unwrap();
+    assert_eq!(server.requests() - before, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_remembered_holds_as_long_as_it_is_said_to() {
+    /// Says so of all that it remembers.
+    #[derive(Debug)]
+    struct Holding(Arc<Kept>, Duration);
+    impl ProbeMemory for Holding {
+        fn recall(&self, place: &str) -> Option<ProbeFinding> {
+            Some(self.0.recall(place)?.with_holds(self.1))
+        }
+        fn keep(&self, finding: &ProbeFinding) {
+            self.0.keep(finding);
+        }
+        fn forget(&self, place: &str) {
+            self.0.forget(place);
+        }
+    }
+    let server = server();
+    let memory = Arc::new(Kept::default());
+    one_more(&server, remembering(&server, &memory), "a").await;
+    let holding = |time| {
+        let mut config = remembering(&server, &memory);
+        config.probe_memory = Some(Arc::new(Holding(Arc::clone(&memory), time)));
+        config
+    };
+    let long = Duration::from_secs(3600);
+    assert_eq!(one_more(&server, holding(long), "b").await, KNOWN);
+    // It is over by when it is to be believed.
+    assert!(one_more(&server, holding(Duration::ZERO), "c").await > RACED);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,17 +329,50 @@ async fn a_provider_that_contradicts_is_asked_anew() {
     let server = server();
     let memory = Arc::new(Kept::default());
     one_more(&server, remembering(&server, &memory), "a").await;
+    // Of what was remembered, it is found out before anything is written.
     server.set_conditions(Conditions::Refused);
     let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
-    let refused = s3.create(&key("b"), "x").await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unsupported);
-    assert!(memory.0.lock().unwrap().is_empty());
-    assert!(!s3.capabilities().create_only);
-    // Racing finds it out, and it is refused without a put.
-    let refused = s3.create(&key("b"), "x").await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(!s3.probe().await.unwrap().create_only);
     assert!(!memory.only().create_only);
-    // It has them again: nobody is told otherwise because of what was.
+    // Of what this process raced for itself, by the write.
     server.set_conditions(Conditions::Atomic);
-    assert!(one_more(&server, remembering(&server, &memory), "b").await > RACED);
+    let memory = Arc::new(Kept::default());
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    create(&s3, "b").await.unwrap();
+    server.set_conditions(Conditions::Refused);
+    let refused = create(&s3, "c").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(!refused.outcome_unknown());
+    assert!(refused.to_string().contains("any more"), "{refused}");
+    assert!(!memory.only().create_only && !s3.capabilities().create_only);
+    let before = server.requests();
+    let refused = create(&s3, "c").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert_eq!(server.requests(), before, "it is known");
+    // One answer that was not the provider's is asked about, and the write goes on.
+    server.set_conditions(Conditions::Atomic);
+    let memory = Arc::new(Kept::default());
+    let s3 = S3::open(remembering(&server, &memory)).await.unwrap();
+    create(&s3, "e").await.unwrap();
+    server.plan(|request| {
+        let once = request.is_put_object() && request.path.ends_with("/f");
+        once.then(|| Fault::answer(501, "NotImplemented"))
+    });
+    let refused = create(&s3, "f").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "again");
+    assert!(!refused.outcome_unknown());
+    create(&s3, "g").await.unwrap();
+    let left = Arc::new(AtomicBool::new(true));
+    server.plan(move |request| {
+        let once = request.is_put_object() && request.path.ends_with("/f");
+        (once && left.swap(false, Ordering::SeqCst)).then(|| Fault::answer(501, "NotImplemented"))
+    });
+    create(&s3, "f").await.unwrap();
+    // What is configured stays, whatever the provider says.
+    server.plan(|_| None);
+    server.set_conditions(Conditions::Refused);
+    let s3 = S3::open(config(&server)).await.unwrap();
+    let refused = create(&s3, "h").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(s3.capabilities().create_only);
 }

@@ -220,6 +220,9 @@ impl Writer {
                 self.poison(Operation::Put, subject, error)
                     .with_unknown_outcome()
             })?;
+        // The directories above may be among what another put failed to sync meanwhile.
+        self.check(Operation::Put, subject)
+            .map_err(Error::with_unknown_outcome)?;
         Ok(existing.unwrap_or(meta))
     }
 
@@ -384,6 +387,12 @@ impl Writer {
                 .poison(Operation::Delete, &subject, error)
                 .with_unknown_outcome();
             outcomes.extend(all_failed(gone, first));
+            return outcomes;
+        }
+        if !gone.is_empty()
+            && let Err(error) = self.check(Operation::Delete, &subject)
+        {
+            outcomes.extend(all_failed(gone, error.with_unknown_outcome()));
             return outcomes;
         }
         outcomes.extend(gone.into_iter().map(Ok));

@@ -21,10 +21,20 @@ use super::disk::{Disk, Place};
 /// A directory of more names is not looked through: that would take longer than what it saves.
 const FEW: usize = 1024;
 
-/// The directories that this handle knows to be durable, by their path below the root.
+/// The directories that this handle knows to be durable.
 #[derive(Debug, Default)]
 pub(super) struct Dirs {
-    known: Mutex<HashSet<PathBuf>>,
+    known: Mutex<Known>,
+}
+
+/// By their path below the root.
+#[derive(Debug, Default)]
+struct Known {
+    durable: HashSet<PathBuf>,
+    /// Those of many names: they are not looked through again.
+    large: HashSet<PathBuf>,
+    /// How often all was forgotten: what was seen before is not known after.
+    forgotten: u64,
 }
 
 /// What went wrong while making a directory durable.
@@ -69,6 +79,11 @@ impl Dirs {
                 }
                 continue;
             }
+            let folder = at.parent().unwrap_or(Path::new(""));
+            let (forgotten, large) = {
+                let known = self.known();
+                (known.forgotten, known.large.contains(folder))
+            };
             let path = root.join(&at);
             match disk.make_dir(Place::new(&parent, &path), mode) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -80,42 +95,67 @@ impl Dirs {
             // may lie elsewhere.
             let next = open(&at)?;
             // Read before the sync: a name that comes later may miss it.
-            let seen = beside(&parent);
+            let seen = if large {
+                Beside::TooMany
+            } else {
+                beside(&parent)
+            };
             disk.sync_dir(&parent, &above).map_err(DirError::Sync)?;
             let mut known = self.known();
-            let folder = at.parent().unwrap_or(Path::new(""));
-            known.extend(seen.iter().map(|name| folder.join(name)));
-            known.insert(at.clone());
+            if known.forgotten == forgotten {
+                match seen {
+                    Beside::Few(names) => {
+                        let names = names.iter().map(|name| folder.join(name));
+                        known.durable.extend(names);
+                    }
+                    Beside::TooMany => {
+                        known.large.insert(folder.to_owned());
+                    }
+                }
+                known.durable.insert(at.clone());
+            }
             drop(known);
             parent = next;
         }
         Ok(parent)
     }
 
-    fn known(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn knows(&self, below: &Path) -> bool {
-        self.known().contains(below)
+        self.known().durable.contains(below)
     }
 
     /// Forgets everything: somebody removed a directory behind our back.
     pub(super) fn forget(&self) {
-        self.known().clear();
+        let mut known = self.known();
+        *known = Known {
+            forgotten: known.forgotten.wrapping_add(1),
+            ..Known::default()
+        };
     }
 }
 
-/// The directories in a directory, if it has few names; none where that cannot be told.
-fn beside(directory: &File) -> Vec<OsString> {
+/// What stands in a directory.
+#[derive(Debug)]
+enum Beside {
+    /// The directories among its few names; none where that cannot be told.
+    Few(Vec<OsString>),
+    TooMany,
+}
+
+fn beside(directory: &File) -> Beside {
+    let unknown = || Beside::Few(Vec::new());
     let Ok(entries) = rustix::fs::Dir::read_from(directory) else {
-        return Vec::new();
+        return unknown();
     };
     let mut found = Vec::new();
     for (number, entry) in entries.enumerate() {
-        let Ok(entry) = entry else { return Vec::new() };
+        let Ok(entry) = entry else { return unknown() };
         if number >= FEW {
-            return Vec::new();
+            return Beside::TooMany;
         }
         let name = entry.file_name().to_bytes();
         // Of another type, or one that the file system does not tell, it is asked for by itself.
@@ -123,7 +163,7 @@ fn beside(directory: &File) -> Vec<OsString> {
             found.push(OsStr::from_bytes(name).to_owned());
         }
     }
-    found
+    Beside::Few(found)
 }
 
 #[cfg(test)]
@@ -133,9 +173,15 @@ mod tests {
     use super::super::disk::RealDisk;
     use super::*;
 
-    /// Counts syncs of directories.
-    #[derive(Debug, Default)]
-    struct Counting(AtomicUsize);
+    /// Counts syncs of directories, and does something else before the next one.
+    #[derive(Default)]
+    struct Counting(AtomicUsize, Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+    impl std::fmt::Debug for Counting {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_tuple("Counting").field(&self.0).finish()
+        }
+    }
 
     impl Disk for Counting {
         fn create(&self, place: Place<'_>, mode: u32) -> io::Result<File> {
@@ -164,6 +210,9 @@ mod tests {
         }
         fn sync_dir(&self, directory: &File, path: &Path) -> io::Result<()> {
             self.0.fetch_add(1, Ordering::Relaxed);
+            if let Some(meanwhile) = self.1.lock().unwrap().take() {
+                meanwhile();
+            }
             RealDisk.sync_dir(directory, path)
         }
     }
@@ -191,5 +240,57 @@ mod tests {
         assert_eq!(synced("d"), 1);
         assert_eq!(synced("a/z"), 1);
         assert_eq!(synced("file"), 0);
+    }
+
+    #[test]
+    fn what_was_seen_before_somebody_removed_a_directory_is_not_known_after() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().to_owned();
+        std::fs::create_dir_all(root.join("packs/ab")).unwrap();
+        let (disk, dirs) = (Counting::default(), std::sync::Arc::new(Dirs::default()));
+        let ensure = |below: &str| {
+            let before = disk.0.load(Ordering::Relaxed);
+            dirs.ensure(&disk, &root, Path::new(below), 0o700).unwrap();
+            disk.0.load(Ordering::Relaxed) - before
+        };
+        assert_eq!(ensure("packs"), 1);
+        // Its names are read; then one of them goes, and another put notices.
+        let (other, gone) = (std::sync::Arc::clone(&dirs), root.join("packs/ab"));
+        *disk.1.lock().unwrap() = Some(Box::new(move || {
+            std::fs::remove_dir(gone).unwrap();
+            other.forget();
+        }));
+        assert_eq!(ensure("packs/cd"), 1);
+        // Somebody makes it again, and has not synced it.
+        std::fs::create_dir(root.join("packs/ab")).unwrap();
+        assert_eq!(ensure("packs/ab"), 2, "and what is above");
+        assert_eq!(ensure("packs/cd"), 0);
+    }
+
+    #[test]
+    fn a_directory_of_many_names_is_looked_through_once() {
+        let place = tempfile::tempdir().unwrap();
+        let name = |number: usize| format!("packs/{number:04}");
+        for number in 0..=FEW {
+            std::fs::create_dir_all(place.path().join(name(number))).unwrap();
+        }
+        let (disk, dirs) = (Counting::default(), Dirs::default());
+        let ensure = |below: &str| {
+            let before = disk.0.load(Ordering::Relaxed);
+            dirs.ensure(&disk, place.path(), Path::new(below), 0o700)
+                .unwrap();
+            disk.0.load(Ordering::Relaxed) - before
+        };
+        assert_eq!(ensure(&name(0)), 2);
+        assert_eq!(ensure(&name(0)), 0);
+        // It has fewer by now, which nobody looks at.
+        for number in 10..=FEW {
+            std::fs::remove_dir(place.path().join(name(number))).unwrap();
+        }
+        assert_eq!(ensure(&name(1)), 1);
+        assert_eq!(ensure(&name(2)), 1);
+        dirs.forget();
+        assert_eq!(ensure(&name(3)), 2);
+        assert_eq!(ensure(&name(4)), 0);
     }
 }

@@ -291,7 +291,7 @@ impl Put<'_> {
             }
             match self.judge(status(&error), lowered, &watch).await {
                 Verdict::Own(meta) => return Ok(meta),
-                Verdict::Failed(error) => return Err(error),
+                Verdict::Failed(error) | Verdict::Contradicted(error) => return Err(error),
                 Verdict::Again => pause(attempt).await,
             }
         }

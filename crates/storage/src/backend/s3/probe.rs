@@ -62,8 +62,37 @@ impl Found {
 /// put within a put, for which one stack may be too small.
 pub(super) async fn race(one: S3, two: S3, prefix: String) -> Result<Found> {
     let subject = one.location();
-    let race = tokio::spawn(async move { contend(&one, &two, &prefix).await });
-    race.await.map_err(|error| {
+    to_its_end(subject, async move { contend(&one, &two, &prefix).await }).await
+}
+
+/// Whether a second create of a key, one after the other, is refused: what a provider that ignores conditions does not do. As
+/// [`race`] does it: below a random key, cleaned up, to its end.
+pub(super) async fn refuses_a_second(s3: S3, prefix: String) -> Result<bool> {
+    let subject = s3.location();
+    let asked = async move {
+        let key = probe_key(&below(&prefix), 0)?;
+        let second = async {
+            if let Err(first) = s3.create(&key, "1").await {
+                // A new key that exists, or no conditions at all.
+                refused(Err(first))?;
+                return Ok(false);
+            }
+            refused(s3.create(&key, "2").await)
+        }
+        .await;
+        let cleaned = s3.delete(&key).await;
+        let refuses = second?;
+        cleaned?;
+        Ok(refuses)
+    };
+    to_its_end(subject, asked).await
+}
+
+async fn to_its_end<T: Send + 'static>(
+    subject: String,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.map_err(|error| {
         Error::new(ErrorKind::Unavailable, Operation::Open)
             .subject(subject)
             .detail("the runtime is shutting down")
@@ -71,13 +100,18 @@ pub(super) async fn race(one: S3, two: S3, prefix: String) -> Result<Found> {
     })?
 }
 
-async fn contend(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
-    let mut found = Found::ALL;
+/// A new place for tries.
+fn below(prefix: &str) -> String {
     let above = match prefix.trim_matches('/') {
         "" => String::new(),
         prefix => format!("{prefix}/"),
     };
-    let prefix = format!("{above}neon-probe-{:016x}", fastrand::u64(..));
+    format!("{above}neon-probe-{:016x}", fastrand::u64(..))
+}
+
+async fn contend(one: &S3, two: &S3, prefix: &str) -> Result<Found> {
+    let mut found = Found::ALL;
+    let prefix = below(prefix);
     let keys: Vec<Key> = (0..2 * ROUNDS)
         .map(|round| probe_key(&prefix, round))
         .collect::<Result<_>>()?;

@@ -1,5 +1,6 @@
 //! A put in one request, and the questions that conditions raise.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
@@ -22,12 +23,18 @@ use crate::options::{PutMode, PutOptions, PutToken};
 const TOKEN: &str = "neon-put";
 /// How often a write that collided with another is tried again.
 const COLLISIONS: u32 = 8;
+/// About a provider that contradicts what was found out of it.
+const CHANGED: &str =
+    "the provider has no conditional writes any more; what is written from now on goes without";
 
 /// A put under way: what every request of it needs.
 pub(super) struct Put<'a> {
     pub(super) s3: &'a S3,
     pub(super) key: &'a Key,
     pub(super) mode: PutMode,
+    pub(super) first_hand: bool,
+    /// The provider was asked again what it can do, because it contradicted.
+    contradicted: AtomicBool,
     pub(super) token: PutToken,
 }
 
@@ -37,6 +44,8 @@ pub(super) enum Verdict {
     Own(ObjectMeta),
     /// Another write got in the way and is over: again.
     Again,
+    /// The storage says that it has no such writes: it did nothing.
+    Contradicted(Error),
     /// This is the answer.
     Failed(Error),
 }
@@ -48,12 +57,15 @@ impl S3 {
         body: Body,
         options: PutOptions,
     ) -> Result<ObjectMeta> {
-        self.check_condition(key, &options.mode).await?;
+        self.check_condition(key, &options.mode, options.first_hand)
+            .await?;
         let token = options.token.unwrap_or_else(PutToken::random);
         let put = Put {
             s3: self,
             key,
             mode: options.mode,
+            first_hand: options.first_hand,
+            contradicted: AtomicBool::new(false),
             token,
         };
         let sizes = Sizes::new(&self.shared.config);
@@ -105,7 +117,7 @@ impl Put<'_> {
             let lowered = lower(Operation::Put, self.key.as_str(), &error);
             match self.judge(status(&error), lowered, &watch).await {
                 Verdict::Own(meta) => return Ok(meta),
-                Verdict::Failed(error) => return Err(error),
+                Verdict::Failed(error) | Verdict::Contradicted(error) => return Err(error),
                 Verdict::Again => pause(attempt).await,
             }
         }
@@ -163,6 +175,28 @@ impl Put<'_> {
     pub(super) async fn judge(&self, status: u16, error: Error, watch: &Watch) -> Verdict {
         match self.verdict(status, error).await {
             Verdict::Failed(error) => Verdict::Failed(truthful(error, watch)),
+            Verdict::Contradicted(error) => {
+                let error = truthful(error, watch);
+                if !self.s3.contradicted().await {
+                    return Verdict::Failed(
+                        error.detail("the provider has no conditional writes, though it is configured to have them"),
+                    );
+                }
+                if watch.unclear() || self.contradicted.swap(true, Ordering::Relaxed) {
+                    return Verdict::Failed(error.detail(CHANGED));
+                }
+                // As one of which nothing was known.
+                let asked = self
+                    .s3
+                    .check_condition(self.key, &self.mode, self.first_hand);
+                match Box::pin(asked).await {
+                    Ok(()) => Verdict::Again,
+                    Err(again) if again.kind() == ErrorKind::Unsupported => {
+                        Verdict::Failed(again.detail(CHANGED).because(error))
+                    }
+                    Err(again) => Verdict::Failed(again),
+                }
+            }
             other => other,
         }
     }
@@ -176,8 +210,7 @@ impl Put<'_> {
             (_, 412) => true,
             (_, 409) => false,
             (_, 501) => {
-                self.s3.contradicted().await;
-                return Verdict::Failed(error.detail("the provider has no conditional writes"));
+                return Verdict::Contradicted(error);
             }
             _ => return Verdict::Failed(error),
         };

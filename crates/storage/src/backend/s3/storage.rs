@@ -17,7 +17,7 @@ use super::client;
 use super::config::{Encryption, S3Config};
 use super::parts::Sizes;
 use super::probe::{self, Conditional, Found};
-use super::remembered::{Belief, ProbeFinding, ServerName, place_of};
+use super::remembered::{Belief, Need, ProbeFinding, ServerName, place_of};
 use crate::body::Body;
 use crate::capabilities::{Capabilities, Durability};
 use crate::coalesce;
@@ -81,7 +81,7 @@ impl S3 {
             client: client::build(config, server.clone())?,
             config: config.clone(),
             customer_key_md5,
-            belief: Mutex::new(known.map(Belief::raced)),
+            belief: Mutex::new(known.map(Belief::given)),
             asking: tokio::sync::Mutex::new(()),
             mistaken: AtomicBool::new(false),
             server,
@@ -91,79 +91,125 @@ impl S3 {
         })
     }
 
+    /// The same bucket over the same connections, where every condition is sent as it is.
+    fn unasked(&self) -> Self {
+        let shared = Shared {
+            client: self.shared.client.clone(),
+            config: self.shared.config.clone(),
+            customer_key_md5: self.shared.customer_key_md5.clone(),
+            belief: Mutex::new(Some(Belief::given(Found::ALL))),
+            asking: tokio::sync::Mutex::new(()),
+            mistaken: AtomicBool::new(false),
+            server: self.shared.server.clone(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
     fn belief(&self) -> MutexGuard<'_, Option<Belief>> {
         let belief = self.shared.belief.lock();
         belief.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known that suffices for such a write, or, without one, to say what the storage can do.
-    fn believed(&self, mode: Option<&PutMode>) -> Option<Found> {
+    /// What is known, if it suffices.
+    fn believed(&self, need: Need<'_>) -> Option<Found> {
         let belief = self.belief();
         let belief = belief.as_ref()?;
-        let suffices = belief.suffices(mode, &self.shared.server);
+        let suffices = belief.suffices(need, &self.shared.server);
         suffices.then_some(belief.found)
     }
 
     /// What conditional writes are worth here: remembered by the program, or asked once.
-    async fn found(&self, mode: Option<&PutMode>) -> Result<Found> {
-        if let Some(found) = self.believed(mode) {
+    async fn found(&self, need: Need<'_>) -> Result<Found> {
+        if let Some(found) = self.believed(need) {
             return Ok(found);
         }
         let _one = self.shared.asking.lock().await;
-        if self.belief().is_none() && !self.shared.mistaken.load(Ordering::Acquire) {
-            let remembered = self.recall().await;
-            *self.belief() = remembered;
-        }
-        if let Some(found) = self.believed(mode) {
+        if let Some(found) = self.believed(need) {
             return Ok(found);
         }
-        let found = self.race().await?;
+        let told = |error: Error| {
+            error.detail(
+                "while conditional writes were tried, which `conditional=trusted` leaves out",
+            )
+        };
+        if let Some(belief) = self.recall().await
+            && belief.suffices(need, &self.shared.server)
+            && (!belief.found.create_only || self.proven().await.map_err(told)?)
+            // The proof was answered by somebody, too.
+            && belief.suffices(need, &self.shared.server)
+        {
+            let found = belief.found;
+            *self.belief() = Some(belief);
+            return Ok(found);
+        }
+        let found = self.race().await.map_err(told)?;
         *self.belief() = Some(Belief::raced(found));
         Ok(found)
     }
 
-    /// What the program remembers. Nothing where it cannot be asked.
+    /// What the program remembers. Nothing where it cannot be asked, and after it was wrong.
     async fn recall(&self) -> Option<Belief> {
+        if self.shared.mistaken.load(Ordering::Acquire) {
+            return None;
+        }
         let memory = self.shared.config.probe_memory.clone()?;
         let place = place_of(&self.shared.config);
-        let recalled = move || Belief::of(memory.recall(&place)?, &place);
-        tokio::task::spawn_blocking(recalled).await.ok()?
+        let recalled = move || memory.recall(&place).filter(|known| known.place == place);
+        let finding = tokio::task::spawn_blocking(recalled).await.ok()??;
+        Some(Belief::recalled(finding))
     }
 
+    /// Whether whoever answers now refuses to create what is there.
+    async fn proven(&self) -> Result<bool> {
+        let prefix = self.shared.config.probe_prefix.clone();
+        let refuses = probe::refuses_a_second(self.unasked(), prefix).await?;
+        if !refuses {
+            tracing::warn!("what was remembered of conditional writes does not hold any more");
+        }
+        Ok(refuses)
+    }
+
+    /// Finds it out, and has it kept. What was found not to be enforced before, and still holds, is not.
     async fn race(&self) -> Result<Found> {
         let config = &self.shared.config;
         // Clients of their own, so that the requests race on connections of their own.
         let all = Some(Found::ALL);
         let (one, two) = (Self::with(config, all)?, Self::with(config, all)?);
         let server = one.shared.server.clone();
-        let found = probe::race(one, two, config.probe_prefix.clone())
-            .await
-            .map_err(|error| {
-                error.detail(
-                    "while conditional writes were tried, which `conditional=trusted` leaves out",
-                )
-            })?;
+        let mut found = probe::race(one, two, config.probe_prefix.clone()).await?;
         tracing::debug!(
             create_only = found.create_only,
             compare_and_swap = found.compare_and_swap,
             "probed conditional writes"
         );
         if let Some(memory) = config.probe_memory.clone() {
-            let finding =
-                ProbeFinding::new(place_of(config), found.create_only, found.compare_and_swap)
-                    .with_server(server.last().flatten());
-            let keep = move || memory.keep(&finding);
+            let place = place_of(config);
+            let finding = ProbeFinding::new(&*place, found.create_only, found.compare_and_swap)
+                .with_server(server.last().flatten());
+            let keep = move || {
+                let earlier = memory.recall(&place).filter(|known| known.place == place);
+                if let Some(both) = finding.beside(earlier.as_ref()) {
+                    memory.keep(&both);
+                    return Some(both);
+                }
+                earlier
+            };
             // What is not kept is asked again.
-            let _kept = tokio::task::spawn_blocking(keep).await;
+            if let Ok(Some(known)) = tokio::task::spawn_blocking(keep).await {
+                found.create_only &= known.create_only;
+                found.compare_and_swap &= known.compare_and_swap;
+            }
         }
         Ok(found)
     }
 
-    /// The provider said that it has no such writes. What was remembered of it is wrong then, and whoever asks next races.
-    pub(super) async fn contradicted(&self) {
-        let remembered = |belief: &Belief| belief.of_server.is_some();
-        if self.belief().take_if(|belief| remembered(belief)).is_none() {
-            return;
+    /// The provider said that it has no such writes. What was found out of it is wrong then, by whom ever, and whoever asks next
+    /// races. Whether there was anything to be wrong: what is configured stays.
+    pub(super) async fn contradicted(&self) -> bool {
+        if self.belief().take_if(|belief| belief.is_ours()).is_none() {
+            return false;
         }
         self.shared.mistaken.store(true, Ordering::Release);
         if let Some(memory) = self.shared.config.probe_memory.clone() {
@@ -171,6 +217,7 @@ impl S3 {
             let forget = move || memory.forget(&place);
             let _forgotten = tokio::task::spawn_blocking(forget).await;
         }
+        true
     }
 
     /// The digest that an upload carries, if it does.
@@ -235,11 +282,20 @@ impl S3 {
     }
 
     /// Refuses a condition that the provider doesn't enforce: silence would be believed.
-    pub(super) async fn check_condition(&self, key: &Key, mode: &PutMode) -> Result<()> {
+    pub(super) async fn check_condition(
+        &self,
+        key: &Key,
+        mode: &PutMode,
+        first_hand: bool,
+    ) -> Result<()> {
         if *mode == PutMode::Overwrite {
             return Ok(());
         }
-        let found = self.found(Some(mode)).await.map_err(|error| {
+        let need = Need {
+            mode: Some(mode),
+            first_hand,
+        };
+        let found = self.found(need).await.map_err(|error| {
             error
                 .during(Operation::Put)
                 .subject(key.as_str())
@@ -250,7 +306,8 @@ impl S3 {
         }
         Err(Error::new(ErrorKind::Unsupported, Operation::Put)
             .subject(key.as_str())
-            .detail("this provider does not enforce the condition"))
+            .detail("this provider does not enforce the condition")
+            .without_effect())
     }
 }
 
@@ -278,13 +335,13 @@ impl Storage for S3 {
             max_object_size: Some(Sizes::new(&self.shared.config).maximum()),
             ..Capabilities::full(Durability::Provider)
         };
-        let found = self.believed(None);
+        let found = self.believed(Need::ANY);
         found.unwrap_or(Found::NONE).apply(&mut capabilities);
         capabilities
     }
 
     async fn probe(&self) -> Result<Capabilities> {
-        self.found(None).await.map_err(|error| {
+        self.found(Need::ANY).await.map_err(|error| {
             error
                 .during(Operation::Open)
                 .subject(self.location())

@@ -126,6 +126,50 @@ impl Disk for Recorder {
     }
 }
 
+/// Fails to sync the content of one byte, and syncs the directory `slow` when it is told to.
+#[derive(Debug)]
+pub struct Halting {
+    pub reached: std::sync::mpsc::Sender<()>,
+    pub go: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Disk for Halting {
+    fn create(&self, place: Place<'_>, mode: u32) -> io::Result<File> {
+        RealDisk.create(place, mode)
+    }
+    fn write(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        RealDisk.write(file, path, bytes)
+    }
+    fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
+        if file.metadata()?.len() == 1 {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        RealDisk.sync_file(file, path)
+    }
+    fn link(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+        RealDisk.link(from, to)
+    }
+    fn rename(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn unlink(&self, place: Place<'_>) -> io::Result<()> {
+        RealDisk.unlink(place)
+    }
+    fn make_dir(&self, place: Place<'_>, mode: u32) -> io::Result<()> {
+        RealDisk.make_dir(place, mode)
+    }
+    fn open_dir(&self, root: &Path, below: &Path) -> io::Result<File> {
+        RealDisk.open_dir(root, below)
+    }
+    fn sync_dir(&self, directory: &File, path: &Path) -> io::Result<()> {
+        if path.ends_with("slow") {
+            self.reached.send(()).unwrap();
+            self.go.lock().unwrap().recv().unwrap();
+        }
+        RealDisk.sync_dir(directory, path)
+    }
+}
+
 /// What happens to everything that was not synced when the power goes.
 #[derive(Debug, Clone, Copy)]
 pub enum Fate {

@@ -1,8 +1,6 @@
 //! The native backend: contract, loss of power, failing disks, several processes, dead writers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -12,12 +10,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use neon_storage::{
-    Body, Disk, ErrorKind, GetOptions, Key, Native, NativeOptions, Place, Prefix, PutOptions,
-    RealDisk, RetryLayer, RetryPolicy, Storage, StorageExt, contract,
+    Body, ErrorKind, GetOptions, Key, Native, NativeOptions, Prefix, PutOptions, RetryLayer,
+    RetryPolicy, Storage, StorageExt, contract,
 };
 
 use crate::child::{self, content, key};
-use crate::disks::{Fate, Recorder, Step, power_loss};
+use crate::disks::{Fate, Halting, Recorder, Step, power_loss};
 
 fn open(root: &Path) -> Native {
     Native::open(root, NativeOptions::default()).unwrap()
@@ -274,50 +272,6 @@ async fn a_failure_of_any_step_leaves_the_object_whole_or_absent() {
         next.overwrite(&key("dir/new"), "again").await.unwrap();
     }
     assert!(poisoned >= 5, "{poisoned}");
-}
-
-/// Fails to sync the content of one byte, and syncs the directory `slow` when it is told to.
-#[derive(Debug)]
-struct Halting {
-    reached: std::sync::mpsc::Sender<()>,
-    go: Mutex<std::sync::mpsc::Receiver<()>>,
-}
-
-impl Disk for Halting {
-    fn create(&self, place: Place<'_>, mode: u32) -> io::Result<File> {
-        RealDisk.create(place, mode)
-    }
-    fn write(&self, file: &mut File, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        RealDisk.write(file, path, bytes)
-    }
-    fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
-        if file.metadata()?.len() == 1 {
-            return Err(io::Error::from_raw_os_error(5));
-        }
-        RealDisk.sync_file(file, path)
-    }
-    fn link(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
-        RealDisk.link(from, to)
-    }
-    fn rename(&self, from: Place<'_>, to: Place<'_>) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn unlink(&self, place: Place<'_>) -> io::Result<()> {
-        RealDisk.unlink(place)
-    }
-    fn make_dir(&self, place: Place<'_>, mode: u32) -> io::Result<()> {
-        RealDisk.make_dir(place, mode)
-    }
-    fn open_dir(&self, root: &Path, below: &Path) -> io::Result<File> {
-        RealDisk.open_dir(root, below)
-    }
-    fn sync_dir(&self, directory: &File, path: &Path) -> io::Result<()> {
-        if path.ends_with("slow") {
-            self.reached.send(()).unwrap();
-            self.go.lock().unwrap().recv().unwrap();
-        }
-        RealDisk.sync_dir(directory, path)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

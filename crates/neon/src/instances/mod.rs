@@ -51,7 +51,7 @@ pub use checkout::{CheckedOut, CheckoutChoice, CheckoutPlan, Compare};
 pub use create::CreatePg;
 pub use heads::Head;
 pub use kept_log::KeptLog;
-pub(crate) use mounted::led_to;
+pub(crate) use mounted::{led_to, quoted};
 pub use neon_cowfs::{Method as CloneMethod, Wanted as CloneWanted};
 pub use record::{AdoptedPlace, Base, PgRecord, Stage};
 pub use replica::ReplicaOf;

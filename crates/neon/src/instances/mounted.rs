@@ -297,7 +297,7 @@ pub(crate) fn led_to(path: &Path) -> PathBuf {
 }
 
 /// A path as a shell reads it.
-fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:,@%".contains(&byte);
     if text.bytes().all(plain) {

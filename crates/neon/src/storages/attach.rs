@@ -87,7 +87,7 @@ impl Storages<'_> {
                         Some(folder) if error.kind() == ErrorKind::NotFound => {
                             error.hinted(format!(
                                 "make the folder that it is in, or mount its disk: mkdir -p {}",
-                                folder.display()
+                                crate::instances::quoted(folder)
                             ))
                         }
                         _ => error,

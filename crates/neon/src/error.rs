@@ -279,7 +279,7 @@ impl Error {
             Repository::Unsupported if found.is_some() => (
                 ErrorKind::Invalid,
                 "is in a place that cannot do that",
-                None,
+                Some("if it can by now, `neon storage init NAME` asks it anew"),
             ),
             Repository::Unsupported => (
                 ErrorKind::Invalid,

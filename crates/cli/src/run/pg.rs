@@ -1,6 +1,6 @@
 //! `pg …`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -492,8 +492,17 @@ async fn trash(wanted: &Trash, scene: &Scene<'_>) -> Outcome<Answer> {
         for one in &trashed {
             purged.push((one.used, instances.purge(one).await));
         }
+        // But of what belongs together nothing goes when a part is in use.
+        let mut stays = BTreeSet::new();
         for one in &left {
-            purged.push((one.used, instances.purge_left(one).await));
+            if stays.contains(&one.id) {
+                continue;
+            }
+            let outcome = instances.purge_left(one).await;
+            if outcome.is_err() {
+                stays.insert(&one.id);
+            }
+            purged.push((one.used, outcome));
         }
         // Also where there is nothing else: a command before may have been killed at it.
         instances.finish_purges().await;

@@ -1,8 +1,11 @@
 //! Who programs are run as that somebody else names: a data directory says what its server was started with, a link leads
 //! anywhere, and root runs nothing that others can write.
 
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use crate::os_user::OsUser;
 
@@ -10,7 +13,8 @@ use crate::os_user::OsUser;
 const NOBODY: u32 = 65534;
 
 /// The user to run a program as that only says something of itself: ours, unless we are root and others can write it, or what
-/// it is in. Then its owner, who may do whatever it does; nobody, where root owns what a group or everybody can write.
+/// it is in. Then its owner, who may do whatever it does; nobody, where root owns what everybody can write, or a group: of that one
+/// then.
 pub(super) fn runner(program: &Path) -> OsUser {
     runner_with(program, None)
 }
@@ -25,36 +29,77 @@ pub(super) fn runner_with(program: &Path, libraries: Option<&Path>) -> OsUser {
     writer.unwrap_or(current)
 }
 
-/// Somebody besides root who can have another program there, and whom it is run as. What cannot be looked at can be written by
+/// So many links may lead to a program, as the kernel has it.
+const LINKS: usize = 40;
+
+/// Somebody besides root who can have another program there, and whom it is run as. Every folder on the way counts, that of each
+/// link too: who can exchange a link chooses the program at the moment it is run. What cannot be looked at can be written by
 /// nobody less.
 fn writer(program: &Path) -> Option<OsUser> {
-    let nobody = || Some(OsUser::from_ids(NOBODY, NOBODY));
-    let Ok(real) = program.canonicalize() else {
-        return nobody();
-    };
-    let mut all: Vec<&Path> = real.ancestors().collect();
-    all.reverse();
-    for path in all {
-        let Ok(facts) = path.symlink_metadata() else {
-            return nobody();
-        };
-        let (mode, folder) = (facts.mode(), facts.is_dir());
-        if facts.uid() != 0 {
-            let owner = OsUser::owner_of(path).ok();
-            return owner.or_else(nobody);
+    look(program).unwrap_or_else(|_| Some(OsUser::from_ids(NOBODY, NOBODY)))
+}
+
+fn look(program: &Path) -> io::Result<Option<OsUser>> {
+    let mut todo = parts(&std::path::absolute(program)?);
+    let (mut at, mut links) = (PathBuf::from("/"), 0);
+    if let Some(other) = another(&at, &at.symlink_metadata()?) {
+        return Ok(Some(other));
+    }
+    while let Some(part) = todo.pop() {
+        if part == ".." {
+            at.pop();
+            continue;
         }
-        // In a sticky folder everybody has their own, and only that.
-        let sticky = folder && mode & 0o1000 != 0;
-        let by_group = mode & 0o020 != 0 && facts.gid() != 0;
-        if (mode & 0o002 != 0 || by_group) && !sticky {
-            return nobody();
+        at.push(part);
+        let facts = at.symlink_metadata()?;
+        if let Some(other) = another(&at, &facts) {
+            return Ok(Some(other));
         }
-        // Nobody else comes to what is below.
-        if folder && mode & 0o011 == 0 {
-            return None;
+        if facts.is_symlink() {
+            links += 1;
+            if links > LINKS {
+                return Err(io::Error::other("too many links"));
+            }
+            let target = at.read_link()?;
+            at.pop();
+            if target.is_absolute() {
+                at = PathBuf::from("/");
+            }
+            todo.extend(parts(&target));
         }
     }
-    None
+    Ok(None)
+}
+
+/// The parts of a path, the last one first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().rev().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    parts.collect()
+}
+
+/// Who besides root can have something else here, or in it.
+fn another(path: &Path, facts: &Metadata) -> Option<OsUser> {
+    if facts.uid() != 0 {
+        let owner = match facts.is_symlink() {
+            true => None,
+            false => OsUser::owner_of(path).ok(),
+        };
+        return Some(owner.unwrap_or_else(|| OsUser::from_ids(facts.uid(), facts.gid())));
+    }
+    let mode = facts.mode();
+    // In a sticky folder everybody has their own, and only that. What the mode of a link says counts for nothing.
+    if facts.is_symlink() || facts.is_dir() && mode & 0o1000 != 0 {
+        return None;
+    }
+    if mode & 0o002 != 0 {
+        return Some(OsUser::from_ids(NOBODY, NOBODY));
+    }
+    // Nobody, but of the group: it may be for them alone.
+    (mode & 0o020 != 0 && facts.gid() != 0).then(|| OsUser::from_ids(NOBODY, facts.gid()))
 }
 
 #[cfg(test)]
@@ -94,9 +139,20 @@ mod tests {
         let link = scratch.path().join("postgres");
         symlink(&program, &link).unwrap();
         assert_eq!(runner(&link).uid(), 12345);
-        // Where nobody but root comes.
+        // By a link that others can exchange, though it leads to what is root's.
+        let theirs = folder.join("sh");
+        symlink("/bin/sh", &theirs).unwrap();
+        assert_eq!(runner(&theirs).uid(), 12345);
+        let through = scratch.path().join("through");
+        symlink(&theirs, &through).unwrap();
+        assert_eq!(runner(&through).uid(), 12345);
+        assert_eq!(runner(&folder.join("../postgres/../bin/sh")).uid(), 12345);
+        let round = scratch.path().join("round");
+        symlink(&round, &round).unwrap();
+        assert_eq!(runner(&round).uid(), NOBODY);
+        // Nor is it for root alone because a folder above is: who works in a container comes by another way.
         mode(scratch.path(), 0o700);
-        assert_eq!(uid(), 0);
+        assert_eq!(uid(), 12345);
         mode(scratch.path(), 0o755);
         chown(&folder, Some(0), Some(0)).unwrap();
         mode(&folder, 0o755);
@@ -104,7 +160,7 @@ mod tests {
         assert_eq!(uid(), 12345);
         chown(&program, Some(0), Some(12345)).unwrap();
         mode(&program, 0o775);
-        assert_eq!(uid(), NOBODY);
+        assert_eq!((uid(), runner(&program).gid()), (NOBODY, 12345));
         assert_eq!(runner(&folder.join("missing")).uid(), NOBODY);
         // Its libraries are of it.
         mode(&program, 0o755);

@@ -90,7 +90,10 @@ async fn what_an_interrupted_checkout_goes_to_is_neither_destroyed_nor_detached(
         if !["checkout: begun", "checkout: stopped"].contains(&step) {
             // Nor the way back.
             let heads = neon.snapshots().list(Some(&name("local"))).await.unwrap().0;
-            let head = heads.last().unwrap().listed.names[0].to_string();
+            // Two of one second come in any order.
+            let names = heads.iter().map(|head| head.listed.names[0].to_string());
+            let heads = names.filter(|name| name.contains("@HEAD{"));
+            let head = heads.max_by_key(|name| (name.len(), name.clone())).unwrap();
             let planned = neon.snapshots().plan_destroy(&head, None).await;
             assert_eq!(refused(planned), ErrorKind::Busy, "{step} {head}");
         }

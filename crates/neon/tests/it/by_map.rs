@@ -39,6 +39,12 @@ fn by(compare: Compare) -> CheckoutChoice {
     choice
 }
 
+/// The state before the first rollback.
+async fn saved(neon: &Neon) -> Found {
+    let snapshots = neon.snapshots();
+    snapshots.find("pgdata1@HEAD{0}", None).await.unwrap()
+}
+
 async fn go_back(neon: &Neon, to: &Found, compare: Compare) -> neon_pg::Result<CheckedOut> {
     let pg = name("pgdata1");
     let plan = neon.pg().plan_checkout(&pg, to, by(compare)).await.unwrap();
@@ -118,11 +124,7 @@ async fn truth(major: PgMajor) {
     let size = snap.repository.snapshot(snap.id).await.unwrap();
     let size = size.facts().cost.bytes;
     assert!(first.compared + LARGE < size, "{first:?} of {size}");
-    let head = neon
-        .snapshots()
-        .find("pgdata1@HEAD{0}", None)
-        .await
-        .unwrap();
+    let head = saved(neon).await;
     let cost = head.repository.snapshot(head.id).await.unwrap();
     let cost = cost.facts().cost.clone();
     assert!(
@@ -229,7 +231,7 @@ async fn checksums(neon: &Neon, how: &str) {
 }
 
 /// A snapshot in which a transaction is open whose rows are on disk, committed since; and rows beside them that get written.
-async fn open_transaction(neon: &Neon) -> Found {
+pub(crate) async fn open_transaction(neon: &Neon) -> Found {
     run(
         neon,
         "pgdata1",
@@ -368,11 +370,7 @@ async fn summaries_of_another_log_hide_nothing() {
     let done = goes_back_exactly(&home, &snap, Compare::Auto).await;
     assert_eq!((done.compared_by, &done.not_by_map), ("map", &None));
     // Nor from the state before.
-    let head = neon
-        .snapshots()
-        .find("pgdata1@HEAD{0}", None)
-        .await
-        .unwrap();
+    let head = saved(neon).await;
     go_back(neon, &head, Compare::Content).await.unwrap();
     let ask = async |text: &str| sql(neon, "pgdata1", text).await;
     let others = "select count(*) from large where filler = 'other'";
@@ -580,11 +578,7 @@ async fn what_was_read_for_the_state_before_is_not_read_again() {
     }
     let done = goes_back_exactly(&home, &snap, Compare::Auto).await;
     assert_eq!((done.compared_by, &done.not_by_map), ("map", &None));
-    let head = neon
-        .snapshots()
-        .find("pgdata1@HEAD{0}", None)
-        .await
-        .unwrap();
+    let head = saved(neon).await;
     let facts = head.repository.snapshot(head.id).await.unwrap();
     assert_eq!(facts.facts().cost.source.as_deref(), Some("scan"));
     neon.pg().stop(&name("pgdata1")).await.unwrap();

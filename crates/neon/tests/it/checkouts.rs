@@ -8,6 +8,7 @@ use neon_pagestore::restore::{RestoreOptions, restore};
 use neon_pg::{CheckoutChoice, CheckoutPlan, ErrorKind, Event, Found, Neon, PgMajor};
 use neon_snapshot_format::pgdata::{DirectoryOptions, DirectoryWriter, TablespacePlaces};
 
+use crate::by_map::open_transaction;
 use crate::restored::listening;
 use crate::support::{Fixture, name, refused, run, sql, take};
 
@@ -254,22 +255,7 @@ async fn hints_are_not_believed(major: PgMajor, checksums: bool) {
     } else {
         bare(&home).await;
     }
-    run(
-        neon,
-        "pgdata1",
-        "create table t (i int) with (autovacuum_enabled = off)",
-    )
-    .await;
-    let instance = neon.pg().instance(&name("pgdata1")).await.unwrap();
-    let mut open = instance.connect("postgres").await.unwrap();
-    open.simple_query("begin").await.unwrap();
-    open.simple_query("insert into t select generate_series(1, 5000)")
-        .await
-        .unwrap();
-    run(neon, "pgdata1", "checkpoint").await;
-    let snap = take(neon, "pgdata1", "open").await;
-    open.simple_query("commit").await.unwrap();
-    open.close().await;
+    let snap = open_transaction(neon).await;
     // Every row gets its hint, and the pages go to the disk.
     assert_eq!(sql(neon, "pgdata1", "select count(*) from t").await, "5000");
     run(neon, "pgdata1", "checkpoint").await;
@@ -279,6 +265,7 @@ async fn hints_are_not_believed(major: PgMajor, checksums: bool) {
     neon.pg().stop(&name("pgdata1")).await.unwrap();
     let installation = neon_testkit::Installation::of(major);
     if checksums && installation.tool("pg_checksums").is_some() {
+        let instance = neon.pg().instance(&name("pgdata1")).await.unwrap();
         let done = installation
             .command("pg_checksums")
             .args(["--check", "-D"])

@@ -268,6 +268,18 @@ async fn a_missing_pack_of_pages_ends_a_collection_before_it_deletes() {
     assert_eq!(repository.collect().await.unwrap().packs, 2);
 }
 
+/// A collection that comes to no deletion of a pack, of which its list tells.
+async fn killed_while_it_deletes(storage: &Clocked) {
+    let killed = Faulty::planned(Arc::new(storage.clone()), |_, operation, key| {
+        let deletes = operation == Operation::Delete
+            && key.is_none_or(|key| key.as_str().starts_with("packs/"));
+        deletes.then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
+    });
+    let killed = Repository::open(Arc::new(killed), options()).await;
+    let error = killed.unwrap().collect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Storage);
+}
+
 /// What was destroyed, pinned before, and is damaged is not what another collection takes away, though one that was killed left a
 /// list of what it was before it was brought again.
 #[tokio::test]
@@ -280,14 +292,7 @@ async fn a_list_that_was_left_behind_hides_no_damage() {
     repository.destroy(first).await.unwrap();
     assert!(repository.collect().await.unwrap().announced > 0);
     storage.advance(LATER);
-    let killed = Faulty::planned(Arc::new(storage.clone()), |_, operation, key| {
-        let deletes = operation == Operation::Delete
-            && key.is_none_or(|key| key.as_str().starts_with("packs/"));
-        deletes.then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
-    });
-    let killed = Repository::open(Arc::new(killed), options()).await;
-    let error = killed.unwrap().collect().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Storage);
+    killed_while_it_deletes(&storage).await;
     storage.advance(LATER);
     collect_all(&storage, &repository).await;
     assert_eq!(storage.list_all("snapshots/").await.unwrap(), []);
@@ -317,13 +322,7 @@ async fn what_another_collection_takes_away_hides_no_damage_of_what_stays() {
     repository.destroy(goes).await.unwrap();
     assert!(repository.collect().await.unwrap().announced > 0);
     storage.advance(LATER);
-    let killed = Faulty::planned(Arc::new(storage.clone()), |_, operation, key| {
-        let deletes = operation == Operation::Delete
-            && key.is_none_or(|key| key.as_str().starts_with("packs/"));
-        deletes.then_some(Fault::Fail(neon_storage::ErrorKind::Unavailable))
-    });
-    let killed = Repository::open(Arc::new(killed), options()).await;
-    killed.unwrap().collect().await.unwrap_err();
+    killed_while_it_deletes(&storage).await;
     let refused = repository.begin_writing().await.unwrap();
     refused.protect(goes).await.unwrap_err();
     for object in storage.list_all("packs/").await.unwrap() {
